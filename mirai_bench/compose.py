@@ -51,7 +51,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"There is no file {str(path)!r}")
     try:
         with open(path, encoding="utf-8") as file:
-            value = yaml.load(file, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+            value = yaml.load(file, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError, TypeError) as error:
         raise UserError(f"{path} is not readable YAML: {str(error).strip() or type(error).__name__}") from None
     if not isinstance(value, dict):
@@ -179,7 +179,7 @@ class SweepFile(Section):
     """the arm that tables compare the others with"""
     arms: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
     """foresight fields of each arm, over the profile's"""
-    machine: dict[str, Any] = {}
+    machine: dict[str, Any] = Field(default={})
     """machine fields, over the profile's"""
 
     @model_validator(mode="after")

@@ -1,0 +1,67 @@
+"""Bidirectional encoders for Mirai-I: batch → one feature a token cell, frozen, no gradient. One entry of ENCODERS each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..config import BlockCausal, RunConfig
+from ..data.codes import Batch, Codes
+from ..errors import unknown
+from .masked_tokens import MaskedTokens, load_or_train
+
+
+class Encoder(Protocol):
+    width: int
+
+    def __call__(self, batch: Batch, codes: Codes) -> Tensor:
+        """→ (B, T, Z), feature j of cell j."""
+
+
+def block_causal_mask(cells: int, block: int, device: torch.device) -> Tensor:
+    """(T, T) bool: cell i may see cell j when j's block of `block` cells (raster order) is i's own or an earlier one."""
+    index = torch.arange(cells, device=device) // block
+    return index[:, None] >= index
+
+
+class TrainedTokens:
+    """The masked-token transformer that the project trains on the same codes, at its last block; its context can be cut to block-causal.
+
+    The cut is made on the frozen encoder, which was trained with full context: the paper's diagnostic on DINOv2.
+    """
+
+    def __init__(self, config: RunConfig, codes: Codes, device: torch.device) -> None:
+        self.model = load_or_train(config, codes, device)
+        self.width = config.model.width
+        context = config.foresight.encoder.context
+        cells = config.grid[0] * config.grid[1]
+        self.mask = block_causal_mask(cells, context.block_causal, device) if isinstance(context, BlockCausal) else None
+
+    def __call__(self, batch: Batch, codes: Codes) -> Tensor:
+        return self.model.states(batch.tokens, self.mask)
+
+
+class RandomTokens:
+    """Control: the same kind of network with random weights. It sees the whole image, but nothing was learned."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.model = MaskedTokens(config).init_weights(torch.Generator().manual_seed(config.foresight.teacher_seed), gain=1.0)
+        self.model.requires_grad_(False).to(device)
+        self.width = config.model.width
+
+    def __call__(self, batch: Batch, codes: Codes) -> Tensor:
+        return self.model.states(batch.tokens)
+
+
+ENCODERS: dict[str, Callable[[RunConfig, Codes, torch.device], Encoder]] = {"masked_tokens": TrainedTokens}
+
+
+def build_encoder(config: RunConfig, codes: Codes, device: torch.device) -> Encoder:
+    """The encoder that the config names. Raises UserError for an unknown name."""
+    name = config.foresight.encoder.name
+    if name not in ENCODERS:
+        raise unknown("foresight encoder", name, ENCODERS)
+    return ENCODERS[name](config, codes, device)

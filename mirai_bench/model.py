@@ -1,0 +1,193 @@
+"""The LlamaGen decoder (arXiv 2406.06525): a class token, then image tokens in raster order. Parameter names are the official ones.
+
+Letters: B batch, T = H·W tokens, D width, V codes, G query heads, g key/value heads, d head width.
+State s of T has consumed the class token and x_0 … x_{s-1}, and predicts x_s: state 0 is the class token, state s+1 has consumed x_s.
+Nothing here depends on train/eval mode: dropout is an argument.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import Model, RunConfig
+from .flops import ffn_width
+
+NORM_EPS = 1e-5
+INIT_STD = 0.02
+
+
+class Output(NamedTuple):
+    logits: Tensor  # (B, T, V)
+    hidden: Tensor | None  # (B, T, D) residual stream after block `tap`, no final norm
+    final: Tensor  # (B, T, D) after the final norm: what the head reads
+
+
+class Cache(NamedTuple):
+    """Keys and values of the positions decoded so far, one pair a block, each (B, g, T, d)."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+def rope_table(height: int, width: int, head_width: int, base: float = 10_000.0) -> Tensor:
+    """(1 + H·W, d/2, 2) cosines and sines: the first half of the pairs turns with the row, the second with the column.
+
+    Slot 0, the class token's, is all zeros: its rotated queries and keys vanish, as in LlamaGen.
+    """
+    half = head_width // 2
+    frequencies = 1.0 / base ** (torch.arange(0, half, 2, dtype=torch.float32) / half)  # (d/4)
+    rows = torch.outer(torch.arange(height, dtype=torch.float32), frequencies)[:, None].expand(-1, width, -1)
+    columns = torch.outer(torch.arange(width, dtype=torch.float32), frequencies)[None].expand(height, -1, -1)
+    angles = torch.cat([rows, columns], -1).reshape(height * width, half)
+    table = torch.stack([angles.cos(), angles.sin()], -1)
+    return torch.cat([torch.zeros(1, half, 2), table])
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """x (B, T, heads, d), rope (T, d/2, 2) → x with each pair of neighbouring channels turned by its angle."""
+    cos, sin = rope[:, None, :, 0], rope[:, None, :, 1]
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).type_as(x)
+
+
+def drop(x: Tensor, probability: float, dropout: bool) -> Tensor:
+    return F.dropout(x, probability) if dropout and probability > 0 else x
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight, NORM_EPS)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.width // config.heads
+        self.wqkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * self.head_width, bias=False)
+        self.wo = nn.Linear(config.width, config.width, bias=False)
+
+    def heads_of(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) → queries (B, G, T, d), keys and values (B, g, T, d)."""
+        qkv = self.wqkv(x).unflatten(-1, (-1, self.head_width))  # (B, T, G + 2g, d)
+        turned = rotate(qkv[:, :, : self.heads + self.kv_heads], rope).transpose(1, 2)
+        return turned[:, : self.heads], turned[:, self.heads :], qkv[:, :, self.heads + self.kv_heads :].transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads)
+        return self.wo(y.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = ffn_width(width)
+        self.w1 = nn.Linear(width, hidden, bias=False)
+        self.w3 = nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config.width)
+        self.attention_norm = RMSNorm(config.width)
+        self.ffn_norm = RMSNorm(config.width)
+        self.residual_dropout, self.ffn_dropout = config.residual_dropout, config.ffn_dropout
+
+    def forward(
+        self, x: Tensor, rope: Tensor, *, mask: Tensor | None = None, causal: bool = True, dropout: bool = False
+    ) -> Tensor:
+        q, k, v = self.attention.heads_of(self.attention_norm(x), rope)
+        x = x + drop(self.attention.attend(q, k, v, mask, causal), self.residual_dropout, dropout)
+        return x + drop(self.feed_forward(self.ffn_norm(x)), self.ffn_dropout, dropout)
+
+    def decode(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, position: int) -> Tensor:
+        """x (B, 1, D), the state at `position`; its key and value are written to the cache."""
+        q, k, v = self.attention.heads_of(self.attention_norm(x), rope)
+        keys[:, :, position : position + 1], values[:, :, position : position + 1] = k, v
+        x = x + self.attention.attend(q, keys[:, :, : position + 1], values[:, :, : position + 1], None, False)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class LabelEmbedder(nn.Module):
+    """The last row, `classes`, is the null class of classifier-free guidance."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes + 1, width)
+
+
+class ARModel(nn.Module):
+    rope: Tensor
+
+    def __init__(self, config: Model, vocabulary: int, classes: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.config, self.vocabulary, self.classes, self.grid = config, vocabulary, classes, grid
+        self.tokens = grid[0] * grid[1]
+        self.cls_embedding = LabelEmbedder(classes, config.width)
+        self.tok_embeddings = nn.Embedding(vocabulary, config.width)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width)
+        self.output = nn.Linear(config.width, vocabulary, bias=False)
+        self.register_buffer("rope", rope_table(*grid, config.width // config.heads), persistent=False)
+
+    def init_weights(self, generator: torch.Generator) -> ARModel:
+        """N(0, 0.02) for every matrix, in the order of the parameters; the head starts at zero."""
+        for parameter in self.parameters():
+            if parameter.dim() >= 2:
+                nn.init.normal_(parameter, std=INIT_STD, generator=generator)
+        nn.init.zeros_(self.output.weight)
+        return self
+
+    def embed(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """(B, t) tokens and (B,) labels → (B, 1 + t, D)."""
+        return torch.cat([self.cls_embedding.embedding_table(labels)[:, None], self.tok_embeddings(tokens)], 1)
+
+    def forward(self, tokens: Tensor, labels: Tensor, *, dropout: bool = False, tap: int | None = None) -> Output:
+        """Teacher forcing. tokens (B, T): x_s is predicted by state s, so the last token is never an input. labels (B,), null = classes."""
+        x = drop(self.embed(tokens[:, :-1], labels), self.config.token_dropout, dropout)
+        hidden = None
+        for index, block in enumerate(self.layers, 1):
+            x = block(x, self.rope[: x.shape[1]], dropout=dropout)
+            if index == tap:
+                hidden = x
+        final = self.norm(x)
+        return Output(self.output(final), hidden, final)
+
+    def states(self, tokens: Tensor, labels: Tensor, layer: int) -> Tensor:
+        """(B, T, D) residual stream after block `layer`; only the first `layer` blocks run, no dropout."""
+        x = self.embed(tokens[:, :-1], labels)
+        for block in self.layers[:layer]:
+            x = block(x, self.rope[: x.shape[1]])
+        return x
+
+    def new_cache(self, batch: int) -> Cache:
+        c, like = self.config, self.tok_embeddings.weight
+        shape = (batch, c.kv_heads, self.tokens, c.width // c.heads)
+        return Cache(*([torch.empty(shape, dtype=like.dtype, device=like.device) for _ in self.layers] for _ in range(2)))
+
+    def decode(self, x: Tensor, position: int, cache: Cache) -> Tensor:
+        """x (B, D), the embedding of the input at `position` (0: class token, p: x_{p-1}) → logits (B, V) of x_position."""
+        x = x[:, None]
+        rope = self.rope[position : position + 1]
+        for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            x = block.decode(x, rope, keys, values, position)
+        return self.output(self.norm(x))[:, 0]
+
+
+def build_model(config: RunConfig) -> ARModel:
+    """The model of a run, initialised by the run's seed; on the CPU."""
+    model = ARModel(config.model, config.tokenizer.vocabulary, config.data.classes, config.grid)
+    return model.init_weights(torch.Generator().manual_seed(config.seed))

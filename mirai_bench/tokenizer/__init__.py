@@ -1,0 +1,40 @@
+"""images ↔ codes. One entry of TOKENIZERS each; a tokenizer is frozen, and its codes depend on its weights alone.
+
+Letters: B batch, h, w pixels, H, W tokens, T = H·W, V codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .. import config as settings
+from ..errors import unknown
+from . import pixel
+
+
+class Tokenizer(Protocol):
+    vocabulary: int
+    downsample: int
+    """pixels a token covers along each side"""
+    identity: dict[str, str]
+    """name and sha256 of the weights: two tokenizers of one identity give the same codes"""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (B, h, w, 3) RGB → long (B, T), raster order."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """long (B, T) of a square grid → uint8 (B, h, w, 3) RGB."""
+
+
+TOKENIZERS: dict[str, Callable[[settings.Tokenizer, torch.device], Tokenizer]] = {"pixel": pixel.load}
+
+
+def load_tokenizer(config: settings.Tokenizer, device: torch.device) -> Tokenizer:
+    """Raises UserError where the weight file is missing or is of another tokenizer than the config says."""
+    if config.name not in TOKENIZERS:
+        raise unknown("tokenizer", config.name, TOKENIZERS)
+    return TOKENIZERS[config.name](config, device)
