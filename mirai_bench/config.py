@@ -49,6 +49,8 @@ MODEL_SIZES = {
 class Data(Section):
     dataset: Literal["digits", "cifar10", "folder"] = "digits"
     """`digits` is embedded; `cifar10` and `folder` (class/image, ImageNet's layout) are prepared once by `mirai_bench.data.prepare`"""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "folder"
+    """folder: what the data set is called, so that runs on two of them are two experiments"""
     image_size: Positive = 8
     """pixels a side after cropping"""
     classes: Positive = 10
@@ -221,8 +223,8 @@ class Foresight(Section):
             fields["encoder"] = {key: fields["encoder"][key] for key in ("name", "weights", "context")}
         if (
             self.level == "output"
-            or self.source not in ("frozen", "random")
-            and not self.uses_encoder
+            or (self.source not in ("frozen", "random")
+            and not self.uses_encoder)
             or self.teacher is not None
         ):
             drop |= {"teacher_seed"}
@@ -275,6 +277,8 @@ class Machine(Section):
     """folder of runs, caches and prepared codes"""
     data: Path | None = None
     """folder or file of the images"""
+    codes: Path | None = None
+    """folder of prepared codes; by default the one of this data and tokenizer in `runs`"""
     log_every: Positive = 10
     """steps"""
     checkpoint_every: Annotated[float, Field(gt=0)] = 1.0
@@ -346,6 +350,8 @@ class RunConfig(Section):
         fields["model"].pop("size")
         if self.data.views != "ten_crop":
             fields["data"].pop("crop_ranges")
+        if self.data.dataset != "folder":
+            fields["data"].pop("name")
         fields["evaluation"]["protocol"].pop("name")
         for holder, key in (
             (fields["tokenizer"], "weights"),
