@@ -32,7 +32,7 @@ class Section(BaseModel):
 def resolve_layer(layer: int | str, depth: int) -> int:
     """1-based block index of `layer` in a model of `depth` blocks; "8/12" of 3 blocks is 2. Raises ValueError outside 1…depth."""
     index = max(1, round(Fraction(layer) * depth)) if isinstance(layer, str) else layer
-    if not 1 <= index <= depth:
+    if not 1 <= index <= depth or (isinstance(layer, str) and Fraction(layer) > 1):
         raise ValueError(
             f"layer {layer!r} is outside the model, which has {depth} blocks: write 1 to {depth}, or a fraction such as '8/12'"
         )

@@ -37,6 +37,11 @@ class Batch:
     view: Tensor
     """(B,) view of it, 0 … R-1"""
 
+    def split(self, parts: int) -> list[Batch]:
+        """Micro-batches, in order."""
+        fields = (self.tokens, self.labels, self.index, self.view)
+        return [Batch(*part) for part in zip(*(field.chunk(parts) for field in fields), strict=True)]
+
 
 class Codes:
     """`parts` are uint16 arrays (n, R, T) that follow each other. They become one tensor on the device if `resident`, else they stay

@@ -1,0 +1,43 @@
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirai_bench.compose import build_run, merge, read_profile
+from mirai_bench.config import RunConfig
+
+SMALL = {
+    "model": {"size": "nano", "depth": 3, "width": 32, "heads": 2},
+    "foresight": {"projector": {"hidden": 32}, "encoder": {"epochs": 1, "depth": 2}},
+    "train": {"epochs": 1, "batch_size": 16},
+    "evaluation": {"at": [1], "protocol": {"base": "digits", "num_samples": 100}},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of runs and caches for the whole session: what is made once (classifier, teacher) is made once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def make_config(shared_runs: Path) -> Callable[..., RunConfig]:
+    """The shipped digits profile, shrunk; keywords are sections laid over it."""
+
+    def make(**sections: Any) -> RunConfig:
+        fields = merge(merge(read_profile("digits"), SMALL), {"machine": {"runs": str(shared_runs), "device": "cpu"}})
+        return build_run(merge(fields, sections), "test")
+
+    return make
