@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import config as settings
 from ..errors import unknown
-from . import pixel
+from . import pixel, vq_small
 
 
 class Tokenizer(Protocol):
@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
         """long (B, T) of a square grid → uint8 (B, h, w, 3) RGB."""
 
 
-TOKENIZERS: dict[str, Callable[[settings.Tokenizer, torch.device], Tokenizer]] = {"pixel": pixel.load}
+TOKENIZERS: dict[str, Callable[[settings.Tokenizer, torch.device], Tokenizer]] = {"pixel": pixel.load, "vq_small": vq_small.load}
 
 
 def load_tokenizer(config: settings.Tokenizer, device: torch.device) -> Tokenizer:
