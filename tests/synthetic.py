@@ -91,10 +91,10 @@ def injection_level(**choices):
 
 
 @lru_cache
-def shared_store(tmp_path_factory):
+def shared_store(folder):
     """Address of one sqlite store for all test modules: making one costs seconds."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}"
     try:
         return mlflow_store.create_store()
     finally:

@@ -20,7 +20,7 @@ METRICS = {"FD-digits": 4.0, "precision": 0.5}
 
 @pytest.fixture
 def store(tmp_path_factory, monkeypatch):
-    uri = shared_store(tmp_path_factory)
+    uri = shared_store(tmp_path_factory.getbasetemp())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return mlflow_store.connect(uri)
 
