@@ -48,10 +48,15 @@ def rope_table(height: int, width: int, head_width: int, base: float = 10_000.0)
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """x (B, T, heads, d), rope (T, d/2, 2) → x with each pair of neighbouring channels turned by its angle."""
-    cos, sin = rope[:, None, :, 0], rope[:, None, :, 1]
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).type_as(x)
+    """x (B, T, heads, d), rope (T, d/2, 2) → x with each pair of neighbouring channels turned by its angle, in float32."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if x.device.type == "cpu":  # one complex product, 3x as fast there as four strided real ones; compilers on a GPU fuse those instead
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope)[:, None])
+    else:
+        cos, sin = rope[:, None, :, 0], rope[:, None, :, 1]
+        even, odd = pairs.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1)
+    return turned.flatten(-2).type_as(x)
 
 
 def drop(x: Tensor, probability: float, dropout: bool) -> Tensor:

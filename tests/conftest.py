@@ -41,3 +41,13 @@ def make_config(shared_runs: Path) -> Callable[..., RunConfig]:
         return build_run(merge(fields, sections), "test")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained_run(make_config: Callable[..., RunConfig]) -> Path:
+    """A finished run of the shrunk digits profile."""
+    from mirai_bench.train import run_dir_of, train
+
+    config = make_config()
+    train(config, run_dir_of(config))
+    return run_dir_of(config)

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import chisquare
+
+from mirai_bench import sample
+from mirai_bench.config import Model
+from mirai_bench.model import ARModel
+from mirai_bench.protocol import Protocol
+
+GRID = (4, 4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = ARModel(Model(size="nano", depth=2, width=32, heads=2), 7, 3, GRID).init_weights(torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.output.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def protocol(**fields) -> Protocol:
+    return Protocol(name="test", num_samples=10, **fields)
+
+
+def codes(model, indices, p, batch_size):
+    parts = []
+    for start in range(0, len(indices), batch_size):
+        part = indices[start : start + batch_size]
+        parts.append(sample.generate(model, sample.classes_of(p, part, 3), part, p))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_samples_are_equal_for_batch_1_3_and_8_and_any_order(model, scale):
+    p = protocol(cfg_scale=scale)
+    whole = codes(model, range(8), p, 8)
+    assert torch.equal(codes(model, range(8), p, 1), whole)
+    assert torch.equal(codes(model, range(8), p, 3), whole)
+    assert torch.equal(codes(model, [5, 2], p, 2), whole[[5, 2]])
+    assert not torch.equal(codes(model, range(8), protocol(cfg_scale=scale, seed=1), 8), whole)
+
+
+def test_generation_is_teacher_forcing_one_token_after_the_other(model):
+    p = protocol()
+    labels = sample.classes_of(p, range(4), 3)
+    tokens = sample.generate(model, labels, range(4), p)
+    uniform = torch.from_numpy(np.stack([sample.uniforms(0, i, 17)[1:] for i in range(4)]))
+    with torch.no_grad():
+        logits = model(tokens, labels).logits
+    for position in range(16):
+        assert torch.equal(sample.draw(logits[:, position], uniform[:, position]), tokens[:, position])
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    uniform = torch.from_numpy(sample.uniforms(0, 0, 20_000))
+    counts = torch.bincount(sample.draw(logits.expand(20_000, 4), uniform), minlength=4).numpy()
+    assert (
+        chisquare(counts, 20_000 * logits.softmax(-1).double().numpy() / logits.softmax(-1).double().sum().item()).pvalue > 0.01
+    )
+
+
+def test_a_draw_never_takes_a_code_that_was_cut_off():
+    logits = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf]]).expand(3, 4)
+    assert sample.draw(logits, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)).tolist() == [0, 2, 2]
+
+
+def test_top_k_and_top_p_by_hand():
+    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
+    kept = lambda *cut: (sample.restrict(logits, *cut) > -torch.inf)[0].tolist()  # noqa: E731
+    assert kept(0, 1.0) == [True] * 4
+    assert kept(2, 1.0) == [False, False, True, True]
+    assert kept(0, 0.65) == [False, False, True, True]  # 0.4 < 0.65 <= 0.4 + 0.3
+    assert kept(0, 0.75) == [False, True, True, True]
+    assert kept(0, 0.01) == [False, False, False, True]
+    assert kept(1, 1.0) == [False, False, False, True]
+
+
+def test_guidance_by_hand_and_scale_one_is_none(model):
+    both = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
+    assert torch.equal(sample.guide(both, 2.0), torch.tensor([[2.0, 0.0]]))
+    assert torch.equal(sample.guide(both, 1.0), both[:1])
+
+
+def test_class_rules_depend_on_the_index_alone():
+    assert sample.classes_of(protocol(), range(5), 3).tolist() == [0, 1, 2, 0, 1]
+    uniform = protocol(class_rule="uniform")
+    classes = sample.classes_of(uniform, range(3000), 3)
+    assert torch.equal(sample.classes_of(uniform, [7, 2900], 3), classes[[7, 2900]])
+    assert chisquare(torch.bincount(classes).numpy()).pvalue > 0.01
+
+
+def test_image_grid_is_row_by_row_and_filled_with_black():
+    images = np.stack([np.full((32, 32, 3), value, np.uint8) for value in (10, 20, 30)])
+    grid = sample.image_grid(images, 2)
+    assert grid.shape == (64, 64, 3)
+    assert [grid[0, 0, 0], grid[0, 63, 0], grid[63, 0, 0], grid[63, 63, 0]] == [10, 20, 30, 0]
+
+
+def test_command_writes_a_grid_and_the_samples(trained_run, tmp_path, capsys):
+    arguments = [str(trained_run), "--num", "12", "--grid", str(tmp_path / "out.png"), "--npz", str(tmp_path / "out.npz")]
+    assert sample.run(sample.command, arguments) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "out.npz"), str(tmp_path / "out.png")]
+    assert Image.open(tmp_path / "out.png").size == (320, 64)
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as file:
+        assert file["arr_0"].shape == (12, 8, 8, 3) and file["arr_1"].tolist() == [*range(10), 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["nowhere", "--grid", "x.png"], "not a run folder"), (["x"], "nothing to write")]
+)
+def test_command_refuses_in_one_message(arguments, message, capsys):
+    assert sample.run(sample.command, arguments) == 2
+    assert message in capsys.readouterr().err
