@@ -15,7 +15,7 @@ from mirai_bench.foresight.loss import TARGET_NORMS, Projector, cosine_loss, pai
 from mirai_bench.foresight.source import SOURCES
 from mirai_bench.model import build_model
 from mirai_bench.optim import clone_as_ema
-from mirai_bench.train import Objective
+from mirai_bench.trainer import Objective
 
 CPU = torch.device("cpu")
 VARIANTS = [

@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirai_bench import train as training
+from mirai_bench import trainer as training
 from mirai_bench.checkpoint import saved
 from mirai_bench.compose import SWEEPS, load_sweep
 from mirai_bench.errors import UserError
 from mirai_bench.flops import step_flops
 from mirai_bench.journal import read_journal
-from mirai_bench.train import RunFailed, Trainer, dropped_labels, run_dir_of, teacher_run, train
+from mirai_bench.train import RunFailed, train
+from mirai_bench.trainer import Trainer, dropped_labels, run_dir_of, teacher_run
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden_losses.txt"
 GOLDEN_STEPS = 10
@@ -220,3 +221,24 @@ def test_counted_flops_equal_torchs_counter(arm, shared_runs):
     cells, width, depth = 64, config.model.width, config.model.depth
     recomputed = 0.5 * 4 * cells**2 * width * depth
     assert counter.get_total_flops() / config.train.batch_size == pytest.approx(step_flops(config) + recomputed, rel=1e-3)
+
+
+def test_two_processes_equal_one(make_config, tmp_path):
+    """gloo, 2 ranks of half the batch, against 1 rank of the whole; without dropout, whose masks are each rank's own."""
+    import subprocess
+    import sys
+
+    no_dropout = {"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0}
+    results = {}
+    for workers in (1, 2):
+        config = make_config(model=no_dropout, foresight={"level": "internal", "warmup": 0.3}, train={"batch_size": 250},
+                             machine={"runs": str(tmp_path / str(workers)), "log_every": 1})  # fmt: skip
+        (tmp_path / "config.json").write_text(config.model_dump_json())
+        launcher = [sys.executable, "-m", *(["torch.distributed.run", "--nproc-per-node", "2", "-m"] if workers == 2 else [])]
+        done = subprocess.run([*launcher, "mirai_bench.train", str(tmp_path / "config.json")], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(run_dir_of(config))
+        results[workers] = state_of(run_dir_of(config))
+    for name in ("model", "ema"):
+        for key, tensor in results[1][name].items():
+            torch.testing.assert_close(results[2][name][key], tensor, atol=1e-4, rtol=1e-3)

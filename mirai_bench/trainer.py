@@ -1,0 +1,204 @@
+"""One process of one run: weights, EMA, optimizer, and the optimizer step. Folders, journals and evaluations are train.py's.
+
+Letters: B batch, T tokens, V codes, K heads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checkpoint import Checkpoint, load_weights
+from .config import Foresight, RunConfig
+from .data.codes import Batch, Codes, open_codes
+from .errors import UserError
+from .foresight import Level, Parts, build_foresight
+from .model import ARModel, build_model
+from .optim import build_optimizer, clone_as_ema, foresight_weight, learning_rate, update_ema
+
+
+def resolve_device(config: RunConfig) -> torch.device:
+    name = config.machine.device
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("machine.device is cuda, but no CUDA device is visible: write device: auto or cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Of the process group, where there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def resolve_precision(config: RunConfig, device: torch.device) -> str:
+    """auto: bf16 on a GPU, and on a CPU with AMX for widths from 256 (measured: narrower models are slower with it)."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    cpuinfo = Path("/proc/cpuinfo")
+    amx = cpuinfo.is_file() and "amx_bf16" in cpuinfo.read_text()
+    return "bf16" if device.type == "cuda" or (amx and config.model.width >= 256) else "fp32"
+
+
+def run_dir_of(config: RunConfig) -> Path:
+    return config.machine.runs / config.fingerprint()
+
+
+def teacher_run(config: RunConfig) -> RunConfig | None:
+    """The baseline run whose EMA weights are this run's frozen teacher; None where it needs none."""
+    f = config.foresight
+    if f.level != "internal" or f.source != "frozen" or f.teacher is not None:
+        return None
+    return config.model_copy(update={"foresight": Foresight(), "seed": f.teacher_seed})
+
+
+def dropped_labels(config: RunConfig, step: int, rank: int, world: int) -> np.ndarray:
+    """(B,) bool of this rank: which labels become the null class; a function of (seed, step) over the global batch."""
+    size = config.train.batch_size
+    draws = np.random.Generator(np.random.Philox(key=[config.seed, step])).random(size)
+    return (draws < config.model.class_dropout)[rank * size // world : (rank + 1) * size // world]
+
+
+class Objective(nn.Module):
+    """L = NTP + λ·foresight of one batch. What is trained: the generator and its foresight heads."""
+
+    def __init__(self, model: ARModel, level: Level | None) -> None:
+        super().__init__()
+        self.model, self.foresight = model, level
+
+    def forward(self, batch: Batch, labels: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        """→ (loss, NTP in nats per token, foresight before λ; zero while it is off, so that its heads see no gradient and no decay)."""
+        on = self.foresight is not None and weight > 0
+        output = self.model(batch.tokens, labels, dropout=True, tap=self.foresight.tap if on else None)
+        ntp = F.cross_entropy(output.logits.flatten(0, 1).float(), batch.tokens.flatten())
+        if not on:
+            return ntp, ntp, ntp.new_zeros(())
+        foresight = self.foresight(output, batch, labels)
+        return ntp + weight * foresight, ntp, foresight
+
+
+class Trainer:
+    """The state of one run in one process: weights, EMA, optimizer, counters."""
+
+    def __init__(self, config: RunConfig, rank: int = 0, world: int = 1) -> None:
+        self.config, self.rank, self.world = config, rank, world
+        self.device = resolve_device(config)
+        self.precision = resolve_precision(config, self.device)
+        self.codes: Codes = open_codes(config, "train", self.device)
+        if config.train.batch_size > self.codes.num_images:
+            raise UserError(
+                f"train.batch_size is {config.train.batch_size}, but the training split has {self.codes.num_images} images: write less"
+            )
+        self.steps_per_epoch = self.codes.steps_per_epoch(config.train.batch_size)
+        self.total_steps = config.train.epochs * self.steps_per_epoch
+        model = build_model(config).to(self.device)
+        self.ema = clone_as_ema(model)
+        parts = Parts(config, self.ema, self.codes, self._frozen_teacher, self.device)
+        self.objective = Objective(model, build_foresight(config, parts))
+        self.optimizer = build_optimizer(config.train, self.objective.parameters())
+        self.forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = self.objective
+        if world > 1:
+            # heads without gradient during warm-up are parameters that a step does not use
+            self.forward = nn.parallel.DistributedDataParallel(self.objective, find_unused_parameters=config.foresight.warmup > 0)
+        if config.machine.compile:
+            self.forward = torch.compile(self.forward)
+        self.skipped = torch.zeros((), device=self.device)
+        self.skipped_in_a_row = torch.zeros((), device=self.device)
+
+    @property
+    def model(self) -> ARModel:
+        return self.objective.model
+
+    def _frozen_teacher(self) -> ARModel:
+        teacher_config = teacher_run(self.config)
+        path = self.config.foresight.teacher or run_dir_of(teacher_config)
+        teacher = build_model(self.config)
+        try:
+            teacher.load_state_dict(load_weights(path))
+        except RuntimeError as error:
+            raise UserError(
+                f"foresight.teacher {path} is not a model of this run's shape: {str(error).splitlines()[1].strip()}"
+            ) from None
+        return teacher.requires_grad_(False).to(self.device)
+
+    def step(self, step: int) -> dict[str, Tensor | float]:
+        """Optimizer step number `step` (from 0) → its losses, λ, learning rate and gradient norm. A non-finite update is skipped and counted."""
+        c, progress_ = self.config, step / self.total_steps
+        weight, lr = foresight_weight(c.foresight, progress_), learning_rate(c.train, progress_, 1 / self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        losses = self._accumulate(step, weight)
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), c.train.clip)
+        bad = (~torch.isfinite(norm)).float()  # of the reduced gradients, so that all ranks agree
+        self.optimizer.found_inf = (
+            bad  # the fused kernel leaves weights and moments alone where this is 1; no host synchronisation
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.skipped += bad
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
+        update_ema(self.ema, self.model, c.train.ema_decay)
+        return {
+            "loss": losses[0],
+            "ntp": losses[1],
+            "foresight": losses[2],
+            "foresight_weight": weight,
+            "grad_norm": norm,
+            "lr": lr,
+        }
+
+    def _accumulate(self, step: int, weight: float) -> Tensor:
+        """Gradients of the global batch over micro-batches and ranks → (3,) mean loss, NTP, foresight of this rank."""
+        c, parts = self.config, self.config.machine.micro_batches
+        batch = self.codes.batch(seed=c.seed, step=step, rank=self.rank, world=self.world, batch_size=c.train.batch_size)
+        dropped = torch.from_numpy(dropped_labels(c, step, self.rank, self.world)).to(self.device)
+        labels = batch.labels.masked_fill(dropped, c.data.classes)
+        torch.manual_seed(
+            int(np.random.SeedSequence([c.seed, step, self.rank]).generate_state(1, np.uint64)[0] >> 1)
+        )  # dropout masks
+        total = torch.zeros(3, device=self.device)
+        for index, (part, part_labels) in enumerate(zip(batch.split(parts), labels.chunk(parts), strict=True)):
+            last = index == parts - 1
+            with nullcontext() if self.world == 1 or last else self.forward.no_sync():
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    losses = self.forward(part, part_labels, weight)
+                (losses[0] / parts).backward()
+            total += torch.stack([loss.detach() for loss in losses]) / parts
+        return total
+
+    def checkpoint(self, counters: dict[str, Any]) -> Checkpoint:
+        names = [name for name, _ in self.objective.named_parameters()]
+        parameters = dict(self.objective.named_parameters())
+        moments = {
+            f"{key}.{name}": value for name in names for key, value in self.optimizer.state.get(parameters[name], {}).items()
+        }
+        model = {name.removeprefix("model."): parameter.detach() for name, parameter in parameters.items()}
+        counters = counters | {"skipped": self.skipped.item(), "skipped_in_a_row": self.skipped_in_a_row.item()}
+        return Checkpoint({"model": model, "ema": dict(self.ema.state_dict()), "optimizer": moments}, counters)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        weights = checkpoint.tensors["model"]
+        self.objective.load_state_dict(
+            {name if name.startswith("foresight.") else f"model.{name}": t for name, t in weights.items()}
+        )
+        self.ema.load_state_dict(checkpoint.tensors["ema"])
+        for name, parameter in self.objective.named_parameters():
+            kept = {
+                key.split(".", 1)[0]: t.to(self.device)
+                for key, t in checkpoint.tensors["optimizer"].items()
+                if key.split(".", 1)[1] == name
+            }
+            if kept:
+                self.optimizer.state[parameter] = kept
+        self.skipped.fill_(checkpoint.state["skipped"])
+        self.skipped_in_a_row.fill_(checkpoint.state["skipped_in_a_row"])
