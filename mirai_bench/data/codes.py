@@ -5,20 +5,23 @@ Letters: N images, R views, T tokens, B batch. Codes are uint16 everywhere but i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import RunConfig
+from ..config import Data, RunConfig
 from ..errors import UserError
 from ..tokenizer import Tokenizer, load_tokenizer
 from .datasets import Dataset, Split, open_dataset
 from .pixels import Pixels, read_bases
+from .shards import Joined, expected, open_shards, read_manifest, refuse_difference, split_data
 from .views import all_views, base_sizes
 
 ENCODE_BATCH = 256  # images at a time through the tokenizer
@@ -44,35 +47,34 @@ class Batch:
 
 
 class Codes:
-    """`parts` are uint16 arrays (n, R, T) that follow each other. They become one tensor on the device if `resident`, else they stay
-    where they are (memory-mapped) and the next step's batch is fetched ahead into pinned memory."""
+    """`codes` has rows uint16 (R, T). They become one tensor on the device if `resident`; else they stay where they are (memory-mapped),
+    and the next step's batch is read ahead into pinned memory."""
 
     def __init__(
         self,
-        parts: Sequence[np.ndarray],
+        codes: Joined,
         labels: np.ndarray,
         pixels: Pixels,
         manifest: dict[str, Any],
         device: torch.device,
         resident: bool = True,
     ) -> None:
+        assert len(codes) == len(labels), "as many labels as images"
         self.num_images = len(labels)
-        self.num_views, self.num_tokens = parts[0].shape[1:]
+        self.num_views, self.num_tokens = codes.shape
         self.manifest, self.device, self.pixels = manifest, device, pixels
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
-        self._starts = np.cumsum([0] + [len(part) for part in parts])
-        assert self._starts[-1] == self.num_images, "as many labels as images"
-        self._parts = [] if resident else list(parts)
-        self._tokens = self._join(parts) if resident else None
+        self._codes = codes
+        self._tokens = self._load() if resident else None
         self._orders: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._ahead: dict[tuple[int, ...], Future[Tensor]] = {}
-        self._reader = None if resident else ThreadPoolExecutor(1)
+        self._reader = ThreadPoolExecutor(1)  # starts no thread before it is used
 
-    def _join(self, parts: Sequence[np.ndarray]) -> Tensor:
-        joined = torch.empty(self.num_images, self.num_views, self.num_tokens, dtype=torch.int16, device=self.device)
-        for start, part in zip(self._starts, parts, strict=False):
-            joined[start : start + len(part)] = torch.from_numpy(part.view(np.int16).copy()).to(self.device)
-        return joined
+    def _load(self) -> Tensor:
+        tokens = torch.empty(self.num_images, self.num_views, self.num_tokens, dtype=torch.int16, device=self.device)
+        for start, part in zip(self._codes.starts, self._codes.parts, strict=False):
+            tokens[start : start + len(part)] = torch.from_numpy(np.array(part).view(np.int16))
+        return tokens
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches only: the rest of an epoch's order is dropped."""
@@ -112,58 +114,71 @@ class Codes:
         return index, views[index]
 
     def _fetch(self, key: tuple[int, ...]) -> Tensor:
-        """The tokens of batch `key`, and the reading of the next step's is begun."""
-        assert self._reader is not None, "only codes that are not resident are fetched"
+        """The tokens of batch `key`; the reading of the next step's is begun."""
         seed, step, *rest = key
-        present = self._ahead.pop(key, None) or self._reader.submit(self._gather, *self._chosen(*key))
+        present = self._ahead.pop(key, None) or self._reader.submit(self._read, *self._chosen(*key))
         following = (seed, step + 1, *rest)
-        self._ahead = {following: self._reader.submit(self._gather, *self._chosen(*following))}
+        self._ahead = {following: self._reader.submit(self._read, *self._chosen(*following))}
         return present.result().to(self.device, non_blocking=True).long() & 0xFFFF
 
-    def _gather(self, index: Tensor, view: Tensor) -> Tensor:
-        rows, views = index.cpu().numpy(), view.cpu().numpy()
-        part = np.searchsorted(self._starts, rows, side="right") - 1
-        out = np.stack([self._parts[p][r - self._starts[p], v] for p, r, v in zip(part, rows, views, strict=True)])
-        tokens = torch.from_numpy(out.view(np.int16))
+    def _read(self, index: Tensor, view: Tensor) -> Tensor:
+        tokens = torch.from_numpy(self._codes.take(index.cpu().numpy(), view.cpu().numpy()).view(np.int16))
         return tokens.pin_memory() if self.device.type == "cuda" else tokens
 
     def all(self) -> tuple[Tensor, Tensor]:
         """(tokens (N, T) long of view 0, labels (N,)), for held-out losses."""
         if self._tokens is not None:
             return self._tokens[:, 0].long() & 0xFFFF, self.labels
-        first = np.concatenate([np.asarray(part[:, 0]) for part in self._parts]).astype(np.int64)
+        first = np.concatenate([part[:, 0] for part in self._codes.parts]).astype(np.int64)
         return torch.from_numpy(first).to(self.device), self.labels
 
 
-def split_data(config: RunConfig, split: Split) -> RunConfig:
-    """The config with the views of a split: held-out images are seen once, as their centre crop."""
-    if split == "train":
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"views": "center"})})
-
-
-def encode_images(
-    dataset: Dataset, rows: Sequence[int], config: RunConfig, tokenizer: Tokenizer, device: torch.device
-) -> np.ndarray:
-    """→ uint16 (len(rows), R, T); raises what Dataset.read raises."""
-    bases = [read_bases(dataset, rows, size) for size in base_sizes(config.data)]
-    views = torch.cat([all_views([base[i] for base in bases], config.data) for i in range(len(rows))])
-    codes = [tokenizer.encode(part.to(device)).cpu() for part in views.split(ENCODE_BATCH)]
-    return torch.cat(codes).numpy().astype(np.uint16).reshape(len(rows), config.data.num_views, -1)
+def encode_bases(bases: Sequence[np.ndarray], data: Data, tokenizer: Tokenizer, device: torch.device) -> np.ndarray:
+    """Bases uint8 (n, S, S, 3) for each crop range → uint16 (n, R, T)."""
+    views = all_views([torch.from_numpy(base).to(device) for base in bases], data)
+    codes = [tokenizer.encode(part).cpu() for part in views.flatten(0, 1).split(ENCODE_BATCH)]
+    return torch.cat(codes).numpy().astype(np.uint16).reshape(len(views), data.num_views, -1)
 
 
 def _encode_now(config: RunConfig, split: Split, device: torch.device) -> Codes:
     dataset = open_dataset(config, split)
-    tokenizer = load_tokenizer(config.tokenizer, device)
-    codes = encode_images(dataset, range(len(dataset)), config, tokenizer, device)
+    bases = [read_bases(dataset, range(len(dataset)), size) for size in base_sizes(config.data)]
+    codes = encode_bases(bases, config.data, load_tokenizer(config.tokenizer, device), device)
     pixels = Pixels(lambda: dataset, np.arange(len(dataset)), config.data, device)
-    manifest = {"dataset": dataset.identity, "class_names": list(dataset.class_names), "tokenizer": tokenizer.identity}
-    return Codes([codes], dataset.labels, pixels, manifest, device)
+    manifest = expected(config, split) | {"dataset": dataset.identity, "class_names": list(dataset.class_names)}
+    return Codes(Joined([codes]), dataset.labels, pixels, manifest, device)
+
+
+def _open_images(config: RunConfig, split: Split, manifest: dict[str, Any]) -> Dataset:
+    dataset = open_dataset(config, split)
+    advice = "set machine.data to the images that the codes were prepared from"
+    refuse_difference(config.machine.data or Path(dataset.name), dataset.identity, manifest["dataset"], advice)
+    return dataset
+
+
+def fits(num_bytes: int, device: torch.device) -> bool:
+    """Half of the device's free memory, or a quarter of the machine's, may hold codes."""
+    if device.type == "cuda":
+        return num_bytes <= torch.cuda.mem_get_info(device)[0] // 2
+    return num_bytes <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+
+
+def _read_prepared(config: RunConfig, split: Split, device: torch.device) -> Codes:
+    folder, manifest = read_manifest(config, split)
+    config = split_data(config, split)
+    codes = open_shards(folder, manifest["shards"])
+    labels, rows = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("labels", "rows"))
+    bases = range(len(base_sizes(config.data))) if manifest["pixels"] else ()
+    stored = [open_shards(folder, manifest["shards"], f".base{number}") for number in bases]
+    pixels = Pixels(lambda: _open_images(config, split, manifest), rows, config.data, device, stored, config.machine.cpus)
+    return Codes(codes, labels, pixels, manifest, device, fits(sum(part.nbytes for part in codes.parts), device))
 
 
 def open_codes(config: RunConfig, split: Split, device: torch.device) -> Codes:
     """Digits are encoded here and now; other data are read as prepared. Raises UserError where they are not, or are of another config."""
-    return _encode_now(split_data(config, split), split, device)
+    if config.data.dataset == "digits":
+        return _encode_now(split_data(config, split), split, device)
+    return _read_prepared(config, split, device)
 
 
 def images_of(config: RunConfig, split: Split, batch_size: int = 256) -> Iterator[tuple[np.ndarray, np.ndarray]]:

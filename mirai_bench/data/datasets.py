@@ -6,7 +6,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ class Dataset:
     """(N,) int64"""
     images: np.ndarray | None = None
     """uint8 (N, h, w, 3), where all of them are in memory"""
-    files: tuple[Path, ...] = ()
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,8 +46,12 @@ class Dataset:
         with Image.open(self.files[i]) as image:
             return image.convert("RGB")
 
+    def part(self, rows: range) -> Dataset:
+        images = None if self.images is None else self.images[rows.start : rows.stop]
+        return replace(self, labels=self.labels[rows.start : rows.stop], images=images, files=self.files[rows.start : rows.stop])
+
     def describe(self, i: int) -> str:
-        return str(self.files[i]) if self.files else f"{self.name} image {i}"
+        return self.files[i] if self.files else f"{self.name} image {i}"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -170,7 +174,7 @@ def _folder(path: Path, split: Split, name: str) -> Dataset:
         entries = os.scandir(root / class_name) if (root / class_name).is_dir() else ()
         for entry in sorted(entries, key=lambda e: e.name):
             if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                files.append(Path(entry.path))
+                files.append(entry.path)
                 labels.append(label)
                 listing.update(f"{class_name}/{entry.name} {entry.stat().st_size}\n".encode())
     if not files:

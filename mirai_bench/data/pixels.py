@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..config import Data
 from .datasets import Dataset
+from .shards import Joined
 from .views import VIEWS_PER_BASE, base_sizes, center_crop, cut
 
 
@@ -26,8 +26,8 @@ def read_bases(dataset: Dataset, rows: Sequence[int] | np.ndarray, size: int) ->
 class Pixels:
     """(index, view) → uint8 (B, s, s, 3). `rows` maps an index of the codes to the data set's image (corrupt ones have no codes).
 
-    Data sets that are in memory lie on the device, one array a crop range. Else the bases come from `stored` (prepare --pixels wrote them:
-    one memory-mapped uint8 (N, S, S, 3) a crop range), else each image file is read and cropped, on `threads` threads.
+    Data sets that are in memory lie on the device, one array a crop range. Else the bases come from `stored` (one a crop range, made by
+    prepare --pixels); without those each image file is read and cropped again, on `threads` threads.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class Pixels:
         rows: np.ndarray,
         data: Data,
         device: torch.device,
-        stored: Sequence[Path] = (),
+        stored: Sequence[Joined] = (),
         threads: int = 1,
     ) -> None:
         self.open_images, self.rows, self.data, self.device, self.threads = open_images, rows, data, device, threads
-        self.stored = [np.load(path, mmap_mode="r", allow_pickle=False) for path in stored]
+        self.stored = stored
         self.resident: dict[int, Tensor] = {}
 
     @cached_property
@@ -52,24 +52,23 @@ class Pixels:
         return ThreadPoolExecutor(self.threads)
 
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
-        per_base = VIEWS_PER_BASE[self.data.views]
-        base, inner = view // per_base, view % per_base
-        sizes = base_sizes(self.data)
-        out = torch.empty(len(index), self.data.image_size, self.data.image_size, 3, dtype=torch.uint8, device=self.device)
-        for number in range(len(sizes)):
-            chosen = (base == number).nonzero()[:, 0] if len(sizes) > 1 else torch.arange(len(index), device=index.device)
-            if len(chosen):
-                bases = self._bases(number, sizes[number], index[chosen])
-                out[chosen.to(self.device)] = cut(bases, inner[chosen].to(self.device), self.data.image_size, self.data.views)
+        per_base, sizes, size = VIEWS_PER_BASE[self.data.views], base_sizes(self.data), self.data.image_size
+        base, inner = view // per_base, (view % per_base).to(self.device)
+        if len(sizes) == 1:
+            return cut(self._bases(0, sizes[0], index), inner, size, self.data.views)
+        out = torch.empty(len(index), size, size, 3, dtype=torch.uint8, device=self.device)
+        for number in base.unique().tolist():
+            chosen = base == number
+            bases, here = self._bases(number, sizes[number], index[chosen]), chosen.to(self.device)
+            out[here] = cut(bases, inner[here], size, self.data.views)
         return out
 
     def _bases(self, number: int, size: int, index: Tensor) -> Tensor:
         if self.stored:
-            return torch.from_numpy(self.stored[number][index.cpu().numpy()]).to(self.device)
+            return torch.from_numpy(self.stored[number].take(index.cpu().numpy())).to(self.device)
         if self.dataset.images is not None:
             if number not in self.resident:
                 self.resident[number] = torch.from_numpy(read_bases(self.dataset, self.rows, size)).to(self.device)
             return self.resident[number][index.to(self.device)]
-        rows = self.rows[index.cpu().numpy()]
-        parts = self.pool.map(lambda row: read_bases(self.dataset, [row], size), rows)
+        parts = self.pool.map(lambda row: read_bases(self.dataset, [row], size), self.rows[index.cpu().numpy()])
         return torch.from_numpy(np.concatenate(list(parts))).to(self.device)

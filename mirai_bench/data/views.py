@@ -6,6 +6,8 @@ Letters: B batch, S side of the base, s side of the view (data.image_size), both
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -64,8 +66,9 @@ def cut(bases: Tensor, view: Tensor, size: int, views: str) -> Tensor:
     return bases[first, rows[:, :, None], columns[:, None, :]]
 
 
-def all_views(bases: list[np.ndarray], data: Data) -> Tensor:
-    """The bases of one image, one a crop range → uint8 (data.num_views, s, s, 3)."""
-    count = VIEWS_PER_BASE[data.views]
-    view = torch.arange(count)
-    return torch.cat([cut(torch.from_numpy(b).expand(count, -1, -1, -1), view, data.image_size, data.views) for b in bases])
+def all_views(bases: Sequence[Tensor], data: Data) -> Tensor:
+    """The bases of n images, uint8 (n, S, S, 3) for each crop range → uint8 (n, data.num_views, s, s, 3)."""
+    count, n = VIEWS_PER_BASE[data.views], len(bases[0])
+    view = torch.arange(count, device=bases[0].device).repeat(n)
+    parts = [cut(base.repeat_interleave(count, 0), view, data.image_size, data.views).unflatten(0, (n, count)) for base in bases]
+    return torch.cat(parts, 1)

@@ -6,14 +6,14 @@ Letters: B batch, h, w pixels, H, W tokens, T = H·W, V codes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .. import config as settings
 from ..errors import unknown
-from . import pixel, vq_small
+from . import pixel, vq16, vq_small
 
 
 class Tokenizer(Protocol):
@@ -30,11 +30,30 @@ class Tokenizer(Protocol):
         """long (B, T) of a square grid → uint8 (B, h, w, 3) RGB."""
 
 
-TOKENIZERS: dict[str, Callable[[settings.Tokenizer, torch.device], Tokenizer]] = {"pixel": pixel.load, "vq_small": vq_small.load}
+class Entry(NamedTuple):
+    load: Callable[[settings.Tokenizer, torch.device], Tokenizer]
+    identity: Callable[[settings.Tokenizer], dict[str, str]]
+    """of what load would load, without loading it"""
+
+
+TOKENIZERS = {
+    "pixel": Entry(pixel.load, pixel.identity),
+    "vq_small": Entry(vq_small.load, vq_small.identity),
+    "vq16": Entry(vq16.load, vq16.identity),
+}
+
+
+def _entry(config: settings.Tokenizer) -> Entry:
+    if config.name not in TOKENIZERS:
+        raise unknown("tokenizer", config.name, TOKENIZERS)
+    return TOKENIZERS[config.name]
 
 
 def load_tokenizer(config: settings.Tokenizer, device: torch.device) -> Tokenizer:
     """Raises UserError where the weight file is missing or is of another tokenizer than the config says."""
-    if config.name not in TOKENIZERS:
-        raise unknown("tokenizer", config.name, TOKENIZERS)
-    return TOKENIZERS[config.name](config, device)
+    return _entry(config).load(config, device)
+
+
+def tokenizer_identity(config: settings.Tokenizer) -> dict[str, str]:
+    """The loaded tokenizer's `identity`, from the weight file alone."""
+    return _entry(config).identity(config)

@@ -34,3 +34,7 @@ def load(config: settings.Tokenizer, device: torch.device) -> Pixel:
     if config.vocabulary > 256:
         raise UserError(f"tokenizer.vocabulary is {config.vocabulary} with the pixel tokenizer: write 256 grey levels or fewer")
     return Pixel(config.vocabulary)
+
+
+def identity(config: settings.Tokenizer) -> dict[str, str]:
+    return Pixel(config.vocabulary).identity

@@ -25,6 +25,7 @@ from ..cli import progress, say
 from ..config import RunConfig
 from ..data.datasets import Dataset, open_dataset
 from ..data.pixels import read_bases
+from ..errors import UserError
 from ..hashing import digest, file_sha256
 from .convert import from_uint8
 from .perceptual import Perceptual
@@ -211,7 +212,13 @@ def hardware(device: torch.device) -> str:
 
 def train(config: RunConfig, recipe: Recipe, vgg: Path, device: torch.device, keep: Path | None = None) -> Path:
     """Trains, or goes on with, the tokenizer of `config` → its weight file, beside which lies its record (.json)."""
+    if config.tokenizer.downsample not in (2, 4, 8):
+        raise UserError(f"tokenizer.downsample is {config.tokenizer.downsample} with vq_small: write 2, 4 or 8")
+    if recipe.channels % 8:
+        raise UserError(f"--channels is {recipe.channels}: write a multiple of 8 (the groups of its normalisation)")
     dataset, heldout = open_dataset(config, "train"), open_dataset(config, "heldout")
+    if recipe.batch_size > len(dataset):
+        raise UserError(f"--batch-size is {recipe.batch_size}, but there are {len(dataset)} images: write {len(dataset)} or less")
     training = Training(config, recipe, vgg, dataset, device)
     t, side = config.tokenizer, config.grid[0]
     identity = [asdict(recipe), dataset.identity, file_sha256(vgg), t.downsample, t.vocabulary, config.data.image_size]

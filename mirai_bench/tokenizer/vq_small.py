@@ -116,13 +116,23 @@ def read_model(path: Path) -> SmallVQ:
     return model
 
 
-def load(config: settings.Tokenizer, device: torch.device) -> VQSmall:
-    path = config.weights or SHIPPED / f"vq_small_cifar10_{32 // config.downsample}x{32 // config.downsample}.safetensors"
+def _weights(config: settings.Tokenizer) -> Path:
+    side = 32 // config.downsample
+    path = config.weights or SHIPPED / f"vq_small_cifar10_{side}x{side}.safetensors"
     if not path.is_file():
         raise UserError(
             f"No vq_small weights ship for down-sampling {config.downsample}: make them with "
             "`python -m mirai_bench.tokenizer train`, then write tokenizer.weights: PATH"
         )
+    return path
+
+
+def identity(config: settings.Tokenizer) -> dict[str, str]:
+    return {"name": "vq_small", "sha256": file_sha256(_weights(config))}
+
+
+def load(config: settings.Tokenizer, device: torch.device) -> VQSmall:
+    path = _weights(config)
     model = read_model(path)
     for name, value in (("downsample", config.downsample), ("vocabulary", config.vocabulary)):
         if model.sizes[name] != value:
