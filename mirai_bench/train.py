@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -194,21 +195,41 @@ def train(config: RunConfig, run_dir: Path, *, on_evaluation: Callable[[], None]
 
 def _train_locked(config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None]) -> None:
     torch.set_num_threads(config.machine.threads)
-    work = Run(config, run_dir, on_evaluation)
-    handler = None
+    while True:
+        try:
+            work = Run(config, run_dir, on_evaluation)
+            with leave_on_sigterm(work):
+                return work.go()
+        except torch.OutOfMemoryError:
+            if rank_and_world()[1] > 1 or config.machine.micro_batches * 2 > config.train.batch_size:
+                raise
+            config = with_half_the_micro_batch(config)
+        except Exception as error:
+            step = error.step if isinstance(error, RunFailed) else None
+            write_atomic(run_dir / "failed.json", json.dumps({"reason": f"{type(error).__name__}: {error}", "step": step}))
+            on_evaluation()
+            raise
+
+
+def with_half_the_micro_batch(config: RunConfig) -> RunConfig:
+    """The same global batch in twice as many parts, after the device ran out of memory. The record shows machine.micro_batches."""
+    torch.cuda.empty_cache()
+    parts = config.machine.micro_batches * 2
+    say(f"out of memory: going on from the last checkpoint with the batch in {parts} parts")
+    return config.model_copy(update={"machine": config.machine.model_copy(update={"micro_batches": parts})})
+
+
+@contextmanager
+def leave_on_sigterm(work: Run) -> Iterator[None]:
+    """SIGTERM (preemption) asks the run to save a checkpoint after the step at hand and leave."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are whoever's owns the main thread
+        return
+    handler = signal.signal(signal.SIGTERM, lambda *_: setattr(work, "stopping", True))
     try:
-        handler = signal.signal(signal.SIGTERM, lambda *_: setattr(work, "stopping", True))
-    except ValueError:  # not the main thread: whoever owns that decides about signals
-        handler = None
-    try:
-        work.go()
-    except RunFailed as error:
-        write_atomic(run_dir / "failed.json", json.dumps({"reason": str(error), "step": error.step}))
-        on_evaluation()
-        raise
+        yield
     finally:
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def command(argv: list[str]) -> int:

@@ -242,3 +242,37 @@ def test_two_processes_equal_one(make_config, tmp_path):
     for name in ("model", "ema"):
         for key, tensor in results[1][name].items():
             torch.testing.assert_close(results[2][name][key], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_out_of_memory_goes_on_with_smaller_parts(make_config, tmp_path, monkeypatch):
+    original = Trainer.step
+
+    def step(self, step):
+        if step == 4 and self.config.machine.micro_batches < 4:
+            raise torch.OutOfMemoryError("no memory left")
+        return original(self, step)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    train(make_config(train={"batch_size": 300}, machine={"checkpoint_every": 0.4}), tmp_path)
+    record = [line for line in read_journal(tmp_path / "journal.jsonl") if line["kind"] == "evaluation"][-1]
+    assert record["config"]["machine"]["micro_batches"] == 4 and record["step"] == 5
+
+
+def test_sigterm_saves_and_leaves(make_config, tmp_path, monkeypatch):
+    import signal
+
+    original = Trainer.step
+
+    def step(self, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, step)
+
+    config = make_config(train={"batch_size": 250})
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path)
+    assert [path.name for path in saved(tmp_path)] == ["step_00000003"]
+    train(config, tmp_path)
+    assert (tmp_path / "done.json").exists()
