@@ -13,8 +13,8 @@ from torchvision import transforms
 from mirai_bench import cli
 from mirai_bench.compose import build_run, merge
 from mirai_bench.data import prepare as prepare_module
-from mirai_bench.data.codes import Codes, images_of, open_codes
-from mirai_bench.data.datasets import has_heldout, open_dataset
+from mirai_bench.data.codes import Codes, has_heldout, images_of, open_codes
+from mirai_bench.data.datasets import open_dataset
 from mirai_bench.data.pixels import Pixels
 from mirai_bench.data.prepare import main as prepare
 from mirai_bench.data.shards import Joined, codes_folder
@@ -314,8 +314,19 @@ def test_corrupt_images_are_named_counted_and_skipped(damaged, capsys):
 
 def test_strict_ends_at_a_corrupt_image(damaged, capsys):
     config = folder_config(damaged / "images", damaged / "runs", classes=2)
-    assert cli.run(prepare, [write_config(config, damaged / "run.json"), "--strict"]) == 2
+    arguments = [write_config(config, damaged / "run.json")]
+    assert cli.run(prepare, [*arguments, "--strict"]) == 2
     assert "2.jpg" in capsys.readouterr().err
+    assert cli.run(prepare, arguments) == 0
+    assert cli.run(prepare, [*arguments, "--strict"]) == 2  # what an earlier run skipped is not forgotten
+    assert "2 images were skipped before" in capsys.readouterr().err
+
+
+def test_an_unreachable_image_is_not_a_corrupt_one(damaged, capsys):
+    (damaged / "images" / "b" / "5.jpg").symlink_to(damaged / "gone.jpg")
+    config = folder_config(damaged / "images", damaged / "runs", classes=2)
+    assert cli.run(prepare, [write_config(config, damaged / "run.json")]) == 2
+    assert "5.jpg" in capsys.readouterr().err
 
 
 DIFFERENCES = {
@@ -395,6 +406,20 @@ def test_both_forms_of_cifar10_are_the_same_data(cifar, tmp_path):
     assert torch.equal(tokenizer.encode(codes.pixels(batch.index, batch.view)), batch.tokens)
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"text"])
+def test_a_file_that_is_no_cifar10_is_refused(tmp_path, content):
+    (tmp_path / "cifar10.npz").write_bytes(content)
+    with pytest.raises(UserError, match="holds no CIFAR-10"):
+        open_dataset(cifar_config(tmp_path / "cifar10.npz"), "train")
+
+
+def test_images_of_another_shape_are_not_cifar10(tmp_path):
+    arrays = {"x_train": np.zeros((2, 28, 28, 3), np.uint8), "y_train": np.zeros(2, np.uint8)}
+    np.savez(tmp_path / "cifar10.npz", **arrays)
+    with pytest.raises(UserError, match=r"\(2, 28, 28, 3\)"):
+        open_dataset(cifar_config(tmp_path / "cifar10.npz"), "train")
+
+
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
     class Trap:
         def __reduce__(self):
@@ -422,9 +447,12 @@ def test_missing_images_are_explained(images, tmp_path, change, message):
 
 def test_a_folder_without_val_is_all_training(images, tmp_path):
     config = folder_config(images / "train", tmp_path)
-    assert not has_heldout(config) and has_heldout(folder_config(images, tmp_path)) and len(open_dataset(config, "train")) == 21
+    assert prepared(config, tmp_path).num_images == 21 and not has_heldout(config)
     with pytest.raises(UserError, match="no class folders"):
         open_dataset(config, "heldout")
+    both = folder_config(images, tmp_path / "both")
+    prepared(both, tmp_path)
+    assert has_heldout(both) and has_heldout(run_config())
 
 
 def test_a_cell_of_another_data_name_is_another_experiment(images, tmp_path):

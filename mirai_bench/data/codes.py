@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..tokenizer import Tokenizer, load_tokenizer
 from .datasets import Dataset, Split, open_dataset
 from .pixels import Pixels, read_bases
-from .shards import Joined, expected, open_shards, read_manifest, refuse_difference, split_data
+from .shards import Joined, codes_folder, expected, open_shards, read_manifest, refuse_difference, split_data
 from .views import all_views, base_sizes
 
 ENCODE_BATCH = 256  # images at a time through the tokenizer
@@ -179,6 +179,11 @@ def open_codes(config: RunConfig, split: Split, device: torch.device) -> Codes:
     if config.data.dataset == "digits":
         return _encode_now(split_data(config, split), split, device)
     return _read_prepared(config, split, device)
+
+
+def has_heldout(config: RunConfig) -> bool:
+    """Whether the data has images that no training step sees: digits and cifar10 do, a folder does where it was prepared with a val."""
+    return config.data.dataset != "folder" or (codes_folder(config) / "heldout").is_dir()
 
 
 def images_of(config: RunConfig, split: Split, batch_size: int = 256) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -132,11 +133,15 @@ def _cifar10(path: Path, split: Split) -> Dataset:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 images, labels = arrays[f"x_{key}"], arrays[f"y_{key}"]
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, BadZipFile) as error:
             raise UserError(
                 f"machine.data is {str(path)!r}, which holds no CIFAR-10 ({error}): write the path of cifar10.npz "
                 "(x_train, y_train, x_test, y_test) or of the folder cifar-10-batches-py"
             ) from None
+    if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or len(images) != len(labels):
+        raise UserError(
+            f"{path} holds images {images.dtype} {images.shape} and {len(labels)} labels: write uint8 (N, 32, 32, 3) and N"
+        )
     return _in_memory("cifar10", np.ascontiguousarray(images), labels.reshape(-1), CIFAR10_CLASSES)
 
 
@@ -157,6 +162,18 @@ def split_root(path: Path, split: Split) -> Path | None:
     return path if path.is_dir() and _class_folders(path) else None
 
 
+def _images_in(folder: Path) -> list[os.DirEntry[str]]:
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    return sorted((e for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES), key=lambda e: e.name)
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError as error:
+        raise UserError(f"{entry.path} could not be opened ({error.strerror}): repair or remove it") from None
+
+
 @lru_cache(maxsize=4)
 def _folder(path: Path, split: Split, name: str) -> Dataset:
     root = split_root(path, split)
@@ -171,12 +188,10 @@ def _folder(path: Path, split: Split, name: str) -> Dataset:
     files, labels, listing = [], [], hashlib.sha256()
     say(f"listing {root}")
     for label, class_name in enumerate(classes):
-        entries = os.scandir(root / class_name) if (root / class_name).is_dir() else ()
-        for entry in sorted(entries, key=lambda e: e.name):
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                files.append(entry.path)
-                labels.append(label)
-                listing.update(f"{class_name}/{entry.name} {entry.stat().st_size}\n".encode())
+        for entry in _images_in(root / class_name):
+            files.append(entry.path)
+            labels.append(label)
+            listing.update(f"{class_name}/{entry.name} {_size(entry)}\n".encode())
     if not files:
         raise UserError(f"{root} holds no image in its class folders (known endings: {', '.join(sorted(SUFFIXES))})")
     return Dataset(name, listing.hexdigest(), tuple(classes), np.array(labels, np.int64), files=tuple(files))
@@ -200,8 +215,8 @@ def open_dataset(config: RunConfig, split: Split) -> Dataset:
     return dataset
 
 
-def has_heldout(config: RunConfig) -> bool:
-    """Whether the data has images that no training step sees: digits and cifar10 do; a folder does where its val has class folders."""
+def has_heldout_images(config: RunConfig) -> bool:
+    """digits and cifar10 have a held-out split; a folder does where its val has class folders."""
     if config.data.dataset != "folder":
         return True
     path = config.machine.data

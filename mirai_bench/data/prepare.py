@@ -30,11 +30,12 @@ from ..config import RunConfig
 from ..errors import UserError
 from ..tokenizer import load_tokenizer
 from .codes import encode_bases
-from .datasets import Dataset, Split, has_heldout, open_dataset
+from .datasets import Dataset, Split, has_heldout_images, open_dataset
 from .shards import codes_folder, expected, read_json, refuse_difference, split_data, write_array, write_json
 from .views import base_sizes, center_crop
 
 SHARD = 1024  # images
+REPAIR = "repair or remove it and prepare into a new folder, or leave out --strict"
 ENCODED_TOGETHER = 64  # images: bounds the memory of their crops
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -90,8 +91,12 @@ class Worker:
                 good.append(row)
             except UNREADABLE as error:
                 name = images.describe(row)
+                if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the image's
+                    raise UserError(
+                        f"{name} could not be opened ({error}): run the same command again when it can, it goes on"
+                    ) from None
                 if self.job.strict:
-                    raise UserError(f"{name} cannot be read ({error}): repair or remove it, or leave out --strict") from None
+                    raise UserError(f"{name} cannot be read ({error}): {REPAIR}") from None
                 say(f"skipped {name}: {error}")
                 skipped.append({"image": name, "reason": f"{type(error).__name__}: {error}"})
         return good, [np.stack(side) for side in zip(*crops, strict=True)]
@@ -159,11 +164,14 @@ def finish(job: Job, dataset: Dataset, names: list[str]) -> dict[str, Any]:
         raise UserError(
             f"None of the {len(dataset)} images of {job.config.machine.data} could be read: write the path of another folder"
         )
+    skipped = [image for shard in done for image in shard["skipped"]]
+    if skipped and job.strict:
+        raise UserError(f"{len(skipped)} images were skipped before, such as {skipped[0]['image']}: {REPAIR}")
     write_array(job.folder / "rows.npy", rows)
     write_array(job.folder / "labels.npy", dataset.labels[rows])
     manifest = read_json(job.folder / "plan.json") | {
         "num_images": len(rows),
-        "skipped": [image for shard in done for image in shard["skipped"]],
+        "skipped": skipped,
         "class_names": list(dataset.class_names),
         "shards": names,
     }
@@ -220,7 +228,7 @@ def main(argv: list[str]) -> int:
     if args.processes < 1 or args.shard_size < 1:
         raise UserError(f"--processes is {args.processes} and --shard-size {args.shard_size}: write 1 or more")
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    splits: list[Split] = ["train", *(["heldout"] if has_heldout(config) else [])]
+    splits: list[Split] = ["train", *(["heldout"] if has_heldout_images(config) else [])]
     for split in splits:
         began = time.monotonic()
         job = Job(config, split, codes_folder(config) / split, args.pixels, args.strict, args.shard_size)
