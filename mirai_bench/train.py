@@ -46,8 +46,8 @@ class RunFailed(Exception):
 class Run:
     """A trainer with its folder: journal, checkpoints, evaluations. Only rank 0 writes."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None]) -> None:
-        self.config, self.run_dir, self.on_evaluation = config, run_dir, on_evaluation
+    def __init__(self, config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None], stop: Callable[[], bool]) -> None:
+        self.config, self.run_dir, self.on_evaluation, self.stop = config, run_dir, on_evaluation, stop
         rank, world = rank_and_world()
         self.trainer = Trainer(config, rank, world)
         self.leads = rank == 0
@@ -104,10 +104,10 @@ class Run:
     def _stop_agreed(self, step: int) -> bool:
         """SIGTERM reaches ranks at different steps: they leave together, at a step at which all ask each other."""
         if self.trainer.world == 1:
-            return self.stopping
+            return self.stopping or self.stop()
         if step % self.config.machine.log_every:
             return False
-        flag = torch.tensor(float(self.stopping), device=self.trainer.device)
+        flag = torch.tensor(float(self.stopping or self.stop()), device=self.trainer.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return bool(flag)
 
@@ -167,17 +167,25 @@ class Run:
         self.on_evaluation()
 
 
-def train(config: RunConfig, run_dir: Path, *, on_evaluation: Callable[[], None] = lambda: None, wait: bool = False) -> None:
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    on_evaluation: Callable[[], None] = lambda: None,
+    wait: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Trains to the end, from the newest checkpoint; a finished run returns at once. A frozen teacher's run is trained first if it is missing.
 
-    `on_evaluation` is called after each evaluation and at the end. Raises UserError where another process trains this run (unless
-    `wait`, which waits for it), RunFailed where the run cannot go on.
+    `on_evaluation` is called after each evaluation and at the end. `stop` is asked after each step: once true, as after SIGTERM, the run
+    saves a checkpoint and raises KeyboardInterrupt. Raises UserError where another process trains this run (unless `wait`, which waits
+    for it), RunFailed where the run cannot go on.
     """
     if (run_dir / "done.json").exists():
         return
     teacher = teacher_run(config)
     if teacher is not None:
-        train(teacher, run_dir_of(teacher), wait=True)
+        train(teacher, run_dir_of(teacher), wait=True, stop=stop)
     run_dir.mkdir(parents=True, exist_ok=True)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     lock = (
@@ -188,16 +196,16 @@ def train(config: RunConfig, run_dir: Path, *, on_evaluation: Callable[[], None]
     try:
         with lock:
             if not (run_dir / "done.json").exists():
-                _train_locked(config, run_dir, on_evaluation)
+                _train_locked(config, run_dir, on_evaluation, stop)
     except Timeout:
         raise UserError(f"{run_dir} is being trained by another process") from None
 
 
-def _train_locked(config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None]) -> None:
+def _train_locked(config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None], stop: Callable[[], bool]) -> None:
     torch.set_num_threads(config.machine.threads)
     while True:
         try:
-            work = Run(config, run_dir, on_evaluation)
+            work = Run(config, run_dir, on_evaluation, stop)
             with leave_on_sigterm(work):
                 return work.go()
         except torch.OutOfMemoryError:
