@@ -133,7 +133,7 @@ def _cifar10(path: Path, split: Split) -> Dataset:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 images, labels = arrays[f"x_{key}"], arrays[f"y_{key}"]
-        except (OSError, KeyError, ValueError, TypeError, BadZipFile) as error:
+        except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
             raise UserError(
                 f"machine.data is {str(path)!r}, which holds no CIFAR-10 ({error}): write the path of cifar10.npz "
                 "(x_train, y_train, x_test, y_test) or of the folder cifar-10-batches-py"

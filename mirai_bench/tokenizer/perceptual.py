@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ class Perceptual(nn.Module):
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.weights = nn.ParameterList([state[f"{i}.weight"] for i in CONVOLUTIONS])
             self.biases = nn.ParameterList([state[f"{i}.bias"] for i in CONVOLUTIONS])
-        except Exception as error:
+        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a state dict of torchvision's VGG16 .features: {error}") from None
         self.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])

@@ -194,7 +194,9 @@ def read_model(path: Path) -> VQ16Model:
         raise UserError(
             f"{path} cannot be read as weights alone ({reason}): write the path of LlamaGen's vq_ds16_c2i.pt"
         ) from None
-    state = state.get("model", state) if isinstance(state, dict) else {}
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} is not LlamaGen's VQ-16: it holds no state dict")
     state = {key: value for key, value in state.items() if key != UNUSED}
     with torch.device("meta"):
         model = VQ16Model()
