@@ -20,7 +20,7 @@ from .protocol import Protocol
 NUMERICS = 1
 
 Layer = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[1-9]\d{0,2}/[1-9]\d{0,2}$")]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Fraction01 = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -125,14 +125,22 @@ class BlockCausal(Section):
 
 class Encoder(Section):
     name: str = "masked_tokens"
-    """`masked_tokens` (built in, trained on the same codes), `efficientnet_lite0`, or a timm entry such as `dinov2_b`"""
+    """`masked_tokens` (built in, trained on the same codes), `efficientnet_lite0`, an entry of timm such as `dinov2_b`, or `timm:<model>`"""
     weights: Path | None = None
     """weight file; by default the entry's own (built in: trained once and cached; timm: from the hub)"""
     context: Literal["full"] | BlockCausal = "full"
+    cache: bool = False
+    """image encoders: compute the features of all views once and keep them, in half precision, in `runs`; for small data sets"""
     depth: Positive = 3
     """masked_tokens: blocks; its width and heads are the student's"""
     epochs: Positive = 30
     """masked_tokens: training length"""
+
+    @model_validator(mode="after")
+    def _check(self) -> Encoder:
+        if self.cache and self.name == "masked_tokens":
+            raise ValueError("foresight.encoder.cache is true with name: masked_tokens, which reads no pixels: write cache: false")
+        return self
 
 
 class Foresight(Section):
@@ -220,7 +228,7 @@ class Foresight(Section):
         if not self.uses_encoder:
             drop |= {"encoder"}
         elif self.encoder.name != "masked_tokens":
-            fields["encoder"] = {key: fields["encoder"][key] for key in ("name", "weights", "context")}
+            fields["encoder"] = {key: fields["encoder"][key] for key in ("name", "weights", "context", "cache")}
         if (
             self.level == "output"
             or (self.source not in ("frozen", "random")
@@ -295,7 +303,8 @@ class Machine(Section):
 
 
 class RunConfig(Section):
-    profile: str = "custom"
+    profile: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")] = "custom"
+    """names files and rows, never a number"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
