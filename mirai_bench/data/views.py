@@ -43,8 +43,8 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.crop((left, top, left + size, top + size)))
 
 
-def cut(bases: Tensor, view: Tensor, size: int, views: str) -> Tensor:
-    """Bases uint8 (B, S, S, 3), view (B,) within the base → uint8 (B, s, s, 3).
+def cut(bases: Tensor, view: Tensor, size: int, views: str, which: Tensor | None = None) -> Tensor:
+    """Bases uint8 (B, S, S, 3), view (B,) within the base → uint8 (B, s, s, 3). With `which` (B,), view i is of base which[i].
 
     center: 0; flip: 1 is the mirror image. ten_crop, in torchvision's order: top left, top right, bottom left, bottom right, centre;
     then the same five of the mirror image (so view 5 mirrors view 1).
@@ -62,13 +62,13 @@ def cut(bases: Tensor, view: Tensor, size: int, views: str) -> Tensor:
     steps = torch.arange(size, device=device)
     rows, columns = top[:, None] + steps, left[:, None] + steps  # (B, s)
     columns = torch.where(mirrored[:, None], side - 1 - columns, columns)
-    first = torch.arange(len(bases), device=device)[:, None, None]
-    return bases[first, rows[:, :, None], columns[:, None, :]]
+    which = torch.arange(len(bases), device=device) if which is None else which
+    return bases[which[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def all_views(bases: Sequence[Tensor], data: Data) -> Tensor:
     """The bases of n images, uint8 (n, S, S, 3) for each crop range → uint8 (n, data.num_views, s, s, 3)."""
-    count, n = VIEWS_PER_BASE[data.views], len(bases[0])
-    view = torch.arange(count, device=bases[0].device).repeat(n)
-    parts = [cut(base.repeat_interleave(count, 0), view, data.image_size, data.views).unflatten(0, (n, count)) for base in bases]
+    count, n, device = VIEWS_PER_BASE[data.views], len(bases[0]), bases[0].device
+    view, which = torch.arange(count, device=device).repeat(n), torch.arange(n, device=device).repeat_interleave(count)
+    parts = [cut(base, view, data.image_size, data.views, which).unflatten(0, (n, count)) for base in bases]
     return torch.cat(parts, 1)
