@@ -287,6 +287,8 @@ class Machine(Section):
     """folder or file of the images"""
     codes: Path | None = None
     """folder of prepared codes; by default the one of this data and tokenizer in `runs`"""
+    assets: Path | None = None
+    """folder of downloaded weights and reference files for the evaluation; by default $MIRAI_BENCH_ASSETS"""
     log_every: Positive = 10
     """steps"""
     checkpoint_every: Annotated[float, Field(gt=0)] = 1.0

@@ -20,8 +20,7 @@ from .config import RunConfig
 from .errors import UserError, unknown
 from .hashing import file_sha256
 from .metrics import Array, InceptionScore, Moments
-
-Network = Callable[[Tensor], dict[str, Tensor]]
+from .networks import Dinov2, Inception2015, InceptionCompat, locate_2015, locate_compat, locate_dinov2
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,9 @@ EXTRACTORS = {
     "digits": Entry(
         Digits, _locate_digits, ("pool", "logits"), "FD-digits", "KID-digits", 250, (20, 500), image_size=8, labels=True
     ),
+    "inception": Entry(InceptionCompat, locate_compat, ("pool", "spatial", "logits"), "FID", "KID"),
+    "inception_2015": Entry(Inception2015, locate_2015, ("pool", "spatial"), "FID", "KID"),
+    "dinov2": Entry(Dinov2, locate_dinov2, ("pool",), "FD-DINOv2", "KID-DINOv2"),
 }
 
 
