@@ -13,7 +13,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 EXPERIMENT = "mirai_bench"
 PATIENCE_SECONDS = 60.0  # for a locked sqlite file, on top of MLflow's own 20 s an attempt
@@ -146,3 +147,25 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
             if found is None:
                 raise
     return found.experiment_id
+
+
+def children(client: MlflowClient, experiment: str, parent: Run) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'", max_results=1000, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def artifact(client: MlflowClient, run: Run, name: str, scratch: Path) -> Path:
+    """This artifact as a file: where it lies if that is on this machine (it may not exist), else downloaded into `scratch`."""
+    uri = run.info.artifact_uri
+    if uri.startswith(("/", "file://")):
+        return Path(uri.removeprefix("file://")) / name
+    folder = scratch / run.info.run_id
+    folder.mkdir(exist_ok=True)
+    return Path(client.download_artifacts(run.info.run_id, name, str(folder)))

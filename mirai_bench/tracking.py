@@ -24,6 +24,7 @@ from .cli import run
 from .errors import UserError, unknown
 from .journal import read_journal
 from .mlflow_store import create_store, experiment_id, shown, store_uri, unless_away
+from .records import pack
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -159,13 +160,13 @@ def _points(line: dict[str, Any]) -> list[Metric]:
 def _send_artifacts(
     client: MlflowClient, run_id: str, run_dir: Path, config: dict[str, Any], lines: list[dict[str, Any]]
 ) -> None:
-    """config.yaml, records.jsonl (every evaluation line so far) and the sample grids; a file of the same size is there already."""
+    """config.yaml, records.jsonl (every evaluation so far, packed) and the sample grids; a file of the same size is there already."""
     there = {info.path: info.file_size for folder in (None, "samples") for info in client.list_artifacts(run_id, folder)}
     kept = config | {"machine": {key: value for key, value in config["machine"].items() if key not in ("runs", "data")}}
     records = [line for line in lines if line["kind"] == "evaluation"]
     texts = {
         "config.yaml": yaml.safe_dump(kept, sort_keys=False),
-        "records.jsonl": "".join(json.dumps(record) + "\n" for record in records),
+        "records.jsonl": "".join(json.dumps(line) + "\n" for line in pack(records)),
     }
     for name, text in texts.items():
         if text and there.get(name) != len(text.encode()):

@@ -1,0 +1,254 @@
+"""Records back: from MLflow, from run folders, or from frozen files, as one frame with a row for each evaluation. No torch in here."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from .cli import say
+from .errors import UserError, unknown
+from .journal import read_journal, write_atomic
+from .mlflow_store import answers, artifact, children, connect, experiment_id, shown, store_uri
+from .records import MEASURED, PROVENANCE, pack, unpack
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+# Better is … By the name's beginning: `FD-digits` is an FD, `FID∞` an FID.
+LOWER = ("FID", "sFID", "FD-", "KID", "heldout_ntp")
+HIGHER = ("IS", "precision", "recall", "density", "coverage", "class_accuracy")
+STATUS = {"FINISHED": "done", "FAILED": "failed", "KILLED": "failed", "RUNNING": "running"}
+
+
+def lower_is_better(metric: str) -> bool:
+    if not metric.startswith(LOWER + HIGHER):
+        raise unknown("metric (whether more or less of it is better is not declared)", metric, LOWER + HIGHER)
+    return metric.startswith(LOWER)
+
+
+def primary_metric(metrics: Sequence[str]) -> str:
+    """The Fréchet distance that the records carry: FID if it is there, else FD-…"""
+    for prefix in ("FID", "FD-"):
+        for metric in metrics:
+            if metric.startswith(prefix):
+                return metric
+    raise UserError(
+        f"these records have no Fréchet distance: choose one of {', '.join(metrics) or 'no metrics at all'} with --metric"
+    )
+
+
+@dataclass
+class Results:
+    """One sweep with one profile: its plan, and the evaluations of its cells so far."""
+
+    axis: str
+    profile: str
+    question: str
+    baseline: str
+    arms: list[str]
+    """in the order of the sweep file"""
+    cells: list[dict[str, Any]]
+    """{arm, seed, fingerprint, status: done | failed | running | pending}"""
+    records: list[dict[str, Any]] = field(repr=False, default_factory=list)
+    """MEASURED fields, arm, seed, and `run`: the PROVENANCE fields, one object for all evaluations of a run that share them"""
+    sources: dict[str, Path | str] = field(repr=False, default_factory=dict)
+    """fingerprint → folder of the run (or of its artifacts) on this machine, or its MLflow run id"""
+
+    @property
+    def name(self) -> str:
+        """Stem of this sweep's report files: the axis, and the profile unless it is the embedded one."""
+        return self.axis if self.profile == "digits" else f"{self.axis}_{self.profile}"
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        return list(dict.fromkeys(name for record in self.records for name in record["metrics"]))
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row an evaluation: axis, profile, arm, seed, step, epoch, cost so far, where it comes from, one column a metric."""
+        plain = ("step", "epoch", "train_flops", "train_seconds", "sample_seconds", "evaluate_seconds")
+        same = ("fingerprint", "protocol_digest", "device", "parameters")
+        rows = [
+            {"axis": self.axis, "profile": self.profile, "arm": record["arm"], "seed": record["seed"]}
+            | {key: record[key] for key in plain}
+            | {key: record["run"][key] for key in same}
+            | {"git_commit": record["run"]["git"]["commit"], "git_dirty": record["run"]["git"]["dirty"]}
+            | {"autocast": record["run"]["precision"]}  # `precision` is a metric
+            | record["metrics"]
+            for record in self.records
+        ]
+        labels = ("axis", "profile", "arm", "seed", *plain, *same, "git_commit", "git_dirty", "autocast")
+        return pd.DataFrame(rows, columns=[*labels, *self.metrics])
+
+    def seeds(self, arm: str) -> list[int]:
+        return [cell["seed"] for cell in self.cells if cell["arm"] == arm]
+
+
+def refuse_mixed_protocols(results: Results) -> None:
+    """Raises UserError, naming the first field that differs and both values, where two records were not measured alike."""
+
+    def flat(run: dict[str, Any]) -> dict[str, Any]:
+        parts = {"protocol": {key: value for key, value in run["protocol"].items() if key != "name"}}
+        parts |= {key: run[key] for key in ("extractor", "reference")}
+        return {f"{part}.{key}": value for part, fields in parts.items() for key, value in fields.items()}
+
+    first: dict[str, Any] | None = None
+    for record in {id(record["run"]): record for record in results.records}.values():
+        mine = flat(record["run"])
+        if first is None:
+            first, where = mine, record
+        for key in [*first, *mine]:
+            if first.get(key) != mine.get(key):
+                raise UserError(
+                    f"{results.axis}: records of two protocols cannot stand in one table: {key} is {first.get(key)!r} for {_of(where)} "
+                    f"and {mine.get(key)!r} for {_of(record)}. Evaluate them alike, or choose one with --protocol DIGEST "
+                    f"({where['run']['protocol_digest']} or {record['run']['protocol_digest']})"
+                )
+
+
+def _of(record: dict[str, Any]) -> str:
+    return f"{record['arm']}, seed {record['seed']}, epoch {record['epoch']:g}"
+
+
+def with_protocol(results: Results, digest: str) -> Results:
+    """Only the evaluations under the protocol of this digest or name."""
+    kept = [r for r in results.records if digest in (r["run"]["protocol_digest"], r["run"]["protocol"]["name"])]
+    if not kept:
+        known = {r["run"]["protocol_digest"]: r["run"]["protocol"]["name"] for r in results.records}
+        raise unknown("protocol", digest, [*known, *dict.fromkeys(known.values())])
+    return replace(results, records=kept)
+
+
+def _from_plan(plan: dict[str, Any], runs: dict[tuple[str, str], tuple[str, Path | None, Path | str]]) -> Results:
+    """plan and (arm, fingerprint) → (status, file with evaluation lines: a journal, or packed; source)."""
+    results = Results(plan["axis"], plan["profile"], plan["question"], plan["baseline"], plan["arms"], [])
+    for cell in plan["cells"]:
+        arm, seed, fingerprint = cell["arm"], cell["seed"], cell["fingerprint"]
+        status, file, source = runs.get((arm, fingerprint), ("pending", None, None))
+        results.cells.append({"arm": arm, "seed": seed, "fingerprint": fingerprint, "status": status})
+        if source is not None:
+            results.sources[fingerprint] = source
+        if file is not None:
+            lines = read_journal(file)
+            if file.name == "journal.jsonl":
+                lines = pack(line for line in lines if line["kind"] == "evaluation")
+            results.records += unpack(lines, arm=arm, seed=seed)
+    return results
+
+
+def read_journals(runs: Path, axis: str | None = None, profile: str | None = None) -> list[Results]:
+    """Every sweep (or the one of this axis and profile) that was planned in this folder of runs, from the runs' own journals."""
+    found = []
+    for path in sorted((runs / "sweeps").glob("*.json")):
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if axis in (None, plan["axis"]) and profile in (None, plan["profile"]):
+            cells = [(cell["arm"], cell["fingerprint"], runs / cell["fingerprint"]) for cell in plan["cells"]]
+            states = {(arm, mark): (_state(folder), folder / "journal.jsonl", folder) for arm, mark, folder in cells}
+            found.append(_from_plan(plan, states))
+    return found
+
+
+def _state(folder: Path) -> str:
+    for status in ("done", "failed"):
+        if (folder / f"{status}.json").is_file():
+            return status
+    return "running" if (folder / "journal.jsonl").is_file() else "pending"
+
+
+def read_mlflow(axis: str | None = None, profile: str | None = None, sweep: str | None = None) -> list[Results]:
+    """Every sweep in the store (or the one of this axis, profile, or parent run id). An empty list where there is no store at all."""
+    uri = store_uri()
+    if not answers(uri):
+        if uri.startswith("http"):
+            raise UserError(f"MLflow at {shown(uri)} does not answer: start it, or read run folders with --runs FOLDER")
+        return []
+    client = connect(uri)
+    experiment = experiment_id(client, uri)
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for parent in client.search_runs([experiment], "tags.kind = 'sweep'", order_by=["attributes.start_time ASC"]):
+            tags = parent.data.tags
+            if axis in (None, tags["axis"]) and profile in (None, tags["profile"]) and sweep in (None, parent.info.run_id):
+                found.append(_read_sweep(client, experiment, parent, Path(scratch)))
+    return [results for results in found if results is not None]
+
+
+def _read_sweep(client: MlflowClient, experiment: str, parent: Run, scratch: Path) -> Results | None:
+    plan_path = artifact(client, parent, "plan.json", scratch)
+    if not plan_path.is_file():
+        say(f"{parent.info.run_name}: it has no plan yet, left out")
+        return None
+    plan = json.loads(plan_path.read_text(encoding="utf-8"))
+    planned = {(cell["arm"], cell["fingerprint"]) for cell in plan["cells"]}
+    runs = {(run.data.tags["arm"], run.data.tags["fingerprint"]): run for run in children(client, experiment, parent)}
+
+    def fetch(run: Run) -> tuple[str, Path | None, Path | str]:
+        evaluated = "eval/epoch" in run.data.metrics
+        file = artifact(client, run, "records.jsonl", scratch) if evaluated else None
+        here = file is not None and scratch not in file.parents
+        return STATUS.get(run.info.status, "running"), file, file.parent if here else run.info.run_id
+
+    wanted = {key: run for key, run in runs.items() if key in planned}
+    with ThreadPoolExecutor(16) as pool:
+        return _from_plan(plan, dict(zip(wanted, pool.map(fetch, wanted.values()), strict=True)))
+
+
+def fetch_grid(results: Results, record: dict[str, Any], scratch: Path) -> Path | None:
+    """The sample grid of this record, downloaded into `scratch` if it is not on this machine; None where there is none."""
+    source, grid = results.sources.get(record["run"]["fingerprint"]), record.get("grid")
+    if source is None or grid is None:
+        return None
+    if isinstance(source, str):
+        (scratch / source).mkdir(exist_ok=True)
+        return Path(connect(store_uri()).download_artifacts(source, grid, str(scratch / source)))
+    return source / grid if (source / grid).is_file() else None
+
+
+# ---- frozen files
+
+
+def freeze(results: Results, path: Path) -> None:
+    """The records behind a table or figure as JSON lines: the sweep, then each run once, followed by its evaluations."""
+    refuse_mixed_protocols(results)
+    keys = ("axis", "profile", "question", "baseline", "arms", "cells")
+    lines: list[dict[str, Any]] = [{"kind": "sweep"} | {key: getattr(results, key) for key in keys}]
+    last = None
+    for record in results.records:
+        if record["run"] is not last:
+            last = record["run"]
+            lines.append({"kind": "run", "arm": record["arm"], "seed": record["seed"]} | last)
+        own = {key: record[key] for key in MEASURED if key in record and key != "grid"}
+        lines.append({"kind": "evaluation", "axis": results.axis, "arm": record["arm"], "seed": record["seed"]} | own)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def read_jsonl(paths: Iterable[Path]) -> list[Results]:
+    """Frozen files → one Results each. Raises UserError for a file of another kind."""
+    return [_read_frozen(path) for path in paths]
+
+
+def _read_frozen(path: Path) -> Results:
+    if not path.is_file():
+        raise UserError(f"there is no file {str(path)!r}: frozen records are in reports/data/")
+    try:
+        head, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        results = Results(**{key: head[key] for key in ("axis", "profile", "question", "baseline", "arms", "cells")})
+        run: dict[str, Any] = {}
+        for line in lines:
+            if line["kind"] == "run":
+                run = {key: line[key] for key in PROVENANCE if key in line}
+            else:
+                results.records.append({key: line[key] for key in (*MEASURED, "arm", "seed") if key in line} | {"run": run})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a file of frozen records ({type(error).__name__}: {error})") from None
+    return results

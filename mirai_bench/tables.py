@@ -1,0 +1,268 @@
+"""Records → one table of arms, written as Markdown, CSV, LaTeX or HTML. All four are made from the same rows."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from .errors import UserError
+from .paper import Paper, is_papers, paper_size, paper_values, papers_name
+from .results import Results, lower_is_better, primary_metric, refuse_mixed_protocols
+from .stats import Estimate, holm, paired, t_interval
+
+MISSING = "—"
+DECIMALS = {"FID": 2, "sFID": 2, "FD-": 2, "IS": 1, "KID": 4}  # others: 3
+
+
+@dataclass(frozen=True)
+class Row:
+    arm: str
+    planned: int
+    n: int
+    """seeds with a value of the primary metric"""
+    values: Mapping[str, Estimate | None]
+    differences: Mapping[str, Estimate | None]
+    """to the baseline, paired by seed, p corrected over the arms; empty for the baseline itself"""
+    paper: Mapping[str, Paper]
+    flops: float | None
+    """training FLOPs so far over the baseline's"""
+    seconds: Estimate | None
+    """training time so far over the baseline's of the same seed"""
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    baseline: str
+    metrics: list[str]
+    """the primary one first"""
+    rows: list[Row]
+    notes: list[str]
+    timing: bool
+    """whether seconds are shown; without them the table of a sweep is the same however often it was interrupted"""
+
+
+def build_table(results: Results, *, metric: str | None = None, epoch: float | None = None, timing: bool = True) -> Table:
+    """The arms at one evaluation: the last that any of them reached, or that of `epoch`. Raises UserError for mixed protocols."""
+    refuse_mixed_protocols(results)
+    step, at = _evaluation(results, epoch)
+    first = metric or primary_metric(results.metrics)
+    metrics = [first, *(name for name in results.metrics if name != first)]
+    cells = {(record["arm"], record["seed"]): record for record in results.records if record["step"] == step}
+    paper = paper_values(results, at)
+    rows = [_row(results, arm, metrics, cells, paper) for arm in results.arms]
+    for name in metrics:  # Holm's correction, metric by metric
+        tests = [row.differences.get(name) for row in rows]
+        corrected = holm([test.p if test else math.nan for test in tests])
+        for row, test, p in zip(rows, tests, corrected, strict=True):
+            if test:
+                row.differences[name] = replace(test, p=p)
+    return Table(
+        f"{results.axis}: {results.question}", results.baseline, metrics, rows, _notes(results, at, rows, first, timing), timing
+    )
+
+
+def _evaluation(results: Results, epoch: float | None) -> tuple[int, float]:
+    """→ (step, epoch)"""
+    there = sorted({(record["step"], record["epoch"]) for record in results.records})
+    if not there:
+        raise UserError(f"{results.axis} ({results.profile}) has no evaluation yet: run its sweep first")
+    if epoch is None:
+        return there[-1]
+    nearest = min(there, key=lambda pair: abs(pair[1] - epoch))
+    if abs(nearest[1] - epoch) > 0.01 * epoch:
+        raise UserError(f"no evaluation at epoch {epoch:g}: there are {', '.join(f'{e:g}' for _, e in there)}")
+    return nearest
+
+
+def _row(results: Results, arm: str, metrics: list[str], cells: Mapping, paper: Mapping[tuple[str, str], Paper]) -> Row:
+    def by_seed(of: str, value: Callable[[dict], float | None]) -> dict[int, float]:
+        found = {seed: value(cells[of, seed]) for seed in results.seeds(of) if (of, seed) in cells}
+        return {seed: number for seed, number in found.items() if number is not None and math.isfinite(number)}
+
+    def ratios(key: str) -> Estimate | None:
+        ours, theirs = by_seed(arm, lambda r: r[key]), by_seed(results.baseline, lambda r: r[key])
+        return t_interval([ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys()) if theirs[seed] > 0])
+
+    values, differences = {}, {}
+    for name in metrics:
+        ours = by_seed(arm, lambda r, name=name: r["metrics"].get(name))
+        values[name] = t_interval(list(ours.values()))
+        if arm != results.baseline:
+            differences[name] = paired(ours, by_seed(results.baseline, lambda r, name=name: r["metrics"].get(name)))
+    flops, primary = ratios("train_flops"), values[metrics[0]]
+    known = {name: paper[arm, key] for name in metrics if (arm, key := papers_name(name)) in paper}
+    n = primary.n if primary else 0
+    seconds = ratios("train_seconds")
+    return Row(arm, len(results.seeds(arm)), n, values, differences, known, flops.mean if flops else None, seconds)
+
+
+def _notes(results: Results, epoch: float, rows: list[Row], metric: str, timing: bool) -> list[str]:
+    run = results.records[0]["run"]
+    protocol, reference = run["protocol"], run["reference"]
+    tests = sum(not math.isnan(row.differences[metric].p) for row in rows if row.differences.get(metric))
+    notes = [
+        f"Mean ± half width of the 95 % t-interval over n seeds, at epoch {epoch:g}. Δ: arm minus {results.baseline}, paired by seed, with its "
+        f"95 % t-interval; p: paired t-test, Holm-corrected over {tests} arm{'s' * (tests != 1)}. ↓ lower is better, ↑ higher. "
+        f"FLOPs ×{' and time ×' * timing}: training cost up to there, relative to the baseline.",
+        f"Profile {results.profile}. Protocol {protocol['name']} ({run['protocol_digest']}): {protocol['num_samples']:,} samples, "
+        f"{protocol['class_rule']} classes, CFG {protocol['cfg_scale']:g}, {protocol['weights']} weights, extractor "
+        f"{run['extractor']['name']}, reference {reference['name']}.",
+    ]
+    if any(row.paper for row in rows):
+        notes.append(
+            f"Paper: as published for LlamaGen-{paper_size(results)} on ImageNet 256×256 @epochs, and how it was read "
+            "(reports/data/README.md)"
+            + ("." if is_papers(results) else "; another data set, model and metric: compare the order of arms, not the values.")
+        )
+    absent = [f"{c['arm']} seed {c['seed']} ({c['status']})" for c in results.cells if c["status"] != "done"]
+    if absent:
+        shown = ", ".join(absent[:12]) + (f", and {len(absent) - 12} more" if len(absent) > 12 else "")
+        notes.append(f"Not finished: {shown}. {MISSING}: no value.")
+    return notes
+
+
+# ---- writers
+
+
+def number(value: float | None, metric: str = "", sign: bool = False) -> str:
+    if value is None or math.isnan(value):
+        return MISSING
+    decimals = next((d for prefix, d in DECIMALS.items() if metric.startswith(prefix)), 3)
+    return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    return MISSING if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _plus_minus(row: Row, metric: str) -> str:
+    estimate = row.values[metric]
+    if estimate is None:
+        return MISSING
+    half = "" if math.isnan(estimate.half) else f" ± {number(estimate.half, metric)}"
+    return number(estimate.mean, metric) + half + (f" (n {estimate.n})" if estimate.n != row.n else "")
+
+
+def _difference(estimate: Estimate | None, metric: str) -> str:
+    if estimate is None:
+        return MISSING
+    low, high = number(estimate.low, metric, sign=True), number(estimate.high, metric, sign=True)
+    return number(estimate.mean, metric, sign=True) + ("" if math.isnan(estimate.half) else f" [{low}, {high}]")
+
+
+def _grid(table: Table) -> list[list[str]]:
+    """Header and rows as they are read."""
+    first, *others = table.metrics
+    arrow = {name: f"{name} {'↓' if lower_is_better(name) else '↑'}" for name in table.metrics}
+    with_paper = any(first in row.paper for row in table.rows)
+    header = ["arm", "n", arrow[first], f"Δ to {table.baseline}", "p (Holm)"]
+    header += (
+        [f"paper: {papers_name(first)}"] * with_paper + ["FLOPs ×"] + ["time ×"] * table.timing + [arrow[name] for name in others]
+    )
+    lines = [header]
+    for row in table.rows:
+        change, paper = row.differences.get(first), row.paper.get(first)
+        line = [
+            row.arm,
+            str(row.n) if row.n == row.planned else f"{row.n} of {row.planned}",
+            _plus_minus(row, first),
+        ]
+        line += [_difference(change, first), p_value(change.p) if change else MISSING]
+        line += [f"{paper.value:.2f} @{paper.epochs} [{paper.mark}]" if paper else MISSING] * with_paper
+        line += [f"{row.flops:.2f}" if row.flops else MISSING]
+        line += [f"{row.seconds.mean:.2f}" if row.seconds else MISSING] * table.timing
+        lines.append(line + [_plus_minus(row, name) for name in others])
+    return lines
+
+
+def markdown_escape(text: str) -> str:
+    for character in "\\|`*_<[":
+        text = text.replace(character, "\\" + character)
+    return text
+
+
+def markdown_grid(header: list[str], rows: list[list[str]], rest: str = "---:") -> str:
+    """`rest` aligns all columns but the first."""
+    lines = [[markdown_escape(text) for text in line] for line in (header, *rows)]
+    lines.insert(1, ["---"] + [rest] * (len(header) - 1))
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def markdown(table: Table) -> str:
+    header, *rows = _grid(table)
+    notes = "".join(f"- {markdown_escape(note)}\n" for note in table.notes)
+    return f"**{markdown_escape(table.title)}**\n\n{markdown_grid(header, rows)}\n{notes}"
+
+
+def comma_separated(table: Table) -> str:
+    """One line for each arm and metric, all differences included."""
+    header = "arm metric n planned mean ci95_low ci95_high difference difference_ci95_low difference_ci95_high p_holm paper paper_mark flops_ratio"
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header.split() + ["seconds_ratio"] * table.timing)
+
+    def of(estimate: Estimate | None, names: str) -> list[float]:
+        return [getattr(estimate, name) if estimate else math.nan for name in names.split()]
+
+    for row in table.rows:
+        for name in table.metrics:
+            value, paper = row.values[name], row.paper.get(name)
+            numbers = (
+                of(value, "mean low high")
+                + of(row.differences.get(name), "mean low high p")
+                + [paper.value if paper else math.nan]
+            )
+            texts = [MISSING if math.isnan(x) else f"{x:.6g}" for x in numbers]
+            ratios = [row.flops] + [row.seconds.mean if row.seconds else None] * table.timing
+            costs = [MISSING if x is None else f"{x:.6g}" for x in ratios]
+            counts = [value.n if value else 0, row.planned]
+            writer.writerow([row.arm, name, *counts, *texts, paper.mark if paper else MISSING, *costs])
+    return out.getvalue()
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "[": "{[}", "]": "{]}", "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "Δ": r"$\Delta$", "λ": r"$\lambda$", "∞": r"$\infty$",
+    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "—": "---", "–": "--", "…": r"\ldots{}",
+}  # fmt: skip
+
+
+def latex_escape(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+def latex(table: Table) -> str:
+    """A `table` with booktabs rules."""
+    header, *rows = [" & ".join(map(latex_escape, line)) + r" \\" for line in _grid(table)]
+    columns = "l" + "r" * (len(_grid(table)[0]) - 1)
+    notes = " ".join(latex_escape(note) for note in table.notes)
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex_escape(table.title)} {notes}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+    ]
+    return "\n".join([*lines, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def html_page(table: Table) -> str:
+    header, *rows = [[html.escape(text) for text in line] for line in _grid(table)]
+    title = html.escape(table.title)
+    head = "".join(f"<th>{text}</th>" for text in header)
+    body = "\n".join(f"<tr><th>{line[0]}</th>" + "".join(f"<td>{text}</td>" for text in line[1:]) + "</tr>" for line in rows)
+    notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
+    style = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}th,td{padding:.3em .8em;text-align:right}"
+    style += "th:first-child{text-align:left}thead{border-bottom:1px solid}p{max-width:60em;color:#555}"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{style}</style>\n'
+        f"<h1>{title}</h1>\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n{notes}\n</html>\n"
+    )
+
+
+WRITERS = {"md": markdown, "csv": comma_separated, "tex": latex, "html": html_page}
