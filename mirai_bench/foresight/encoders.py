@@ -11,7 +11,9 @@ from torch import Tensor
 from ..config import BlockCausal, RunConfig
 from ..data.codes import Batch, Codes
 from ..errors import unknown
+from .features import cached_features
 from .masked_tokens import MaskedTokens, load_or_train
+from .pixel_encoders import PIXEL_ENTRIES, PixelEncoder
 
 
 class Encoder(Protocol):
@@ -27,6 +29,13 @@ def block_causal_mask(cells: int, block: int, device: torch.device) -> Tensor:
     return index[:, None] >= index
 
 
+def context_mask(config: RunConfig, device: torch.device) -> Tensor | None:
+    """Which cells each cell sees, (T, T) bool; None: all."""
+    context = config.foresight.encoder.context
+    cells = config.grid[0] * config.grid[1]
+    return block_causal_mask(cells, context.block_causal, device) if isinstance(context, BlockCausal) else None
+
+
 class TrainedTokens:
     """The masked-token transformer that the project trains on the same codes, at its last block; its context can be cut to block-causal.
 
@@ -36,9 +45,7 @@ class TrainedTokens:
     def __init__(self, config: RunConfig, codes: Codes, device: torch.device) -> None:
         self.model = load_or_train(config, codes, device)
         self.width = config.model.width
-        context = config.foresight.encoder.context
-        cells = config.grid[0] * config.grid[1]
-        self.mask = block_causal_mask(cells, context.block_causal, device) if isinstance(context, BlockCausal) else None
+        self.mask = context_mask(config, device)
 
     def __call__(self, batch: Batch, codes: Codes) -> Tensor:
         return self.model.states(batch.tokens, self.mask)
@@ -56,12 +63,24 @@ class RandomTokens:
         return self.model.states(batch.tokens)
 
 
-ENCODERS: dict[str, Callable[[RunConfig, Codes, torch.device], Encoder]] = {"masked_tokens": TrainedTokens}
+def pixels(config: RunConfig, codes: Codes, device: torch.device) -> Encoder:
+    """A pretrained image encoder on the pixels of the same view; read from the feature cache where the config says so."""
+    e = config.foresight.encoder
+    encoder = PixelEncoder(e.name, config.grid, device, weights=e.weights, cells=context_mask(config, device))
+    return cached_features(encoder, config, codes, device) if e.cache else encoder
+
+
+ENCODERS: dict[str, Callable[[RunConfig, Codes, torch.device], Encoder]] = {
+    "masked_tokens": TrainedTokens,
+    **dict.fromkeys(PIXEL_ENTRIES, pixels),
+}
 
 
 def build_encoder(config: RunConfig, codes: Codes, device: torch.device) -> Encoder:
     """The encoder that the config names. Raises UserError for an unknown name."""
     name = config.foresight.encoder.name
+    if name.startswith("timm:"):
+        return pixels(config, codes, device)
     if name not in ENCODERS:
-        raise unknown("foresight encoder", name, ENCODERS)
+        raise unknown("foresight encoder", name, [*ENCODERS, "timm:<model>"])
     return ENCODERS[name](config, codes, device)

@@ -1,0 +1,285 @@
+"""Image encoders as teachers: shapes, matching grids, context masks, weight files, the feature cache. Random weights: nothing is downloaded."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+pytest.importorskip("timm", reason="needs the optional extra: pip install -e '.[encoders]'")
+
+from mirai_bench.compose import build_run, merge, read_profile
+from mirai_bench.data.codes import Codes, open_codes
+from mirai_bench.data.pixels import Pixels
+from mirai_bench.data.shards import Joined
+from mirai_bench.errors import UserError
+from mirai_bench.foresight.encoders import ENCODERS, block_causal_mask, build_encoder
+from mirai_bench.foresight.features import cached_features
+from mirai_bench.foresight.pixel_encoders import (
+    ASSETS,
+    LITE0_STAGES,
+    PIXEL_ENTRIES,
+    PixelEncoder,
+    create_network,
+    entry_of,
+    find_weights,
+    official_lite0,
+    stage_for,
+    with_prefix,
+)
+
+CPU = torch.device("cpu")
+WIDTHS = {"s": 384, "b": 768, "l": 1024}
+
+
+def random_images(count, size, seed=0):
+    return torch.randint(256, (count, size, size, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def nudge(model):
+    """Random tables and norms, so that a test sees what they do (several are initialised to zero or one)."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("pixels", [256, 384])
+@pytest.mark.parametrize("name", PIXEL_ENTRIES)
+def test_every_entry_has_one_feature_a_token(name, pixels):
+    """At full depth on the meta device: shapes without arithmetic."""
+    grid, meta = pixels // 16, torch.device("meta")
+    with meta:
+        encoder = PixelEncoder(name, (grid, grid), meta, pretrained=False)
+        features = encoder.features(torch.empty(2, pixels, pixels, 3, dtype=torch.uint8))
+    assert features.shape == (2, grid * grid, encoder.width) and features.dtype == torch.float32 and not features.requires_grad
+    assert not any(p.requires_grad for p in encoder.model.parameters()) and not encoder.model.training
+    if encoder.entry.patch:
+        assert encoder.size == grid * encoder.entry.patch
+        assert encoder.size == {14: {256: 224, 384: 336}, 16: {256: 256, 384: 384}}[encoder.entry.patch][pixels]
+        assert encoder.width == WIDTHS[name.split("_")[1]]
+    else:
+        assert (encoder.size, encoder.width) == (pixels, 112)
+
+
+@pytest.mark.parametrize("name", PIXEL_ENTRIES)
+def test_the_entrys_facts_are_timms(name):
+    entry, found = PIXEL_ENTRIES[name], entry_of(f"timm:{PIXEL_ENTRIES[name].timm}")
+    assert (entry.timm, entry.patch, entry.trained_size, entry.interpolation) == (
+        found.timm, found.patch, found.trained_size, found.interpolation,
+    )  # fmt: skip
+    assert entry.mean_std == found.mean_std
+
+
+def test_encoders_and_entries_are_one_list():
+    assert set(ENCODERS) == {"masked_tokens", *PIXEL_ENTRIES}
+
+
+def test_features_are_the_patch_tokens_after_the_final_norm():
+    encoder = PixelEncoder("dinov2_s_reg", (4, 4), CPU, pretrained=False, depth=1)
+    images = random_images(2, 56)
+    states = encoder.model.forward_features(encoder.prepare(images))
+    assert encoder.model.num_prefix_tokens == 5 and states.shape == (2, 5 + 16, 384)
+    assert torch.equal(encoder.features(images), states[:, 5:])
+
+
+@pytest.mark.parametrize("name", ["dinov2_s", "dinov3_s", "efficientnet_lite0"])
+def test_a_feature_stands_at_its_own_cell(name):
+    """Changing the pixels of one cell changes the features there most (a convolution of random weights: there or next to it)."""
+    encoder = PixelEncoder(name, (16, 16), CPU, pretrained=False, **({"depth": 1} if name != "efficientnet_lite0" else {}))
+    images = random_images(1, 256)
+    other = images.clone()
+    other[:, 5 * 16 : 6 * 16, 9 * 16 : 10 * 16] = 255 - other[:, 5 * 16 : 6 * 16, 9 * 16 : 10 * 16]
+    change = (encoder.features(images) - encoder.features(other)).norm(dim=-1)[0]
+    row, column = divmod(int(change.argmax()), 16)
+    near = 0 if encoder.entry.patch else 1
+    assert abs(row - 5) <= near and abs(column - 9) <= near
+
+
+@pytest.mark.parametrize("name", ["dinov2_s_reg", "dinov3_s", "clip_b"])
+def test_block_causal_features_do_not_see_later_blocks(name):
+    """Pixels of a later block change nothing before it, though two blocks of class and register tokens could carry them."""
+    patch = PIXEL_ENTRIES[name].patch
+    images = random_images(1, 8 * patch)  # no resizing: the cut is exact
+    other = images.clone()
+    row, column = divmod(44, 8)
+    other[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = 0
+    encoder = PixelEncoder(name, (8, 8), CPU, pretrained=False, cells=block_causal_mask(64, 8, CPU), depth=2)
+    nudge(encoder.model)
+    assert encoder.mask.equal(with_prefix(block_causal_mask(64, 8, CPU), encoder.model.num_prefix_tokens))
+    for block in (1, 8, 24, None):
+        encoder.mask = block and with_prefix(block_causal_mask(64, block, CPU), encoder.model.num_prefix_tokens)
+        change = (encoder.features(images) - encoder.features(other)).abs().amax((0, 2))
+        first = 0 if block is None else 44 // block * block
+        assert (change[:first] == 0).all() and (change[first:] > 0).all(), block
+
+
+def test_a_convolutional_encoder_refuses_a_cut_context():
+    with pytest.raises(UserError, match="no attention to mask"):
+        PixelEncoder("efficientnet_lite0", (8, 8), CPU, pretrained=False, cells=block_causal_mask(64, 8, CPU))
+
+
+@pytest.mark.parametrize(("grid", "size"), [(4, 128), (8, 256), (16, 256), (24, 384), (32, 256)])
+def test_a_convolutional_stage_is_the_deepest_that_fits(grid, size):
+    reductions = [2, 4, 8, 16, 32]
+    assert stage_for(PIXEL_ENTRIES["efficientnet_lite0"], grid, reductions) == (reductions.index(size // grid), size)
+
+
+def test_a_grid_that_fits_no_stage_is_refused():
+    for grid in (2, 256):
+        with pytest.raises(UserError, match=f"no stage for a {grid}x{grid} token grid"):
+            PixelEncoder("efficientnet_lite0", (grid, grid), CPU, pretrained=False)
+
+
+@pytest.mark.parametrize(("name", "grid"), [("timm:vit_tiny_patch16_224", 12), ("timm:resnet18", 4)])
+def test_any_timm_model_with_a_spatial_output(name, grid):
+    encoder = PixelEncoder(name, (grid, grid), CPU, pretrained=False)
+    assert encoder.features(random_images(1, 32)).shape == (1, grid * grid, encoder.width)
+
+
+def test_names_and_outputs_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="Did you mean 'resnet18'"):
+        PixelEncoder("timm:resnet_18", (8, 8), CPU, pretrained=False)
+    with pytest.raises(UserError, match="does not give 64 cells"):
+        PixelEncoder("timm:mixer_s32_224", (8, 8), CPU, pretrained=False)
+
+
+def test_preprocessing_by_hand():
+    encoder = PixelEncoder("dinov2_s", (1, 1), CPU, pretrained=False, depth=1)
+    white = encoder.prepare(torch.full((1, 14, 14, 3), 255, dtype=torch.uint8))
+    expected = [(1 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
+    np.testing.assert_allclose(white[0, :, 3, 5].numpy(), expected, rtol=1e-6)
+    assert encoder.prepare(random_images(1, 32)).shape == (1, 3, 14, 14)
+
+
+def test_the_position_table_is_resampled_when_a_file_is_read(tmp_path):
+    large = create_network(PIXEL_ENTRIES["dinov2_s"], 518, None, False, depth=1)
+    nudge(large)
+    save_file(large.state_dict(), tmp_path / "weights.safetensors")
+    encoder = PixelEncoder("dinov2_s", (16, 16), CPU, weights=tmp_path / "weights.safetensors", depth=1)
+    assert encoder.model.pos_embed.shape == (1, 257, 384) and large.pos_embed.shape == (1, 37 * 37 + 1, 384)
+    assert torch.equal(encoder.model.pos_embed[:, 0], large.pos_embed[:, 0])
+    assert torch.equal(encoder.model.blocks[0].attn.qkv.weight, large.blocks[0].attn.qkv.weight)
+
+
+def test_weight_files_are_read_whole_or_refused(tmp_path):
+    network = create_network(PIXEL_ENTRIES["mae_b"], 224, None, False, depth=1)
+    state = network.state_dict()
+    torch.save({"model": state | {"decoder_embed.weight": torch.zeros(3)}}, tmp_path / "mae.pth")  # as its authors publish it
+    encoder = PixelEncoder("mae_b", (14, 14), CPU, weights=tmp_path / "mae.pth", depth=1)
+    assert all(torch.equal(encoder.model.state_dict()[name], tensor) for name, tensor in state.items())
+    lacking = {name: tensor for name, tensor in state.items() if name != "norm.weight"}
+    save_file(lacking, tmp_path / "lacking.safetensors")
+    with pytest.raises(UserError, match=r"lacks 1 of the tensors of vit_base_patch16_224, for instance norm\.weight"):
+        PixelEncoder("mae_b", (14, 14), CPU, weights=tmp_path / "lacking.safetensors", depth=1)
+    with pytest.raises(UserError, match=r"another architecture|lacks"):
+        PixelEncoder("dinov2_s", (16, 16), CPU, weights=tmp_path / "mae.pth", depth=1)
+
+
+def foreign_lite0(state):
+    """timm's state dict under the names of PyPI's package, written down apart from the mapping under test."""
+    names = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    starts = np.cumsum([0, *LITE0_STAGES])
+    foreign = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        if parts[0] == "blocks":
+            flat = starts[int(parts[1])] + int(parts[2])
+            order = ["conv_dw", "bn1", "conv_pw", "bn2"] if flat == 0 else ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+            theirs = ["_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
+            theirs = theirs if flat == 0 else ["_expand_conv", "_bn0", *theirs]
+            foreign[f"_blocks.{flat}.{theirs[order.index(parts[3])]}.{parts[4]}"] = tensor
+        else:
+            foreign[f"{names[parts[0]]}.{parts[1]}"] = tensor
+    return foreign
+
+
+def test_lite0_reads_the_other_packages_names():
+    import timm
+
+    state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    renamed = official_lite0(foreign_lite0(state))
+    assert renamed.keys() == state.keys() and all(torch.equal(renamed[name], state[name]) for name in state)
+    assert official_lite0(state) is state
+
+
+def test_lite0s_file_is_looked_for_and_checked(monkeypatch, tmp_path):
+    entry = PIXEL_ENTRIES["efficientnet_lite0"]
+    monkeypatch.delenv(ASSETS, raising=False)
+    with pytest.raises(UserError, match="MIRAI_BENCH_ASSETS is not set"):
+        find_weights("efficientnet_lite0", entry, None)
+    monkeypatch.setenv(ASSETS, str(tmp_path))
+    with pytest.raises(UserError, match="where it is not"):
+        find_weights("efficientnet_lite0", entry, None)
+    (tmp_path / entry.file).write_bytes(b"something else")
+    with pytest.raises(UserError, match="is not the file"):
+        find_weights("efficientnet_lite0", entry, None)
+    assert find_weights("efficientnet_lite0", entry, tmp_path / "mine.pth") == tmp_path / "mine.pth"
+
+
+def test_without_timm_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[encoders\]'"):
+        PixelEncoder("dinov2_b", (16, 16), CPU, pretrained=False)
+
+
+@pytest.fixture
+def digits_config(make_config, tmp_path):
+    """The digits profile with a tiny image encoder, whose random weights lie in a file."""
+    import timm
+
+    network = timm.create_model("test_vit", pretrained=False, num_classes=0, img_size=128)
+    save_file(network.state_dict(), tmp_path / "tiny.safetensors")
+    encoder = {"name": "timm:test_vit", "weights": str(tmp_path / "tiny.safetensors")}
+    return lambda **fields: make_config(
+        foresight={"level": "internal", "source": "encoder", "k": 1, "encoder": encoder | fields},
+        machine={"runs": str(tmp_path / "runs")},
+    )
+
+
+@pytest.fixture
+def few_codes(make_config):
+    """The first 40 digits."""
+    config = make_config()
+    codes = open_codes(config, "train", CPU)
+    pixels = Pixels(lambda: codes.pixels.dataset, np.arange(40), config.data, CPU)
+    tokens = codes.all()[0][:40, None].numpy().astype(np.uint16)
+    return Codes(Joined([tokens]), codes.labels[:40].numpy(), pixels, codes.manifest, CPU)
+
+
+def test_the_cache_holds_what_the_encoder_gives(digits_config, few_codes):
+    live, stored = digits_config(), digits_config(cache=True)
+    assert live.fingerprint() != stored.fingerprint()  # half precision changes numbers
+    encoder, cache = build_encoder(live, few_codes, CPU), build_encoder(stored, few_codes, CPU)
+    batch = few_codes.batch(seed=1, step=1, rank=0, world=1, batch_size=16)
+    assert cache.stored.shape == (40, 1, 64, encoder.width) and cache.stored.dtype == np.float16
+    assert isinstance(cache.stored, np.memmap) and cache.width == encoder.width
+    torch.testing.assert_close(cache(batch, few_codes), encoder(batch, few_codes).half().float(), rtol=0, atol=2e-3)
+
+
+def test_the_cache_is_made_once_and_again_for_another_encoder(digits_config, few_codes, monkeypatch):
+    config = digits_config(cache=True)
+    made = lambda: {path.name for path in (config.machine.runs / "cache").glob("features-*") if path.is_dir()}  # noqa: E731
+    build_encoder(config, few_codes, CPU)
+    assert len(made()) == 1
+    monkeypatch.setattr("mirai_bench.foresight.features.write_features", lambda *_: pytest.fail("made twice"))
+    build_encoder(config, few_codes, CPU)
+    monkeypatch.undo()
+    cached_features(PixelEncoder("timm:test_vit", config.grid, CPU, pretrained=False), config, few_codes, CPU)
+    build_encoder(digits_config(cache=True, context={"block_causal": 8}), few_codes, CPU)
+    assert len(made()) == 3
+
+
+def test_a_run_trains_on_cached_features(digits_config, few_codes, monkeypatch):
+    from mirai_bench import trainer
+
+    monkeypatch.setattr(trainer, "open_codes", lambda *_: few_codes)
+    work = trainer.Trainer(digits_config(cache=True))
+    losses = [float(work.step(step)["foresight"]) for step in range(6)]
+    assert 0 < losses[-1] < losses[0]
+
+
+def test_the_built_in_teacher_needs_no_cache():
+    fields = merge(read_profile("digits"), {"foresight": {"encoder": {"cache": True}}})
+    with pytest.raises(UserError, match="write cache: false"):
+        build_run(fields, "test")
