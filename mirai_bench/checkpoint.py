@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from .cli import say
+from .cli import run, say
 from .errors import UserError
 
 FILES = ("model", "ema", "optimizer")
@@ -107,25 +108,46 @@ def load_latest(run_dir: Path) -> Checkpoint | None:
     return None
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Generator weights by official name, from a run folder, a checkpoint folder (EMA), a .safetensors, or an official .pt/.pth.
-
-    An official file may hold them under `model`; Mirai's own projectors are left out. Raises UserError for a file that needs pickle.
-    """
-    if path.is_dir():
-        newest = saved(path)
-        path = (newest[-1] if newest else path) / "ema.safetensors"
+def read_tensors(path: Path) -> dict[str, Any]:
+    """The content of a .safetensors or of a .pt/.pth file. Raises UserError for a missing or damaged one, and one that needs pickle."""
     if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file: {error}") from None
     except Exception as error:
         raise UserError(
             f"{path} was not read: it needs pickle to run code, or is damaged ({str(error).splitlines()[0]})"
         ) from None
-    weights = content.get("model", content)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Generator weights by official name, from a run folder, a checkpoint folder (EMA), a .safetensors, or an official .pt/.pth.
+
+    Of an official file these are the trained weights (not its EMA), without Mirai's projectors: `official.read` gives the rest.
+    """
+    if path.is_dir():
+        newest = saved(path)
+        path = (newest[-1] if newest else path) / "ema.safetensors"
+    weights = unwrap(read_tensors(path))
     return {name: tensor for name, tensor in weights.items() if not name.startswith("projectors.")}
+
+
+def unwrap(content: dict[str, Any], key: str = "model") -> dict[str, Tensor]:
+    """The state dict in an official file: under `key` (DDP), `module` (DeepSpeed) or `state_dict`, or the whole file (FSDP).
+
+    The prefixes that torch.compile and DDP add are cut off; what the model computes itself (`freqs_cis`, key/value caches) is left out.
+    """
+    found = next((content[k] for k in (key, "module", "state_dict") if isinstance(content.get(k), dict)), content)
+    names = {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in found.items()}
+    computed = ("freqs_cis", "causal_mask")
+    return {name: tensor for name, tensor in names.items() if name not in computed and ".kv_cache." not in name}
+
+
+if __name__ == "__main__":
+    from .official import command
+
+    sys.exit(run(command))
