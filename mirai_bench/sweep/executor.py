@@ -1,0 +1,126 @@
+"""Ray, and nothing else: a session, and one trial a cell on Ray Tune. Imported when there is something to run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from ..cli import say
+from ..config import Machine
+from ..errors import UserError
+from .trial import Job, run_cell
+
+GRACE_SECONDS = 20.0  # for running cells to save a checkpoint, once the stop file is there
+Ended = tuple[int, dict[str, Any], BaseException | None]
+"""(cell number, what run_cell returned, why Ray gave it up)"""
+
+
+@contextlib.contextmanager
+def session(address: str | None, environment: dict[str, str]) -> Iterator[None]:
+    """Joins the cluster at `address`, or starts Ray on this machine and ends it again; one that is up in this process is used and left."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    here = {"address": "local", "include_dashboard": False}
+    there = {"address": address, "runtime_env": {"env_vars": environment}}
+    try:
+        ray.init(**(there if address else here), logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"Ray did not start{f' at {address}' if address else ''}: {str(error).splitlines()[0]}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def slots(machine: Machine, local: bool) -> int:
+    """Trials that fit at once. Raises UserError where none ever will; a cluster may still grow, so there it is only said."""
+    has, fitting = ray.cluster_resources(), []
+    for name, key, wanted in (("CPU", "cpus", machine.cpus), ("GPU", "gpus", machine.gpus)):
+        there = has.get(name, 0)
+        if wanted > there:
+            message = (
+                f"machine.{key} is {wanted:g} for each trial, but {'this machine' if local else 'the cluster'} has {there:g}"
+            )
+            if local:
+                raise UserError(f"{message}: write --set machine.{key}={there:g} or less, or join a cluster with --address")
+            say(f"warning: {message} at the moment")
+        if wanted:
+            fitting.append(int(there // wanted))
+    return max(1, min(fitting))
+
+
+class StopFile(tune.Stopper):
+    """Ends the experiment once the file is there: running cells save and return by themselves, the others are not begun."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.path.exists()
+
+
+def execute(
+    job: Job, machine: Machine, scratch: Path, *, max_concurrent: int | None, retries: int, every_second: Callable[[], None]
+) -> list[Ended]:
+    """One trial a cell, in their order, with `every_second()` called meanwhile.
+
+    Raises KeyboardInterrupt where the job's stop file ended it.
+    """
+    shutil.rmtree(scratch, ignore_errors=True)
+    trainable = tune.with_parameters(run_cell, job=job)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": machine.cpus, "gpu": machine.gpus}),
+        param_space={"cell": tune.grid_search(list(range(len(job.configs))))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=max_concurrent, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=scratch.name,
+            storage_path=str(scratch.parent),
+            verbose=0,
+            stop=StopFile(job.stop_file),
+            failure_config=tune.FailureConfig(max_failures=retries),
+        ),
+    )
+    try:
+        results = _in_thread(tuner.fit, every_second, job.stop_file)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return [(result.config["cell"], result.metrics or {}, result.error) for result in results if result.config]
+
+
+def _in_thread(fit: Callable[[], Any], every_second: Callable[[], None], stop_file: Path) -> Any:
+    """fit() in a thread of its own, where Tune leaves signals alone: they are the main thread's, which waits and shows progress."""
+    answer: dict[str, Any] = {}
+
+    def target() -> None:
+        try:
+            answer["results"] = fit()
+        except BaseException as error:
+            answer["error"] = error
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    deadline = None
+    while thread.is_alive() and (deadline is None or time.monotonic() < deadline):
+        thread.join(1.0)
+        every_second()
+        if deadline is None and stop_file.exists():
+            deadline = time.monotonic() + GRACE_SECONDS
+    if stop_file.exists():
+        raise KeyboardInterrupt
+    if "error" in answer:
+        raise answer["error"]
+    return answer["results"]

@@ -1,0 +1,96 @@
+"""What the terminal shows while cells run: one line that renews itself, or plain lines where nobody watches. All on stderr."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+
+from ..cli import say
+from ..compose import Cell
+from .estimate import cell_flops
+from .plan import Plan, State, failure_of, progress_of, run_dir_of, state_of
+
+EVERY_SECONDS = 15.0  # a plain line
+FINAL = ("done", "failed")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Screen:
+    def __init__(self, plan: Plan, cells: list[Cell]) -> None:
+        self.cells = cells
+        self.total = len(plan.sweep.cells)
+        self.before = self.total - len(cells)
+        self.live = sys.stderr.isatty()
+        self.start = self.last = time.monotonic()
+        self.work = {cell.fingerprint: cell_flops(cell.config) or float(cell.config.train.epochs) for cell in cells}
+        self.begun = {cell.fingerprint: self._fraction(cell) for cell in cells}
+        self.states: dict[str, State] = {cell.fingerprint: "pending" for cell in cells}
+        say(
+            f"{plan.sweep.axis} ({plan.profile}): {self.total} cells, {self.before} done before, {len(cells)} to run; runs are in {plan.runs}"
+        )
+
+    def refresh(self) -> None:
+        """Called about once a second; reads the run folders."""
+        for cell in self.cells:
+            was = self.states[cell.fingerprint]
+            if was not in FINAL:
+                now = self.states[cell.fingerprint] = self._state(cell)
+                if now in FINAL:
+                    self._say_ended(cell, now)
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{self.line()[:width]}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self.last >= EVERY_SECONDS:
+            self.last = time.monotonic()
+            say(self.line())
+
+    def close(self) -> None:
+        self.refresh()
+        if self.live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        ended = [state for state in self.states.values() if state in FINAL]
+        failed = ended.count("failed")
+        running = [
+            f"{cell.arm} s{cell.seed} epoch {progress_of(run_dir_of(cell), cell.config).epoch:.1f}/{cell.config.train.epochs}"
+            for cell in self.cells
+            if self.states[cell.fingerprint] == "running"
+        ]
+        left = self._seconds_left()
+        parts = [
+            f"{self.before + ended.count('done')}/{self.total} done" + (f", {failed} failed" if failed else ""),
+            *running[:4],
+        ]
+        parts += [f"and {len(running) - 4} more"] if len(running) > 4 else []
+        return " · ".join(parts + ([f"{duration(left)} left"] if left is not None else []))
+
+    def _state(self, cell: Cell) -> State:
+        """A failed.json may be followed by another attempt while the lock is held or the trial is retried: the lock decides."""
+        return state_of(run_dir_of(cell))
+
+    def _say_ended(self, cell: Cell, state: State) -> None:
+        if self.live:
+            print("\r\x1b[K", end="", file=sys.stderr)
+        reason = f": {failure_of(run_dir_of(cell))}" if state == "failed" else ""
+        say(f"{state}: {cell.arm}, seed {cell.seed}{reason}")
+
+    def _fraction(self, cell: Cell) -> float:
+        return min(1.0, progress_of(run_dir_of(cell), cell.config).epoch / cell.config.train.epochs)
+
+    def _seconds_left(self) -> float | None:
+        """At the pace, in training FLOPs, of all cells since this command began."""
+        advanced = left = 0.0
+        for cell in self.cells:
+            key, state = cell.fingerprint, self.states[cell.fingerprint]
+            share = 1.0 if state in FINAL else self._fraction(cell) if state == "running" else self.begun[key]
+            advanced += self.work[key] * (share - self.begun[key])
+            left += self.work[key] * (1 - share)
+        elapsed = time.monotonic() - self.start
+        return elapsed * left / advanced if advanced > 0 else None
