@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 MEASURED = ("step", "epoch", "metrics", "train_flops", "train_seconds", "sample_seconds", "evaluate_seconds", "grid")
@@ -41,3 +43,9 @@ def unpack(lines: Iterable[dict[str, Any]], **labels: Any) -> list[dict[str, Any
                 {key: value for key, value in line.items() if key != "kind"} | labels | {"run": run}
             )
     return [found[key] for key in sorted(found)]
+
+
+def read_plans(runs: Path) -> list[dict[str, Any]]:
+    """The plans of all sweeps in this folder of runs: {axis, profile, question, baseline, arms, cells: [{arm, seed, fingerprint}]}."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((runs / "sweeps").glob("*.json"))]
+    return [plan for plan in found if isinstance(plan, dict) and "cells" in plan]

@@ -17,7 +17,7 @@ from .cli import say
 from .errors import UserError, unknown
 from .journal import read_journal, write_atomic
 from .mlflow_store import answers, artifact, children, connect, experiment_id, shown, store_uri
-from .records import MEASURED, PROVENANCE, pack, unpack
+from .records import MEASURED, PROVENANCE, pack, read_plans, unpack
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -148,8 +148,7 @@ def _from_plan(plan: dict[str, Any], runs: dict[tuple[str, str], tuple[str, Path
 def read_journals(runs: Path, axis: str | None = None, profile: str | None = None) -> list[Results]:
     """Every sweep (or the one of this axis and profile) that was planned in this folder of runs, from the runs' own journals."""
     found = []
-    for path in sorted((runs / "sweeps").glob("*.json")):
-        plan = json.loads(path.read_text(encoding="utf-8"))
+    for plan in read_plans(runs):
         if axis in (None, plan["axis"]) and profile in (None, plan["profile"]):
             cells = [(cell["arm"], cell["fingerprint"], runs / cell["fingerprint"]) for cell in plan["cells"]]
             states = {(arm, mark): (_state(folder), folder / "journal.jsonl", folder) for arm, mark, folder in cells}

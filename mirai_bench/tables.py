@@ -155,29 +155,25 @@ def _difference(estimate: Estimate | None, metric: str) -> str:
     return number(estimate.mean, metric, sign=True) + ("" if math.isnan(estimate.half) else f" [{low}, {high}]")
 
 
-def _grid(table: Table) -> list[list[str]]:
-    """Header and rows as they are read."""
+def _grids(table: Table) -> list[list[list[str]]]:
+    """Header and rows as they are read: the primary metric against the baseline, then the other metrics."""
     first, *others = table.metrics
     arrow = {name: f"{name} {'↓' if lower_is_better(name) else '↑'}" for name in table.metrics}
     with_paper = any(first in row.paper for row in table.rows)
     header = ["arm", "n", arrow[first], f"Δ to {table.baseline}", "p (Holm)"]
-    header += (
-        [f"paper: {papers_name(first)}"] * with_paper + ["FLOPs ×"] + ["time ×"] * table.timing + [arrow[name] for name in others]
-    )
-    lines = [header]
+    main = [header + [f"paper: {papers_name(first)}"] * with_paper + ["FLOPs ×"] + ["time ×"] * table.timing]
     for row in table.rows:
         change, paper = row.differences.get(first), row.paper.get(first)
-        line = [
-            row.arm,
-            str(row.n) if row.n == row.planned else f"{row.n} of {row.planned}",
-            _plus_minus(row, first),
-        ]
+        line = [row.arm, str(row.n) if row.n == row.planned else f"{row.n} of {row.planned}", _plus_minus(row, first)]
         line += [_difference(change, first), p_value(change.p) if change else MISSING]
         line += [f"{paper.value:.2f} @{paper.epochs} [{paper.mark}]" if paper else MISSING] * with_paper
         line += [f"{row.flops:.2f}" if row.flops else MISSING]
-        line += [f"{row.seconds.mean:.2f}" if row.seconds else MISSING] * table.timing
-        lines.append(line + [_plus_minus(row, name) for name in others])
-    return lines
+        main.append(line + [f"{row.seconds.mean:.2f}" if row.seconds else MISSING] * table.timing)
+    rest = [
+        ["arm", *(arrow[name] for name in others)],
+        *([row.arm, *(_plus_minus(row, name) for name in others)] for row in table.rows),
+    ]
+    return [main, rest] if others else [main]
 
 
 def markdown_escape(text: str) -> str:
@@ -194,9 +190,9 @@ def markdown_grid(header: list[str], rows: list[list[str]], rest: str = "---:") 
 
 
 def markdown(table: Table) -> str:
-    header, *rows = _grid(table)
+    grids = "\n".join(markdown_grid(header, rows) for header, *rows in _grids(table))
     notes = "".join(f"- {markdown_escape(note)}\n" for note in table.notes)
-    return f"**{markdown_escape(table.title)}**\n\n{markdown_grid(header, rows)}\n{notes}"
+    return f"**{markdown_escape(table.title)}**\n\n{grids}\n{notes}"
 
 
 def comma_separated(table: Table) -> str:
@@ -238,31 +234,35 @@ def latex_escape(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table` with booktabs rules."""
-    header, *rows = [" & ".join(map(latex_escape, line)) + r" \\" for line in _grid(table)]
-    columns = "l" + "r" * (len(_grid(table)[0]) - 1)
-    notes = " ".join(latex_escape(note) for note in table.notes)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{latex_escape(table.title)} {notes}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-    ]
-    return "\n".join([*lines, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+    """A `table` with booktabs rules; the other metrics in a second tabular below."""
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_escape(' '.join([table.title, *table.notes]))}}}"]
+    for grid in _grids(table):
+        header, *rows = [" & ".join(map(latex_escape, line)) + r" \\" for line in grid]
+        lines += [
+            rf"\begin{{tabular}}{{l{'r' * (len(grid[0]) - 1)}}}",
+            r"\toprule",
+            header,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    return "\n".join([*lines[:-1], r"\end{table}"]) + "\n"
 
 
 def html_page(table: Table) -> str:
-    header, *rows = [[html.escape(text) for text in line] for line in _grid(table)]
-    title = html.escape(table.title)
-    head = "".join(f"<th>{text}</th>" for text in header)
-    body = "\n".join(f"<tr><th>{line[0]}</th>" + "".join(f"<td>{text}</td>" for text in line[1:]) + "</tr>" for line in rows)
-    notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
-    style = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}th,td{padding:.3em .8em;text-align:right}"
+    title, parts = html.escape(table.title), []
+    for grid in _grids(table):
+        header, *rows = [[html.escape(text) for text in line] for line in grid]
+        head = "".join(f"<th>{text}</th>" for text in header)
+        body = "\n".join(f"<tr><th>{line[0]}</th>" + "".join(f"<td>{text}</td>" for text in line[1:]) + "</tr>" for line in rows)
+        parts.append(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n")
+    parts += [f"<p>{html.escape(note)}</p>\n" for note in table.notes]
+    style = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}th,td{padding:.3em .8em;text-align:right}"
     style += "th:first-child{text-align:left}thead{border-bottom:1px solid}p{max-width:60em;color:#555}"
-    return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{style}</style>\n'
-        f"<h1>{title}</h1>\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n{notes}\n</html>\n"
-    )
+    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{style}</style>\n<h1>{title}</h1>\n'
+    return head + "".join(parts) + "</html>\n"
 
 
 WRITERS = {"md": markdown, "csv": comma_separated, "tex": latex, "html": html_page}

@@ -24,7 +24,7 @@ from .cli import run
 from .errors import UserError, unknown
 from .journal import read_journal
 from .mlflow_store import create_store, experiment_id, shown, store_uri, unless_away
-from .records import pack
+from .records import pack, read_plans
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 BATCH = 1000  # points in one log_batch: MLflow's limit
 PREFIX = {"train": "train/", "evaluation": "eval/"}
 NOT_METRICS = {"kind", "time", "step"}
+LOCAL_PATHS = {"runs", "data", "codes", "assets"}  # of the machine, nothing to a reader of config.yaml
 
 
 def start_sweep(plan: Mapping[str, Any]) -> str | None:
@@ -162,7 +163,7 @@ def _send_artifacts(
 ) -> None:
     """config.yaml, records.jsonl (every evaluation so far, packed) and the sample grids; a file of the same size is there already."""
     there = {info.path: info.file_size for folder in (None, "samples") for info in client.list_artifacts(run_id, folder)}
-    kept = config | {"machine": {key: value for key, value in config["machine"].items() if key not in ("runs", "data")}}
+    kept = config | {"machine": {key: value for key, value in config["machine"].items() if key not in LOCAL_PATHS}}
     records = [line for line in lines if line["kind"] == "evaluation"]
     texts = {
         "config.yaml": yaml.safe_dump(kept, sort_keys=False),
@@ -193,8 +194,7 @@ def _replay(run_dir: Path) -> int:
     """Under every plan beside the run that has it, else as a run of its own. → number of MLflow runs that now hold it."""
     config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     cells = []
-    for path in sorted((run_dir.parent / "sweeps").glob("*.json")):
-        plan = json.loads(path.read_text(encoding="utf-8"))
+    for plan in read_plans(run_dir.parent):
         mine = [cell for cell in plan["cells"] if cell["fingerprint"] == run_dir.name]
         cells += [(start_sweep(plan), plan["axis"], cell["arm"]) for cell in mine]
     for parent, axis, arm in cells or [(None, None, "")]:

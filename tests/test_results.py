@@ -240,9 +240,9 @@ def test_papers_value_is_of_the_same_size_and_nearest_epoch(frozen):
 def test_latex_has_no_unescaped_special(frozen):
     assert all(latex_escape(c) != c for c in "&%$#_{}~^\\<>±−Δ—")
     text = WRITERS["tex"](build_table(frozen))
-    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
-    for line in body.strip().splitlines():
-        assert line.replace(r"\&", "").count("&") == 10 and line.endswith(r" \\")
+    for body, columns in zip(text.split(r"\midrule")[1:], (8, 4), strict=True):
+        for line in body.split(r"\bottomrule")[0].strip().splitlines():
+            assert line.replace(r"\&", "").count("&") == columns - 1 and line.endswith(r" \\")
     assert not set(text) - set(map(chr, range(128))), "plain ASCII: any LaTeX engine reads it"
     assert "[" not in text.replace("{[}", "") and LATEX["_"] == r"\_"
 
