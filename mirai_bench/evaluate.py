@@ -1,31 +1,46 @@
-"""Evaluation of samples under a protocol: what they are compared with, in which feature space, and everything a reader needs to repeat it."""
+"""Evaluation of samples under a protocol: what they are compared with, in which feature space, and all that a reader needs to repeat it.
+
+python -m mirai_bench.evaluate RUN --protocol paper
+python -m mirai_bench.evaluate IMAGES --protocol cifar10_10k --config cifar10
+python -m mirai_bench.evaluate compare A B
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import sys
 import time
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from . import provenance
+from .cli import progress, run, say
+from .compose import build_run, load_run, parse_sets
 from .config import RunConfig
 from .data.codes import has_heldout, open_codes
-from .extractors import Collected, Extractor, open_extractor
-from .metrics import density_coverage, frechet
+from .errors import UserError
+from .extractors import Extractor, entry_of, open_extractor
+from .hashing import file_sha256
+from .images import NpzWriter, open_images
+from .journal import read_journal
+from .measure import UNIT, Measured, Ranks, Sampled, Stored, Unit, measure
 from .model import ARModel
 from .protocol import Protocol
-from .references import Reference, open_reference
-from .sample import image_grid, sample_images
+from .references import SPLITS, Reference, find_reference, open_reference, split_images
+from .references import command as reference_command
+from .sample import image_grid, load_for_sampling
 from .tokenizer import Tokenizer, load_tokenizer
 
-T = TypeVar("T")
-UNIT = 500  # images that a process samples and extracts in one go: features are computed in the same groups whatever the process count
 HELDOUT_BATCH = 256
-NEIGHBOURS = 3  # of precision and recall
-KID_SEED = 2020
-DISTANCE_ROWS = 500  # of a block of the distance matrix of precision and recall
+LOCAL_PATHS = {"machine": {"runs", "data", "codes", "assets"}}  # of the machine, nothing to a reader of the record
 
 
 class Result(NamedTuple):
@@ -36,48 +51,6 @@ class Result(NamedTuple):
     """uint8 (h, w, 3) of the first samples, a class a column"""
     sample_seconds: float
     evaluate_seconds: float
-
-
-class Samples(NamedTuple):
-    images: np.ndarray  # uint8 (B, h, w, 3)
-    labels: np.ndarray  # (B,)
-    features: dict[str, np.ndarray]  # (B, d) each
-
-
-def compare(samples: Collected, reference: Reference) -> dict[str, float]:
-    """The metrics of samples against a reference; those that lack something (spatial features, reference images) are not there."""
-    entry = samples.entry
-    values = {entry.frechet: frechet(samples.moments["pool"].gaussian(), reference.pool, reference.roots["pool"])}
-    if "spatial" in samples.moments and reference.spatial is not None:
-        values["sFID"] = frechet(samples.moments["spatial"].gaussian(), reference.spatial, reference.roots["spatial"])
-    if samples.scores is not None:
-        values["IS"] = samples.scores.value()
-    if reference.features is not None:
-        values |= image_to_image(samples, reference)
-    return values
-
-
-def image_to_image(samples: Collected, reference: Reference) -> dict[str, float]:
-    """KID, precision and recall by torch-fidelity, density and coverage: what needs the features themselves, not their moments."""
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    real, fake = reference.features, samples.kept
-    pair = torch.from_numpy(fake), torch.from_numpy(real)
-    subsets, size = samples.entry.kid
-    size = min(size, len(fake), len(real))
-    kid = kid_features_to_metric(*pair, kid_subsets=subsets, kid_subset_size=size, rng_seed=KID_SEED, verbose=False)
-    prc = prc_features_to_metric(
-        *pair, prc_neighborhood=NEIGHBOURS, prc_batch_size=DISTANCE_ROWS, save_cpu_ram=True, verbose=False
-    )
-    density, coverage = density_coverage(fake, real)
-    return {
-        samples.entry.kernel: kid[KEY_METRIC_KID_MEAN],
-        "precision": prc["precision"],
-        "recall": prc["recall"],
-        "density": density,
-        "coverage": coverage,
-    }
 
 
 @torch.inference_mode()
@@ -103,12 +76,26 @@ def _tokenizer(config: RunConfig, device: torch.device) -> Tokenizer:
 
 
 @lru_cache(maxsize=1)
-def _measure(config: RunConfig, name: str, reference: str, device: torch.device) -> tuple[Extractor, Reference]:
-    extractor = open_extractor(config, name, device)
-    return extractor, open_reference(config, reference, extractor)
+def _opened(config: RunConfig, device: torch.device, weights: Path | None = None) -> tuple[Extractor, Reference]:
+    protocol = config.evaluation.protocol
+    extractor = open_extractor(config, protocol.extractor, device, weights)
+    return extractor, open_reference(config, protocol.reference, extractor)
 
 
-def provenance(protocol: Protocol, extractor: Extractor, reference: Reference) -> dict[str, Any]:
+def check_evaluation(config: RunConfig) -> None:
+    """Raises UserError where a run of this config could not be evaluated: unknown extractor, weights or reference that are not there.
+
+    Weights that can be had (the digits classifier, a download) are had now rather than after the first epochs.
+    """
+    protocol = config.evaluation.protocol
+    entry_of(protocol.extractor).locate(config, None)
+    if protocol.reference in SPLITS:
+        split_images(config, protocol.reference)
+    else:
+        find_reference(config, protocol.reference)
+
+
+def provenance_of(protocol: Protocol, extractor: Extractor, reference: Reference) -> dict[str, Any]:
     return {
         "protocol": protocol.model_dump(mode="json"),
         "protocol_digest": protocol.digest(),
@@ -117,35 +104,185 @@ def provenance(protocol: Protocol, extractor: Extractor, reference: Reference) -
     }
 
 
-def evaluate_model(model: ARModel, config: RunConfig, device: torch.device, *, batch_size: int = 250) -> Result:
+def evaluate_model(model: ARModel, config: RunConfig, device: torch.device, *, batch_size: int = UNIT) -> Result:
     """Samples what the run's protocol says and measures it, held-out loss included where the data has a held-out split.
 
     `model` already holds the weights that the protocol names. `batch_size` is speed and memory only.
     """
-    start, protocol = time.perf_counter(), config.evaluation.protocol
-    extractor, reference = _measure(config, protocol.extractor, protocol.reference, device)
-    tokenizer = _tokenizer(config, device)
-    collected, first, sampling = Collected(protocol.num_samples, extractor.entry), [], 0.0
-    for begin in range(0, protocol.num_samples, UNIT):
-        began = time.perf_counter()
-        indices = range(begin, min(begin + UNIT, protocol.num_samples))
-        parts = list(sample_images(model, tokenizer, protocol, indices, batch_size=batch_size))
-        images = torch.cat([images for images, _ in parts]).cpu().numpy()
-        labels = torch.cat([labels for _, labels in parts]).cpu().numpy()
-        sampling += time.perf_counter() - began
-        collected.add(extractor(images), labels)
-        first += [images] if begin == 0 else []
-    metrics = compare(collected, reference)
-    if extractor.entry.labels:
-        metrics["class_accuracy"] = collected.correct / collected.n
-    if has_heldout(config):
-        metrics["heldout_ntp"] = heldout_ntp(model, config, device)
-    grid = first_grid(first[0], config.data.classes)
-    seconds = time.perf_counter() - start
-    return Result(metrics, provenance(protocol, extractor, reference), grid, sampling, seconds - sampling)
+    start = time.perf_counter()
+    measured = measure_model(model, config, device, batch_size)
+    grid = first_grid(measured.first, config.data.classes)
+    seconds = time.perf_counter() - start - measured.sample_seconds
+    provenance = provenance_of(config.evaluation.protocol, *_opened(config, device))
+    return Result(measured.metrics, provenance, grid, measured.sample_seconds, seconds)
+
+
+def measure_model(
+    model: ARModel, config: RunConfig, device: torch.device, batch_size: int, weights: Path | None = None, **options: Any
+) -> Measured | None:
+    """`options` are measure's. None at ranks other than 0."""
+    protocol = config.evaluation.protocol
+    source = Sampled(model, _tokenizer(config, device), protocol, batch_size)
+    measured = measure(source, *_opened(config, device, weights), resize=protocol.resize, **options)
+    if measured is not None and has_heldout(config):
+        measured.metrics["heldout_ntp"] = heldout_ntp(model, config, device)
+    return measured
 
 
 def first_grid(images: np.ndarray, classes: int) -> np.ndarray:
     columns = min(10, classes)
     rows = 10 if images.shape[1] <= 64 else 4
     return image_grid(images[: rows * columns], columns)
+
+
+# ---- the command
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mirai_bench.evaluate",
+        description="Evaluates a run, a folder of images, or an .npz of images (arr_0). Prints the record as one JSON line. "
+        "`evaluate compare A B` compares records, `evaluate reference IMAGES OUT.npz` writes reference statistics: see their --help. "
+        "Under torchrun the processes share the work; the numbers stay the same.",
+        epilog="example: python -m mirai_bench.evaluate runs/a87d3a399400 --set evaluation.protocol.num_samples=2000 --npz samples.npz",
+    )
+    parser.add_argument("what", type=Path, metavar="RUN|IMAGES")
+    parser.add_argument("--protocol", metavar="NAME", help="digits, cifar10_10k, paper, …; by default the run's own")
+    parser.add_argument(
+        "--config", metavar="PROFILE|FILE", help="IMAGES: whose data `train` and `heldout` mean (default: digits)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="a field of evaluation or machine")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="the extractor's weight file")
+    parser.add_argument("--npz", type=Path, metavar="OUT", help="also write the images as ADM's TensorFlow evaluator takes them")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="also append the record to this file")
+    parser.add_argument("--extrapolate", action="store_true", help="also the Fréchet distance at n = ∞, from a line in 1/n")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=UNIT, help="of sampling: speed and memory only")
+    return parser
+
+
+def _ranks() -> Ranks:
+    """torchrun's, with a process group on the CPU: only results travel."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        torch.distributed.init_process_group("gloo")
+    return Ranks(int(os.environ.get("RANK", 0)) if world > 1 else 0, world)
+
+
+def _settled(config: RunConfig, args: argparse.Namespace) -> RunConfig:
+    """The config under --protocol and --set, which may change evaluation and machine alone."""
+    fields = config.model_dump(mode="json")
+    if args.protocol:
+        fields["evaluation"]["protocol"] = args.protocol
+    settled = build_run(fields, "--protocol, --set", parse_sets(args.set))
+    others = {"evaluation", "machine"}
+    if settled.model_dump(exclude=others) != config.model_dump(exclude=others):
+        raise UserError(f"--set {' '.join(args.set)}: only fields of evaluation and machine can be set here")
+    return settled
+
+
+def command(argv: list[str]) -> int | None:
+    if argv and argv[0] in ("compare", "reference"):
+        from .compare import command as compare_command
+
+        return {"compare": compare_command, "reference": reference_command}[argv[0]](argv[1:])
+    args = _parser().parse_args(argv)
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size is {args.batch_size}: write 1 or more")
+    ranks = _ranks()
+    if ranks.world > 1 and args.device == "cuda":
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(args.device)
+    evaluate = _evaluate_run if (args.what / "config.json").is_file() else _evaluate_images
+    record = evaluate(args, ranks)
+    if ranks.world > 1:
+        torch.distributed.destroy_process_group()
+    if record is not None:
+        _report(record, args.record)
+    return 0
+
+
+def _report(record: dict[str, Any], file: Path | None) -> None:
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
+    reference, n = record["reference"], record["protocol"]["num_samples"]
+    say(f"{numbers} (n = {n:,} against {reference['name']}, n = {reference['n'] or 'not stated':,})".replace("'", ""))
+    line = json.dumps(record)
+    if file is not None:
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.write(line + "\n")
+    print(line)
+
+
+def _options(args: argparse.Namespace, config: RunConfig, n: int, ranks: Ranks) -> dict[str, Any]:
+    """measure's options."""
+    if "logits" not in entry_of(config.evaluation.protocol.extractor).features and ranks.rank == 0:
+        say(f"extractor {config.evaluation.protocol.extractor} gives no logits: no Inception Score")
+
+    def watch(units: Iterator[Unit]) -> Iterator[Unit]:
+        return progress(units, "evaluating", -(-n // UNIT), f"x{UNIT} images") if ranks.rank == 0 else units
+
+    writer = NpzWriter(args.npz, n) if args.npz else None
+    return {"ranks": ranks, "extrapolate": args.extrapolate, "writer": writer, "watch": watch}
+
+
+def _record(
+    config: RunConfig, device: torch.device, args: argparse.Namespace, measured: Measured, start: float
+) -> dict[str, Any]:
+    opened = _opened(config, device, args.weights)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else provenance.cpu_name()
+    return (
+        {"kind": "evaluation", "time": time.time(), "metrics": measured.metrics, "sample_seconds": measured.sample_seconds}
+        | {"evaluate_seconds": time.perf_counter() - start - measured.sample_seconds}
+        | provenance_of(config.evaluation.protocol, *opened)
+        | {"git": provenance.git_state(), "versions": provenance.versions(), "device": name, "precision": "fp32"}
+    )
+
+
+def _evaluate_run(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any] | None:
+    device = torch.device(args.device)
+    settled = _settled(load_run(args.what / "config.json"), args)
+    config, model, _, step = load_for_sampling(args.what, settled.evaluation.protocol.weights, device)
+    options, start = _options(args, settled, settled.evaluation.protocol.num_samples, ranks), time.perf_counter()
+    measured = measure_model(model, settled, device, args.batch_size, args.weights, **options)
+    if measured is None:
+        return None
+    lines = [line for line in read_journal(args.what / "journal.jsonl") if line["step"] == step and "train_flops" in line]
+    spent = {key: lines[-1][key] for key in ("epoch", "train_flops", "train_seconds")} if lines else {}
+    identity = {
+        "fingerprint": config.fingerprint(),
+        "profile": config.profile,
+        "seed": config.seed,
+        "config": settled.model_dump(mode="json", exclude=LOCAL_PATHS),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    return {"step": step} | spent | _record(settled, device, args, measured, start) | identity
+
+
+def _evaluate_images(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any] | None:
+    if not args.protocol:
+        raise UserError(f"{args.what} is not a run folder (it has no config.json); to evaluate images, name a --protocol")
+    images, device = open_images(args.what), torch.device(args.device)
+    config = _settled(load_run(Path(args.config or "digits")), args)
+    protocol = config.evaluation.protocol
+    if args.config is None and protocol.reference in SPLITS and protocol.extractor != "digits":
+        raise UserError(
+            f"protocol.reference is {protocol.reference}: of which data? Write --config, for instance --config cifar10"
+        )
+    if protocol.num_samples != len(images):
+        say(
+            f"protocol {protocol.name} is of {protocol.num_samples:,} images, {args.what} has {len(images):,}: n is {len(images):,}"
+        )
+        config = build_run(
+            config.model_dump(mode="json"), "images", parse_sets([f"evaluation.protocol.num_samples={len(images)}"])
+        )
+    options, start = _options(args, config, len(images), ranks), time.perf_counter()
+    opened = _opened(config, device, args.weights)
+    measured = measure(Stored(images), *opened, resize=protocol.resize, **options)
+    if measured is None:
+        return None
+    source = {"name": args.what.name, "sha256": file_sha256(args.what), "n": len(images)}
+    return _record(config, device, args, measured, start) | {"source": source}
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))
