@@ -9,7 +9,7 @@ from common import load, parser
 
 from mirai_bench.cli import run, say
 from mirai_bench.errors import unknown
-from mirai_bench.results import freeze
+from mirai_bench.results import file_stem, freeze
 from mirai_bench.tables import WRITERS, build_table, markdown
 
 
@@ -32,7 +32,7 @@ def command(argv: list[str]) -> int:
             path.write_text(write(table), encoding="utf-8")
             say(f"wrote {path}")
         if args.freeze:
-            freeze(results, args.out / "data" / f"{results.axis}_{results.profile}.jsonl")
+            freeze(results, args.out / "data" / f"{file_stem(f'{results.axis}_{results.profile}')}.jsonl")
         print(markdown(table))
     return 0
 

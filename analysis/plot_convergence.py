@@ -13,12 +13,13 @@ import numpy as np
 from common import STYLE, load, look, parser, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from speedup import AXES, Curve, curves, speedup_table
 
 from mirai_bench.cli import run, say
 from mirai_bench.errors import unknown
 from mirai_bench.paper import is_papers, paper_size, read_paper
-from mirai_bench.results import Results, lower_is_better, primary_metric, refuse_mixed_protocols
+from mirai_bench.results import Results, file_stem, lower_is_better, primary_metric, refuse_mixed_protocols
 from mirai_bench.stats import t_interval
 
 BANDS = {
@@ -59,6 +60,7 @@ def draw(results: Results, metric: str, x: str, band: str, log: bool) -> Figure:
         if log:
             axes.set_yscale("log")
         axes.set_xlabel(AXES[x][1])
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=x == "epochs"))
         axes.set_ylabel(f"{metric} ({'lower' if lower_is_better(metric) else 'higher'} is better)")
         axes.set_title(f"{results.axis}: {results.question}", fontsize=9, loc="left", wrap=True)
         _label_ends(axes, ends)
@@ -131,10 +133,10 @@ def command(argv: list[str]) -> int:
         metric = args.metric or primary_metric(results.metrics)
         if metric not in results.metrics:
             raise unknown("metric", metric, results.metrics)
-        stem = results.name + (f"_{metric}" if args.metric else "") + (f"_{args.x}" if args.x != "epochs" else "")
-        save(draw(results, metric, args.x, args.band, args.log), args.out, stem)
+        stem = results.name + (f"_{file_stem(metric)}" if args.metric else "")
+        save(draw(results, metric, args.x, args.band, args.log), args.out, stem + (f"_{args.x}" if args.x != "epochs" else ""))
         text = speedup_table(results, metric)
-        path = args.out / f"{results.name}{f'_{metric}' if args.metric else ''}_speedup.md"
+        path = args.out / f"{stem}_speedup.md"
         path.write_text(text, encoding="utf-8")
         say(f"wrote {path}")
         print(text)

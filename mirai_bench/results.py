@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,10 @@ def primary_metric(metrics: Sequence[str]) -> str:
     )
 
 
+def file_stem(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.+-]", "_", name).lstrip(".") or "_"
+
+
 @dataclass
 class Results:
     """One sweep with one profile: its plan, and the evaluations of its cells so far."""
@@ -65,8 +70,8 @@ class Results:
 
     @property
     def name(self) -> str:
-        """Stem of this sweep's report files: the axis, and the profile unless it is the embedded one."""
-        return self.axis if self.profile == "digits" else f"{self.axis}_{self.profile}"
+        """Stem of this sweep's report files: the axis, and the profile unless it is the embedded one. Never a path."""
+        return file_stem(self.axis if self.profile == "digits" else f"{self.axis}_{self.profile}")
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -203,9 +208,10 @@ def _read_sweep(client: MlflowClient, experiment: str, parent: Run, scratch: Pat
 
 def fetch_grid(results: Results, record: dict[str, Any], scratch: Path) -> Path | None:
     """The sample grid of this record, downloaded into `scratch` if it is not on this machine; None where there is none."""
-    source, grid = results.sources.get(record["run"]["fingerprint"]), record.get("grid")
-    if source is None or grid is None:
+    source = results.sources.get(record["run"]["fingerprint"])
+    if source is None or not record.get("grid"):
         return None
+    grid = f"samples/{Path(record['grid']).name}"
     if isinstance(source, str):
         (scratch / source).mkdir(exist_ok=True)
         return Path(connect(store_uri()).download_artifacts(source, grid, str(scratch / source)))

@@ -24,7 +24,7 @@ from .cli import run
 from .errors import UserError, unknown
 from .journal import read_journal
 from .mlflow_store import create_store, experiment_id, shown, store_uri, unless_away
-from .records import pack, read_plans
+from .records import MEASURED, pack, read_plans
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 BATCH = 1000  # points in one log_batch: MLflow's limit
 PREFIX = {"train": "train/", "evaluation": "eval/"}
-NOT_METRICS = {"kind", "time", "step"}
 LOCAL_PATHS = {"runs", "data", "codes", "assets"}  # of the machine, nothing to a reader of config.yaml
 
 
@@ -99,8 +98,8 @@ def _find_or_create(client: MlflowClient, experiment: str, tags: dict[str, str],
     for found in client.search_runs([experiment], f"tags.fingerprint = '{tags['fingerprint']}'"):
         if all(found.data.tags.get(key) == tags.get(key) for key in ("mlflow.parentRunId", "arm")):
             return found
-    git = next((line["git"] for line in lines if line.get("git")), {"commit": None, "dirty": None})
-    tags |= {"git_commit": str(git["commit"]), "git_dirty": str(git["dirty"])}
+    git = next((line["git"] for line in lines if line.get("git")), {})
+    tags |= {f"git_{key}": str(value) for key, value in git.items() if value is not None}
     name = f"{tags['arm']}-s{tags['seed']}" if "arm" in tags else tags["fingerprint"]
     start = int(lines[0]["time"] * 1000) if lines else None
     return client.create_run(experiment, start_time=start, tags=tags, run_name=name)
@@ -149,7 +148,9 @@ def _batches(lines: Iterator[dict[str, Any]]) -> Iterator[list[Metric]]:
 def _points(line: dict[str, Any]) -> list[Metric]:
     from mlflow.entities import Metric
 
-    values = {key: value for key, value in line.items() if key not in NOT_METRICS} | line.get("metrics", {})
+    """All numbers of a train line; the metrics and costs of an evaluation."""
+    measured = line.items() if line["kind"] == "train" else [(key, line.get(key)) for key in MEASURED]
+    values = {key: value for key, value in measured if key not in ("time", "step")} | line.get("metrics", {})
     when = int(line["time"] * 1000)
     return [
         Metric(PREFIX[line["kind"]] + re.sub(r"[^\w.\- :/]", "_", key), float(value), when, line["step"])

@@ -101,6 +101,12 @@ def test_frame_has_a_row_for_each_evaluation_and_a_column_for_each_metric(frozen
     assert frozen.frame["recall"].isna().sum() == 1
 
 
+@pytest.mark.parametrize("axis", ["../../x", "/etc/x", "a\0b", "..", "a/b"])
+def test_names_of_report_files_are_no_paths(frozen, axis):
+    name = replace(frozen, axis=axis, profile="../p").name
+    assert Path(name).name == name and not name.startswith(".") and "\0" not in name
+
+
 def test_later_evaluation_of_a_step_stands(frozen):
     line = {"kind": "evaluation", "step": 10, "epoch": 1.0, "protocol_digest": "a", "fingerprint": "f"}
     lines = [line | {"metrics": {"FID": value}} for value in (3.0, 2.0)]
