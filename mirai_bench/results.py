@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -150,6 +152,19 @@ def _from_plan(plan: dict[str, Any], runs: dict[tuple[str, str], tuple[str, Path
     return results
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Records are kept, none is garbage: looking for it takes half of the time of reading 1,000 runs."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collection()
 def read_journals(runs: Path, axis: str | None = None, profile: str | None = None) -> list[Results]:
     """Every sweep (or the one of this axis and profile) that was planned in this folder of runs, from the runs' own journals."""
     found = []
@@ -168,6 +183,7 @@ def _state(folder: Path) -> str:
     return "running" if (folder / "journal.jsonl").is_file() else "pending"
 
 
+@_no_collection()
 def read_mlflow(axis: str | None = None, profile: str | None = None, sweep: str | None = None) -> list[Results]:
     """Every sweep in the store (or the one of this axis, profile, or parent run id). An empty list where there is no store at all."""
     uri = store_uri()
