@@ -25,6 +25,9 @@ M = TypeVar("M", bound=BaseModel)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
 
 
+MOST_VALUES = 100_000  # of one YAML file
+
+
 class _Loader(yaml.SafeLoader):
     """safe_load that refuses a key written twice (YAML would silently keep the last: two arms of one name)."""
 
@@ -43,16 +46,32 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
 
 
+def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of values once every alias is written out: nine levels of nine aliases are half a billion of them."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        parts = [n for pair in node.value for n in pair] if isinstance(node, yaml.MappingNode) else node.value
+        if not isinstance(node, yaml.ScalarNode):
+            known[id(node)] += sum(_expanded_size(part, known) for part in parts)
+    return known[id(node)]
+
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"There is no file {str(path)!r}")
     try:
+        if not path.is_file():
+            raise UserError(f"There is no file {str(path)!r}")
         with open(path, encoding="utf-8") as file:
-            value = yaml.load(file, Loader=_Loader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError, TypeError) as error:
+            loader = _Loader(file)  # a SafeLoader
+            node = loader.get_single_node()
+            if node is not None and _expanded_size(node, {}) > MOST_VALUES:
+                raise UserError(
+                    f"{path} holds more than {MOST_VALUES} values once its aliases are written out: write it without them"
+                )
+            value = None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, OSError, ValueError, RecursionError, TypeError) as error:
         raise UserError(f"{path} is not readable YAML: {str(error).strip() or type(error).__name__}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold `key: value` lines, found {type(value).__name__}")

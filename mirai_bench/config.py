@@ -93,7 +93,7 @@ class Model(Section):
         if not isinstance(data, dict):
             return data
         size = data.get("size", "nano")
-        if size not in MODEL_SIZES:
+        if not isinstance(size, str) or size not in MODEL_SIZES:
             raise ValueError(f"model.size is {size!r}, which is not one of {', '.join(MODEL_SIZES)}")
         filled = dict(zip(("depth", "width", "heads"), MODEL_SIZES[size], strict=True)) | data
         return {"kv_heads": filled["heads"]} | filled
