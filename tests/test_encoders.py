@@ -1,6 +1,8 @@
 """Image encoders as teachers: shapes, matching grids, context masks, weight files, the feature cache. Random weights: nothing is downloaded."""
 
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,17 +18,14 @@ from mirai_bench.data.shards import Joined
 from mirai_bench.errors import UserError
 from mirai_bench.foresight.encoders import ENCODERS, block_causal_mask, build_encoder
 from mirai_bench.foresight.features import cached_features
-from mirai_bench.foresight.pixel_encoders import (
-    ASSETS,
+from mirai_bench.foresight.pixel_encoders import PixelEncoder, stage_for, with_prefix
+from mirai_bench.foresight.pixel_entries import (
     LITE0_STAGES,
     PIXEL_ENTRIES,
-    PixelEncoder,
     create_network,
     entry_of,
     find_weights,
     official_lite0,
-    stage_for,
-    with_prefix,
 )
 
 CPU = torch.device("cpu")
@@ -203,18 +202,33 @@ def test_lite0_reads_the_other_packages_names():
     assert official_lite0(state) is state
 
 
-def test_lite0s_file_is_looked_for_and_checked(monkeypatch, tmp_path):
+def test_lite0s_file_is_looked_for_and_checked(tmp_path):
     entry = PIXEL_ENTRIES["efficientnet_lite0"]
-    monkeypatch.delenv(ASSETS, raising=False)
-    with pytest.raises(UserError, match="MIRAI_BENCH_ASSETS is not set"):
-        find_weights("efficientnet_lite0", entry, None)
-    monkeypatch.setenv(ASSETS, str(tmp_path))
-    with pytest.raises(UserError, match="where it is not"):
-        find_weights("efficientnet_lite0", entry, None)
+    for assets in (None, tmp_path):
+        with pytest.raises(UserError, match="are not found"):
+            find_weights("efficientnet_lite0", entry, None, assets)
     (tmp_path / entry.file).write_bytes(b"something else")
     with pytest.raises(UserError, match="is not the file"):
-        find_weights("efficientnet_lite0", entry, None)
-    assert find_weights("efficientnet_lite0", entry, tmp_path / "mine.pth") == tmp_path / "mine.pth"
+        find_weights("efficientnet_lite0", entry, None, tmp_path)
+    assert find_weights("efficientnet_lite0", entry, tmp_path / "mine.pth", None) == tmp_path / "mine.pth"
+
+
+@pytest.mark.slow
+def test_real_lite0_features_know_more_than_random_ones():
+    """Needs efficientnet_lite0.pth and cifar10.npz in $MIRAI_BENCH_ASSETS: nearest class mean on CIFAR-10, per image over cells."""
+    folder = Path(os.environ.get("MIRAI_BENCH_ASSETS", ""))
+    if not (folder / "cifar10.npz").is_file() or not (folder / "efficientnet_lite0.pth").is_file():
+        pytest.skip("efficientnet_lite0.pth and cifar10.npz are not in $MIRAI_BENCH_ASSETS")
+    with np.load(folder / "cifar10.npz") as arrays:
+        images, labels = torch.from_numpy(arrays["x_train"][:400]), torch.from_numpy(arrays["y_train"][:400].reshape(-1)).long()
+    scores = []
+    for pretrained in (True, False):
+        encoder = PixelEncoder("efficientnet_lite0", (8, 8), CPU, pretrained=pretrained, assets=folder)
+        assert (encoder.size, encoder.width) == (256, 320)
+        pooled = torch.cat([encoder.features(part).mean(1) for part in images.split(50)])
+        means = torch.stack([pooled[:300][labels[:300] == label].mean(0) for label in range(10)])
+        scores.append((torch.cdist(pooled[300:], means).argmin(1) == labels[300:]).float().mean().item())
+    assert scores[0] > 0.55 and scores[0] > scores[1] + 0.2
 
 
 def test_without_timm_the_extra_is_named(monkeypatch):

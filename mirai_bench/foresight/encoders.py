@@ -11,9 +11,11 @@ from torch import Tensor
 from ..config import BlockCausal, RunConfig
 from ..data.codes import Batch, Codes
 from ..errors import unknown
+from ..networks import assets_folder
 from .features import cached_features
 from .masked_tokens import MaskedTokens, load_or_train
-from .pixel_encoders import PIXEL_ENTRIES, PixelEncoder
+from .pixel_encoders import PixelEncoder
+from .pixel_entries import PIXEL_ENTRIES
 
 
 class Encoder(Protocol):
@@ -66,7 +68,8 @@ class RandomTokens:
 def pixels(config: RunConfig, codes: Codes, device: torch.device) -> Encoder:
     """A pretrained image encoder on the pixels of the same view; read from the feature cache where the config says so."""
     e = config.foresight.encoder
-    encoder = PixelEncoder(e.name, config.grid, device, weights=e.weights, cells=context_mask(config, device))
+    mask, assets = context_mask(config, device), assets_folder(config)
+    encoder = PixelEncoder(e.name, config.grid, device, weights=e.weights, assets=assets, cells=mask)
     return cached_features(encoder, config, codes, device) if e.cache else encoder
 
 
