@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from .config import RunConfig, Section
 from .errors import UserError, unknown
+from .presets import expand, expand_official
 from .protocol import PROTOCOLS
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
@@ -172,8 +173,8 @@ def read_profile(name: str, beside: Path | None = None) -> dict[str, Any]:
 
 def build_run(fields: Mapping[str, Any], where: str, settings: Mapping[str, Any] | None = None) -> RunConfig:
     """Raw fields and `--set` values → RunConfig."""
-    expanded = _expand_protocol(dict(fields))
-    return checked(RunConfig, _expand_protocol(merge(expanded, settings or {})), where)
+    expanded = _expand_protocol(expand(fields))
+    return checked(RunConfig, _expand_protocol(merge(expanded, expand(settings or {}))), where)
 
 
 def load_run(path: Path, settings: Iterable[str] = ()) -> RunConfig:
@@ -183,7 +184,8 @@ def load_run(path: Path, settings: Iterable[str] = ()) -> RunConfig:
     fields = read_yaml(path)
     profile = fields.get("profile")
     if isinstance(profile, str) and "model" not in fields:
-        fields = merge(read_profile(profile, path.parent), fields | {"profile": find_profile(profile, path.parent).stem})
+        own = expand(fields) | {"profile": find_profile(profile, path.parent).stem}
+        fields = merge(read_profile(profile, path.parent), own)
     return build_run(fields, str(path), parse_sets(settings))
 
 
@@ -251,7 +253,7 @@ def load_sweep(
     arms = {arm: fields for arm, fields in file.arms.items() if not only or arm in set(only)}
     sets, kept = parse_sets(settings), tuple(dict.fromkeys(seeds)) or file.seeds
     cells = [
-        Cell(arm, build_run(merge(base, {"foresight": fields, "seed": seed}), f"{path}, arm {arm}", sets))
+        Cell(arm, build_run(merge(base, {"foresight": expand_official(fields), "seed": seed}), f"{path}, arm {arm}", sets))
         for seed in kept
         for arm, fields in arms.items()
     ]

@@ -22,6 +22,10 @@ def profile_schema() -> dict[str, Any]:
         section.pop("required", None)
     sections["BlockCausal"]["required"] = ["block_causal"]
     sections["Model"]["properties"]["size"]["enum"] = list(MODEL_SIZES)
+    sections["Foresight"]["properties"]["official"] = {
+        "type": "boolean",
+        "description": "all that the published Mirai code does otherwise than the paper says, for the source beside it (presets.py)",
+    }
     names = {"enum": list(PROTOCOLS)}
     sections["Protocol"]["properties"]["base"] = names | {"description": "the protocol that the other fields are laid over"}
     evaluation = sections["Evaluation"]["properties"]
