@@ -55,7 +55,7 @@ class Projector(nn.Module):
         x = hidden.flatten(0, 1)[None]  # (1, B·T, D)
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = F.silu(x) if index else x
-            x = torch.matmul(x, weight) + bias
+            x = torch.baddbmm(bias, x.expand(len(weight), -1, -1), weight)
         return x.unflatten(1, hidden.shape[:2])
 
 
