@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from . import provenance
 from .cli import progress, run, say
+from .compare import command as compare_command
 from .compose import build_run, load_run, parse_sets
 from .config import RunConfig
 from .data.codes import has_heldout, open_codes
@@ -104,13 +105,18 @@ def provenance_of(protocol: Protocol, extractor: Extractor, reference: Reference
     }
 
 
-def evaluate_model(model: ARModel, config: RunConfig, device: torch.device, *, batch_size: int = UNIT) -> Result:
+def evaluate_model(
+    model: ARModel, config: RunConfig, device: torch.device, *, batch_size: int | None = None, ranks: Ranks | None = None
+) -> Result | None:
     """Samples what the run's protocol says and measures it, held-out loss included where the data has a held-out split.
 
-    `model` already holds the weights that the protocol names. `batch_size` is speed and memory only.
+    `model` already holds the weights that the protocol names. `batch_size` is speed and memory only. With `ranks` all processes of the
+    group call this and share the work; all but rank 0 get None.
     """
     start = time.perf_counter()
-    measured = measure_model(model, config, device, batch_size)
+    measured = measure_model(model, config, device, batch_size, ranks=ranks)
+    if measured is None:
+        return None
     grid = first_grid(measured.first, config.data.classes)
     seconds = time.perf_counter() - start - measured.sample_seconds
     provenance = provenance_of(config.evaluation.protocol, *_opened(config, device))
@@ -118,7 +124,7 @@ def evaluate_model(model: ARModel, config: RunConfig, device: torch.device, *, b
 
 
 def measure_model(
-    model: ARModel, config: RunConfig, device: torch.device, batch_size: int, weights: Path | None = None, **options: Any
+    model: ARModel, config: RunConfig, device: torch.device, batch_size: int | None, weights: Path | None = None, **options: Any
 ) -> Measured | None:
     """`options` are measure's. None at ranks other than 0."""
     protocol = config.evaluation.protocol
@@ -157,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--record", type=Path, metavar="FILE", help="also append the record to this file")
     parser.add_argument("--extrapolate", action="store_true", help="also the Fréchet distance at n = ∞, from a line in 1/n")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, default=UNIT, help="of sampling: speed and memory only")
+    parser.add_argument("--batch-size", type=int, help="of sampling: speed and memory only; by default by the size of the model")
     return parser
 
 
@@ -183,11 +189,9 @@ def _settled(config: RunConfig, args: argparse.Namespace) -> RunConfig:
 
 def command(argv: list[str]) -> int | None:
     if argv and argv[0] in ("compare", "reference"):
-        from .compare import command as compare_command
-
         return {"compare": compare_command, "reference": reference_command}[argv[0]](argv[1:])
     args = _parser().parse_args(argv)
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: write 1 or more")
     ranks = _ranks()
     if ranks.world > 1 and args.device == "cuda":

@@ -135,9 +135,11 @@ class Extractor:
                 f"extractor {self.name} takes images of {side}x{side} pixels, found {images.shape[1]}x{images.shape[2]}: choose another"
             )
         parts = []
-        for start in range(0, len(images), self.entry.batch):
-            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self.entry.batch])).to(self.device)
-            parts.append(self.module.convert_features_tuple_to_dict(self.module(batch.permute(0, 3, 1, 2))))
+        # TF32 would move features in their third digit, and autotuning would choose other kernels on another day
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            for start in range(0, len(images), self.entry.batch):
+                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self.entry.batch])).to(self.device)
+                parts.append(self.module.convert_features_tuple_to_dict(self.module(batch.permute(0, 3, 1, 2))))
         return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in self.entry.features}
 
 

@@ -28,6 +28,7 @@ FEWEST = 10  # images: the Inception Score has ten splits, precision and recall 
 NEIGHBOURS = 3  # of precision and recall
 KID_SEED = 2020
 DISTANCE_ROWS = 500  # of a block of the distance matrix of precision and recall
+CACHE_BYTES = {"cpu": 2**30, "cuda": 2**34}  # of the keys and values of one batch of samples
 
 
 class Ranks(NamedTuple):
@@ -44,11 +45,21 @@ class Source(Protocol):
         """uint8 (B, h, w, 3) and their classes (B,), if they have any."""
 
 
-class Sampled:
-    """The samples of a model under a protocol. `batch_size` is speed and memory only."""
+def sampling_batch(model: ARModel, protocol: protocols.Protocol) -> int:
+    """Images a batch, as many as fit into CACHE_BYTES and a unit of work."""
+    config, weight = model.config, model.tok_embeddings.weight
+    width = config.kv_heads * (config.width // config.heads)
+    guided = 2 if protocol.cfg_scale != 1 else 1
+    per_image = 2 * config.depth * width * model.tokens * weight.element_size() * guided
+    return max(1, min(UNIT, CACHE_BYTES[weight.device.type] // per_image))
 
-    def __init__(self, model: ARModel, tokenizer: Tokenizer, protocol: protocols.Protocol, batch_size: int) -> None:
-        self.model, self.tokenizer, self.protocol, self.batch_size = model, tokenizer, protocol, batch_size
+
+class Sampled:
+    """The samples of a model under a protocol. `batch_size` is speed and memory only; by default as much as is sensible."""
+
+    def __init__(self, model: ARModel, tokenizer: Tokenizer, protocol: protocols.Protocol, batch_size: int | None) -> None:
+        self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
+        self.batch_size = batch_size or sampling_batch(model, protocol)
 
     def __len__(self) -> int:
         return self.protocol.num_samples
