@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -272,7 +272,7 @@ def save_weights(model: SmallVQ, path: Path) -> None:
     """fp16 tensors, the model's sizes as JSON in the file's metadata."""
     tensors = {key: value.half().contiguous().cpu() for key, value in model.state_dict().items()}
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"sizes": json.dumps(model.sizes)})
+    temporary.write_bytes(save(tensors, metadata={"sizes": json.dumps(model.sizes)}))
     os.replace(temporary, path)
 
 
