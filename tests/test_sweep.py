@@ -21,6 +21,7 @@ from mirai_bench.journal import read_journal
 from mirai_bench.results import read_journals
 from mirai_bench.sweep.driver import Options, leave_failure, missing, run_sweep
 from mirai_bench.sweep.plan import failure_of, make_plan, run_dir_of, state_of
+from mirai_bench.sweep.trial import preflight
 from mirai_bench.tables import build_table, markdown
 
 ARMS = {
@@ -131,6 +132,22 @@ def _check_mlflow(plan, folder, monkeypatch):
         if line["kind"] == "evaluation"
     ]
     assert len(client.get_metric_history(children["frozen"].info.run_id, "eval/FD-digits")) == len(evaluations) == 1
+
+
+def test_the_check_before_training(make_config):
+    """What only shows with torch and the data at hand is one message a mistake, from the first trial, before anything is trained."""
+    good = make_config().model_dump(mode="json")
+    assert preflight([good]) == []
+    wrong = [merge(good, {"train": {"batch_size": 5000}}), merge(good, {"evaluation": {"protocol": {"extractor": "digts"}}})]
+    images, extractor = preflight([good, *wrong, *wrong])
+    assert "batch_size is 5000, but the training split has 1500 images" in images and "Did you mean 'digits'" in extractor
+
+
+@pytest.mark.slow  # a start of Ray
+def test_what_the_check_refuses_ends_before_any_training(sweep_file, tmp_path, trained_run):
+    code, out, err = finish(start(sweep_file({"baseline": ARMS["baseline"]}, train={"batch_size": 5000})))
+    assert (code, out) == (2, "") and "error: train.batch_size is 5000" in err and "Traceback" not in err
+    assert not list((tmp_path / "runs").glob("*/journal.jsonl")) and not list((tmp_path / "runs" / "sweeps").glob("*.json"))
 
 
 def test_a_cell_that_ray_gave_up_says_so(tmp_path):

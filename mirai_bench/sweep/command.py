@@ -100,13 +100,16 @@ def train(plan: Plan, args: argparse.Namespace, file: str) -> int:
 
 
 def show_table(plan: Plan) -> None:
-    """On stdout; nothing where no cell has been evaluated yet."""
+    """On stdout; nothing where no cell has been evaluated yet, and a note where the records do not belong in one table."""
     from ..results import read_journals
     from ..tables import build_table, markdown
 
     for results in read_journals(plan.runs, plan.sweep.axis, plan.profile):
         if results.records:
-            print(markdown(build_table(results)), flush=True)
+            try:
+                print(markdown(build_table(results)), flush=True)
+            except UserError as error:
+                say(f"no table: {error}")
 
 
 # ---- what is shown without starting anything

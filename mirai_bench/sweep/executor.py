@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import threading
 import time
@@ -20,6 +21,7 @@ from ..errors import UserError
 from .trial import Job, run_cell
 
 GRACE_SECONDS = 20.0  # for running cells to save a checkpoint, once the stop file is there
+OBJECT_STORE_BYTES = 128 * 2**20  # configs alone travel through it; by default Ray takes a third of the memory
 Ended = tuple[int, dict[str, Any], BaseException | None]
 """(cell number, what run_cell returned, why Ray gave it up)"""
 
@@ -31,7 +33,7 @@ def session(address: str | None, environment: dict[str, str]) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    here = {"address": "local", "include_dashboard": False}
+    here = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     there = {"address": address, "runtime_env": {"env_vars": environment}}
     try:
         ray.init(**(there if address else here), logging_level=logging.ERROR, log_to_driver=False)
@@ -95,7 +97,9 @@ def execute(
         ),
     )
     try:
-        results = _in_thread(tuner.fit, every_second, job.stop_file)
+        # stdout is for results: Tune writes there of trials that report nothing, however quiet it is asked to be
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            results = _in_thread(tuner.fit, every_second, job.stop_file)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return [(result.config["cell"], result.metrics or {}, result.error) for result in results if result.config]

@@ -30,6 +30,7 @@ class Screen:
         self.start = self.last = time.monotonic()
         self.work = {cell.fingerprint: cell_flops(cell.config) or float(cell.config.train.epochs) for cell in cells}
         self.begun = {cell.fingerprint: self._fraction(cell) for cell in cells}
+        self.since = time.time()
         self.states: dict[str, State] = {cell.fingerprint: "pending" for cell in cells}
         say(
             f"{plan.sweep.axis} ({plan.profile}): {self.total} cells, {self.before} done before, {len(cells)} to run; runs are in {plan.runs}"
@@ -39,9 +40,9 @@ class Screen:
         """Called about once a second; reads the run folders."""
         for cell in self.cells:
             was = self.states[cell.fingerprint]
-            if was not in FINAL:
+            if was != "done":  # a failed one may be at its next attempt
                 now = self.states[cell.fingerprint] = self._state(cell)
-                if now in FINAL:
+                if now in FINAL and now != was:
                     self._say_ended(cell, now)
         if self.live:
             width = shutil.get_terminal_size().columns - 1
@@ -72,8 +73,10 @@ class Screen:
         return " · ".join(parts + ([f"{duration(left)} left"] if left is not None else []))
 
     def _state(self, cell: Cell) -> State:
-        """A failed.json may be followed by another attempt while the lock is held or the trial is retried: the lock decides."""
-        return state_of(run_dir_of(cell))
+        """A failure of an earlier command is none of this one: the cell is about to be tried again."""
+        state, reason = state_of(run_dir_of(cell)), run_dir_of(cell) / "failed.json"
+        stale = state == "failed" and reason.is_file() and reason.stat().st_mtime < self.since
+        return "pending" if stale else state
 
     def _say_ended(self, cell: Cell, state: State) -> None:
         if self.live:
