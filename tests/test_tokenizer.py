@@ -18,8 +18,9 @@ from mirai_bench.errors import UserError
 from mirai_bench.tokenizer import TOKENIZERS, load_tokenizer, tokenizer_identity, vq16, vq_small
 from mirai_bench.tokenizer.__main__ import main
 from mirai_bench.tokenizer.convert import from_uint8, to_uint8
+from mirai_bench.tokenizer.measure import measure
 from mirai_bench.tokenizer.perceptual import CONVOLUTIONS, Perceptual
-from mirai_bench.tokenizer.train import Codebook, Recipe, Training, measure, save_weights
+from mirai_bench.tokenizer.train import Codebook, Recipe, Training, save_weights
 
 CPU = torch.device("cpu")
 KEYS = json.loads((Path(__file__).parent / "fixtures" / "vq16_keys.json").read_text())
@@ -286,10 +287,18 @@ def test_training_learns_and_writes_its_record(vgg, tmp_path, capsys):
     assert record["heldout"]["n"] == 297 and record["heldout"]["usage"] > 0.9 and record["heldout"]["psnr_db"] > 11
     assert record["training"]["seed"] == 0 and record["training"]["seconds"] >= 0 and "no GPU" in record["hardware"]
     with np.load(tmp_path / "images.npz") as arrays:
-        assert arrays["images"].shape == arrays["reconstructions"].shape == (297, 8, 8, 3)
+        assert arrays["arr_0"].shape == (297, 8, 8, 3) and arrays["arr_0"].dtype == np.uint8 and arrays["arr_1"].shape == (297,)
     tokenizer = load_tokenizer(Tokenizer(name="vq_small", downsample=4, vocabulary=16, weights=Path(shown["file"])), CPU)
     assert tokenizer.identity["sha256"] == record["weights"]["sha256"]
     assert measure(tokenizer, open_dataset(config, "heldout"), 8, CPU) == record["heldout"]
+    assert main(["measure", str(tmp_path / "run.json"), "--set", f"tokenizer.weights={shown['file']}"]) == 0
+    assert json.loads(capsys.readouterr().out) == tokenizer.identity | record["heldout"]
+
+
+def test_an_exact_tokenizer_measures_as_exact(make_config):
+    config = make_config()
+    measured = measure(load_tokenizer(config.tokenizer, CPU), open_dataset(config, "heldout"), 8, CPU)
+    assert measured["psnr_db"] > 75 and measured["usage"] == 1.0 and measured["perplexity"] < 17
 
 
 @pytest.mark.parametrize(

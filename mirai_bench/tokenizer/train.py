@@ -10,7 +10,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from ..data.pixels import read_bases
 from ..errors import UserError
 from ..hashing import digest, file_sha256
 from .convert import from_uint8
+from .measure import measure
 from .perceptual import Perceptual
 from .vq_small import SmallVQ, VQSmall, read_model
 
@@ -169,39 +169,6 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.codebook.counts, self.codebook.sums = state["counts"], state["sums"]
         self.done, self.seconds = state["done"], state["seconds"]
-
-
-def reconstruct(
-    tokenizer: VQSmall, dataset: Dataset, size: int, device: torch.device
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(originals uint8 (B, h, w, 3), reconstructions, codes (B, T)) of the whole data set."""
-    for start in range(0, len(dataset), 500):
-        originals = read_bases(dataset, range(start, min(start + 500, len(dataset))), size)
-        codes = tokenizer.encode(torch.from_numpy(originals).to(device))
-        yield originals, tokenizer.decode(codes).cpu().numpy(), codes.cpu().numpy()
-
-
-def measure(
-    tokenizer: VQSmall, dataset: Dataset, size: int, device: torch.device, keep: Path | None = None
-) -> dict[str, float | int]:
-    """PSNR (mean over the images, dB), usage (share of the codes that occur) and perplexity; `keep`: .npz of images and reconstructions."""
-    counts, psnr = np.zeros(tokenizer.vocabulary, np.int64), []
-    kept: list[tuple[np.ndarray, np.ndarray]] = []
-    for originals, images, codes in reconstruct(tokenizer, dataset, size, device):
-        error = ((originals.astype(np.float32) - images) ** 2).mean((1, 2, 3))
-        psnr.append(10 * np.log10(255**2 / np.maximum(error, 1e-3)))
-        counts += np.bincount(codes.ravel(), minlength=len(counts))
-        if keep is not None:
-            kept.append((originals, images))
-    if keep is not None:
-        np.savez(keep, images=np.concatenate([k[0] for k in kept]), reconstructions=np.concatenate([k[1] for k in kept]))
-    p = counts[counts > 0] / counts.sum()
-    return {
-        "n": len(dataset),
-        "psnr_db": round(float(np.concatenate(psnr).mean()), 3),
-        "usage": round(float((counts > 0).mean()), 4),
-        "perplexity": round(float(np.exp(-(p * np.log(p)).sum())), 1),
-    }
 
 
 def hardware(device: torch.device) -> str:
