@@ -31,6 +31,9 @@ ARMS = {
     "output": {"level": "output", "k": 2},
 }
 
+LONGER = {"train": {"epochs": 6, "batch_size": 16}, "evaluation": {"at": [3, 6]}}
+SAVES = {"machine": {"device": "cpu", "log_every": 10, "checkpoint_every": 0.25}}
+
 
 @pytest.fixture
 def sweep_file(tmp_path, shared_runs):
@@ -175,9 +178,13 @@ def descendants(pid):
     return found
 
 
+def is_trial(name):
+    return name.startswith("ray::") and "train" in name
+
+
 def kill_a_worker(driver, draw):
     """kill -9 of a process that trains a cell; False where none does."""
-    workers = [pid for pid, name in descendants(driver.pid) if name.startswith("ray::") and "train" in name]
+    workers = [pid for pid, name in descendants(driver.pid) if is_trial(name)]
     if workers:
         os.kill(draw.choice(workers), signal.SIGKILL)
     return bool(workers)
@@ -194,8 +201,38 @@ def state(run_dir):
     return flat, losses, metrics, grids
 
 
-LONGER = {"train": {"epochs": 6, "batch_size": 16}, "evaluation": {"at": [3, 6]}}
-SAVES = {"machine": {"device": "cpu", "log_every": 10, "checkpoint_every": 0.25}}
+@pytest.mark.slow  # a start of Ray, and of torchrun in it
+def test_a_cell_of_two_processes(sweep_file, trained_run):
+    file = sweep_file({"baseline": ARMS["baseline"]}, machine={"device": "cpu", "log_every": 5, "workers": 2, "cpus": 2})
+    code, out, err = finish(start(file))
+    assert code == 0 and "baseline" in out, err
+    (cell,) = plan_at(file).sweep.cells
+    lines = list(read_journal(run_dir_of(cell) / "journal.jsonl"))
+    assert lines[0]["workers"] == 2 and [line["kind"] for line in lines].count("end") == 1
+
+
+@pytest.mark.slow  # a cluster of three nodes on this machine
+def test_a_lost_node_does_not_lose_the_run(sweep_file, trained_run, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    file = sweep_file({"baseline": ARMS["baseline"]}, **LONGER, **SAVES)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        driver = start(file, "--address", cluster.address)
+        (cell,) = plan_at(file).sweep.cells
+        while not saved(run_dir_of(cell)):
+            time.sleep(0.2)
+            assert driver.poll() is None, finish(driver)[2]
+        raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
+        (lost,) = [node for pid, node in raylets.items() if any(is_trial(name) for _, name in descendants(pid))]
+        cluster.remove_node(lost, allow_graceful=False)
+        code, _, err = finish(driver)
+        assert code == 0, err
+    finally:
+        cluster.shutdown()
+    starts = [line["step"] for line in read_journal(run_dir_of(cell) / "journal.jsonl") if line["kind"] == "start"]
+    assert len(starts) == 2 and starts[1] > 0, "it went on from a checkpoint, on the other node"
 
 
 @pytest.mark.slow  # minutes: a worker takes seconds to come back

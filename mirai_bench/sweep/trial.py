@@ -15,6 +15,7 @@ from filelock import FileLock
 from ..config import RunConfig
 from ..errors import UserError
 from ..journal import read_journal, write_atomic
+from .processes import train_in_processes
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, Any]:
     ready, before = time.perf_counter() - start, measured_seconds(run_dir)
     with log_of(run_dir):
         try:
-            training.train(config, run_dir, wait=True, stop=job.stop_file.exists)
+            if config.machine.workers > 1:
+                train_in_processes(config, run_dir, job.stop_file)
+            else:
+                training.train(config, run_dir, wait=True, stop=job.stop_file.exists)
         except KeyboardInterrupt:
             pass  # asked to stop: its checkpoint is there
         except (training.RunFailed, UserError) as error:
