@@ -20,10 +20,10 @@ from .config import RunConfig, Section
 from .errors import UserError, unknown
 from .presets import expand, expand_official
 from .protocol import PROTOCOLS
+from .search_space import Name, Search
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
 M = TypeVar("M", bound=BaseModel)
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
 
 
 MOST_VALUES = 100_000  # of one YAML file
@@ -202,6 +202,7 @@ class SweepFile(Section):
     """foresight fields of each arm, over the profile's"""
     machine: dict[str, Any] = Field(default={})
     """machine fields, over the profile's"""
+    search: Search | None = None
 
     @model_validator(mode="after")
     def _check(self) -> SweepFile:
@@ -209,6 +210,8 @@ class SweepFile(Section):
             raise ValueError(f"seeds is {list(self.seeds)}: each seed once")
         if self.baseline not in self.arms:
             raise ValueError(f"baseline is {self.baseline!r}, which is not an arm: write one of {', '.join(self.arms)}")
+        if self.search is not None and self.search.arm not in self.arms:
+            raise ValueError(f"search.arm is {self.search.arm!r}, which is not an arm: write one of {', '.join(self.arms)}")
         return self
 
 

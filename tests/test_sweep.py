@@ -64,7 +64,8 @@ def environment(folder):
 
 def start(file, *argv):
     """The command, in the file's folder, in a process group of its own."""
-    command = [sys.executable, "-m", "mirai_bench.sweep", file.name, *argv]
+    words = [*argv, file.name] if argv == ("search",) else [file.name, *argv]
+    command = [sys.executable, "-m", "mirai_bench.sweep", *words]
     return subprocess.Popen(
         command, cwd=file.parent, env=environment(file.parent), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -209,6 +210,23 @@ def test_a_cell_of_two_processes(sweep_file, trained_run):
     (cell,) = plan_at(file).sweep.cells
     lines = list(read_journal(run_dir_of(cell) / "journal.jsonl"))
     assert lines[0]["workers"] == 2 and [line["kind"] for line in lines].count("end") == 1
+
+
+@pytest.mark.slow  # a start of Ray
+def test_a_search_is_apart_from_the_sweep(sweep_file, tmp_path, trained_run):
+    file = sweep_file({name: ARMS[name] for name in ("baseline", "internal")}, train={"epochs": 2}, evaluation={"at": [1, 2]})
+    space = {"foresight.weight": {"low": 0.1, "high": 10, "log": True}, "foresight.k": [1, 2]}
+    search = {"arm": "internal", "samples": 4, "reduction": 2, "space": space}
+    file.write_text(file.read_text() + yaml.safe_dump({"search": search}))
+    code, out, err = finish(start(file, "search"))
+    assert code == 0, err
+    rows = json.loads((tmp_path / "runs" / "searches" / "small-small-internal.json").read_text())["runs"]
+    assert len(rows) == 4 == len(out.splitlines()) - 1 and len({row["fingerprint"] for row in rows}) == 4
+    values = [row["metric"] for row in rows]
+    assert values == sorted(values) and {row["state"] for row in rows} == {"done", "stopped early"}
+    assert all(row["epoch"] == 2 for row in rows if row["state"] == "done")
+    assert not list((tmp_path / "runs").glob("sweeps/*.json")), "no table of arms knows of them"
+    assert all(state_of(run_dir_of(cell)) == "pending" for cell in plan_at(file).sweep.cells)
 
 
 @pytest.mark.slow  # a cluster of three nodes on this machine

@@ -20,14 +20,15 @@ EPILOG = """examples:
   python -m mirai_bench.sweep sweeps/foresight_source.yaml --only mirai-e-k3 --set foresight.weight=1.0
   python -m mirai_bench.sweep sweeps/injection_level.yaml --profile cifar10 --address auto
   python -m mirai_bench.sweep status sweeps/injection_level.yaml
+  python -m mirai_bench.sweep search my_sweep.yaml                        tunes an arm, as the file's `search:` says; apart from the table
   python -m mirai_bench.sweep schema                                      JSON schemas for editors, into sweeps/schema/"""
-ACTIONS = ("status", "schema")
+ACTIONS = ("status", "search", "schema")
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m mirai_bench.sweep",
-        usage="%(prog)s [status] FILE.yaml [options] | schema",
+        usage="%(prog)s [status | search] FILE.yaml [options] | schema",
         description="Trains and evaluates every arm with every seed of a sweep file.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -77,6 +78,8 @@ def command(argv: list[str]) -> int:
     if action == "status":
         print(status(plan))
         return 0
+    if action == "search":
+        return search(plan, args, Path(files[0]))
     if args.dry_run:
         print(dry_run(plan, args.max_concurrent))
         return 0
@@ -97,6 +100,26 @@ def train(plan: Plan, args: argparse.Namespace, file: str) -> int:
     say("  mlflow ui                                # every run: parameters, curves, sample grids")
     say(f"  python analysis/plot_convergence.py      # {plan.sweep.axis}: metric against epochs")
     return 1 if failed else 0
+
+
+def search(plan: Plan, args: argparse.Namespace, path: Path) -> int:
+    from .driver import Options
+    from .search import run_search
+
+    rows = run_search(plan, path, Options(args.max_concurrent, args.address, args.retries))
+    names = list(rows[0]["values"])
+    texts = [
+        [
+            *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row["values"].values()),
+            "—" if row["epoch"] is None else f"{row['epoch']:g}",
+            "—" if row["metric"] is None else f"{row['metric']:.4f}",
+            row["fingerprint"] or "—",
+            row["state"],
+        ]
+        for row in rows
+    ]
+    print(table([*names, "epoch", "metric", "fingerprint", "state"], texts))
+    return 0 if any(row["metric"] is not None for row in rows) else 1
 
 
 def show_table(plan: Plan) -> None:

@@ -75,33 +75,53 @@ class StopFile(tune.Stopper):
         return self.path.exists()
 
 
-def execute(
-    job: Job, machine: Machine, scratch: Path, *, max_concurrent: int | None, retries: int, every_second: Callable[[], None]
-) -> list[Ended]:
-    """One trial a cell, in their order, with `every_second()` called meanwhile.
-
-    Raises KeyboardInterrupt where the job's stop file ended it.
-    """
+def fit(
+    trainable: Callable[..., Any],
+    space: dict[str, Any],
+    machine: Machine,
+    scratch: Path,
+    stop_file: Path,
+    tune_config: tune.TuneConfig,
+    *,
+    retries: int,
+    every_second: Callable[[], None],
+) -> tune.ResultGrid:
+    """Runs the trials, with `every_second()` called meanwhile. Raises KeyboardInterrupt where the stop file ended it."""
     shutil.rmtree(scratch, ignore_errors=True)
-    trainable = tune.with_parameters(run_cell, job=job)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": machine.cpus, "gpu": machine.gpus}),
-        param_space={"cell": tune.grid_search(list(range(len(job.configs))))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=max_concurrent, reuse_actors=True),
+        param_space=space,
+        tune_config=tune_config,
         run_config=tune.RunConfig(
             name=scratch.name,
             storage_path=str(scratch.parent),
             verbose=0,
-            stop=StopFile(job.stop_file),
+            stop=StopFile(stop_file),
             failure_config=tune.FailureConfig(max_failures=retries),
         ),
     )
     try:
         # stdout is for results: Tune writes there of trials that report nothing, however quiet it is asked to be
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            results = _in_thread(tuner.fit, every_second, job.stop_file)
+            return _in_thread(tuner.fit, every_second, stop_file)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def execute(
+    job: Job, machine: Machine, scratch: Path, *, max_concurrent: int | None, retries: int, every_second: Callable[[], None]
+) -> list[Ended]:
+    """One trial a cell, in their order."""
+    results = fit(
+        tune.with_parameters(run_cell, job=job),
+        {"cell": tune.grid_search(list(range(len(job.configs))))},
+        machine,
+        scratch,
+        job.stop_file,
+        tune.TuneConfig(max_concurrent_trials=max_concurrent, reuse_actors=True),
+        retries=retries,
+        every_second=every_second,
+    )
     return [(result.config["cell"], result.metrics or {}, result.error) for result in results if result.config]
 
 
