@@ -214,7 +214,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--data", type=Path, help="images: a file or folder (machine.data)")
     top.add_argument("--set", action="append", default=[], metavar="A.B=C", help="a field of the config")
     top.add_argument("--strict", action="store_true", help="end at the first image that cannot be read, instead of skipping it")
-    top.add_argument("--pixels", action="store_true", help="also store the cropped images, for teachers that look at pixels")
+    top.add_argument(
+        "--pixels",
+        action="store_true",
+        help="also store the cropped training images, for teachers that look at pixels (ImageNet: 303 GB)",
+    )
     top.add_argument("--processes", type=int, default=1, metavar="N", help="on this machine; they take its GPUs in turn")
     top.add_argument("--shard-size", type=int, default=SHARD, metavar="N", help=f"images in a file (default {SHARD})")
     return top
@@ -231,7 +235,7 @@ def main(argv: list[str]) -> int:
     splits: list[Split] = ["train", *(["heldout"] if has_heldout_images(config) else [])]
     for split in splits:
         began = time.monotonic()
-        job = Job(config, split, codes_folder(config) / split, args.pixels, args.strict, args.shard_size)
+        job = Job(config, split, codes_folder(config) / split, args.pixels and split == "train", args.strict, args.shard_size)
         manifest = prepare(job, args.processes, rank, world)
         if manifest is None:
             say(f"{split}: this rank's shards are written, other ranks are still at work")
