@@ -26,6 +26,30 @@ def forward_flops(config: RunConfig) -> float:
     return config.model.depth * block_flops(config.model, cells) + head
 
 
+# Image encoders: blocks, width, class and register tokens, patch side in pixels.
+VITS = {
+    f"{family}_{size}{variant}": (*shape, prefix, patch)
+    for family, variant, sizes, prefix, patch in (
+        ("dinov2", "", "sbl", 1, 14), ("dinov2", "_reg", "sbl", 5, 14), ("dinov3", "", "sbl", 5, 16),
+        ("mae", "", "b", 1, 16), ("clip", "", "b", 1, 16),
+    )
+    for size, shape in {"s": (12, 384), "b": (12, 768), "l": (24, 1024)}.items() if size in sizes
+}  # fmt: skip
+LITE0_PER_PIXEL = {32: 14502.44, 16: 9696.625}  # EfficientNet-Lite0 up to the stage of this stride, per pixel of its input
+
+
+def encoder_flops(name: str, side: int) -> float:
+    """Forward of one image through an image encoder whose grid is side x side cells; 0 for one that is not listed here."""
+    if name in VITS:
+        blocks, width, prefix, patch = VITS[name]
+        tokens = side**2 + prefix
+        return blocks * (24.0 * tokens * width**2 + 4.0 * tokens**2 * width) + 6.0 * (side * patch) ** 2 * width
+    if name == "efficientnet_lite0":
+        stride = 32 if side <= 14 else 16  # inputs up to twice the 224 pixels of its training
+        return LITE0_PER_PIXEL[stride] * (stride * side) ** 2
+    return 0.0
+
+
 def head_flops(config: RunConfig) -> float:
     """Forward of one image through the foresight heads: projectors, or multi-token heads."""
     f, cells, width = config.foresight, config.grid[0] * config.grid[1], config.model.width
@@ -33,20 +57,22 @@ def head_flops(config: RunConfig) -> float:
         return 0.0
     if f.level == "output":
         return 2.0 * cells * (f.k - 1) * width * config.tokenizer.vocabulary
-    sizes = [width, *[f.projector.hidden] * (f.projector.layers - 1), width]
+    target = VITS[f.encoder.name][1] if f.uses_encoder and f.encoder.name in VITS else width
+    sizes = [width, *[f.projector.hidden] * (f.projector.layers - 1), target]
     stacks = [1 if f.projector.shared_trunk and layer < f.projector.layers - 1 else f.k for layer in range(f.projector.layers)]
     return sum(2.0 * cells * stack * a * b for stack, a, b in zip(stacks, sizes, sizes[1:], strict=False))
 
 
 def teacher_flops(config: RunConfig) -> float:
-    """Forward of one image through the teacher; a pixel encoder's own cost is not known here and counts as zero."""
+    """Forward of one image through the teacher; nothing where its features are read from the cache or `timm:` names the encoder."""
     f, cells = config.foresight, config.grid[0] * config.grid[1]
     if f.level != "internal":
         return 0.0
     if f.explicit:
         return resolve_layer(f.teacher_layer or f.layer, config.model.depth) * block_flops(config.model, cells)
-    built_in = f.source == "random" or f.encoder.name == "masked_tokens"
-    return f.encoder.depth * block_flops(config.model, cells) if built_in else 0.0
+    if f.source == "random" or f.encoder.name == "masked_tokens":
+        return f.encoder.depth * block_flops(config.model, cells)
+    return 0.0 if f.encoder.cache else encoder_flops(f.encoder.name, config.grid[0])
 
 
 def step_flops(config: RunConfig, foresight_on: bool = True) -> float:

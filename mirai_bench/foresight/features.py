@@ -76,9 +76,7 @@ def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> None:
         folder / "features.npy", "w+", np.float16, (codes.num_images, codes.num_views, cells, encoder.width)
     )
     rows = out.reshape(total, cells, encoder.width)
-    for start in progress(
-        range(0, total, BATCH_SIZE), f"{encoder.name} features", -(-total // BATCH_SIZE), f"batches of {BATCH_SIZE}"
-    ):
+    for start in progress(range(0, total, BATCH_SIZE), f"{encoder.name} features", -(-total // BATCH_SIZE), "batches"):
         image, view = np.divmod(np.arange(start, min(start + BATCH_SIZE, total)), codes.num_views)
         index, view = (torch.from_numpy(a).to(codes.device) for a in (image, view))
         features = encoder.features(codes.pixels(index, view)).half().cpu().numpy()
