@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from mirai_bench.benchmark import parity
-from mirai_bench.benchmark.decoding import SAMPLING
+from mirai_bench.benchmark.decoding import SAMPLING, distance_outside
 from mirai_bench.benchmark.pair import difference, largest
 from mirai_bench.benchmark.peer import function_of, load_peer, peer_packages
 from mirai_bench.errors import UserError
+from mirai_bench.protocol import Protocol
 
 SMALL = ["--size", "nano", "--vocabulary", "64", "--classes", "10", "--images", "2", "--k", "9"]
 
@@ -23,6 +24,13 @@ def test_differences_by_hand():
     assert (row.absolute, row.relative) == (0.5, 0.05)
     with pytest.raises(UserError, match="another version"):
         difference("logits", torch.zeros(2), torch.zeros(3))
+
+
+def test_how_far_a_uniform_number_lies_outside_its_codes_interval():
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().repeat(1, 4, 1)  # intervals 0 … 0.5 … 0.75 … 1
+    codes, uniform = torch.tensor([[0, 1, 0, 2]]), torch.tensor([[0.3, 0.6, 0.8, 0.7]], dtype=torch.float64)
+    gaps = distance_outside(logits, codes, uniform, Protocol(name="test", num_samples=2))
+    assert gaps[0].tolist() == pytest.approx([0, 0, 0.3, 0.05])
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
@@ -70,8 +78,8 @@ def test_parity_with_the_official_code(name, tmp_path, capsys):
     table = capsys.readouterr().out
     assert (tmp_path / f"parity_{name.lower()}.md").read_text() == table
     heads = [f"loss of head {k} ({kind})" for kind in "EI" for k in range(9)] if name == "Mirai" else []
-    assert all(row in table for row in ["logits", "tapped hidden state", "EMA's movement", *heads])
-    assert sum("sampled codes" in line for line in table.splitlines()) == (1 if name == "Mirai" else len(SAMPLING))
+    assert all(row in table for row in ["logits", "tapped hidden state", "EMA's movement after the step", *heads])
+    assert sum("codes, top-k" in line for line in table.splitlines()) == (1 if name == "Mirai" else len(SAMPLING))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..protocol import Protocol
-from ..sample import draw, generate, guide, uniforms
+from ..sample import draw, generate, guide, restrict, uniforms
 from .pair import Row, Setup, difference
 
 PLAIN = "top-k 0, top-p 1"
@@ -18,33 +18,52 @@ SAMPLING: dict[str, dict[str, Any]] = {PLAIN: {}, "top-k 100, top-p 0.9": {"top_
 
 
 def compare_sampling(setup: Setup, cfg_scale: float) -> list[Row]:
-    """Cached decoding with guidance, both driven by the same uniform numbers: codes, and the guided logits along the peer's codes."""
+    """Cached decoding with guidance, both driven by the same uniform numbers: the guided logits along the peer's codes, and the codes.
+
+    A code is the interval of the cumulative distribution that the uniform number falls into. Rounding moves the ends of intervals, so
+    now and then a number falls into a neighbour's, and the images go apart from there: what is measured is how far outside.
+    """
     rows = []
     kinds = SAMPLING if setup.peer.generate is not None else {PLAIN: SAMPLING[PLAIN]}  # no filter there to compare with
     for label, choices in kinds.items():
         protocol = Protocol(name="parity", num_samples=2, cfg_scale=cfg_scale, **choices)
-        ours = generate(setup.model, setup.batch.labels, range(len(setup.batch.labels)), protocol)
+        free = generate(setup.model, setup.batch.labels, range(len(setup.batch.labels)), protocol)
         theirs, logits = peer_sample(setup, protocol)
-        equal = int((ours == theirs).sum())
-        gap = (ours != theirs).double().mean().item()
-        rows.append(
-            Row(
-                f"sampled codes, {label}", float(ours.numel() - equal), gap, f"{equal} of {ours.numel()} equal, CFG {cfg_scale:g}"
-            )
-        )
+        ours = our_logits(setup, theirs, cfg_scale)
         if not choices:
-            rows.append(
-                difference("guided logits while decoding", our_logits(setup, theirs, cfg_scale), logits, "along the peer's codes")
-            )
+            rows.append(difference("guided logits while decoding", ours, logits, f"CFG {cfg_scale:g}, along the peer's codes"))
+        outside = distance_outside(ours, theirs, uniform_numbers(setup, protocol), protocol)
+        inside, equal, all_ = int((outside == 0).sum()), int((free == theirs).sum()), theirs.numel()
+        note = f"{inside} of {all_} equal along the peer's codes, {equal} in free running"
+        rows.append(Row(f"codes, {label}: uniform number outside its interval", outside.max().item(), outside.max().item(), note))
     return rows
+
+
+def uniform_numbers(setup: Setup, protocol: Protocol) -> Tensor:
+    """(B, T), those of our sampler."""
+    draws = [uniforms(protocol.seed, index, 1 + setup.model.tokens)[1:] for index in range(len(setup.batch.labels))]
+    return torch.from_numpy(np.stack(draws)).to(setup.device)
+
+
+def distance_outside(logits: Tensor, codes: Tensor, uniform: Tensor, protocol: Protocol) -> Tensor:
+    """Guided logits (B, T, V), codes and uniform numbers (B, T) → how far each number lies outside its code's interval (B, T)."""
+    gaps = []
+    for position in range(codes.shape[1]):
+        allowed = restrict(logits[:, position] / protocol.temperature, protocol.top_k, protocol.top_p)
+        ends = allowed.double().softmax(-1).cumsum(-1)
+        upper = ends.gather(1, codes[:, position, None])[:, 0]
+        width = allowed.double().softmax(-1).gather(1, codes[:, position, None])[:, 0]
+        number = uniform[:, position] * ends[:, -1]
+        gaps.append(torch.maximum(upper - width - number, number - upper).clamp(min=0))
+    gap = torch.stack(gaps, 1)
+    return torch.where(gap < 1e-12, 0.0, gap)
 
 
 def peer_sample(setup: Setup, protocol: Protocol) -> tuple[Tensor, Tensor]:
     """The peer's generate, or where its file is missing the same loop over its model → codes (B, T), guided logits (B, T, V)."""
     peer = setup.theirs(setup.peer.gpt, setup.model).eval()
     labels, count = setup.batch.labels, setup.model.tokens
-    draws = np.stack([uniforms(protocol.seed, index, 1 + count)[1:] for index in range(len(labels))])
-    uniform, seen = torch.from_numpy(draws).to(setup.device), []
+    uniform, seen = uniform_numbers(setup, protocol), []
 
     def sample(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, **_: Any) -> tuple[Tensor, Tensor]:
         """In the place of the peer's: its own filter, then our uniform numbers instead of multinomial's."""
