@@ -22,6 +22,7 @@ from mirai_bench.sweep import estimate, schema
 from mirai_bench.sweep.command import command, dry_run, status
 from mirai_bench.sweep.driver import Options, missing, run_sweep
 from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan, progress_of, run_dir_of, state_of
+from mirai_bench.sweep.screen import Screen
 
 AXES = ["injection_level", "foresight_layout", "foresight_source"]
 FILE = SWEEPS / "injection_level.yaml"
@@ -170,6 +171,31 @@ def test_progress_of_a_resumed_run(here, tmp_path):
     config = make_plan(FILE, settings=["train.epochs=10", "evaluation.at=[10]"]).sweep.cells[0].config
     progress = progress_of(tmp_path, config)
     assert progress.epoch == 4 and progress.seconds_left == pytest.approx(120, abs=5), "20 s an epoch since it was resumed"
+
+
+def test_the_screen_says_what_changes(here, capsys, monkeypatch):
+    plan = plan_of(seeds=[0])
+    first, second, third, *_ = cells = plan.sweep.cells
+    finish(first, status="failed")
+    os.utime(run_dir_of(first) / "failed.json", (1, 1))
+    screen = Screen(plan, list(cells))
+    screen.refresh()
+    finish(second)
+    finish(third, status="failed")
+    os.utime(run_dir_of(third) / "failed.json", (2e9, 2e9))
+    finish(first, status="running")
+    with FileLock(run_dir_of(first) / "run.lock"):
+        monkeypatch.setattr("mirai_bench.sweep.screen.EVERY_SECONDS", 0.0)
+        screen.refresh()
+    screen.refresh()
+    first_said, *said = capsys.readouterr().err.splitlines()
+    assert first_said.startswith("injection_level (digits): 5 cells, 0 done before, 5 to run")
+    ended = [f"done: {second.arm}, seed 0", f"failed: {third.arm}, seed 0: 10 updates in a row were not finite (step 5)"]
+    assert said[:2] == ended, "the failure of an earlier command is none of this one; each is said once"
+    assert said[2].startswith(f"1/5 done, 1 failed · {first.arm} s0 epoch {first.config.train.epochs:.1f}/") and said[2].endswith(
+        "left"
+    )
+    assert len([line for line in said if line.startswith(("done", "failed"))]) == 2
 
 
 # ---- what it will cost

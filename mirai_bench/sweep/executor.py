@@ -145,6 +145,9 @@ def _in_thread(fit: Callable[[], Any], every_second: Callable[[], None], stop_fi
             deadline = time.monotonic() + GRACE_SECONDS
     if stop_file.exists():
         raise KeyboardInterrupt
-    if "error" in answer:
-        raise answer["error"]
+    error = answer.get("error")
+    if isinstance(error, (ray.exceptions.RayError, tune.TuneError)):
+        raise UserError(f"Ray ended ({str(error).splitlines()[0]}): run the same command again to go on") from error
+    if error is not None:
+        raise error
     return answer["results"]

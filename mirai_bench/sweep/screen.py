@@ -27,7 +27,8 @@ class Screen:
         self.total = len(plan.sweep.cells)
         self.before = self.total - len(cells)
         self.live = sys.stderr.isatty()
-        self.start = self.last = time.monotonic()
+        self.last = time.monotonic()
+        self.start: float | None = None  # of the first cell that ran
         self.work = {cell.fingerprint: cell_flops(cell.config) or float(cell.config.train.epochs) for cell in cells}
         self.begun = {cell.fingerprint: self._fraction(cell) for cell in cells}
         self.since = time.time()
@@ -42,6 +43,7 @@ class Screen:
             was = self.states[cell.fingerprint]
             if was != "done":  # a failed one may be at its next attempt
                 now = self.states[cell.fingerprint] = self._state(cell)
+                self.start = self.start or (time.monotonic() if now == "running" else None)
                 if now in FINAL and now != was:
                     self._say_ended(cell, now)
         if self.live:
@@ -88,12 +90,11 @@ class Screen:
         return min(1.0, progress_of(run_dir_of(cell), cell.config).epoch / cell.config.train.epochs)
 
     def _seconds_left(self) -> float | None:
-        """At the pace, in training FLOPs, of all cells since this command began."""
+        """At the pace, in training FLOPs, of all cells since the first of them ran."""
         advanced = left = 0.0
         for cell in self.cells:
             key, state = cell.fingerprint, self.states[cell.fingerprint]
             share = 1.0 if state in FINAL else self._fraction(cell) if state == "running" else self.begun[key]
             advanced += self.work[key] * (share - self.begun[key])
             left += self.work[key] * (1 - share)
-        elapsed = time.monotonic() - self.start
-        return elapsed * left / advanced if advanced > 0 else None
+        return (time.monotonic() - self.start) * left / advanced if advanced > 0 and self.start else None

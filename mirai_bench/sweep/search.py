@@ -69,7 +69,8 @@ def run_trial(values: dict[str, Any], *, job: SearchJob) -> None:
                 tune.report({job.metric: value, "epoch": line["epoch"], "fingerprint": run_dir.name})
 
     report()
-    with log_of(run_dir), contextlib.suppress(KeyboardInterrupt):  # asked to stop: its checkpoint is there
+    # asked to stop: its checkpoint is there; what it cannot get past: its failed.json says so
+    with log_of(run_dir), contextlib.suppress(KeyboardInterrupt, training.RunFailed, UserError):
         training.train(config, run_dir, on_evaluation=report, wait=True, stop=job.check.stop_file.exists)
 
 
@@ -78,7 +79,11 @@ def run_search(plan: Plan, path: Path, options: Options) -> list[dict[str, Any]]
     search = checked(SweepFile, read_yaml(path), str(path)).search
     if search is None:
         raise UserError(f"{path} has no `search:`: write for instance\n" + EXAMPLE)
-    cell = next(cell for cell in plan.sweep.cells if cell.arm == search.arm)
+    cell = next((cell for cell in plan.sweep.cells if cell.arm == search.arm), None)
+    if cell is None:
+        raise UserError(f"search.arm is {search.arm!r}, which --only leaves out: write --only {search.arm}, or nothing")
+    if cell.config.machine.workers > 1:
+        raise UserError(f"machine.workers is {cell.config.machine.workers}, but a search trains in one process a run: write 1")
     lower = lower_is_better(search.metric)
     base = cell.config.model_dump(mode="json")
     space = {name: _domain(base, name, values) for name, values in search.space.items()}
@@ -91,6 +96,8 @@ def run_search(plan: Plan, path: Path, options: Options) -> list[dict[str, Any]]
             rows = _run_locked(job, cell.config, space, search, options, folder.parent / ".ray" / f"search-{name}", lower)
     except Timeout:
         raise UserError(f"another process is at work on this search ({folder / name}.lock is held)") from None
+    if rows and all(row["metric"] is None for row in rows):
+        say(f"{search.metric} was never measured: choose a metric of the profile's evaluation as search.metric")
     rows.sort(key=lambda row: (row["metric"] is None, (row["metric"] or 0) * (1 if lower else -1)))
     write_atomic(folder / f"{name}.json", json.dumps({"search": search.model_dump(mode="json"), "runs": rows}, indent=1))
     for row in rows:
