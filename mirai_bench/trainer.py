@@ -90,11 +90,12 @@ class Objective(nn.Module):
 class Trainer:
     """The state of one run in one process: weights, EMA, optimizer, counters."""
 
-    def __init__(self, config: RunConfig, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, config: RunConfig, rank: int = 0, world: int = 1, codes: Codes | None = None) -> None:
+        """`codes` stand for those of the config's data, on the same device."""
         self.config, self.rank, self.world = config, rank, world
         self.device = resolve_device(config)
         self.precision = resolve_precision(config, self.device)
-        self.codes: Codes = open_codes(config, "train", self.device)
+        self.codes: Codes = codes or open_codes(config, "train", self.device)
         if config.train.batch_size > self.codes.num_images:
             raise UserError(
                 f"train.batch_size is {config.train.batch_size}, but the training split has {self.codes.num_images} images: write less"
