@@ -281,9 +281,10 @@ def test_ranks_share_the_work(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow  # two more processes import torch
-def test_processes_share_the_work(images, tmp_path):
+def test_processes_share_the_work(images, tmp_path, capfd):
     whole = all_codes(prepared(folder_config(images, tmp_path / "whole"), tmp_path))
     assert torch.equal(all_codes(prepared(folder_config(images, tmp_path / "pool"), tmp_path, "--processes", "2")), whole)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ def encoded(job: Job, shards: Iterable[tuple[int, Dataset]], processes: int) -> 
                 "A process ended by itself (out of memory?): run the same command with fewer --processes, it goes on"
             ) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # an error or Ctrl-C: shards in work are finished, the others are left
 
 
 def begin(job: Job, dataset: Dataset) -> list[str]:
