@@ -28,6 +28,7 @@ from .compose import build_run, load_run, parse_sets
 from .config import RunConfig
 from .data.codes import has_heldout, open_codes
 from .errors import UserError
+from .evaluate_benchmark import command as benchmark_command
 from .extractors import Extractor, entry_of, open_extractor
 from .hashing import file_sha256
 from .images import NpzWriter, open_images
@@ -148,7 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mirai_bench.evaluate",
         description="Evaluates a run, a folder of images, or an .npz of images (arr_0). Prints the record as one JSON line. "
-        "`evaluate compare A B` compares records, `evaluate reference IMAGES OUT.npz` writes reference statistics: see their --help. "
+        "`evaluate compare A B` compares records, `evaluate reference IMAGES OUT.npz` writes reference statistics, `evaluate benchmark` "
+        "measures what that costs here: see their --help. "
         "Under torchrun the processes share the work; the numbers stay the same.",
         epilog="example: python -m mirai_bench.evaluate runs/a87d3a399400 --set evaluation.protocol.num_samples=2000 --npz samples.npz",
     )
@@ -188,8 +190,9 @@ def _settled(config: RunConfig, args: argparse.Namespace) -> RunConfig:
 
 
 def command(argv: list[str]) -> int | None:
-    if argv and argv[0] in ("compare", "reference"):
-        return {"compare": compare_command, "reference": reference_command}[argv[0]](argv[1:])
+    others = {"compare": compare_command, "reference": reference_command, "benchmark": benchmark_command}
+    if argv and argv[0] in others:
+        return others[argv[0]](argv[1:])
     args = _parser().parse_args(argv)
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: write 1 or more")

@@ -214,5 +214,5 @@ def test_fid_of_cifar10_train_and_test(make_config, monkeypatch):
         features = get_featuresdict_from_dataset(only(), network, 64, False, True, False)["2048"]
         theirs.append(fid_features_to_statistics(features.double()))
     expected = fid_statistics_to_metric(*theirs, verbose=False)[KEY_METRIC_FID]
-    assert ours["FID"] == pytest.approx(expected, rel=0.02) and expected == pytest.approx(25.3, abs=0.5)
+    assert ours["FID"] == pytest.approx(expected, rel=0.02) and expected == pytest.approx(25.3, rel=0.03)
     assert ours["sFID"] > 0 and ours["KID"] < 0.005 and ours["precision"] > 0.5 and ours["recall"] > 0.5 and "IS" not in ours
