@@ -48,12 +48,16 @@ def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, Any]:
     → seconds: of the whole call, of imports and the check, and of what the journal measured (steps, sampling, evaluation)
     """
     start = time.perf_counter()
+    from .. import evaluate  # noqa: F401  before one process makes the check, for which the others wait
     from .. import train as training
+    from ..data.datasets import open_dataset
     from ..trainer import run_dir_of
 
+    config = RunConfig.model_validate(job.configs[trial["cell"]])
+    if config.data.dataset == "digits":
+        open_dataset(config, "train")  # imports scikit-learn
     if not job.accepted():
         return {}
-    config = RunConfig.model_validate(job.configs[trial["cell"]])
     run_dir = run_dir_of(config)
     ready, before = time.perf_counter() - start, measured_seconds(run_dir)
     with log_of(run_dir):
