@@ -91,18 +91,19 @@ def test_class_rules_depend_on_the_index_alone():
     assert chisquare(torch.bincount(classes).numpy()).pvalue > 0.01
 
 
-def test_image_grid_is_row_by_row_and_filled_with_black():
+def test_image_grid_is_row_by_row_with_lines_and_filled_with_black():
     images = np.stack([np.full((32, 32, 3), value, np.uint8) for value in (10, 20, 30)])
     grid = sample.image_grid(images, 2)
-    assert grid.shape == (64, 64, 3)
-    assert [grid[0, 0, 0], grid[0, 63, 0], grid[63, 0, 0], grid[63, 63, 0]] == [10, 20, 30, 0]
+    assert grid.shape == (68, 68, 3)
+    assert [grid[1, 1, 0], grid[1, 66, 0], grid[66, 1, 0], grid[66, 66, 0]] == [10, 20, 30, 0]
+    assert (grid[0] == 96).all() and (grid[:, 33:35] == 96).all()
 
 
 def test_command_writes_a_grid_and_the_samples(trained_run, tmp_path, capsys):
     arguments = [str(trained_run), "--num", "12", "--grid", str(tmp_path / "out.png"), "--npz", str(tmp_path / "out.npz")]
     assert sample.run(sample.command, arguments) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "out.npz"), str(tmp_path / "out.png")]
-    assert Image.open(tmp_path / "out.png").size == (320, 64)
+    assert Image.open(tmp_path / "out.png").size == (340, 68)
     with np.load(tmp_path / "out.npz", allow_pickle=False) as file:
         assert file["arr_0"].shape == (12, 8, 8, 3) and file["arr_1"].tolist() == [*range(10), 0, 1]
 
