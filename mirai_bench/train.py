@@ -249,8 +249,15 @@ def command(argv: list[str]) -> int:
     )
     parser.add_argument("config", type=Path, help="a run file (YAML), a run's config.json, or the name of a profile")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="settings")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and what it costs, train nothing")
+    parser.add_argument("--measure", action="store_true", help="with --dry-run: time a training step here, on random codes")
     args = parser.parse_args(argv)
     config = load_run(args.config, args.settings)
+    if args.dry_run:
+        from .dry_run import describe
+
+        print(describe(config, args.measure), end="")
+        return 0
     run_dir = run_dir_of(config)
     with process_group(config):
         try:
