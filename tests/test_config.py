@@ -52,8 +52,14 @@ def test_every_value_of_every_axis_has_an_arm():
         ({"foresight": {"level": "internal", "k": 65}}, "k is 65, but the token grid has 8x8 = 64 cells: write k: 64 or less"),
         ({"foresight": {"level": "output", "k": 1}}, "write k: 2 or more"),
         ({"foresight": {"level": "internal", "class_token": True, "pairing": "predicting"}}, "write pairing: consumed"),
-        ({"foresight": {"level": "internal", "class_token": True, "source": "encoder"}}, "source: encoder has no class-token state"),
-        ({"foresight": {"level": "internal", "source": "frozen", "teacher": "no/such"}}, "teacher is 'no/such', which does not exist"),
+        (
+            {"foresight": {"level": "internal", "class_token": True, "source": "encoder"}},
+            "source: encoder has no class-token state",
+        ),
+        (
+            {"foresight": {"level": "internal", "source": "frozen", "teacher": "no/such"}},
+            "teacher is 'no/such', which does not exist",
+        ),
         ({"foresight": {"encoder": {"context": {"block_causal": 0}}}}, "block_causal"),
         ({"data": {"image_size": 9}, "tokenizer": {"downsample": 2}}, "image_size is 9, not a multiple"),
         ({"evaluation": {"at": [4, 2]}}, "write increasing epochs"),
@@ -133,7 +139,9 @@ def test_set_reads_yaml_and_names_its_form():
         parse_sets(["train.lr"])
 
 
-@pytest.mark.parametrize(("layer", "depth", "index"), [("8/12", 12, 8), ("8/12", 24, 16), ("8/12", 36, 24), ("8/12", 3, 2), (3, 3, 3), ("1/12", 3, 1)])
+@pytest.mark.parametrize(
+    ("layer", "depth", "index"), [("8/12", 12, 8), ("8/12", 24, 16), ("8/12", 36, 24), ("8/12", 3, 2), (3, 3, 3), ("1/12", 3, 1)]
+)
 def test_layers_are_one_based_and_fractions_scale(layer, depth, index):
     assert resolve_layer(layer, depth) == index
 
