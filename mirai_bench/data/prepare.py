@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,16 @@ class Worker:
 _worker: list[Worker] = []  # of a pool's process
 
 
+def _end_with_parent() -> None:
+    """A pool's process would wait for ever for work from a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a pool's process has one"
+    parent.join()
+    os._exit(1)
+
+
 def _start_worker(job: Job, counter: Any) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     with counter.get_lock():
         number, counter.value = counter.value, counter.value + 1
     _worker.append(Worker(job, pick_device(job.config, number)))
