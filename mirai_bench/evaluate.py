@@ -78,7 +78,7 @@ def _tokenizer(config: RunConfig, device: torch.device) -> Tokenizer:
 
 
 @lru_cache(maxsize=1)
-def _opened(config: RunConfig, device: torch.device, weights: Path | None = None) -> tuple[Extractor, Reference]:
+def _opened(config: RunConfig, device: torch.device, weights: Path | None) -> tuple[Extractor, Reference]:
     protocol = config.evaluation.protocol
     extractor = open_extractor(config, protocol.extractor, device, weights)
     return extractor, open_reference(config, protocol.reference, extractor)
@@ -120,7 +120,7 @@ def evaluate_model(
         return None
     grid = first_grid(measured.first, config.data.classes)
     seconds = time.perf_counter() - start - measured.sample_seconds
-    provenance = provenance_of(config.evaluation.protocol, *_opened(config, device))
+    provenance = provenance_of(config.evaluation.protocol, *_opened(config, device, None))
     return Result(measured.metrics, provenance, grid, measured.sample_seconds, seconds)
 
 
@@ -212,7 +212,9 @@ def command(argv: list[str]) -> int | None:
 def _report(record: dict[str, Any], file: Path | None) -> None:
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
     reference, n = record["reference"], record["protocol"]["num_samples"]
-    say(f"{numbers} (n = {n:,} against {reference['name']}, n = {reference['n'] or 'not stated':,})".replace("'", ""))
+    say(f"{numbers} (n = {n:,} against {reference['name']}, n = {reference['n'] or 'not stated'})")
+    if "FID" in record["metrics"] and n < 10_000:
+        say(f"FID at n = {n:,} is biased upwards, and comparable at the same n alone: see KID, or --extrapolate")
     line = json.dumps(record)
     if file is not None:
         with open(file, "a", encoding="utf-8") as lines:
