@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -234,3 +236,13 @@ def test_disk_and_flops_of_a_real_run(trained_run, make_config, monkeypatch):
     assert estimate.num_images(config) == len(open_dataset(config, "train"))
     (record,) = [line for line in read_journal(trained_run / "journal.jsonl") if line["kind"] == "evaluation"]
     assert estimate.cell_flops(config) == pytest.approx(record["train_flops"])
+
+
+def test_planning_imports_neither_torch_nor_ray_nor_mlflow(here):
+    code = (
+        "import sys; from mirai_bench.sweep.command import command; command(sys.argv[1:]);"
+        "print(sorted({'torch', 'ray', 'mlflow', 'pandas', 'sklearn'} & set(sys.modules)))"
+    )
+    for argv in ([str(FILE), "--dry-run"], ["status", str(FILE)]):
+        done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "[]"
