@@ -1,6 +1,6 @@
 """How much of a number is the evaluation's own noise: the same weights sampled with other seeds, against other training seeds.
 
-python analysis/evaluation_noise.py reports/data/evaluation_noise_digits.jsonl
+python analysis/evaluation_noise.py reports/evaluation_noise_digits.jsonl
 
 The records come from `python -m mirai_bench.evaluate RUN --set evaluation.protocol.seed=N --record FILE`, for a few runs of one arm
 that differ in their training seed and a few N each.
@@ -77,7 +77,7 @@ def report(records: Records) -> str:
 
 def command(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python analysis/evaluation_noise.py", description=__doc__.splitlines()[0])
-    parser.add_argument("records", type=Path, nargs="?", default=Path("reports/data/evaluation_noise_digits.jsonl"))
+    parser.add_argument("records", type=Path, nargs="?", default=Path("reports/evaluation_noise_digits.jsonl"))
     parser.add_argument("--out", type=Path, default=Path("reports/evaluation_noise.md"))
     args = parser.parse_args(argv)
     text = report(read(args.records))
