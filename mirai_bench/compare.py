@@ -16,7 +16,8 @@ MEASURED_BY = ("protocol", "extractor", "reference")
 
 
 def records_of(what: str, runs: Path) -> list[dict[str, Any]]:
-    """Evaluations of a run folder, a file of records (a journal, or what --record wrote), or AXIS/ARM of the sweeps in `runs`."""
+    """Evaluations of a run folder, a file of records (a journal, or what --record wrote), AXIS/ARM of the sweeps in `runs`, or
+    FILE/ARM of a frozen file."""
     path = Path(what)
     journal = path / "journal.jsonl" if path.is_dir() else path
     if journal.is_file():
@@ -34,19 +35,19 @@ def records_of(what: str, runs: Path) -> list[dict[str, Any]]:
 
 
 def _of_arm(what: str, runs: Path) -> list[dict[str, Any]]:
-    from .results import read_journals
+    from .results import read_journals, read_jsonl
 
-    axis, slash, arm = what.rpartition("/")
-    sweeps = read_journals(runs)
-    if not slash or Path(what).suffix or axis not in {sweep.axis for sweep in sweeps}:
-        known = ", ".join(f"{sweep.axis}/{name}" for sweep in sweeps for name in sweep.arms)
+    axis, _, arm = what.rpartition("/")
+    sweeps = read_jsonl([Path(axis)]) if Path(axis).is_file() else [s for s in read_journals(runs) if s.axis == axis]
+    if not sweeps:
+        known = ", ".join(f"{sweep.axis}/{name}" for sweep in read_journals(runs) for name in sweep.arms)
         raise UserError(
             f"There is no {what!r}: write a run folder, a file of records, or AXIS/ARM ({known or f'no sweep in {runs}'})"
         )
-    arms = [name for sweep in sweeps if sweep.axis == axis for name in sweep.arms]
+    arms = [name for sweep in sweeps for name in sweep.arms]
     if arm not in arms:
         raise unknown(f"arm of {axis}", arm, arms)
-    records = [record for sweep in sweeps if sweep.axis == axis for record in sweep.records if record["arm"] == arm]
+    records = [record for sweep in sweeps for record in sweep.records if record["arm"] == arm]
     return [record | {key: record["run"][key] for key in MEASURED_BY} for record in records]
 
 
@@ -110,7 +111,7 @@ def command(argv: list[str]) -> int:
         "One seed gives a difference without an interval.",
         epilog="example: python -m mirai_bench.evaluate compare injection_level/baseline injection_level/internal-2d",
     )
-    parser.add_argument("a", metavar="A", help="a run folder, a file of records, or AXIS/ARM")
+    parser.add_argument("a", metavar="A", help="a run folder, a file of records, AXIS/ARM, or reports/data/FILE.jsonl/ARM")
     parser.add_argument("b", metavar="B", help="likewise")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs, for AXIS/ARM")
     parser.add_argument("--epoch", type=float, help="by default the last at which both sides have the most seeds")

@@ -248,6 +248,8 @@ def _record(
 
 
 def _evaluate_run(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any] | None:
+    if args.config is not None:
+        raise UserError(f"--config is {args.config}, but {args.what} is a run and has its own: leave it out")
     device = torch.device(args.device)
     settled = _settled(load_run(args.what / "config.json"), args)
     config, model, _, step = load_for_sampling(args.what, settled.evaluation.protocol.weights, device)

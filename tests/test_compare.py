@@ -9,6 +9,7 @@ from mirai_bench import evaluate
 from mirai_bench.cli import run
 from mirai_bench.compare import differences, last_common_epoch, records_of, refuse_difference
 from mirai_bench.errors import UserError
+from mirai_bench.results import freeze, read_journals
 
 
 def record(seed, epoch, value, **protocol):
@@ -58,6 +59,9 @@ def test_arms_of_a_sweep_are_compared(tmp_path):
     refuse_difference([*a, *b])
     last = [[record for record in side if record["epoch"] == last_common_epoch(a, b)] for side in (a, b)]
     assert differences(*last)[0][:5] == ("FD-digits", "2", "1.3333", "0.83333", "-0.5")
+    freeze(read_journals(tmp_path)[0], tmp_path / "frozen.jsonl")
+    frozen = records_of(f"{tmp_path}/frozen.jsonl/output-1d", tmp_path)
+    assert differences(last[0], [record for record in frozen if record["epoch"] == 12]) == differences(*last)
     with pytest.raises(UserError, match="Did you mean 'baseline'"):
         records_of("injection_level/basline", tmp_path)
 

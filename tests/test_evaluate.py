@@ -255,6 +255,7 @@ def test_a_run_and_its_images_give_the_same_numbers(trained_run, make_config, tm
         (["RUN", "--set", "evaluation.protocol.reference=nowhere.npz"], "'nowhere.npz', which is not there"),
         (["RUN", "--set", "evaluation.protocol.num_samples=5"], "10 images or more, found 5"),
         (["RUN", "--batch-size", "0"], "--batch-size is 0"),
+        (["RUN", "--config", "digits"], "is a run and has its own"),
         (["RUN", "--npz", "samples.zip"], "ends in .npz"),
         (["nowhere", "--protocol", "digits"], "There is no 'nowhere'"),
         (["FOLDER"], "name a --protocol"),
