@@ -54,7 +54,7 @@ def test_what_an_evaluation_says(make_config):
     assert result.provenance["protocol_digest"] == config.evaluation.protocol.digest()
     assert result.provenance["reference"]["name"] == "digits/train" and result.provenance["reference"]["n"] == 1500
     assert result.provenance["extractor"]["sha256"].startswith("sha256:")
-    assert result.grid.dtype == np.uint8 and result.grid.shape == (320, 320, 3)
+    assert result.grid.dtype == np.uint8 and result.grid.shape == (340, 340, 3)
     json.dumps([result.metrics, result.provenance])
 
 
