@@ -11,6 +11,7 @@ from ..journal import write_atomic
 from .targets import TARGETS, Row
 
 NOT_MEASURED = "not measured"
+TABLES = ("<!-- tables -->", "<!-- end of tables -->")  # marks in README.md between which the tables are written
 
 
 def write_json(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
@@ -128,10 +129,16 @@ def chart(rows: list[Row], path: Path) -> None:
 
 
 def write_report(folder: Path) -> str:
-    """targets.md, table.md and speed.svg of the folder's JSON files → the two tables."""
+    """targets.md, table.md and speed.svg of the folder's JSON files, and the tables within its README → the two tables."""
     rows = read_rows(folder)
     targets, whole = targets_table(rows), table(rows)
     write_atomic(folder / "targets.md", targets)
     write_atomic(folder / "table.md", whole)
     chart(rows, folder / "speed.svg")
+    readme = folder / "README.md"
+    if readme.is_file():
+        before, start, rest = readme.read_text(encoding="utf-8").partition(TABLES[0])
+        _, end, after = rest.partition(TABLES[1])
+        if start and end:
+            write_atomic(readme, f"{before}{start}\n{targets}\n{whole}{end}{after}")
     return f"{targets}\n{whole}"

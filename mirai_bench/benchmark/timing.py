@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -76,34 +75,17 @@ def ceiling(device: torch.device, precision: str, rounds: int = 5) -> float:
 
 
 class Memory:
-    """Peak of the device's memory since this was made, over what was in use then; MiB. None where the system does not tell."""
+    """Peak of a GPU's memory since this was made, over what was in use then; MiB. On a CPU None: its allocator keeps and reuses what is freed,
+    so the resident set of one step says nothing about it."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.base = device, 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-            self.base: float | None = torch.cuda.memory_allocated(device) / 2**20
-        else:
-            self.base = _reset_peak()
+            self.base = torch.cuda.memory_allocated(device)
 
     def peak(self) -> float | None:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20 - self.base
-        return None if self.base is None else _status("VmHWM") - self.base
-
-
-def _status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
-
-
-def _reset_peak() -> float | None:
-    """Linux: the peak of the resident set starts anew → the resident set now."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return _status("VmRSS")
+        return (torch.cuda.max_memory_allocated(self.device) - self.base) / 2**20 if self.device.type == "cuda" else None
 
 
 class Phases:
