@@ -16,8 +16,9 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from .config import RunConfig, Section
+from .config import RunConfig
 from .errors import UserError, unknown
+from .foresight_config import Section
 from .presets import expand, expand_official
 from .protocol import PROTOCOLS
 from .search_space import Name, Search

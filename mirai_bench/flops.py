@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .config import Model, RunConfig, resolve_layer
+from .config import Model, RunConfig
+from .foresight_config import resolve_layer
 
 
 def ffn_width(width: int) -> int:

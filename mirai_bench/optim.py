@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from .config import Foresight, Train
+from .config import Train
+from .foresight_config import Foresight
 
 # How a value goes from `start` to `end` while progress goes from 0 to 1; `step` changes at a point of its own.
 SCHEDULES: dict[str, Callable[[float, float, float], float]] = {

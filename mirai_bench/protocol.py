@@ -39,9 +39,11 @@ class Protocol(BaseModel):
 
 # The paper's (50,000 samples, uniform random classes, CFG 2.0 for B and L, 1.75 for XL, EMA weights, ADM reference batch),
 # CIFAR-10's with the 2015 Inception, and the embedded digits'.
+ADM_REFERENCE = "VIRTUAL_imagenet256_labeled.npz"
+PAPER = {"num_samples": 50_000, "class_rule": "uniform", "cfg_scale": 2.0, "extractor": "inception", "reference": ADM_REFERENCE}
 PROTOCOLS = {
-    "paper": {"num_samples": 50_000, "class_rule": "uniform", "cfg_scale": 2.0, "extractor": "inception", "reference": "VIRTUAL_imagenet256_labeled.npz"},
-    "paper_xl": {"num_samples": 50_000, "class_rule": "uniform", "cfg_scale": 1.75, "extractor": "inception", "reference": "VIRTUAL_imagenet256_labeled.npz"},
+    "paper": PAPER,
+    "paper_xl": PAPER | {"cfg_scale": 1.75},
     "cifar10_10k": {"num_samples": 10_000, "cfg_scale": 1.5, "extractor": "inception_2015", "reference": "train"},
     "digits": {"num_samples": 1_000, "cfg_scale": 1.0, "extractor": "digits", "reference": "train"},
-}  # fmt: skip
+}

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from mirai_bench.compose import SWEEPS, build_run, load_run, load_sweep, merge, parse_sets, read_profile
-from mirai_bench.config import resolve_layer
 from mirai_bench.errors import UserError
+from mirai_bench.foresight_config import resolve_layer
 
 AXES = ["injection_level", "foresight_layout", "foresight_source"]
 

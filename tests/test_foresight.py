@@ -5,7 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mirai_bench.config import Projector as ProjectorConfig
 from mirai_bench.data.codes import open_codes
 from mirai_bench.foresight import Parts, build_foresight
 from mirai_bench.foresight.encoders import block_causal_mask
@@ -13,6 +12,7 @@ from mirai_bench.foresight.layout import LAYOUTS, grid_2d
 from mirai_bench.foresight.level import LEVELS
 from mirai_bench.foresight.loss import TARGET_NORMS, Projector, cosine_loss, pair, reduce_heads
 from mirai_bench.foresight.source import SOURCES
+from mirai_bench.foresight_config import Projector as ProjectorConfig
 from mirai_bench.model import build_model
 from mirai_bench.optim import clone_as_ema
 from mirai_bench.trainer import Objective
@@ -106,7 +106,7 @@ def test_block_causal_mask_by_hand():
 def test_dictionaries_and_config_name_the_same_values():
     from typing import get_args
 
-    from mirai_bench.config import Foresight
+    from mirai_bench.foresight_config import Foresight
 
     for field, entries in (("level", LEVELS), ("layout", LAYOUTS), ("source", SOURCES), ("target_norm", TARGET_NORMS)):
         assert set(get_args(Foresight.model_fields[field].annotation)) == set(entries)
@@ -114,7 +114,7 @@ def test_dictionaries_and_config_name_the_same_values():
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=names)
 def test_foresight_never_reaches_above_its_layer_nor_into_the_teacher(make_config, variant):
-    config, objective, teacher, batch = assemble(make_config, variant)
+    _, objective, teacher, batch = assemble(make_config, variant)
     loss, ntp, foresight = objective(batch, batch.labels, 1.0)
     if variant["level"] == "none":
         assert loss is ntp and foresight == 0 and not list(objective.foresight.parameters() if objective.foresight else [])

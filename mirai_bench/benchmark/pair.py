@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..compose import build_run, read_profile
-from ..config import RunConfig, resolve_layer
+from ..config import RunConfig
 from ..data.codes import Batch
 from ..errors import UserError
 from ..flops import ffn_width
 from ..foresight.level import InternalLevel
 from ..foresight.source import Source
+from ..foresight_config import resolve_layer
 from ..model import ARModel, build_model
 from ..official import OURS, to_official
 from ..optim import clone_as_ema

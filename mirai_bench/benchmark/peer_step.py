@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import RunConfig, resolve_layer
+from ..config import RunConfig
 from ..errors import UserError
 from ..foresight.pixel_encoders import PixelEncoder
+from ..foresight_config import resolve_layer
 from .peer import Peer
 from .workload import Ours, StoredFeatures
 

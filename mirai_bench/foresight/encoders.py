@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..config import BlockCausal, RunConfig
+from ..config import RunConfig
 from ..data.codes import Batch, Codes
 from ..errors import unknown
+from ..foresight_config import BlockCausal
 from ..networks import assets_folder
 from .features import cached_features
 from .masked_tokens import MaskedTokens, load_or_train

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Foresight, RunConfig, resolve_layer
+from ..config import RunConfig
 from ..data.codes import Batch
+from ..foresight_config import Foresight, resolve_layer
 from ..model import Output
 from .layout import LAYOUTS
 from .loss import TARGET_NORMS, Projector, cosine_loss, pair, reduce_heads

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Projector as ProjectorConfig
+from ..foresight_config import Projector as ProjectorConfig
 from ..model import INIT_STD
 from .layout import Table
 

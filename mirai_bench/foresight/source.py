@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..config import RunConfig, resolve_layer
+from ..config import RunConfig
 from ..data.codes import Batch, Codes
+from ..foresight_config import resolve_layer
 from ..model import ARModel
 from .encoders import Encoder, RandomTokens, build_encoder
 
