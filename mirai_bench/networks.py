@@ -116,6 +116,8 @@ class Inception2015(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         x = (_tensorflow_resize(images, INCEPTION_SIDE) - 128) / 128
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)  # 1.3x as fast there; features differ by 1e-5
         spatial = x
         for name, layer in self.layers.named_children():
             if name == "output":  # the classification head, in the files that have it
