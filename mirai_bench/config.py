@@ -1,6 +1,6 @@
 """The whole configuration of one run, as a frozen tree. No torch in here: a config can be read, checked and hashed in milliseconds.
 
-Everything that can change a number is fingerprinted; `machine` (devices, folders, log frequency) never is.
+Every value of the experiment is fingerprinted; `machine` (devices, folders, log frequency) never is.
 Steps and images are counted in integers, training length in epochs of the training split, layers are 1-based ("layer 8" is the
 residual stream after the 8th block) and may be written as a fraction of the depth ("8/12"), so that an arm means the same at every size.
 """
@@ -123,7 +123,11 @@ class Evaluation(Section):
 
 
 class Machine(Section):
-    """Where and how it runs. Nothing here changes a number (beyond rounding), nothing here is in the fingerprint."""
+    """Where and how it runs. Nothing here is in the fingerprint, and nothing here changes what is computed, beyond rounding and one thing:
+
+    `micro_batches` and `workers` decide which forward pass a token is in, and so which dropout masks it draws (from the same
+    distribution; without dropout the updates are the same). The record says how many there were.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive = 1

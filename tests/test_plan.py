@@ -146,16 +146,23 @@ def test_a_thousand_cells_are_planned_in_two_seconds(here):
 
 def test_paths_are_absolute_wherever_a_trial_runs(here, tmp_path):
     (tmp_path / "w.bin").write_bytes(b"weights")
-    sets = ["machine.data=images", "machine.codes=codes", "tokenizer.weights=w.bin", "foresight.encoder.weights=w.bin"]
+    sets = [
+        "machine.data=images",
+        "machine.codes=codes",
+        "machine.assets=assets",
+        "tokenizer.weights=w.bin",
+        "foresight.encoder.weights=w.bin",
+    ]
     config = make_plan(FILE, settings=sets).sweep.cells[-1].config
     paths = [
         config.machine.runs,
         config.machine.data,
         config.machine.codes,
+        config.machine.assets,
         config.tokenizer.weights,
         config.foresight.encoder.weights,
     ]
-    assert paths == [tmp_path / name for name in ("runs", "images", "codes", "w.bin", "w.bin")]
+    assert paths == [tmp_path / name for name in ("runs", "images", "codes", "assets", "w.bin", "w.bin")]
 
 
 def test_progress_of_a_resumed_run(here, tmp_path):

@@ -76,6 +76,22 @@ def test_the_check_before_training(make_config):
     assert "batch_size is 5000, but the training split has 1500 images" in images and "Did you mean 'digits'" in extractor
 
 
+def test_the_check_looks_for_an_encoders_weights_among_the_assets(make_config, tmp_path, monkeypatch):
+    from mirai_bench.foresight import pixel_entries
+
+    monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
+    lite = {"level": "internal", "source": "encoder", "encoder": {"name": "efficientnet_lite0"}}
+    config = make_config(foresight=lite, machine={"assets": str(tmp_path)})
+    (missing,) = preflight([config.model_dump(mode="json")])
+    assert "foresight.encoder.name is efficientnet_lite0" in missing and str(tmp_path) in missing
+    entry = pixel_entries.entry_of("efficientnet_lite0")
+    (tmp_path / entry.file).write_bytes(b"another file")
+    (other,) = preflight([config.model_dump(mode="json")])
+    assert "is not the file that efficientnet_lite0 means" in other
+    monkeypatch.setattr(pixel_entries, "file_sha256", lambda path: entry.sha256)
+    assert preflight([config.model_dump(mode="json")]) == []
+
+
 @pytest.mark.slow  # a start of Ray
 def test_what_the_check_refuses_ends_before_any_training(sweep_file, tmp_path, trained_run):
     code, out, err = finish(start(sweep_file({"baseline": ARMS["baseline"]}, train={"batch_size": 5000})))

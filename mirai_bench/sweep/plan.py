@@ -104,7 +104,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     foresight = absolute(config.foresight, "teacher")
     return config.model_copy(
         update={
-            "machine": absolute(config.machine, "runs", "data", "codes"),
+            "machine": absolute(config.machine, "runs", "data", "codes", "assets"),
             "tokenizer": absolute(config.tokenizer, "weights"),
             "foresight": foresight.model_copy(update={"encoder": absolute(foresight.encoder, "weights")}),
         }

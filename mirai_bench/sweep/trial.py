@@ -120,12 +120,13 @@ def preflight(configs: list[dict[str, Any]]) -> list[str]:
 def _check(config: RunConfig) -> None:
     from ..data.codes import open_codes
     from ..evaluate import open_extractor, open_reference
-    from ..foresight.pixel_encoders import entry_of, find_weights
+    from ..foresight.pixel_entries import entry_of, find_weights
+    from ..networks import assets_folder
     from ..trainer import resolve_device
 
     device, encoder, protocol = resolve_device(config), config.foresight.encoder, config.evaluation.protocol
     if config.foresight.uses_encoder and encoder.name != "masked_tokens":
-        find_weights(encoder.name, entry_of(encoder.name), encoder.weights)
+        find_weights(encoder.name, entry_of(encoder.name), encoder.weights, assets_folder(config))
     images = open_codes(config, "train", device).num_images
     if config.train.batch_size > images:
         raise UserError(f"train.batch_size is {config.train.batch_size}, but the training split has {images} images: write less")
