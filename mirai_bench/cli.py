@@ -29,18 +29,30 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None, unit: str = "it", initial: int = 0) -> Iterator[T]:
-    """A bar on a terminal; elsewhere a plain line every 30 s."""
+def progress(
+    items: Iterable[T],
+    what: str,
+    total: int | None = None,
+    unit: str = "it",
+    initial: int = 0,
+    weigh: Callable[[T], int] = lambda item: 1,
+) -> Iterator[T]:
+    """A bar on a terminal; elsewhere a plain line every 30 s. `weigh`: how many units an item is."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(items, desc=what, total=total, unit=unit, initial=initial, dynamic_ncols=True, leave=False)
+        with tqdm(desc=what, total=total, unit=unit, initial=initial, dynamic_ncols=True, leave=False) as bar:
+            for item in items:
+                yield item
+                bar.update(weigh(item))
         return
     start = last = monotonic()
-    for done, item in enumerate(items, 1):
+    done = 0
+    for item in items:
         yield item
-        if monotonic() - last >= 30:
-            last = monotonic()
-            rate = done / (last - start)
+        done += weigh(item)
+        now = monotonic()
+        if now - last >= 30:
+            last, rate = now, done / (now - start)
             left = f", {(total - initial - done) / rate:.0f} s left" if total else ""
             say(f"{what}: {initial + done}{f'/{total}' if total else ''} {unit}, {rate:.1f} {unit}/s{left}")

@@ -66,7 +66,7 @@ def write_reference(
 ) -> dict[str, Any]:
     """n images, uint8 (B, h, w, 3) at a time → an .npz of statistics at `path` whole, or not at all. Returns its manifest."""
     collected = Collected(n, extractor.entry, FEATURES_KEPT)
-    for batch in progress(batches, "reference features", unit="batches"):
+    for batch in progress(batches, "reference features", n, "images", weigh=len):
         collected.add(extractor(batch))
     assert collected.seen == n, "as many images as announced"
     names, arrays = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}, {}

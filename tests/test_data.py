@@ -1,7 +1,12 @@
 """Images → codes → batches: splits, crops, preparation, and batches as a pure function of (seed, step)."""
 
 import json
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -261,10 +266,11 @@ def test_preparation_goes_on_after_a_kill(images, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(prepare_module.Worker, "shard", counted)
     assert cli.run(prepare, arguments) == 0
     assert [number for split, number in encoded if split == "train"] == [2, 3, 4]
+    assert "encoding train: 11 images; 10 are done" in capsys.readouterr().err
     assert torch.equal(all_codes(open_codes(config, "train", CPU)), whole)
     encoded.clear()
     assert cli.run(prepare, arguments) == 0 and not encoded
-    assert len(capsys.readouterr().out.splitlines()) == 6  # one line a split, nothing else, on stdout
+    assert len(capsys.readouterr().out.splitlines()) == 2  # one line a split, nothing else, on stdout
 
 
 def test_ranks_share_the_work(images, tmp_path, monkeypatch):
@@ -278,6 +284,38 @@ def test_ranks_share_the_work(images, tmp_path, monkeypatch):
         monkeypatch.setenv("RANK", rank)
         assert prepare(arguments) == 0
     assert torch.equal(all_codes(open_codes(config, "train", CPU)), whole)
+
+
+@pytest.mark.slow  # three processes import torch, twice
+def test_preparation_goes_on_after_kill_9(images, tmp_path):
+    """SIGKILL of the parent once shards lie there: its two processes end too, and the same command makes what an unbroken one makes."""
+    whole = all_codes(prepared(folder_config(images, tmp_path / "whole"), tmp_path))
+    config = folder_config(images, tmp_path / "cut")
+    command = [sys.executable, "-m", "mirai_bench.data.prepare", write_config(config, tmp_path / "cut.json")]
+    command += ["--shard-size", "1", "--processes", "2"]
+    shards = codes_folder(config) / "train" / "shards"
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        while len(list(shards.glob("*.json"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    with pytest.raises(ProcessLookupError):  # none is left of its group
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+    (shards / "00020.npy.1.tmp").write_bytes(b"half a shard")
+    done = len(list(shards.glob("*.json")))
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done == 21 or f"encoding train: {21 - done} images; {done} are done" in again.stderr
+    assert torch.equal(all_codes(open_codes(config, "train", CPU)), whole) and not list(shards.glob("*.tmp"))
+
+
+def test_progress_counts_what_an_item_weighs(monkeypatch, capsys):
+    clock = iter([0, 10, 40, 50])
+    monkeypatch.setattr(cli, "monotonic", lambda: next(clock))
+    assert list(cli.progress([100, 100, 50], "encoding", 1250, "images", 1000, weigh=int)) == [100, 100, 50]
+    assert capsys.readouterr().err == "encoding: 1200/1250 images, 5.0 images/s, 10 s left\n"
 
 
 @pytest.mark.slow  # two more processes import torch

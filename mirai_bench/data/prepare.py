@@ -133,19 +133,19 @@ def pick_device(config: RunConfig, number: int) -> torch.device:
     return torch.device("cuda", (int(os.environ.get("LOCAL_RANK", 0)) + number) % torch.cuda.device_count())
 
 
-def encoded(job: Job, shards: Iterable[tuple[int, Dataset]], processes: int) -> Iterator[None]:
-    """Encodes the shards; yields once for each image."""
+def encoded(job: Job, shards: Iterable[tuple[int, Dataset]], processes: int) -> Iterator[int]:
+    """Encodes the shards; yields each one's number of images once it is written."""
     if processes == 1:
         worker = Worker(job, pick_device(job.config, 0))
         for number, images in shards:
-            yield from [None] * worker.shard(number, images)
+            yield worker.shard(number, images)
         return
     spawn = multiprocessing.get_context("spawn")  # CUDA cannot be forked
     with ProcessPoolExecutor(processes, spawn, _start_worker, (job, spawn.Value("i", 0))) as pool:
         futures = [pool.submit(_encode_shard, number, images) for number, images in shards]
         try:
             for future in as_completed(futures):
-                yield from [None] * future.result()
+                yield future.result()
         except BrokenProcessPool:
             raise UserError(
                 "A process ended by itself (out of memory?): run the same command with fewer --processes, it goes on"
@@ -174,6 +174,8 @@ def finish(job: Job, dataset: Dataset, names: list[str]) -> dict[str, Any]:
         raise UserError(
             f"None of the {len(dataset)} images of {job.config.machine.data} could be read: write the path of another folder"
         )
+    for abandoned in (job.folder / "shards").glob("*.tmp"):  # by processes that were killed
+        abandoned.unlink(missing_ok=True)
     skipped = [image for shard in done for image in shard["skipped"]]
     if skipped and job.strict:
         raise UserError(f"{len(skipped)} images were skipped before, such as {skipped[0]['image']}: {REPAIR}")
@@ -192,13 +194,14 @@ def finish(job: Job, dataset: Dataset, names: list[str]) -> dict[str, Any]:
 def prepare(job: Job, processes: int, rank: int, world: int) -> dict[str, Any] | None:
     """→ the manifest, or None where other ranks are still at work."""
     dataset = open_dataset(job.config, job.split)
-    names = begin(job, dataset)
-    pending = [i for i, name in enumerate(names) if i % world == rank and not (job.folder / "shards" / f"{name}.json").is_file()]
-    size = job.shard_size
-    shards = [(i, dataset.part(range(i * size, min((i + 1) * size, len(dataset))))) for i in pending]
+    names, size = begin(job, dataset), job.shard_size
+    mine = [(i, dataset.part(range(i * size, min((i + 1) * size, len(dataset))))) for i in range(rank, len(names), world)]
+    shards = [(i, part) for i, part in mine if not (job.folder / "shards" / f"{names[i]}.json").is_file()]
     if shards:
-        images = sum(len(part) for _, part in shards)
-        for _ in progress(encoded(job, shards, min(processes, len(shards))), f"encoding {job.split}", images, "images"):
+        images, left = (sum(len(part) for _, part in some) for some in (mine, shards))
+        say(f"encoding {job.split}: {left:,} images" + (f"; {images - left:,} are done" if left < images else ""))
+        work = encoded(job, shards, min(processes, len(shards)))
+        for _ in progress(work, f"encoding {job.split}", images, "images", images - left, weigh=int):
             pass
     if not all((job.folder / "shards" / f"{name}.json").is_file() for name in names):
         return None
