@@ -1,16 +1,51 @@
-"""The table of a sweep: arms against the baseline, seed by seed, the paper's value beside ours. Markdown, CSV, LaTeX and HTML.
+"""The table of a sweep: arms against the baseline, seed by seed, the paper's value beside ours. Markdown, CSV, LaTeX and HTML, and the
+differences to the baseline as a figure.
 
 python analysis/fid_table.py
 """
 
+import math
 import sys
 
-from common import load, parser
+import matplotlib
+from common import STYLE, load, look, parser, save
+from matplotlib.figure import Figure
 
 from mirai_bench.cli import run, say
 from mirai_bench.errors import unknown
-from mirai_bench.results import file_stem, freeze
-from mirai_bench.tables import WRITERS, build_table, markdown
+from mirai_bench.results import Results, file_stem, freeze, lower_is_better
+from mirai_bench.tables import WRITERS, Table, build_table, markdown, p_value
+
+SIGNIFICANT = 0.05  # of the p-values after Holm's correction
+
+
+def draw_differences(results: Results, table: Table) -> Figure:
+    """Each arm's mean difference to the baseline with its 95 % t-interval, one line an arm; filled where the corrected p is below 0.05."""
+    metric, looks = table.metrics[0], look(results)
+    rows = [(row.arm, row.differences.get(metric)) for row in table.rows if row.arm != table.baseline]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 1.1 + 0.27 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color="black", linewidth=1)
+        for place, (arm, change) in enumerate(rows):
+            text = "no pair of seeds"
+            if change is not None:
+                colour, marker = looks[arm]
+                known = not math.isnan(change.half)
+                reach = [[change.mean - change.low], [change.high - change.mean]] if known else None
+                filled = colour if change.p < SIGNIFICANT else "white"
+                axes.errorbar(change.mean, place, xerr=reach, color=colour, marker=marker, mfc=filled, markersize=6, capsize=3)
+                text = f"p {p_value(change.p)}, n {change.n}"
+            axes.annotate(
+                text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, annotation_clip=False
+            )
+        axes.set_yticks(range(len(rows)), [arm for arm, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        better = "left" if lower_is_better(metric) else "right"
+        axes.set_xlabel(f"{metric}: arm minus {table.baseline}, paired by seed ({better} of the line is better)")
+        note = f"mean and 95 % t-interval over seeds; filled: Holm-corrected p below {SIGNIFICANT:g}; profile {results.profile}"
+        figure.suptitle(f"{table.title}\n{note}", fontsize=9, x=0.01, ha="left", wrap=True)
+    return figure
 
 
 def command(argv: list[str]) -> int:
@@ -31,6 +66,8 @@ def command(argv: list[str]) -> int:
             path = args.out / f"{results.name}.{kind}"
             path.write_text(write(table), encoding="utf-8")
             say(f"wrote {path}")
+        if len(table.rows) > 1:
+            save(draw_differences(results, table), args.out, f"{results.name}_differences")
         if args.freeze:
             freeze(results, args.out / "data" / f"{file_stem(f'{results.axis}_{results.profile}')}.jsonl")
         print(markdown(table))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.colors import to_hex
 from synthetic import injection_level, shared_store, write_plan, write_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +115,7 @@ def test_figure_is_the_same_bytes_in_another_process_and_shows_the_records(froze
         first, second = ((tmp_path / folder / f"injection_level.{kind}").read_bytes() for folder in "ab")
         assert first == second and len(first) > 5000, kind
     lines = {
-        line.get_color(): line for line in plot_convergence.draw(frozen, "FD-digits", "epochs", "minmax", False).axes[0].lines
+        line.get_color(): line for line in plot_convergence.draw(frozen, "FD-digits", "epochs", "minmax", "linear").axes[0].lines
     }
     looks = common.look(frozen)
     for arm in ("baseline", "output-1d", "internal-2d"):
@@ -125,20 +126,53 @@ def test_figure_is_the_same_bytes_in_another_process_and_shows_the_records(froze
     assert len(lines) == 4, "an arm without records has no line"
 
 
+def band_at_the_end(results, arm, band):
+    """(low, high) of the band that the figure shows around an arm's last point."""
+    axes = plot_convergence.draw(results, "FD-digits", "epochs", band, "linear").axes[0]
+    colours = [to_hex(collection.get_facecolor()[0]) for collection in axes.collections]
+    corners = axes.collections[colours.index(common.look(results)[arm][0].lower())].get_paths()[0].vertices
+    last = corners[corners[:, 0] == corners[:, 0].max(), 1]
+    return last.min(), last.max()
+
+
 def test_bands(frozen):
-    curves = speedup.curves(frozen, "FD-digits", "epochs")["baseline"]
-    points, n = plot_convergence.summary(curves, "minmax")
-    assert n == 3 and np.allclose(points[-1], [12, 5.2, 5.0, 5.4])
-    points, _ = plot_convergence.summary(curves, "t")
-    assert np.allclose(points[-1], [12, 5.2, 5.2 - 4.302653 * 0.2 / 3**0.5, 5.2 + 4.302653 * 0.2 / 3**0.5])
-    curves[1] = curves[1][:2]  # one seed has only begun: the line ends where all seeds are
-    assert [list(row[:1]) for row in plot_convergence.summary(curves, "minmax")[0]] == [[2], [4]]
+    assert np.allclose(band_at_the_end(frozen, "baseline", "minmax"), (5.0, 5.4))
+    half = 4.302653 * 0.2 / 3**0.5
+    assert np.allclose(band_at_the_end(frozen, "baseline", "t"), (5.2 - half, 5.2 + half))
+
+
+def test_a_line_ends_where_most_seeds_are(frozen):
+    begun = [r for r in frozen.records if (r["arm"], r["seed"]) != ("baseline", 1) or r["epoch"] <= 4]
+    points = plot_convergence.tidy(replace(frozen, records=begun), "FD-digits", "epochs")
+    assert sorted(points[points.arm == "baseline"].x.unique()) == [2, 4]
+
+
+def test_seeds_share_one_place_in_time(frozen):
+    points = plot_convergence.tidy(frozen, "FD-digits", "seconds")
+    baseline = points[points.arm == "baseline"]
+    assert baseline.groupby("x").seed.nunique().tolist() == [3] * baseline.x.nunique()
+
+
+def test_many_arms_have_a_panel_each_beside_the_baseline(frozen):
+    arms = ["baseline", *(f"arm-{i}" for i in range(7))]
+    records = [r | {"arm": arm} for r in frozen.records if r["arm"] == "baseline" for arm in arms]
+    many = replace(
+        frozen,
+        arms=arms,
+        records=records,
+        cells=[c | {"arm": arm} for c in frozen.cells if c["arm"] == "baseline" for arm in arms],
+    )
+    figure = plot_convergence.draw(many, "FD-digits", "epochs", "minmax", "auto")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == arms[1:]
+    looks = common.look(many)
+    for arm, axes in zip(arms[1:], figure.axes, strict=True):
+        assert {line.get_color() for line in axes.lines if len(line.get_xdata())} == {looks["baseline"][0], looks[arm][0]}
 
 
 def test_papers_curve_is_dashed_only_under_its_own_profile(frozen):
     def dashed(results, metric="FID"):
-        axes = plot_convergence.draw(results, metric, "epochs", "minmax", True).axes[0]
-        return [line for line in axes.lines if line.get_linestyle() == "--"]
+        axes = plot_convergence.draw(results, metric, "epochs", "minmax", "log").axes[0]
+        return [line for line in axes.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
 
     for record in frozen.records:
         record["metrics"] = {"FID": record["metrics"]["FD-digits"]}
@@ -152,8 +186,9 @@ def test_papers_curve_is_dashed_only_under_its_own_profile(frozen):
 
 @pytest.mark.parametrize("metric, x", [("recall", "epochs"), ("KID-digits", "flops"), ("FD-digits", "seconds")])
 def test_other_metrics_and_axes(frozen, metric, x):
-    axes = plot_convergence.draw(frozen, metric, x, "t", True).axes[0]
-    assert axes.get_xlabel() == speedup.AXES[x][1] and axes.get_ylabel().startswith(metric) and axes.get_yscale() == "log"
+    figure = plot_convergence.draw(frozen, metric, x, "t", "log")
+    assert figure.get_supxlabel() == speedup.AXES[x][1] and figure.get_supylabel().startswith(metric)
+    assert figure.axes[0].get_yscale() == "log"
 
 
 def test_figure_of_another_metric_has_another_name(tmp_path):
@@ -167,6 +202,21 @@ def test_figure_of_another_metric_has_another_name(tmp_path):
 def test_arms_have_colours_of_their_own(frozen):
     many = replace(frozen, arms=["baseline", *(f"arm-{i}" for i in range(12))])
     assert len({colour for colour, _ in common.look(many).values()}) == 13
+
+
+def test_differences_are_those_of_the_table_and_filled_where_significant(frozen, monkeypatch):
+    table = fid_table.build_table(frozen)
+    changes = {row.arm: row.differences["FD-digits"] for row in table.rows if row.differences.get("FD-digits")}
+    assert changes
+    for threshold in (0.0, 1.1):
+        monkeypatch.setattr(fid_table, "SIGNIFICANT", threshold)
+        axes = fid_table.draw_differences(frozen, table).axes[0]
+        points = [container.lines[0] for container in axes.containers]
+        assert [line.get_xdata()[0] for line in points] == [change.mean for change in changes.values()]
+        filled = [line.get_markerfacecolor() != "white" for line in points]
+        assert filled == [change.p < threshold for change in changes.values()] and any(filled) == (threshold > 1)
+    assert [text.get_text() for text in axes.get_yticklabels()] == [arm for arm in frozen.arms if arm != "baseline"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1], "the sweep's order, from above"
 
 
 # ---- claims
@@ -319,6 +369,7 @@ def test_every_script_reads_mlflow_and_run_folders(main_job, tmp_path, tmp_path_
     assert written == {f"injection_level.{kind}" for kind in kinds} | {
         "injection_level_speedup.md",
         "injection_level_samples.png",
+        *(f"injection_level_differences.{kind}" for kind in ("svg", "pdf", "png")),
     }
 
 
