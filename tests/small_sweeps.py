@@ -48,18 +48,23 @@ def sweep_writer(tmp_path, shared_runs):
     return write
 
 
-def environment(folder):
+def environment(folder, **more):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_"))}
     package = str(Path(__file__).resolve().parents[1])
-    return kept | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "PYTHONPATH": package}
+    return kept | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "PYTHONPATH": package} | more
 
 
-def start(file, *argv):
+def start(file, *argv, **variables):
     """The command, in the file's folder, in a process group of its own."""
     words = [*argv, file.name] if argv == ("search",) else [file.name, *argv]
     command = [sys.executable, "-m", "mirai_bench.sweep", *words]
     return subprocess.Popen(
-        command, cwd=file.parent, env=environment(file.parent), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=file.parent,
+        env=environment(file.parent, **variables),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats as scipy_stats
 from synthetic import injection_level, shared_store, write_plan, write_run
 
-from mirai_bench import mlflow_store, tracking
+from mirai_bench import tracking
 from mirai_bench.errors import UserError
 from mirai_bench.records import pack, unpack
 from mirai_bench.results import (
@@ -256,73 +256,6 @@ def test_latex_has_no_unescaped_special(frozen):
 def test_html_escapes_arm_names(frozen):
     text = WRITERS["html"](build_table(replace(frozen, arms=["<script>alert(1)</script>", *frozen.arms])))
     assert "<script>" not in text and "&lt;script&gt;" in text
-
-
-@pytest.mark.slow  # 25 s: a real server, stopped and started again
-def test_server_stopped_in_mid_run(runs, tmp_path, monkeypatch):
-    import os
-    import signal
-    import socket
-    import time
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    words = [
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path / 'server.db'}",
-        "--artifacts-destination",
-        str(tmp_path / "artifacts"),
-    ]
-    words += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-
-    def start():
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words], env=environment, start_new_session=True, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while not mlflow_store.answers(uri):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.3)
-        return process
-
-    def stop(process):
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    plan = json.loads((runs / "sweeps" / "injection_level-digits.json").read_text())
-    folder = runs / plan["cells"][0]["fingerprint"]
-    whole = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(tracking, "BATCH", 20)
-    server = start()
-    try:
-        tracking.create_store()
-        labels = {"parent": tracking.start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 0}
-        (folder / "journal.jsonl").write_text("".join(whole[:8]))
-        assert tracking.ship(folder, **labels)
-        stop(server)
-        (folder / "journal.jsonl").write_text("".join(whole[:12]))
-        assert not tracking.ship(folder, **labels)
-        server = start()
-        (folder / "journal.jsonl").write_text("".join(whole))
-        assert tracking.ship(folder, **labels)
-        (results,) = read_mlflow()
-        pd.testing.assert_frame_equal(results.frame, read_journals(runs)[0].frame.query("arm == 'baseline' and seed == 0"))
-        grid = fetch_grid(results, results.records[-1], tmp_path)
-        assert grid.read_bytes().startswith(b"\x89PNG") and tmp_path in grid.parents
-        client = mlflow_store.connect(uri)
-        (run,) = mlflow_store.children(client, mlflow_store.experiment_id(client, uri), client.get_run(labels["parent"]))
-        for key in ("train/epoch", "train/loss", "eval/FD-digits"):
-            steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
-            kind = "train" if key.startswith("train") else "evaluation"
-            assert steps == [line["step"] for line in map(json.loads, whole) if line["kind"] == kind]
-    finally:
-        stop(server)
 
 
 if __name__ == "__main__":
