@@ -28,7 +28,6 @@ from .compose import build_run, load_run, parse_sets
 from .config import RunConfig
 from .data.codes import has_heldout, open_codes
 from .errors import UserError
-from .evaluate_benchmark import command as benchmark_command
 from .extractors import Extractor, entry_of, open_extractor
 from .hashing import file_sha256
 from .images import NpzWriter, open_images
@@ -149,9 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mirai_bench.evaluate",
         description="Evaluates a run, a folder of images, or an .npz of images (arr_0). Prints the record as one JSON line. "
-        "`evaluate compare A B` compares records, `evaluate reference IMAGES OUT.npz` writes reference statistics, `evaluate benchmark` "
-        "measures what that costs here: see their --help. "
-        "Under torchrun the processes share the work; the numbers stay the same.",
+        "`evaluate compare A B` compares records, `evaluate reference IMAGES OUT.npz` writes reference statistics: see "
+        "their --help. Under torchrun the processes share the work; the numbers stay the same.",
         epilog="example: python -m mirai_bench.evaluate runs/a87d3a399400 --set evaluation.protocol.num_samples=2000 --npz samples.npz",
     )
     parser.add_argument("what", type=Path, metavar="RUN|IMAGES")
@@ -190,7 +188,7 @@ def _settled(config: RunConfig, args: argparse.Namespace) -> RunConfig:
 
 
 def command(argv: list[str]) -> int | None:
-    others = {"compare": compare_command, "reference": reference_command, "benchmark": benchmark_command}
+    others = {"compare": compare_command, "reference": reference_command}
     if argv and argv[0] in others:
         return others[argv[0]](argv[1:])
     args = _parser().parse_args(argv)

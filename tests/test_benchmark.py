@@ -18,7 +18,9 @@ from mirai_bench.benchmark.peer_step import PeerStep, supports
 from mirai_bench.benchmark.targets import PLAN, TARGETS
 from mirai_bench.benchmark.timing import Phases, Sample, alternate, phases_of, ratio, spread
 from mirai_bench.errors import UserError
+from mirai_bench.extractors import EXTRACTORS
 from mirai_bench.foresight.loss import Projector
+from mirai_bench.metrics import BLOCK_BYTES
 from mirai_bench.model import FusedRMSNorm, causal_attention
 
 CPU = torch.device("cpu")
@@ -212,10 +214,22 @@ def test_data_in_both_layouts_is_the_same(tmp_path):
     assert data.read_shards(tmp_path, names, rows) > 0 and data.read_files(tmp_path, names, rows) > 0
 
 
-def test_evaluate_and_sweep(trained_run, make_config, tmp_path):
-    args = build_parser().parse_args(["evaluate", "--config", str(trained_run / "config.json"), "--rounds", "1"])
-    (row,) = KINDS["evaluate"][0].measure(args, Options(CPU, 1, 1, False, ()))
-    assert row["samples"] == 100 and row["images_per_second"]["sample"] > 0
+def test_evaluate_and_sweep(trained_run, tmp_path, monkeypatch):
+    monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
+    small = ["--statistics", "200", "--memory", "1000", "9000"]
+    args = build_parser().parse_args(["evaluate", "--config", str(trained_run / "config.json"), *small])
+    rows = KINDS["evaluate"][0].measure(args, Options(CPU, 1, 1, False, ()))
+    whole, extractors = rows[0], {row["size"]: row for row in rows if row["kind"] == "extractor"}
+    assert whole["samples"] == 100 and whole["images_per_second"]["sample"] > 0
+    assert extractors.keys() == EXTRACTORS.keys() and extractors["digits"]["images_per_second"]["median"] > 0
+    assert extractors["dinov2"]["status"].startswith("not measured")
+    statistics = {row["what"]: row["seconds"] for row in rows if row["kind"] == "statistics"}
+    assert len(statistics) == 4 and all(seconds > 0 for seconds in statistics.values())
+    few, many = (row for row in rows if row["kind"] == "memory")
+    # what grows with the number of images is their features (64 float64); blocks of distances are bounded
+    growth, features = (many[key] - few[key] for key in ("peak_megabytes", "features_megabytes"))
+    assert growth < 3 * features + 2 * BLOCK_BYTES / 2**20
+    assert report.table(rows).count("\n") == 2 + len(rows)
     (tmp_path / "runs/sweeps").mkdir(parents=True)
     (tmp_path / "runs" / trained_run.name).symlink_to(trained_run)
     cells = [{"arm": "a", "seed": 0, "fingerprint": trained_run.name}, {"arm": "b", "seed": 0, "fingerprint": "none"}]

@@ -1,16 +1,34 @@
-"""`benchmark evaluate`: seconds of an evaluation of the digits profile (or --config), sampling and measuring apart."""
+"""`benchmark evaluate`: a whole evaluation of the digits profile (or --config), images/s through each feature extractor, seconds of the
+statistics, and peak memory at two numbers of images."""
 
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ..compose import load_run
+from ..config import RunConfig
 from ..evaluate import evaluate_model
+from ..extractors import EXTRACTORS, Collected, open_extractor
+from ..measure import Stored, compare
+from ..measure import measure as measure_images
+from ..metrics import Moments, frechet, square_root
 from ..model import build_model
+from ..networks import COMPAT_FILE, DINOV2_FILES, TORCHSCRIPT_FILES, find_asset
+from ..references import Reference, open_reference
 from .options import Options
-from .timing import spread
+from .timing import alternate, spread, timed
+
+WIDTH = 2048  # of Inception's features
+SIDES = {"digits": 8}  # pixels of the images; elsewhere 32, as CIFAR-10's (every extractor resizes to its own side)
+FILES = {"inception": (COMPAT_FILE,), "inception_2015": tuple(TORCHSCRIPT_FILES), "dinov2": DINOV2_FILES}
+Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,20 +36,98 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, default=Path("digits"), help="a run file or the name of a profile (default: digits)"
     )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="settings")
-
-
-def measure(args: argparse.Namespace, options: Options) -> list[dict[str, Any]]:
-    """An untrained model costs what a trained one does. The first evaluation, which may make caches, does not count."""
-    config = load_run(
-        args.config, [*args.settings, f"machine.device={options.device.type}", f"machine.threads={options.threads}"]
+    parser.add_argument("--statistics", type=int, default=5000, metavar="N", help="features of the statistics (default: 5000)")
+    parser.add_argument(
+        "--memory", type=int, nargs="*", default=[5000, 50_000], metavar="N", help="images of the memory readings (5000 50000)"
     )
+
+
+def measure(args: argparse.Namespace, options: Options) -> list[Row]:
+    settings = [*args.settings, f"machine.device={options.device.type}", f"machine.threads={options.threads}"]
+    config = load_run(args.config, settings)
+    rows = [whole(config, options), *(extractor_speed(config, name, options) for name in EXTRACTORS)]
+    rows += statistics_speed(args.statistics)
+    for n in args.memory:
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # whose peak is this reading's alone
+            rows.append({"kind": "memory", "status": "measured"} | fresh.submit(peak_memory, config, n).result())
+    return rows
+
+
+def whole(config: RunConfig, options: Options) -> Row:
+    """An untrained model costs what a trained one does. The first evaluation, which may make caches, does not count."""
     model = build_model(config).to(options.device)
     results = [evaluate_model(model, config, options.device) for _ in range(1 + options.rounds)][1:]
     number = config.evaluation.protocol.num_samples
     seconds = {part: spread([getattr(r, f"{part}_seconds") for r in results if r]) for part in ("sample", "evaluate")}
+    return {
+        "kind": "evaluate", "status": "measured", "profile": config.profile, "samples": number, "seconds": seconds,
+        "images_per_second": {part: number / value["median"] for part, value in seconds.items()},
+    }  # fmt: skip
+
+
+def noise(n: int, side: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def extractor_speed(config: RunConfig, name: str, options: Options) -> Row:
+    """A batch again and again; "not measured" where the weights are not at hand (nothing is downloaded for a benchmark)."""
+    row = {"kind": "extractor", "size": name}
+    if name in FILES and find_asset(config, *FILES[name]) is None:
+        return row | {"status": "not measured: its weights are not at hand"}
+    extractor = open_extractor(config, name, options.device)
+    images = noise(extractor.entry.batch, SIDES.get(name, 32))
+    samples = alternate({name: lambda: extractor(images)}, options.device, options.rounds, warmup=1)[name]
+    return row | {
+        "status": "measured",
+        "batch": len(images),
+        "images_per_second": spread([len(images) / s.wall for s in samples]),
+    }
+
+
+def statistics_speed(n: int) -> list[Row]:
+    """Each statistic once for n features of 2,048 dimensions against as many, on the CPU, where they are computed."""
+    rng = np.random.default_rng(0)
+    x, y = (np.abs(rng.normal(size=(n, WIDTH))) * rng.random(WIDTH) for _ in range(2))
+    moments, other = Moments(WIDTH), Moments(WIDTH)
+    cpu = torch.device("cpu")
+    other.add(y)
+    theirs = other.gaussian()
+    spent = {"moments": timed(lambda: moments.add(x), cpu)}
+    ours = moments.gaussian()
+    spent["square root of the reference's covariance"] = timed(lambda: square_root(theirs.cov), cpu)
+    root = square_root(theirs.cov)
+    spent["Fréchet distance with that root at hand"] = timed(lambda: frechet(ours, theirs, root), cpu)
+    entry = EXTRACTORS["dinov2"]  # names and KID subsets as Inception has them
+    samples = Collected(n, entry)
+    samples.add({"pool": x})
+    spent["all metrics"] = timed(lambda: compare(samples, Reference("", "", n, theirs, None, y), cpu), cpu)
     return [
-        {
-            "kind": "evaluate", "status": "measured", "profile": config.profile, "samples": number, "seconds": seconds,
-            "images_per_second": {part: number / value["median"] for part, value in seconds.items()},
-        }
-    ]  # fmt: skip
+        {"kind": "statistics", "status": "measured", "what": what, "features": n, "dimensions": WIDTH, "seconds": sample.wall}
+        for what, sample in spent.items()
+    ]
+
+
+class Noise:
+    """n digits-sized images, made as they are asked for."""
+
+    labels = None
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def read(self, rows: range) -> np.ndarray:
+        return noise(len(rows), 8, rows.start)
+
+
+def peak_memory(config: RunConfig, n: int) -> Row:
+    """Peak resident memory of an evaluation of n images, which are not kept (Linux)."""
+    torch.set_num_threads(config.machine.threads)
+    extractor = open_extractor(config, "digits", torch.device("cpu"))
+    reference = open_reference(config, "train", extractor)
+    measure_images(Stored(Noise(n)), extractor, reference)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) / 1024
+    return {"images": n, "peak_megabytes": round(peak), "features_megabytes": round(n * 64 * 8 / 2**20)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,24 @@ TRAIN_HEAD = [
 ]
 
 
+# of → result, of the rows that `benchmark evaluate` makes
+EVALUATION: dict[str, Callable[[Row], tuple[str, str]]] = {
+    "evaluate": lambda row: (
+        f"{row['profile']}, {row['samples']} samples",
+        ", ".join(f"{part} {rate:.0f} images/s" for part, rate in row["images_per_second"].items()),
+    ),
+    "extractor": lambda row: (f"{row['size']}, batch {row['batch']}", f"{ratio_text(row['images_per_second'])} images/s"),
+    "statistics": lambda row: (
+        f"{row['what']}, {row['features']} features of {row['dimensions']} dimensions",
+        f"{row['seconds']:.2f} s",
+    ),
+    "memory": lambda row: (
+        f"{row['images']} images of digits",
+        f"peak {row['peak_megabytes']} MB, of which features {row['features_megabytes']} MB",
+    ),
+}
+
+
 def other_line(row: Row) -> list[str]:
     if row["kind"] == "sample":
         cost = f"with / without foresight training {ratio_text(row['foresight_cost'])}"
@@ -71,9 +89,8 @@ def other_line(row: Row) -> list[str]:
             f"{row['reads']} random reads of {row['images']} images",
             f"{ratio_text(row['files_over_shards'])} times one-file-per-image",
         ]
-    if row["kind"] == "evaluate":
-        rates = ", ".join(f"{part} {rate:.0f} images/s" for part, rate in row["images_per_second"].items())
-        return ["evaluate", f"{row['profile']}, {row['samples']} samples", rates]
+    if row["kind"] in EVALUATION:
+        return [row["kind"], *EVALUATION[row["kind"]](row)]
     total = sum(row["seconds"].values()) if row["seconds"] else 0
     parts = ", ".join(f"{part} {seconds / total:.0%}" for part, seconds in row["seconds"].items()) if total else NOT_MEASURED
     return ["sweep", f"{row['axis']}, {row['arm']}, {row['runs']} of {row['of']} runs", parts]

@@ -9,7 +9,12 @@ from typing import Any
 Row = dict[str, Any]
 # What `benchmark targets` runs on each device, as arguments of the subcommands.
 PLAN: dict[str, list[list[str]]] = {
-    "cpu": [["train"], ["sample", "--batch-sizes", "8", "--rounds", "5"], ["data", "--rounds", "5"]],
+    "cpu": [
+        ["train"],
+        ["sample", "--batch-sizes", "8", "--rounds", "5"],
+        ["data", "--rounds", "5"],
+        ["evaluate", "--rounds", "5"],
+    ],
     "cuda": [["train", "--sizes", "B", "L", "XL"], ["sample"], ["data", "--rounds", "5"], ["evaluate"]],
 }
 
