@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checkpoint import read_tensors
 from .cli import say
 from .config import RunConfig
 from .errors import UserError
@@ -146,12 +147,11 @@ class Dinov2(nn.Module):
 
     def __init__(self, weights: Path, model: str = DINOV2_MODEL) -> None:
         import timm
-        from safetensors.torch import load_file
         from timm.models.vision_transformer import checkpoint_filter_fn
 
         super().__init__()
         self.model = timm.create_model(model, pretrained=False, num_classes=0, img_size=224)
-        state = load_file(weights) if weights.suffix == ".safetensors" else torch.load(weights, weights_only=True)
+        state = read_tensors(weights)
         try:
             self.model.load_state_dict(checkpoint_filter_fn(state, self.model))
         except (RuntimeError, KeyError) as error:

@@ -59,8 +59,8 @@ def read_shards(folder: Path, names: list[str], order: np.ndarray) -> float:
 def read_files(folder: Path, names: list[str], order: np.ndarray) -> float:
     start = time.perf_counter()
     for rows in np.split(order, range(BATCH, len(order), BATCH)):
-        np.stack([np.load(folder / "codes" / f"{row}.npy") for row in rows])
-        np.stack([np.load(folder / "labels" / f"{row}.npy") for row in rows])
+        np.stack([np.load(folder / "codes" / f"{row}.npy", allow_pickle=False) for row in rows])
+        np.stack([np.load(folder / "labels" / f"{row}.npy", allow_pickle=False) for row in rows])
     return time.perf_counter() - start
 
 
