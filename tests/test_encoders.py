@@ -1,12 +1,11 @@
 """Image encoders as teachers: shapes, matching grids, context masks, weight files, the feature cache. Random weights: nothing is downloaded."""
 
-import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from assets import asset
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -218,11 +217,9 @@ def test_lite0s_file_is_looked_for_and_checked(tmp_path):
 
 @pytest.mark.slow
 def test_real_lite0_features_know_more_than_random_ones():
-    """Needs efficientnet_lite0.pth and cifar10.npz in $MIRAI_BENCH_ASSETS: nearest class mean on CIFAR-10, per image over cells."""
-    folder = Path(os.environ.get("MIRAI_BENCH_ASSETS", ""))
-    if not (folder / "cifar10.npz").is_file() or not (folder / "efficientnet_lite0.pth").is_file():
-        pytest.skip("efficientnet_lite0.pth and cifar10.npz are not in $MIRAI_BENCH_ASSETS")
-    with np.load(folder / "cifar10.npz") as arrays:
+    """Nearest class mean on CIFAR-10, per image over cells."""
+    folder = asset("efficientnet_lite0.pth").parent
+    with np.load(asset("cifar10.npz")) as arrays:
         images, labels = torch.from_numpy(arrays["x_train"][:400]), torch.from_numpy(arrays["y_train"][:400].reshape(-1)).long()
     scores = []
     for pretrained in (True, False):

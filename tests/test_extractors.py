@@ -1,11 +1,11 @@
 """The feature spaces: names, identities, shapes, and the 2015 Inception against torch-fidelity's own."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from assets import asset
 
 from mirai_bench import networks
 from mirai_bench.classifier import RECIPE, accuracy, classifier_file, load_classifier, train_classifier
@@ -141,14 +141,6 @@ def test_dinov2_reads_a_file_of_its_model_and_no_other(tmp_path):
 
 
 # ---- with the real files
-
-
-def asset(*names: str) -> Path:
-    folder = Path(os.environ.get("MIRAI_BENCH_ASSETS", "."))
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if "MIRAI_BENCH_ASSETS" not in os.environ or not found:
-        pytest.skip(f"needs {' or '.join(names)} in $MIRAI_BENCH_ASSETS")
-    return found[0]
 
 
 def torch_fidelitys_network(weights: Path) -> torch.nn.Module:

@@ -1,13 +1,14 @@
 """Tokenizers: one contract for every entry, LlamaGen's VQ-16 by its published key list, and the training of vq_small."""
 
 import json
-import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from assets import asset
 from safetensors.torch import save_file
 
 from mirai_bench import cli
@@ -15,12 +16,18 @@ from mirai_bench.compose import build_run, load_run
 from mirai_bench.config import Tokenizer
 from mirai_bench.data.datasets import open_dataset
 from mirai_bench.errors import UserError
+from mirai_bench.extractors import open_extractor
+from mirai_bench.hashing import file_sha256
+from mirai_bench.images import open_images
+from mirai_bench.measure import Stored
+from mirai_bench.measure import measure as compare_images
+from mirai_bench.references import open_reference
 from mirai_bench.tokenizer import TOKENIZERS, load_tokenizer, tokenizer_identity, vq16, vq_small
 from mirai_bench.tokenizer.__main__ import main
 from mirai_bench.tokenizer.convert import from_uint8, to_uint8
 from mirai_bench.tokenizer.measure import measure
 from mirai_bench.tokenizer.perceptual import CONVOLUTIONS, Perceptual
-from mirai_bench.tokenizer.train import Codebook, Recipe, Training, save_weights
+from mirai_bench.tokenizer.train import Codebook, Recipe, Training, save_weights, summary, write_record
 
 CPU = torch.device("cpu")
 KEYS = json.loads((Path(__file__).parent / "fixtures" / "vq16_keys.json").read_text())
@@ -295,6 +302,46 @@ def test_training_learns_and_writes_its_record(vgg, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == tokenizer.identity | record["heldout"]
 
 
+@pytest.fixture
+def weights_with_record(tmp_path):
+    """A file of random weights, and the part of a record that says whose it is."""
+    file = tmp_path / "weights" / "mine.safetensors"
+    file.parent.mkdir()
+    save_weights(vq_small.SmallVQ(4, 16, channels=8, blocks=1, width=4), file)
+    write_record(file, {"weights": {"sha256": file_sha256(file)}, "heldout": {"n": 1}, "data": "kept"})
+    return file
+
+
+def test_rfid_joins_the_record(weights_with_record, tmp_path, capsys):
+    (tmp_path / "run.json").write_text(json.dumps(small_config(tmp_path).model_dump(mode="json")))
+    arguments = ["measure", str(tmp_path / "run.json"), "--set", f"tokenizer.weights={weights_with_record}"]
+    arguments += ["--reconstructions", str(tmp_path / "images.npz"), "--rfid", "--write-record"]
+    assert main(arguments) == 0
+    shown, record = json.loads(capsys.readouterr().out), summary(weights_with_record)
+    assert record["heldout"] == {key: shown[key] for key in record["heldout"]} and record["data"] == "kept"
+    rfid = record["heldout"]["rfid"]
+    assert rfid["n"] == record["heldout"]["n"] == rfid["reference"]["n"] == 297 and rfid["extractor"]["name"] == "digits"
+    config = small_config(tmp_path)
+    extractor = open_extractor(config, "digits", CPU)
+    reference = open_reference(config, "heldout", extractor)
+    expected = compare_images(Stored(open_images(tmp_path / "images.npz")), extractor, reference).metrics
+    assert rfid["FD-digits"] == pytest.approx(expected["FD-digits"], rel=1e-4) and rfid["FD-digits"] > 1
+
+
+def test_a_record_is_only_written_to_where_it_belongs(weights_with_record, tmp_path, capsys):
+    (tmp_path / "run.json").write_text(json.dumps(small_config(tmp_path).model_dump(mode="json")))
+    arguments = ["measure", str(tmp_path / "run.json"), "--set", f"tokenizer.weights={weights_with_record}", "--write-record"]
+    for flags, message in (
+        (["--rfid"], "write --reconstructions"),
+        (["--set", "tokenizer={name: pixel, downsample: 1, weights: null}"], "which has no record"),
+    ):
+        assert cli.run(main, [*arguments, *flags]) == 2 and message in capsys.readouterr().err
+    write_record(weights_with_record, {"weights": {"sha256": "sha256:of others"}})
+    assert cli.run(main, arguments) == 2 and "of other weights" in capsys.readouterr().err
+    weights_with_record.with_suffix(".json").unlink()
+    assert cli.run(main, arguments) == 2 and "is not the record" in capsys.readouterr().err
+
+
 def test_an_exact_tokenizer_measures_as_exact(make_config):
     config = make_config()
     measured = measure(load_tokenizer(config.tokenizer, CPU), open_dataset(config, "heldout"), 8, CPU)
@@ -327,6 +374,7 @@ def test_shipped_weights_are_those_of_their_record(path):
     config = Tokenizer(name="vq_small", downsample=record["sizes"]["downsample"], vocabulary=record["sizes"]["vocabulary"])
     assert tokenizer_identity(config)["sha256"] == record["weights"]["sha256"] and path.stat().st_size <= 12e6
     assert record["heldout"]["usage"] > 0.9 and record["heldout"]["n"] == 10_000
+    assert not re.search(r"\"\.{0,2}/", path.with_suffix(".json").read_text()), "a path of the machine that made it"
     tokenizer = load_tokenizer(config, CPU)
     gradient = torch.linspace(20, 230, 32).to(torch.uint8).view(1, 1, 32, 1).expand(2, 32, 32, 3).contiguous()
     error = (tokenizer.decode(tokenizer.encode(gradient)).float() - gradient.float()).square().mean()
@@ -339,13 +387,13 @@ def test_cifar10_profile_fits_the_shipped_weights():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "MIRAI_BENCH_ASSETS" not in os.environ, reason="needs CIFAR-10: MIRAI_BENCH_ASSETS names a folder with cifar10.npz"
-)
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_weights_measure_as_recorded(path):
-    config = load_run(Path("cifar10"), [f"machine.data={Path(os.environ['MIRAI_BENCH_ASSETS'], 'cifar10.npz')}"])
     record = json.loads(path.with_suffix(".json").read_text())
-    measured = measure(load_tokenizer(config.tokenizer, CPU), open_dataset(config, "heldout"), 32, CPU)
+    settings = [f"machine.data={asset('cifar10.npz')}", f"tokenizer.downsample={record['sizes']['downsample']}"]
+    config = load_run(Path("cifar10"), settings)
+    tokenizer = load_tokenizer(config.tokenizer, CPU)
+    assert tokenizer.identity["sha256"] == record["weights"]["sha256"]
+    measured = measure(tokenizer, open_dataset(config, "heldout"), 32, CPU)
     assert abs(measured["psnr_db"] - record["heldout"]["psnr_db"]) < 0.02
     assert abs(measured["usage"] - record["heldout"]["usage"]) < 0.002

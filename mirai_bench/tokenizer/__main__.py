@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,20 +16,20 @@ from ..compose import load_run
 from ..config import RunConfig
 from ..data.datasets import open_dataset
 from ..errors import UserError
+from ..evaluate import check_evaluation
 from . import load_tokenizer
 from .measure import measure
-from .train import Recipe, summary, train
+from .rfid import reconstruction_distance
+from .train import Recipe, open_record, summary, train, write_record
 
 TRAIN = """example:
   python -m mirai_bench.tokenizer train cifar10 --vgg vgg16_features.pt --set machine.data=cifar10.npz
 
 The weights and their record (PSNR, codebook usage, seconds, hardware) are written below runs/tokenizers. Run the same command again after an
-interruption: it goes on. Use the weights with tokenizer.weights: PATH."""
+interruption: it goes on. Use the weights with tokenizer.weights: PATH. rFID joins the record with `measure --write-record --rfid`."""
 
 MEASURE = """example:
-  python -m mirai_bench.tokenizer measure cifar10 --set machine.data=cifar10.npz --reconstructions held-out.npz
-  python -m mirai_bench.evaluate held-out.npz --config cifar10 --protocol cifar10_10k \\
-      --set evaluation.protocol.reference=heldout   # rFID"""
+  python -m mirai_bench.tokenizer measure cifar10 --set machine.data=cifar10.npz --set machine.assets=ASSETS --reconstructions held-out.npz --rfid"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +44,14 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--reconstructions", type=Path, metavar="FILE", help="write the reconstructed held-out images to this .npz"
         )
+    measure_.add_argument(
+        "--rfid",
+        action="store_true",
+        help="also the distance of --reconstructions to the held-out images, and KID, precision, recall",
+    )
+    measure_.add_argument(
+        "--write-record", action="store_true", help="vq_small: put the numbers into the record beside the weights"
+    )
     train_.add_argument("--vgg", type=Path, required=True, help="state dict of torchvision's VGG16 .features (perceptual loss)")
     for field in fields(Recipe):
         kind = type(field.default)
@@ -58,7 +67,7 @@ def device_of(config: RunConfig) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def train_command(args: argparse.Namespace, config: RunConfig) -> dict[str, float | int | str]:
+def train_command(args: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
     if config.tokenizer.name != "vq_small":
         raise UserError(f"tokenizer.name is {config.tokenizer.name!r}, which is not trained here: write vq_small")
     if not args.vgg.is_file():
@@ -68,12 +77,20 @@ def train_command(args: argparse.Namespace, config: RunConfig) -> dict[str, floa
     return {"file": str(file)} | summary(file)["heldout"]
 
 
-def measure_command(args: argparse.Namespace, config: RunConfig) -> dict[str, float | int | str]:
-    device = device_of(config)
+def measure_command(args: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
+    if args.rfid and args.reconstructions is None:
+        raise UserError("--rfid is measured on the reconstructed images: write --reconstructions FILE.npz too")
+    record = open_record(config.tokenizer) if args.write_record else None
+    if args.rfid:
+        check_evaluation(config)
+    device, heldout = device_of(config), open_dataset(config, "heldout")
     tokenizer = load_tokenizer(config.tokenizer, device)
-    return tokenizer.identity | measure(
-        tokenizer, open_dataset(config, "heldout"), config.data.image_size, device, args.reconstructions
-    )
+    measured: dict[str, Any] = measure(tokenizer, heldout, config.data.image_size, device, args.reconstructions)
+    if args.rfid:
+        measured["rfid"] = reconstruction_distance(config, args.reconstructions, device)
+    if record is not None:
+        write_record(record, summary(record) | {"heldout": measured})
+    return tokenizer.identity | measured
 
 
 def main(argv: list[str]) -> int:

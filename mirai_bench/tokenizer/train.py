@@ -20,16 +20,18 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import config as settings
 from ..cli import progress, say
 from ..config import RunConfig
 from ..data.datasets import Dataset, open_dataset
 from ..data.pixels import read_bases
 from ..errors import UserError
 from ..hashing import digest, file_sha256
+from ..journal import write_atomic
 from .convert import from_uint8
 from .measure import measure
 from .perceptual import Perceptual
-from .vq_small import SmallVQ, VQSmall, read_model
+from .vq_small import SmallVQ, VQSmall, read_model, weight_file
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ def train(config: RunConfig, recipe: Recipe, vgg: Path, device: torch.device, ke
         "hardware": hardware(device),
         "torch": torch.__version__,
     }
-    file.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(file, record)
     return file
 
 
@@ -243,5 +245,25 @@ def save_weights(model: SmallVQ, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def write_record(file: Path, record: dict[str, Any]) -> None:
+    write_atomic(file.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+
+
 def summary(file: Path) -> dict[str, Any]:
     return json.loads(file.with_suffix(".json").read_text())
+
+
+def open_record(config: settings.Tokenizer) -> Path:
+    """The weight file that the config names, beside which its record lies. Raises UserError where the record is not there, or of other weights."""
+    if config.name != "vq_small":
+        raise UserError(f"tokenizer.name is {config.name!r}, which has no record: leave out --write-record")
+    file = weight_file(config)
+    try:
+        recorded = summary(file)["weights"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file.with_suffix('.json')} is not the record of a training ({error}): leave out --write-record"
+        ) from None
+    if recorded != file_sha256(file):
+        raise UserError(f"{file.with_suffix('.json')} is the record of other weights than {file.name}: leave out --write-record")
+    return file

@@ -116,7 +116,7 @@ def read_model(path: Path) -> SmallVQ:
     return model
 
 
-def _weights(config: settings.Tokenizer) -> Path:
+def weight_file(config: settings.Tokenizer) -> Path:
     side = 32 // config.downsample
     path = config.weights or SHIPPED / f"vq_small_cifar10_{side}x{side}.safetensors"
     if not path.is_file():
@@ -128,11 +128,11 @@ def _weights(config: settings.Tokenizer) -> Path:
 
 
 def identity(config: settings.Tokenizer) -> dict[str, str]:
-    return {"name": "vq_small", "sha256": file_sha256(_weights(config))}
+    return {"name": "vq_small", "sha256": file_sha256(weight_file(config))}
 
 
 def load(config: settings.Tokenizer, device: torch.device) -> VQSmall:
-    path = _weights(config)
+    path = weight_file(config)
     model = read_model(path)
     for name, value in (("downsample", config.downsample), ("vocabulary", config.vocabulary)):
         if model.sizes[name] != value:

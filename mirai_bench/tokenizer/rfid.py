@@ -1,0 +1,27 @@
+"""rFID: the Fréchet distance of reconstructed held-out images to the held-out images themselves, in the feature space of the profile's protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..cli import progress
+from ..config import RunConfig
+from ..extractors import open_extractor
+from ..images import open_images
+from ..measure import UNIT, Stored, measure
+from ..references import open_reference
+
+
+def reconstruction_distance(config: RunConfig, reconstructions: Path, device: torch.device) -> dict[str, Any]:
+    """Of the .npz that `tokenizer measure --reconstructions` writes: every metric of the evaluation, and what they were measured with."""
+    images, extractor = open_images(reconstructions), open_extractor(config, config.evaluation.protocol.extractor, device)
+    reference = open_reference(config, "heldout", extractor)
+    parts = -(-len(images) // UNIT)
+    measured = measure(
+        Stored(images), extractor, reference, watch=lambda units: progress(units, "rFID", parts, f"x{UNIT} images")
+    )
+    metrics = {name: float(f"{value:.5g}") for name, value in measured.metrics.items()}
+    return metrics | {"n": len(images), "reference": reference.identity, "extractor": extractor.identity}
