@@ -21,17 +21,50 @@ NORM_EPS = 1e-5
 INIT_STD = 0.02
 
 
-class Output(NamedTuple):
-    logits: Tensor  # (B, T, V)
+class States(NamedTuple):
     hidden: Tensor | None  # (B, T, D) residual stream after block `tap`, no final norm
     final: Tensor  # (B, T, D) after the final norm: what the head reads
 
 
+class Output(NamedTuple):
+    logits: Tensor  # (B, T, V)
+    hidden: Tensor | None  # as in States
+    final: Tensor
+
+
 class Cache(NamedTuple):
-    """Keys and values of the positions decoded so far, one pair a block, each (B, g, T, d)."""
+    """Keys and values of the positions decoded so far, one pair a block, each (B, g, T, d); zeros, not rubbish, where none was decoded."""
 
     keys: list[Tensor]
     values: list[Tensor]
+
+
+class Place(NamedTuple):
+    """A position on the tokens' axis. A number on a CPU: a decoding step reads the cache up to it. A tensor (1) on a GPU: the step reads the
+    first `length` positions through a mask, so that none of its shapes depends on the position and one recorded step serves them all.
+    """
+
+    position: int | Tensor
+    length: int
+
+    def read(self, table: Tensor, axis: int) -> Tensor:
+        """The slice of width 1 at the position."""
+        if isinstance(self.position, int):
+            return table.narrow(axis, self.position, 1)
+        return table.index_select(axis, self.position)
+
+    def write(self, table: Tensor, axis: int, new: Tensor) -> None:
+        if isinstance(self.position, int):
+            table.narrow(axis, self.position, 1).copy_(new)
+        else:
+            table.index_copy_(axis, self.position, new)
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """(1, 1, 1, length) to be added to the scores: -inf at the positions to come; None where none of them is read."""
+        if isinstance(self.position, int):
+            return None
+        future = torch.arange(self.length, device=self.position.device) > self.position
+        return torch.zeros(self.length, dtype=dtype, device=future.device).masked_fill(future, -torch.inf)[None, None, None]
 
 
 def rope_table(height: int, width: int, head_width: int, base: float = 10_000.0) -> Tensor:
@@ -51,12 +84,12 @@ def rope_table(height: int, width: int, head_width: int, base: float = 10_000.0)
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """x (B, T, heads, d), rope (T, d/2, 2) → x with each pair of neighbouring channels turned by its angle, in float32."""
     pairs = x.float().unflatten(-1, (-1, 2))
-    if x.device.type == "cpu":  # one complex product, 3x as fast there as four strided real ones; compilers on a GPU fuse those
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope)[:, None])
-    else:
+    if torch.compiler.is_compiling():  # compilers fuse these, but nothing complex
         cos, sin = rope[:, None, :, 0], rope[:, None, :, 1]
         even, odd = pairs.unbind(-1)
         turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1)
+    else:  # one product, on a CPU 3x as fast as four strided real ones
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope)[:, None])
     return turned.flatten(-2).type_as(x)
 
 
@@ -158,11 +191,12 @@ class Block(nn.Module):
         x = x + drop(self.attention.attend(q, k, v, mask, causal), self.residual_dropout, dropout)
         return x + drop(self.feed_forward(self.ffn_norm(x)), self.ffn_dropout, dropout)
 
-    def decode(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, position: int) -> Tensor:
-        """x (B, 1, D), the state at `position`; its key and value are written to the cache."""
+    def decode(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, place: Place, mask: Tensor | None) -> Tensor:
+        """x (B, 1, D), the state at `place`; its key and value are written to the cache."""
         q, k, v = self.attention.heads_of(self.attention_norm(x), rope)
-        keys[:, :, position : position + 1], values[:, :, position : position + 1] = k, v
-        x = x + self.attention.attend(q, keys[:, :, : position + 1], values[:, :, : position + 1], None, False)
+        place.write(keys, 2, k)
+        place.write(values, 2, v)
+        x = x + self.attention.attend(q, keys[:, :, : place.length], values[:, :, : place.length], mask, False)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -200,16 +234,21 @@ class ARModel(nn.Module):
         """(B, t) tokens and (B,) labels → (B, 1 + t, D)."""
         return torch.cat([self.cls_embedding.embedding_table(labels)[:, None], self.tok_embeddings(tokens)], 1)
 
-    def forward(self, tokens: Tensor, labels: Tensor, *, dropout: bool = False, tap: int | None = None) -> Output:
-        """Teacher forcing. tokens (B, T): x_s is predicted by state s, so the last token is never an input. labels (B,), null = classes."""
+    def trunk(self, tokens: Tensor, labels: Tensor, *, dropout: bool = False, tap: int | None = None) -> States:
+        """Teacher forcing up to the head. tokens (B, T): x_s is predicted by state s, so the last token is never an input. labels (B,), null =
+        classes."""
         x = drop(self.embed(tokens[:, :-1], labels), self.config.token_dropout, dropout)
         hidden = None
         for index, block in enumerate(self.layers, 1):
             x = block(x, self.rope[: x.shape[1]], dropout=dropout)
             if index == tap:
                 hidden = x
-        final = self.norm(x)
-        return Output(self.output(final), hidden, final)
+        return States(hidden, self.norm(x))
+
+    def forward(self, tokens: Tensor, labels: Tensor, *, dropout: bool = False, tap: int | None = None) -> Output:
+        """As `trunk`, with the logits; training has no use for those as a whole (cross_entropy.py)."""
+        states = self.trunk(tokens, labels, dropout=dropout, tap=tap)
+        return Output(self.output(states.final), *states)
 
     def states(self, tokens: Tensor, labels: Tensor, layer: int) -> Tensor:
         """(B, T, D) residual stream after block `layer`; only the first `layer` blocks run, no dropout."""
@@ -221,14 +260,13 @@ class ARModel(nn.Module):
     def new_cache(self, batch: int) -> Cache:
         c, like = self.config, self.tok_embeddings.weight
         shape = (batch, c.kv_heads, self.tokens, c.width // c.heads)
-        return Cache(*([torch.empty(shape, dtype=like.dtype, device=like.device) for _ in self.layers] for _ in range(2)))
+        return Cache(*([torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in self.layers] for _ in range(2)))
 
-    def decode(self, x: Tensor, position: int, cache: Cache) -> Tensor:
-        """x (B, D), the embedding of the input at `position` (0: class token, p: x_{p-1}) → logits (B, V) of x_position."""
-        x = x[:, None]
-        rope = self.rope[position : position + 1]
+    def decode(self, x: Tensor, place: Place, cache: Cache) -> Tensor:
+        """x (B, D), the embedding of the input at `place` (0: class token, p: x_{p-1}) → logits (B, V) of the token there."""
+        x, rope, mask = x[:, None], place.read(self.rope, 0), place.mask(x.dtype)
         for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            x = block.decode(x, rope, keys, values, position)
+            x = block.decode(x, rope, keys, values, place, mask)
         return self.output(self.norm(x))[:, 0]
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint, load_weights
 from .config import RunConfig
+from .cross_entropy import linear_cross_entropy
 from .data.codes import Batch, Codes, open_codes
 from .errors import UserError
 from .foresight import Level, Parts, build_foresight
@@ -88,11 +88,13 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, labels: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
         """→ (loss, NTP in nats per token, foresight before λ; zero while it is off, so that its heads see no gradient and no decay)."""
         on = self.foresight is not None and weight > 0
-        output = self.model(batch.tokens, labels, dropout=True, tap=self.foresight.tap if on else None)
-        ntp = F.cross_entropy(output.logits.flatten(0, 1).float(), batch.tokens.flatten())
+        states = self.model.trunk(batch.tokens, labels, dropout=True, tap=self.foresight.tap if on else None)
+        targets = batch.tokens.flatten()
+        mean = states.final.new_full(targets.shape, 1 / len(targets), dtype=torch.float32)
+        ntp = linear_cross_entropy(states.final.flatten(0, 1), self.model.output.weight, targets, mean)
         if not on:
             return ntp, ntp, ntp.new_zeros(())
-        foresight = self.foresight(output, batch, labels)
+        foresight = self.foresight(states, batch, labels)
         return ntp + weight * foresight, ntp, foresight
 
 

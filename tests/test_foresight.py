@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mirai_bench.cross_entropy import linear_cross_entropy
 from mirai_bench.data.codes import open_codes
 from mirai_bench.foresight import Parts, build_foresight
 from mirai_bench.foresight.encoders import block_causal_mask
@@ -182,7 +183,9 @@ def test_level_none_is_plain_next_token_prediction_bit_for_bit(make_config):
     plain = build_model(config)
     torch.nn.init.normal_(plain.output.weight, std=0.1, generator=torch.Generator().manual_seed(5))
     torch.manual_seed(3)
-    expected = F.cross_entropy(plain(batch.tokens, batch.labels, dropout=True).logits.flatten(0, 1), batch.tokens.flatten())
+    final, targets = plain.trunk(batch.tokens, batch.labels, dropout=True).final.flatten(0, 1), batch.tokens.flatten()
+    expected = linear_cross_entropy(final, plain.output.weight, targets, torch.full(targets.shape, 1 / len(targets)))
+    torch.testing.assert_close(expected, F.cross_entropy(plain.output(final), targets), atol=0, rtol=1e-6)
     torch.manual_seed(3)
     loss = objective(batch, batch.labels, 2.0)[0]
     assert torch.equal(loss, expected)

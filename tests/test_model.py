@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mirai_bench.config import Model
-from mirai_bench.model import ARModel, rope_table
+from mirai_bench.model import ARModel, Place, rope_table
 
 GRID, VOCABULARY, CLASSES = (4, 6), 11, 5
 
@@ -52,7 +52,7 @@ def test_cached_decoding_equals_teacher_forcing(kv_heads, train_mode):
         expected = model(tokens, labels).logits
         cache, x, steps = model.new_cache(3), model.cls_embedding.embedding_table(labels), []
         for position in range(24):
-            steps.append(model.decode(x, position, cache))
+            steps.append(model.decode(x, Place(position, position + 1), cache))
             x = model.tok_embeddings(tokens[:, position])
     torch.testing.assert_close(torch.stack(steps, 1), expected, atol=2e-6, rtol=1e-5)
 

@@ -1,8 +1,12 @@
+import copy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.stats import chisquare
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from mirai_bench import sample
 from mirai_bench.config import Model
@@ -27,7 +31,7 @@ def codes(model, indices, p, batch_size):
     parts = []
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
-        parts.append(sample.generate(model, sample.classes_of(p, part, 3), part, p))
+        parts.append(sample.Sampler(model, p, len(part))(sample.classes_of(p, part, 3), part))
     return torch.cat(parts)
 
 
@@ -44,12 +48,59 @@ def test_samples_are_equal_for_batch_1_3_and_8_and_any_order(model, scale):
 def test_generation_is_teacher_forcing_one_token_after_the_other(model):
     p = protocol()
     labels = sample.classes_of(p, range(4), 3)
-    tokens = sample.generate(model, labels, range(4), p)
+    tokens = sample.Sampler(model, p, 4)(labels, range(4))
     uniform = torch.from_numpy(np.stack([sample.uniforms(0, i, 17)[1:] for i in range(4)]))
     with torch.no_grad():
         logits = model(tokens, labels).logits
     for position in range(16):
         assert torch.equal(sample.draw(logits[:, position], uniform[:, position]), tokens[:, position])
+
+
+def replayed(sampler, step):
+    """The sampler as it is on a GPU, `step` in the place of its recorded steps."""
+    ends = sample.stretches(16)
+    sampler.recorded = [
+        (SimpleNamespace(replay=lambda end=end: step(end)), end - start) for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    return sampler
+
+
+@pytest.mark.parametrize("fields", [{}, {"cfg_scale": 2.0}, {"cfg_scale": 1.5, "top_k": 4, "top_p": 0.9, "temperature": 0.8}])
+def test_the_step_that_a_gpu_records_samples_the_same_codes(model, fields):
+    p = protocol(**fields)
+    sampler = sample.Sampler(model, p, 8)
+    replayed(sampler, sampler.next_step)
+    for indices in (range(8), range(8, 16)):  # the second batch finds the first one's keys and values in the cache
+        labels = sample.classes_of(p, indices, 3)
+        assert torch.equal(sampler(labels, indices), sample.Sampler(model, p, 8)(labels, indices))
+
+
+def test_the_recorded_step_is_one_graph_for_all_positions(model):
+    """No read on the host, no shape that depends on the position: what recording on a GPU asks for."""
+    p, counter = protocol(cfg_scale=2.0, top_k=4, top_p=0.9), CompileCounterWithBackend("aot_eager")
+    sampler, labels = sample.Sampler(model, p, 4), sample.classes_of(p, range(4), 3)
+    step = torch.compile(lambda: sampler.next_step(16), backend=counter, fullgraph=True)
+    codes = replayed(sampler, lambda end: step())(labels, range(4))
+    assert counter.frame_count == 1
+    assert torch.equal(codes, sample.Sampler(model, p, 4)(labels, range(4)))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16, 64, 256])
+def test_stretches_end_with_the_tokens(tokens):
+    ends = sample.stretches(tokens)
+    assert ends == sorted(set(ends)) and ends[0] >= 1 and ends[-1] == tokens and len(ends) == min(tokens, 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records CUDA graphs")
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_recorded_graphs_sample_what_single_launches_do(model, scale):
+    p, on_gpu = protocol(cfg_scale=scale), copy.deepcopy(model).cuda()
+    sampler, single = sample.Sampler(on_gpu, p, 8), sample.Sampler(on_gpu, p, 8)
+    assert len(sampler.recorded) == 4
+    single.recorded = None
+    for indices in (range(8), range(8, 16)):
+        labels = sample.classes_of(p, indices, 3)
+        assert torch.equal(sampler(labels, indices), single(labels, indices))
 
 
 def test_draws_follow_the_distribution():

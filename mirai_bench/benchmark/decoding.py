@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model import Place
 from ..protocol import Protocol
-from ..sample import draw, generate, guide, restrict, uniforms
+from ..sample import Sampler, draw, guide, restrict, uniforms
 from .pair import Row, Setup, difference
 
 PLAIN = "top-k 0, top-p 1"
@@ -23,11 +24,11 @@ def compare_sampling(setup: Setup, cfg_scale: float) -> list[Row]:
     A code is the interval of the cumulative distribution that the uniform number falls into. Rounding moves the ends of intervals, so
     now and then a number falls into a neighbour's, and the images go apart from there: what is measured is how far outside.
     """
-    rows = []
+    rows, count = [], len(setup.batch.labels)
     kinds = SAMPLING if setup.peer.generate is not None else {PLAIN: SAMPLING[PLAIN]}  # no filter there to compare with
     for label, choices in kinds.items():
         protocol = Protocol(name="parity", num_samples=2, cfg_scale=cfg_scale, **choices)
-        free = generate(setup.model, setup.batch.labels, range(len(setup.batch.labels)), protocol)
+        free = Sampler(setup.model, protocol, count)(setup.batch.labels, range(count))
         theirs, logits = peer_sample(setup, protocol)
         ours = our_logits(setup, theirs, cfg_scale)
         if not choices:
@@ -103,6 +104,6 @@ def our_logits(setup: Setup, codes: Tensor, scale: float) -> Tensor:
     both = torch.cat([labels, torch.full_like(labels, model.classes)])
     cache, x, steps = model.new_cache(len(both)), model.cls_embedding.embedding_table(both), []
     for position in range(model.tokens):
-        steps.append(guide(model.decode(x, position, cache).float(), scale))
+        steps.append(guide(model.decode(x, Place(position, position + 1), cache).float(), scale))
         x = model.tok_embeddings(codes[:, position].repeat(2))
     return torch.stack(steps, 1)

@@ -12,7 +12,7 @@ from ..cli import progress, say
 from ..config import RunConfig
 from ..model import ARModel
 from ..protocol import Protocol
-from ..sample import classes_of, generate
+from ..sample import Sampler, classes_of
 from .options import Options, peers_of, pick
 from .peer import Peer
 from .peer_step import build
@@ -49,8 +49,8 @@ def measure_cell(size: str, batch: int, scale: float, options: Options) -> dict[
 
     def sampler(model: ARModel) -> Any:
         model = model.to(dtype)
-        labels = classes_of(protocol, range(batch), model.classes)
-        return lambda: generate(model, labels, range(batch), protocol)
+        labels, sample = classes_of(protocol, range(batch), model.classes), Sampler(model, protocol, batch)
+        return lambda: sample(labels, range(batch))
 
     works = {arm: sampler(Ours(config).trainer.ema) for arm, config in configs.items()}
     peer = pick(peers_of(options), lambda p: p.generate is not None)

@@ -141,7 +141,7 @@ def phases_of(trainer: Trainer, steps: int, first: int) -> dict[str, float]:
         phases.watch(trainer, "forward", "forward, teacher, loss")
     else:
         phases.watch(trainer, "forward", "loss")
-        phases.watch(trainer.model, "forward", "forward")
+        phases.watch(trainer.model, "trunk", "forward")
         if hasattr(trainer.objective.foresight, "source"):
             phases.watch(trainer.objective.foresight, "source", "teacher")
     phases.watch(torch.Tensor, "backward", "backward")

@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import RunConfig
+from ..cross_entropy import linear_cross_entropy
 from ..data.codes import Batch
 from ..foresight_config import Foresight, resolve_layer
-from ..model import Output
+from ..model import States
 from .layout import LAYOUTS
 from .loss import TARGET_NORMS, Projector, cosine_loss, pair, reduce_heads
 from .source import Source
 
 
 class Level(nn.Module):
-    """Common ground: the pair table on the device. Subclasses: `forward(output, batch, labels)` → scalar."""
+    """Common ground: the pair table on the device. Subclasses: `forward(states, batch, labels)` → scalar."""
 
     tap: int | None = None
     index: Tensor  # (T, K) long
@@ -48,12 +48,13 @@ class OutputLevel(Level):
     def init_weights(self, generator: torch.Generator) -> None:
         nn.init.zeros_(self.heads)
 
-    def forward(self, output: Output, batch: Batch, labels: Tensor) -> Tensor:
-        logits = torch.einsum("btd,kvd->bktv", output.final, self.heads)
-        targets = batch.tokens[:, self.index].transpose(1, 2)  # (B, K-1, T)
-        losses = F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), reduction="none").view(targets.shape)
-        weights = self.valid.T / self.valid.T.sum(1, keepdim=True).clamp(min=1)  # (K-1, T)
-        return reduce_heads((losses.mean(0) * weights).sum(1), self.valid, self.config.reduce)
+    def forward(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
+        targets = batch.tokens[:, self.index].permute(2, 0, 1).flatten(1)  # (K-1, B·T)
+        weights = self.valid.T / (self.valid.T.sum(1, keepdim=True).clamp(min=1) * len(labels))  # (K-1, T)
+        weights = weights[:, None].expand(-1, len(labels), -1).flatten(1)  # (K-1, B·T)
+        final = states.final.flatten(0, 1)
+        losses = [linear_cross_entropy(final, *of_head) for of_head in zip(self.heads, targets, weights, strict=True)]
+        return reduce_heads(torch.stack(losses), self.valid, self.config.reduce)
 
 
 class InternalLevel(Level):
@@ -70,10 +71,10 @@ class InternalLevel(Level):
     def init_weights(self, generator: torch.Generator) -> None:
         self.projector.init_weights(generator)
 
-    def forward(self, output: Output, batch: Batch, labels: Tensor) -> Tensor:
+    def forward(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
         with torch.no_grad():
             targets = TARGET_NORMS[self.config.target_norm](self.source(batch, labels).float())
-        losses = cosine_loss(self.projector(output.hidden), targets, self.index, self.valid)
+        losses = cosine_loss(self.projector(states.hidden), targets, self.index, self.valid)
         return reduce_heads(losses, self.valid, self.config.reduce)
 
 
