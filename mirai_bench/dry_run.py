@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 import yaml
 
 from .benchmark.workload import random_codes
+from .cli import progress
 from .config import RunConfig
 from .cross_entropy import part_rows
-from .flops import step_flops, training_flops
+from .flops import ffn_width, step_flops, training_flops
 from .provenance import cpu_name
 from .sweep.estimate import checkpoint_bytes, num_images, num_parameters
 from .trainer import Trainer, resolve_device, resolve_precision
@@ -19,29 +21,58 @@ MEASURED_STEPS = 3
 MEASURED_BATCH = 8  # on a CPU; a GPU takes the whole batch
 
 
-def device_bytes(config: RunConfig, half: bool) -> tuple[int, int]:
-    """(weights, gradients, two moments, EMA; activations kept for backward) of one process's micro-batch, in bytes.
+class DeviceBytes(NamedTuple):
+    """Of one process. Activations are those of its micro-batch that are kept for the backward pass."""
 
-    Activations are an estimate: in each block the inputs of its seven matrix products, both norms, SwiGLU's two factors and the dropout
-    masks, in the precision of autocast but for the float32 residual stream; and the head's gradients and one part of its logits
-    (cross_entropy.py).
-    """
+    fixed: int
+    """weights, gradients, two moments and EMA in float32; under autocast also the half-precision copies of the weights"""
+    activations: int
+
+
+def projector_states(config: RunConfig, narrow: int) -> float:
+    """Bytes a token that foresight inside the model keeps: SiLU's in- and outputs of each projector, three float32 vectors of its cosine."""
+    f = config.foresight
+    if f.level != "internal":
+        return 0.0
+    trunks = 1 if f.projector.shared_trunk else f.k
+    return trunks * (f.projector.layers - 1) * 2 * narrow * f.projector.hidden + f.k * 3 * 4 * config.model.width
+
+
+def logit_bytes(config: RunConfig, rows: int, narrow: int) -> tuple[int, int]:
+    """(kept for the backward pass: each head's two gradients; there only while one part of a head is computed), see cross_entropy.py."""
+    vocabulary, width = config.tokenizer.vocabulary, config.model.width
+    heads = config.foresight.k if config.foresight.level == "output" else 1
+    part = min(rows, part_rows(vocabulary, resolve_device(config).type)) * vocabulary
+    return heads * width * (narrow * rows + 4 * vocabulary), (4 + narrow) * part
+
+
+def device_bytes(config: RunConfig, half: bool) -> DeviceBytes:
+    """In each block: the inputs of its seven matrix products, queries, keys and values, SwiGLU's factors, the float32 residual stream
+    before and after both norms, the dropout masks. An eager step; attention's T x T scores are never kept by the kernels of a GPU."""
     generator, heads = num_parameters(config)
     m, cells = config.model, config.grid[0] * config.grid[1]
-    images = config.train.batch_size // (config.machine.workers * config.machine.micro_batches)
-    narrow, hidden = 2 if half else 4, 8 / 3 * m.width
-    block = narrow * (6 * m.width + 3 * hidden) + 4 * 4 * m.width + 2 * m.width
-    vocabulary, rows = config.tokenizer.vocabulary, images * cells
-    part = min(rows, part_rows(vocabulary, resolve_device(config).type)) * vocabulary
-    states = rows * (m.depth * block + narrow * m.width) + 4 * vocabulary * m.width + (4 + narrow) * part
-    return 4 * (4 * (generator + heads) + generator), int(states)
+    rows = cells * config.train.batch_size // (config.machine.workers * config.machine.micro_batches)
+    narrow = 2 if half else 4
+    block = narrow * (6 * m.width + 4 * ffn_width(m.width)) + 4 * 4 * m.width + 2 * m.width
+    token = m.depth * block + projector_states(config, narrow)
+    copies = 2 * (generator + heads) if half else 0
+    return DeviceBytes(
+        4 * (4 * (generator + heads) + generator) + copies, int(rows * token) + sum(logit_bytes(config, rows, narrow))
+    )
 
 
-def measured_step(config: RunConfig) -> tuple[float, int]:
-    """(seconds, images) of a training step on random codes, foresight off where it needs a teacher of its own; median of a few."""
+class MeasuredStep(NamedTuple):
+    seconds: float
+    images: int
+    flops_share: float
+    """FLOPs of a step of the run itself as a multiple of those of the measured one, which leaves out foresight that needs a teacher of its own"""
+
+
+def measured_step(config: RunConfig) -> MeasuredStep:
+    """A training step on random codes, median of a few."""
     device = resolve_device(config)
     size = config.train.batch_size if device.type == "cuda" else min(MEASURED_BATCH, config.train.batch_size)
-    level = "none" if config.foresight.source != "ema" else config.foresight.level
+    level = "none" if config.foresight.level == "internal" and config.foresight.source != "ema" else config.foresight.level
     changes = {
         "train": config.train.model_copy(update={"batch_size": size}),
         "foresight": config.foresight.model_copy(update={"level": level, "warmup": 0.0}),
@@ -50,11 +81,24 @@ def measured_step(config: RunConfig) -> tuple[float, int]:
     smaller = config.model_copy(update=changes)
     trainer = Trainer(smaller, codes=random_codes(smaller, device))
     seconds = []
-    for step in range(MEASURED_STEPS + 1):
+    for step in progress(range(MEASURED_STEPS + 1), "measuring a step", MEASURED_STEPS + 1, "steps"):
         began = time.perf_counter()
         float(trainer.step(step)["loss"])
         seconds.append(time.perf_counter() - began)
-    return sorted(seconds[1:])[MEASURED_STEPS // 2], size
+    share = step_flops(config) / step_flops(smaller)
+    return MeasuredStep(sorted(seconds[1:])[MEASURED_STEPS // 2], size, share)
+
+
+def pace(config: RunConfig, device: torch.device, steps: int | None) -> dict[str, str]:
+    """What a measured step says of the time of a run of `steps`."""
+    seconds, size, share = measured_step(config)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    left_out = f", without foresight: the run's own step has {share:.2f} times the FLOPs" if share != 1 else ""
+    facts = {"measured step": f"{seconds:.3g} s for {size} images on {where}{left_out}"}
+    if steps is not None:
+        hours = steps * config.train.batch_size / size * seconds * share / 3600 / config.machine.workers
+        facts["training time"] = f"about {hours:,.3g} hours on {config.machine.workers} such devices, evaluation not counted"
+    return facts
 
 
 def describe(config: RunConfig, measure: bool) -> str:
@@ -62,27 +106,22 @@ def describe(config: RunConfig, measure: bool) -> str:
     device = resolve_device(config)
     generator, heads = num_parameters(config)
     images, cells, batch = num_images(config), config.grid[0] * config.grid[1], config.train.batch_size
-    fixed, activations = device_bytes(config, resolve_precision(config, device) == "bf16" or config.train.precision == "bf16")
+    memory = device_bytes(config, resolve_precision(config, device) == "bf16" or config.train.precision == "bf16")
+    codes = f"{2 * images * config.data.num_views * cells / 1e9:.3g} GB" if images else None
     facts = {
         "fingerprint": config.fingerprint(),
         "parameters": f"{generator:,} of the generator, {heads:,} of foresight heads (dropped after training)",
         "FLOPs per image and training step": f"{step_flops(config):.4g}",
         "tokens per step": f"{batch * cells:,}",
         "checkpoints on disk": f"{config.machine.keep_checkpoints} x {checkpoint_bytes(config) / 1e9:.3g} GB",
-        "codes on disk": f"{2 * images * config.data.num_views * cells / 1e9:.3g} GB"
-        if images
-        else "known once the data is prepared",
-        "device memory": f"{fixed / 1e9:.3g} GB of weights, gradients, moments and EMA; about {activations / 1e9:.3g} GB of activations a process",
+        "codes on disk": codes or "known once the data is prepared",
+        "device memory": f"{memory.fixed / 1e9:.3g} GB of weights, gradients, moments and EMA; about {memory.activations / 1e9:.3g} GB of "
+        f"activations a process{f'; {codes} of codes, where they fit in half of what is free' if codes else ''}; an encoder not counted",
     }
-    if images:
-        steps = config.train.epochs * (images // batch)
+    steps = config.train.epochs * (images // batch) if images else None
+    if steps is not None:
         facts |= {"steps": f"{steps:,}", "training FLOPs": f"{training_flops(config, steps, steps):.4g}"}
     if measure:
-        seconds, size = measured_step(config)
-        where = torch.cuda.get_device_name() if device.type == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
-        facts["measured step"] = f"{seconds:.3g} s for {size} images on {where}"
-        if images:
-            hours = steps * batch / size * seconds / 3600 / config.machine.workers
-            facts["training time"] = f"about {hours:,.0f} hours on {config.machine.workers} such devices, evaluation not counted"
+        facts |= pace(config, device, steps)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     return resolved + "---\n" + yaml.safe_dump(facts, sort_keys=False, width=200)
