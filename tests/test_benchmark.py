@@ -1,6 +1,7 @@
 """The benchmark's arithmetic and rows on small shapes, a stand-in for a peer's checkout, and the fast paths against plain ones."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from synthetic import write_run
 from torch import nn
 
-from mirai_bench.benchmark import report, timing, train, workload
+from mirai_bench.benchmark import report, sweep, timing, train, workload
 from mirai_bench.benchmark.__main__ import KINDS, build_parser, command
 from mirai_bench.benchmark.options import Options
 from mirai_bench.benchmark.peer import Peer
@@ -22,6 +24,7 @@ from mirai_bench.extractors import EXTRACTORS
 from mirai_bench.foresight.loss import Projector
 from mirai_bench.metrics import BLOCK_BYTES
 from mirai_bench.model import FusedRMSNorm, causal_attention
+from mirai_bench.sweep.driver import Report
 
 CPU = torch.device("cpu")
 TINY = workload.Shape(3, 64, 4, 32, 4)
@@ -214,7 +217,7 @@ def test_data_in_both_layouts_is_the_same(tmp_path):
     assert data.read_shards(tmp_path, names, rows) > 0 and data.read_files(tmp_path, names, rows) > 0
 
 
-def test_evaluate_and_sweep(trained_run, tmp_path, monkeypatch):
+def test_evaluate(trained_run, monkeypatch):
     monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
     small = ["--statistics", "200", "--memory", "1000", "9000"]
     args = build_parser().parse_args(["evaluate", "--config", str(trained_run / "config.json"), *small])
@@ -230,14 +233,30 @@ def test_evaluate_and_sweep(trained_run, tmp_path, monkeypatch):
     growth, features = (many[key] - few[key] for key in ("peak_megabytes", "features_megabytes"))
     assert growth < 3 * features + 2 * BLOCK_BYTES / 2**20
     assert report.table(rows).count("\n") == 2 + len(rows)
-    (tmp_path / "runs/sweeps").mkdir(parents=True)
-    (tmp_path / "runs" / trained_run.name).symlink_to(trained_run)
-    cells = [{"arm": "a", "seed": 0, "fingerprint": trained_run.name}, {"arm": "b", "seed": 0, "fingerprint": "none"}]
-    plan = tmp_path / "runs/sweeps/axis-digits.json"
-    plan.write_text(json.dumps({"axis": "axis", "arms": ["a", "b"], "cells": cells}))
-    done, missing = KINDS["sweep"][0].measure(build_parser().parse_args(["sweep", str(plan)]), Options(CPU, 1, 1, False, ()))
-    assert done["seconds"]["train"] > 0 and done["seconds"]["evaluate"] > 0 and missing["status"] == "not measured"
-    assert "axis, b, 0 of 1 runs" not in report.table([done]) and "not measured" in report.table([done, missing])
+
+
+def test_a_sweeps_wall_clock_is_accounted_for(monkeypatch):
+    """Two cells of 24 s + 7 evaluations of 1.5 s, side by side, in a command of 41 s: overhead is what is left of 2 x 41 s."""
+
+    def run(plan, options):
+        plan.write()
+        for cell in plan.sweep.cells:
+            write_run(plan.runs, cell.config, lambda epoch: {"FD-digits": 4.0}, seconds_per_epoch=1.0)
+        return Report({"ray start": 1.0, "trials": 39.0, "ray stop": 1.0}, slots=2, trial_seconds=74.0, ready_seconds=3.0)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "restored afterwards")
+    monkeypatch.setattr(sweep, "run_sweep", run)
+    monkeypatch.setattr(Report, "phase", lambda self, name: nullcontext())
+    args = build_parser().parse_args(["sweep", "--only", "baseline", "output-1d", "--seeds", "0"])
+    (row,) = sweep.measure(args, Options(CPU, 1, 1, False, ()))
+    assert (row["status"], row["cells"], row["cell_seconds"], row["wall_seconds"]) == ("measured", 2, 24 + 7 * 1.5, 41)
+    assert row["overhead"] == pytest.approx(1 - 69 / 82) and sum(row["slot_seconds"].values()) == pytest.approx(82)
+    assert row["slot_seconds"]["checkpoints, journals and the rest of trials"] == 2
+    assert row["slot_seconds"]["waiting for a trial"] == 4
+    assert "| sweep | injection_level, 2 cells of 34 s, 2 at a time | overhead 15.9%: training steps 58.5%" in report.table([row])
+    target = next(target for target in TARGETS if target.what.startswith("sweep"))
+    assert target.value([row | {"device": "cpu"}]) is None, "its cells are none of a minute"
+    assert target.value([row | {"device": "cpu", "cell_seconds": 60.0}]) == row["overhead"] and not target.met(row["overhead"])
 
 
 # --- the fast paths of the core against what they stand for ---

@@ -18,7 +18,7 @@ KINDS = {
     "sample": (sample, "sampling, by batch size and guidance"),
     "evaluate": (evaluate, "one evaluation"),
     "data": (data, "random access to the codes, against one file an image"),
-    "sweep": (sweep, "where the time of a sweep that has run went"),
+    "sweep": (sweep, "where the wall-clock of a sweep goes"),
 }
 
 

@@ -91,9 +91,10 @@ def other_line(row: Row) -> list[str]:
         ]
     if row["kind"] in EVALUATION:
         return [row["kind"], *EVALUATION[row["kind"]](row)]
-    total = sum(row["seconds"].values()) if row["seconds"] else 0
-    parts = ", ".join(f"{part} {seconds / total:.0%}" for part, seconds in row["seconds"].items()) if total else NOT_MEASURED
-    return ["sweep", f"{row['axis']}, {row['arm']}, {row['runs']} of {row['of']} runs", parts]
+    total = sum(row["slot_seconds"].values())
+    parts = ", ".join(f"{part} {seconds / total:.1%}" for part, seconds in row["slot_seconds"].items())
+    cells = f"{row['axis']}, {row['cells']} cells of {row['cell_seconds']:.0f} s, {row['at_a_time']} at a time"
+    return ["sweep", cells, f"overhead {row['overhead']:.1%}: {parts}"]
 
 
 def table(rows: list[Row]) -> str:

@@ -14,6 +14,7 @@ PLAN: dict[str, list[list[str]]] = {
         ["sample", "--batch-sizes", "8", "--rounds", "5"],
         ["data", "--rounds", "5"],
         ["evaluate", "--rounds", "5"],
+        ["sweep"],
     ],
     "cuda": [["train", "--sizes", "B", "L", "XL"], ["sample"], ["data", "--rounds", "5"], ["evaluate"]],
 }
@@ -54,6 +55,12 @@ def overhead(arm: str, over: float) -> Callable[[list[Row]], float | None]:
         return pair[0][-1]["step_ms"]["median"] / pair[1][-1]["step_ms"]["median"] / over if all(pair) else None
 
     return value
+
+
+def sweep_overhead(rows: list[Row]) -> float | None:
+    """Of the last sweep of cells of about a minute, two at a time."""
+    found = [r for r in rows_of(rows, "cpu", kind="sweep", at_a_time=2) if 50 <= r["cell_seconds"] <= 70]
+    return found[-1]["overhead"] if found else None
 
 
 def last(device: str, path: tuple[str, ...], best: bool = False, **fields: Any) -> Callable[[list[Row]], float | None]:
@@ -103,5 +110,6 @@ TARGETS: list[Target] = [
     Target("CPU, sampling with over without foresight training", "≤ 1.05x", at_most(1.05), last("cpu", ("foresight_cost", "median"), kind="sample")),
     Target("GPU, sampling with over without foresight training", "≤ 1.05x", at_most(1.05), last("cuda", ("foresight_cost", "median"), kind="sample")),
     Target("GPU, peak memory, B, batch 256", "≤ 0.6x", at_most(0.6), last("cuda", MEMORY, kind="train", size="B", arm="ntp")),
+    Target("sweep, cells of 60 s on 2 cores, overhead", "≤ 10%", at_most(0.10), sweep_overhead),
     Target("codes, random access, cold Python", "≥ 20x", at_least(20.0), last("cpu", ("files_over_shards", "median"), kind="data")),
 ]  # fmt: skip
