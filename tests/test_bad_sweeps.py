@@ -62,6 +62,11 @@ def test_a_wrong_command_ends_in_one_message(argv, message, capsys, here):
     assert not list(here.iterdir())
 
 
+def test_a_choice_written_twice_is_both(capsys, here):
+    assert command([str(FILE), "--only", "baseline", "--only", "internal-2d", "--seeds", "0", "--seeds", "5", "--dry-run"]) == 0
+    assert "4 cells, 4 to run" in capsys.readouterr().out
+
+
 ESCAPES = ["../../etc", "/abs", "a/b", "nul\0", "x" * 65, "", ".", "..", "-rf", "a\nb", "a\n"]
 
 

@@ -41,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
         help="the sweep file; `status FILE.yaml` shows its cells; `schema` writes JSON schemas",
     )
     add("--dry-run", action="store_true", help="show the cells and what they will cost, start nothing")
-    add("--only", nargs="+", default=[], metavar="ARM", help="these arms alone")
-    add("--seeds", nargs="+", type=int, default=[], metavar="N", help="instead of the file's")
+    add("--only", nargs="+", action="extend", default=[], metavar="ARM", help="these arms alone")
+    add("--seeds", nargs="+", action="extend", type=int, default=[], metavar="N", help="instead of the file's")
     add("--profile", metavar="NAME", help="instead of the file's: digits, cifar10, … or the path of a file")
     add(
         "--set",
