@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Better is … By the name's beginning: `FD-digits` is an FD, `FID∞` an FID.
 LOWER = ("FID", "sFID", "FD-", "KID", "heldout_ntp")
 HIGHER = ("IS", "precision", "recall", "density", "coverage", "class_accuracy")
+PROGRESS = ("pending", "running", "failed", "done")  # of a cell
 STATUS = {"FINISHED": "done", "FAILED": "failed", "KILLED": "failed", "RUNNING": "running"}
 
 
@@ -254,8 +255,31 @@ def freeze(results: Results, path: Path) -> None:
 
 
 def read_jsonl(paths: Iterable[Path]) -> list[Results]:
-    """Frozen files → one Results each. Raises UserError for a file of another kind."""
-    return [_read_frozen(path) for path in paths]
+    """Frozen files → one Results a sweep and profile; files of one sweep (more seeds, another machine) are joined.
+
+    Raises UserError for a file of another kind, and where two files have records of the same cell.
+    """
+    found: dict[tuple[str, str], Results] = {}
+    for path in paths:
+        more = _read_frozen(path)
+        key = more.axis, more.profile
+        found[key] = _joined(found[key], more, path) if key in found else more
+    return list(found.values())
+
+
+def _joined(first: Results, more: Results, path: Path) -> Results:
+    ours, theirs = ({(record["arm"], record["seed"]) for record in results.records} for results in (first, more))
+    if ours & theirs:
+        arm, seed = min(ours & theirs)
+        raise UserError(f"{path}: an earlier file has records of {arm}, seed {seed}, too: leave one of the two out")
+    if first.baseline != more.baseline:
+        raise UserError(f"{path}: its baseline is {more.baseline}, an earlier file's of the same sweep is {first.baseline}")
+    arms = list(dict.fromkeys([*first.arms, *more.arms]))
+    cells: dict[tuple[str, int], dict[str, Any]] = {}
+    for cell in sorted((*first.cells, *more.cells), key=lambda cell: PROGRESS.index(cell["status"])):
+        cells[cell["arm"], cell["seed"]] = cell
+    ordered = sorted(cells.values(), key=lambda cell: (cell["seed"], arms.index(cell["arm"])))
+    return replace(first, arms=arms, cells=ordered, records=[*first.records, *more.records])
 
 
 def _read_frozen(path: Path) -> Results:

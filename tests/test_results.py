@@ -159,6 +159,26 @@ def test_other_files_are_refused(tmp_path, text):
         read_jsonl([tmp_path / "absent.jsonl"])
 
 
+def test_files_of_one_sweep_are_joined(frozen, tmp_path):
+    """Seed 0 in one file, the others in the next: the same as all in one, whatever the order of the files."""
+
+    def part(name, mine):
+        cells = [cell if mine(cell["seed"]) else cell | {"status": "pending"} for cell in frozen.cells]
+        records = [record for record in frozen.records if mine(record["seed"])]
+        freeze(replace(frozen, cells=cells, records=records), tmp_path / name)
+        return tmp_path / name
+
+    paths = [part("first.jsonl", lambda seed: seed == 0), part("more.jsonl", lambda seed: seed != 0)]
+    for files in (paths, paths[::-1]):
+        (joined,) = read_jsonl(files)
+        assert {(c["arm"], c["seed"]): c["status"] for c in joined.cells} == {
+            (c["arm"], c["seed"]): c["status"] for c in frozen.cells
+        }
+        assert markdown(build_table(joined)) == markdown(build_table(frozen))
+    with pytest.raises(UserError, match=r"an earlier file has records of baseline, seed 0, too"):
+        read_jsonl([*paths, paths[0]])
+
+
 def test_directions_and_primary_metric():
     assert lower_is_better("FD-digits") and lower_is_better("FID") and lower_is_better("sFID") and not lower_is_better("recall")
     assert primary_metric(["recall", "FD-digits", "FID"]) == "FID" and primary_metric(["KID", "FD-DINOv2"]) == "FD-DINOv2"
