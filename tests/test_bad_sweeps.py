@@ -71,7 +71,7 @@ ESCAPES = ["../../etc", "/abs", "a/b", "nul\0", "x" * 65, "", ".", "..", "-rf", 
 
 
 @pytest.mark.parametrize("name", ESCAPES)
-@pytest.mark.parametrize("place", ["axis", "arm", "profile"])
+@pytest.mark.parametrize("place", ["axis", "arm", "profile", "data.name"])
 def test_names_cannot_leave_the_runs_folder(name, place, here, tmp_path):
     content = yaml.safe_load(FILE.read_text())
     if place == "arm":
@@ -80,7 +80,7 @@ def test_names_cannot_leave_the_runs_folder(name, place, here, tmp_path):
         content["axis"] = name
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UserError):
-        make_plan(tmp_path / "sweep.yaml", settings=[f"profile={json.dumps(name)}"] if place == "profile" else [])
+        make_plan(tmp_path / "sweep.yaml", settings=[f"{place}={json.dumps(name)}"] if place in ("profile", "data.name") else [])
 
 
 def test_two_drivers_on_one_sweep(here):

@@ -104,7 +104,7 @@ set -e
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=a-token-of-thirty-two-characters RAY_TMPDIR={tmp}
 ray start --head --port={gcs} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent} --num-cpus=2 --disable-usage-stats \
     --include-dashboard=true --node-ip-address=127.0.0.1 >head.log 2>&1
-ray job submit --address http://127.0.0.1:{dashboard} --working-dir . -- {entrypoint}
+ray job submit --address http://127.0.0.1:{dashboard} -- {entrypoint}
 """
 
 
@@ -114,7 +114,7 @@ def test_the_rayjobs_command_runs_when_it_is_submitted(tmp_path, shared_runs, tr
     file = sweep_writer(tmp_path, shared_runs)({"baseline": ARMS["baseline"]})
     words = shlex.split(yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())["spec"]["entrypoint"])
     assert words[3] == "sweeps/injection_level.yaml" and words[4] == "--profile"
-    entrypoint = shlex.join([sys.executable, *words[1:3], str(file), *words[6:8], "--set", f"machine.runs={tmp_path / 'runs'}"])
+    entrypoint = shlex.join([sys.executable, *words[1:3], file.name, *words[6:8], "--set", f"machine.runs={tmp_path / 'runs'}"])
     scratch = Path(f"/tmp/mirai-bench-{free_port()}")
     script = HEAD.format(tmp=scratch, gcs=free_port(), dashboard=free_port(), agent=free_port(), entrypoint=entrypoint)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

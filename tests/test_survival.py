@@ -85,18 +85,18 @@ def test_kill_of_the_driver_and_of_workers_leaves_the_same_table(sweep_file, tmp
     file = sweep_file(runs="killed", **cells)
     draw, plan = random.Random(1), plan_at(file)
     finished: dict[Path, int] = {}
-    for until in (3, 7, 12):
+    for until, workers in ((3, 2), (7, 2), (12, 1)):
         driver, kills = start(file, "--retries", "100"), 0
         while driver.poll() is None:
-            time.sleep(draw.uniform(0.5, 2.0))
+            time.sleep(draw.uniform(0.2, 1.0))
             done = [path for path in (tmp_path / "killed").glob("*/done.json")]
-            if until < 12 and len(done) >= until:
+            if kills < workers:
+                kills += kill_a_worker(driver, draw)
+            elif until < 12 and len(done) >= until:
                 driver.kill()
                 break
-            if kills < (2, 2, 1)[(3, 7, 12).index(until)]:
-                kills += kill_a_worker(driver, draw)
         code, _, err = finish(driver)
-        assert code == (0 if until == 12 else -signal.SIGKILL), err
+        assert (code, kills) == (0 if until == 12 else -signal.SIGKILL, workers), err
         deadline = time.monotonic() + 20
         while any(state_of(run_dir_of(cell)) == "running" for cell in plan.sweep.cells) and time.monotonic() < deadline:
             time.sleep(0.5)

@@ -272,14 +272,14 @@ for folder in folders:
 
 @pytest.mark.slow  # 20 s on two cores: sixteen Python processes import MLflow
 def test_sixteen_processes_at_once(store, tmp_path):
-    sweep = injection_level(only=["baseline"], seeds=list(range(100, 108)))
+    """Each sends its own run, and its neighbour's."""
+    sweep = injection_level(only=["baseline"], seeds=list(range(100, 116)))
     plan = write_plan(tmp_path / "runs", sweep) | {"axis": "sixteen"}
-    folders = [write_run(tmp_path / "runs", cell.config, lambda epoch: METRICS) for cell in sweep.cells]
+    folders = [str(write_run(tmp_path / "runs", cell.config, lambda epoch: METRICS)) for cell in sweep.cells]
     parent = tracking.start_sweep(plan)
-    workers = [  # two for each run
-        subprocess.Popen([sys.executable, "-c", SHIP, parent, "sixteen", str(folder)]) for folder in folders for _ in range(2)
-    ]
-    assert [worker.wait(timeout=300) for worker in workers] == [0] * 16
+    pairs = zip(folders, folders[1:] + folders[:1], strict=True)
+    workers = [subprocess.Popen([sys.executable, "-c", SHIP, parent, "sixteen", *pair]) for pair in pairs]
+    assert [worker.wait(timeout=600) for worker in workers] == [0] * 16
     runs = children(store, plan)
-    assert len(runs) == 8
-    assert all(points(store, run) == expected_points(folders[0]) for run in runs)
+    assert len(runs) == 16
+    assert all(points(store, run) == expected_points(Path(folders[0])) for run in runs)
