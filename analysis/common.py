@@ -32,7 +32,13 @@ def parser(script: str, description: str, example: str) -> argparse.ArgumentPars
     made.add_argument("--profile", help="only this profile, for instance digits")
     made.add_argument("--sweep", metavar="ID", help="only this MLflow parent run")
     made.add_argument("--protocol", metavar="DIGEST", help="only evaluations under this protocol (digest or name)")
-    made.add_argument("--records", nargs="+", type=Path, metavar="FILE", help="read frozen records (reports/data/*.jsonl); files of one sweep are joined")
+    made.add_argument(
+        "--records",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="frozen records (reports/data/*.jsonl); files of one sweep are joined",
+    )
     made.add_argument("--runs", type=Path, metavar="FOLDER", help="read the journals in this folder of runs")
     made.add_argument("--out", type=Path, default=Path("reports"), metavar="FOLDER", help="where to write (reports)")
     return made
