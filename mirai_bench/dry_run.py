@@ -18,7 +18,7 @@ from .sweep.estimate import checkpoint_bytes, num_images, num_parameters
 from .trainer import Trainer, resolve_device, resolve_precision
 
 MEASURED_STEPS = 3
-MEASURED_BATCH = 8  # on a CPU; a GPU takes the whole batch
+MEASURED_BATCH = 8  # on a CPU; a GPU takes a process's whole share
 
 
 class DeviceBytes(NamedTuple):
@@ -69,9 +69,10 @@ class MeasuredStep(NamedTuple):
 
 
 def measured_step(config: RunConfig) -> MeasuredStep:
-    """A training step on random codes, median of a few."""
+    """A training step on random codes, median of a few; of as many images as one process takes at a time, so that it fits where they do."""
     device = resolve_device(config)
-    size = config.train.batch_size if device.type == "cuda" else min(MEASURED_BATCH, config.train.batch_size)
+    share = config.train.batch_size // (config.machine.workers * config.machine.micro_batches)
+    size = share if device.type == "cuda" else min(MEASURED_BATCH, share)
     level = "none" if config.foresight.level == "internal" and config.foresight.source != "ema" else config.foresight.level
     changes = {
         "train": config.train.model_copy(update={"batch_size": size}),
@@ -85,8 +86,7 @@ def measured_step(config: RunConfig) -> MeasuredStep:
         began = time.perf_counter()
         float(trainer.step(step)["loss"])
         seconds.append(time.perf_counter() - began)
-    share = step_flops(config) / step_flops(smaller)
-    return MeasuredStep(sorted(seconds[1:])[MEASURED_STEPS // 2], size, share)
+    return MeasuredStep(sorted(seconds[1:])[MEASURED_STEPS // 2], size, step_flops(config) / step_flops(smaller))
 
 
 def pace(config: RunConfig, device: torch.device, steps: int | None) -> dict[str, str]:
@@ -97,7 +97,9 @@ def pace(config: RunConfig, device: torch.device, steps: int | None) -> dict[str
     facts = {"measured step": f"{seconds:.3g} s for {size} images on {where}{left_out}"}
     if steps is not None:
         hours = steps * config.train.batch_size / size * seconds * share / 3600 / config.machine.workers
-        facts["training time"] = f"about {hours:,.3g} hours on {config.machine.workers} such devices, evaluation not counted"
+        facts["training time"] = (
+            f"about {hours:,.{0 if hours >= 100 else 2}f} hours on {config.machine.workers} such devices, evaluation not counted"
+        )
     return facts
 
 

@@ -96,4 +96,8 @@ def test_what_the_measured_step_leaves_out_is_added_by_its_flops(make_config, mo
     monkeypatch.setattr(dry_run, "measured_step", lambda config: dry_run.MeasuredStep(0.5, 8, 2.0))
     _, facts = facts_of(config, True)
     assert "2.00 times the FLOPs" in facts["measured step"]
-    assert facts["training time"].startswith(f"about {1000 * 93 * 2 * 0.5 * 2 / 3600:.3g} hours on 1 ")
+    assert facts["training time"].startswith(f"about {1000 * 93 * 2 * 0.5 * 2 / 3600:.2f} hours on 1 ")
+
+
+def test_a_step_is_measured_at_the_size_of_one_process(make_config):
+    assert measured_step(make_config(machine={"workers": 2, "micro_batches": 2})).images == 4  # of 16
