@@ -196,6 +196,11 @@ class RunConfig(Section):
                 f"train.batch_size is {self.train.batch_size}, which machine.workers x machine.micro_batches = "
                 f"{self.machine.workers} x {self.machine.micro_batches} does not divide"
             )
+        if self.machine.workers > 1 and self.machine.gpus not in (0, self.machine.workers):
+            raise ValueError(
+                f"machine.gpus is {self.machine.gpus:g} with machine.workers = {self.machine.workers}: each process of several takes one "
+                f"GPU, write gpus: {self.machine.workers}, or 0 on CPUs"
+            )
         return self
 
     @property

@@ -11,54 +11,14 @@ import yaml
 from .benchmark.workload import random_codes
 from .cli import progress
 from .config import RunConfig
-from .cross_entropy import part_rows
-from .flops import ffn_width, step_flops, training_flops
+from .flops import step_flops, training_flops
+from .memory import device_bytes
 from .provenance import cpu_name
 from .sweep.estimate import checkpoint_bytes, num_images, num_parameters
 from .trainer import Trainer, resolve_device, resolve_precision
 
 MEASURED_STEPS = 3
 MEASURED_BATCH = 8  # on a CPU; a GPU takes a process's whole share
-
-
-class DeviceBytes(NamedTuple):
-    """Of one process. Activations are those of its micro-batch that are kept for the backward pass."""
-
-    fixed: int
-    """weights, gradients, two moments and EMA in float32; under autocast also the half-precision copies of the weights"""
-    activations: int
-
-
-def projector_states(config: RunConfig, narrow: int) -> float:
-    """Bytes a token that foresight inside the model keeps: SiLU's in- and outputs of each projector, three float32 vectors of its cosine."""
-    f = config.foresight
-    if f.level != "internal":
-        return 0.0
-    trunks = 1 if f.projector.shared_trunk else f.k
-    return trunks * (f.projector.layers - 1) * 2 * narrow * f.projector.hidden + f.k * 3 * 4 * config.model.width
-
-
-def logit_bytes(config: RunConfig, rows: int, narrow: int) -> tuple[int, int]:
-    """(kept for the backward pass: each head's two gradients; there only while one part of a head is computed), see cross_entropy.py."""
-    vocabulary, width = config.tokenizer.vocabulary, config.model.width
-    heads = config.foresight.k if config.foresight.level == "output" else 1
-    part = min(rows, part_rows(vocabulary, resolve_device(config).type)) * vocabulary
-    return heads * width * (narrow * rows + 4 * vocabulary), (4 + narrow) * part
-
-
-def device_bytes(config: RunConfig, half: bool) -> DeviceBytes:
-    """In each block: the inputs of its seven matrix products, queries, keys and values, SwiGLU's factors, the float32 residual stream
-    before and after both norms, the dropout masks. An eager step; attention's T x T scores are never kept by the kernels of a GPU."""
-    generator, heads = num_parameters(config)
-    m, cells = config.model, config.grid[0] * config.grid[1]
-    rows = cells * config.train.batch_size // (config.machine.workers * config.machine.micro_batches)
-    narrow = 2 if half else 4
-    block = narrow * (6 * m.width + 4 * ffn_width(m.width)) + 4 * 4 * m.width + 2 * m.width
-    token = m.depth * block + projector_states(config, narrow)
-    copies = 2 * (generator + heads) if half else 0
-    return DeviceBytes(
-        4 * (4 * (generator + heads) + generator) + copies, int(rows * token) + sum(logit_bytes(config, rows, narrow))
-    )
 
 
 class MeasuredStep(NamedTuple):
@@ -108,7 +68,7 @@ def describe(config: RunConfig, measure: bool) -> str:
     device = resolve_device(config)
     generator, heads = num_parameters(config)
     images, cells, batch = num_images(config), config.grid[0] * config.grid[1], config.train.batch_size
-    memory = device_bytes(config, resolve_precision(config, device) == "bf16" or config.train.precision == "bf16")
+    memory = device_bytes(config, resolve_precision(config, device) == "bf16")
     codes = f"{2 * images * config.data.num_views * cells / 1e9:.3g} GB" if images else None
     facts = {
         "fingerprint": config.fingerprint(),

@@ -29,6 +29,12 @@ def foresight_weight(config: Foresight, progress: float) -> float:
     return SCHEDULES[config.schedule](config.weight, config.final_weight, (progress - config.warmup) / (1 - config.warmup))
 
 
+def foresight_rests(config: Foresight) -> bool:
+    """Whether λ is 0 in some steps of a run with foresight: its heads are then parameters that such a step does not use."""
+    ends_at_zero = config.schedule == "step" and config.final_weight == 0
+    return config.level != "none" and (config.warmup > 0 or config.weight == 0 or ends_at_zero)
+
+
 def learning_rate(config: Train, progress: float, step_size: float) -> float:
     """Learning rate of the step that starts at `progress`; step_size is the progress of one step, so that the warm-up's first is not zero."""
     if progress < config.lr_warmup:

@@ -9,15 +9,15 @@ and no random state is stored.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,19 @@ import torch
 from filelock import FileLock, Timeout
 
 from . import provenance
-from .checkpoint import load_latest, save_checkpoint
+from .checkpoint import Checkpoint, folder_of, load_latest, read_checkpoint, save_checkpoint
 from .cli import progress, run, say
 from .compose import load_run
 from .config import RunConfig
 from .errors import UserError
+from .failure import RunFailed, is_out_of_memory, leave_failure, take_failure
 from .flops import training_flops
 from .journal import Journal, write_atomic
-from .trainer import Trainer, rank_and_world, resolve_device, run_dir_of, teacher_run
+from .memory import check_memory, in_parts, more_parts
+from .ranks import check_shared, of_rank_0, process_group, rank_and_world
+from .trainer import Trainer, resolve_device, run_dir_of, teacher_run
 
-
-class RunFailed(Exception):
-    """The run cannot go on; failed.json says why."""
-
-    def __init__(self, reason: str, step: int) -> None:
-        super().__init__(reason)
-        self.step = step
+ASK_EVERY = 10  # steps: how often several ranks ask each other whether to stop
 
 
 class Run:
@@ -74,11 +71,11 @@ class Run:
         start = self._resume()
         evaluations = {round(epoch * trainer.steps_per_epoch) for epoch in config.evaluation.at} | {trainer.total_steps}
         saves = set(range(0, trainer.total_steps, max(1, round(config.machine.checkpoint_every * trainer.steps_per_epoch))))
-        if start in evaluations and not self.journal.has("evaluation", start):
+        if start in evaluations and not of_rank_0(lambda: self.journal.has("evaluation", start)):
             self._evaluate(start)
         clock, logged = time.perf_counter(), start
         steps = range(start, trainer.total_steps)
-        for step in progress(steps, self.run_dir.name, trainer.total_steps, "steps", start):
+        for step in progress(steps, self.run_dir.name, trainer.total_steps, "steps", start) if self.leads else steps:
             values = trainer.step(step)
             done = step + 1
             if done % config.machine.log_every == 0 or done in evaluations:
@@ -105,14 +102,14 @@ class Run:
         """SIGTERM reaches ranks at different steps: they leave together, at a step at which all ask each other."""
         if self.trainer.world == 1:
             return self.stopping or self.stop()
-        if step % self.config.machine.log_every:
+        if step % min(ASK_EVERY, self.config.machine.log_every):
             return False
         flag = torch.tensor(float(self.stopping or self.stop()), device=self.trainer.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return bool(flag)
 
     def _resume(self) -> int:
-        checkpoint = load_latest(self.run_dir)
+        checkpoint = self._newest()
         start = checkpoint.state["step"] if checkpoint else 0
         if checkpoint:
             self.trainer.restore(checkpoint)
@@ -120,9 +117,21 @@ class Run:
         if self.leads:
             self.journal.rewind(start)
             write_atomic(self.run_dir / "config.json", self.config.model_dump_json(indent=2))
-            (self.run_dir / "failed.json").unlink(missing_ok=True)
         self.write("start", start, self.identity(), durable=True)
         return start
+
+    def _newest(self) -> Checkpoint | None:
+        """Of all ranks the one that rank 0 finds: what another node lists of a network file system may be a minute old."""
+        found: list[Checkpoint | None] = []
+
+        def step() -> int | None:
+            found.append(load_latest(self.run_dir))
+            return found[0].state["step"] if found[0] else None
+
+        newest = of_rank_0(step)
+        if newest is None:
+            return None
+        return found[0] if found else read_checkpoint(folder_of(self.run_dir, newest))
 
     def _log(self, step: int, values: dict[str, float], steps_per_second: float) -> None:
         trainer = self.trainer
@@ -181,50 +190,66 @@ def train(
     saves a checkpoint and raises KeyboardInterrupt. Raises UserError where another process trains this run (unless `wait`, which waits
     for it), RunFailed where the run cannot go on.
     """
-    if (run_dir / "done.json").exists():
+    done = run_dir / "done.json"
+    if of_rank_0(done.exists):
         return
+    config = in_parts(config, of_rank_0(lambda: take_failure(run_dir)).get("micro_batches", 1))
+    check_shared(run_dir)
     teacher = teacher_run(config)
     if teacher is not None:
-        train(teacher, run_dir_of(teacher), wait=True, stop=stop)
+        try:
+            train(teacher, run_dir_of(teacher), wait=True, stop=stop)
+        except (RunFailed, UserError) as error:
+            leave_failure(run_dir, error)
+            raise
+    with ExitStack() as held:
+        of_rank_0(lambda: held.enter_context(locked(run_dir, wait)))
+        if not of_rank_0(done.exists):
+            _train_locked(config, run_dir, on_evaluation, stop)
+
+
+@contextmanager
+def locked(run_dir: Path, wait: bool) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    lock = (
-        nullcontext()
-        if distributed and torch.distributed.get_rank()
-        else FileLock(run_dir / "run.lock", timeout=-1 if wait else 0)
-    )
     try:
-        with lock:
-            if not (run_dir / "done.json").exists():
-                _train_locked(config, run_dir, on_evaluation, stop)
+        with FileLock(run_dir / "run.lock", timeout=-1 if wait else 0):
+            yield
     except Timeout:
         raise UserError(f"{run_dir} is being trained by another process") from None
 
 
 def _train_locked(config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None], stop: Callable[[], bool]) -> None:
     torch.set_num_threads(config.machine.threads)
-    while True:
-        try:
-            work = Run(config, run_dir, on_evaluation, stop)
-            with leave_on_sigterm(work):
-                return work.go()
-        except torch.OutOfMemoryError:
-            if rank_and_world()[1] > 1 or config.machine.micro_batches * 2 > config.train.batch_size:
-                raise
-            config = with_half_the_micro_batch(config)
-        except Exception as error:
-            step = error.step if isinstance(error, RunFailed) else None
-            write_atomic(run_dir / "failed.json", json.dumps({"reason": f"{type(error).__name__}: {error}", "step": step}))
-            on_evaluation()
-            raise
+    check_memory(config)
+    while (parts := _attempt(config, run_dir, on_evaluation, stop)) is not None:
+        say(f"out of memory: going on from the last checkpoint with the batch in {parts} parts")
+        gc.collect()  # what the attempt held
+        torch.cuda.empty_cache()
+        config = in_parts(config, parts)
 
 
-def with_half_the_micro_batch(config: RunConfig) -> RunConfig:
-    """The same global batch in twice as many parts, after the device ran out of memory. The record shows machine.micro_batches."""
-    torch.cuda.empty_cache()
-    parts = config.machine.micro_batches * 2
-    say(f"out of memory: going on from the last checkpoint with the batch in {parts} parts")
-    return config.model_copy(update={"machine": config.machine.model_copy(update={"micro_batches": parts})})
+def _attempt(config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None], stop: Callable[[], bool]) -> int | None:
+    """→ after too little memory the number of parts to go on with.
+
+    Several ranks cannot: the others wait for the one that ran out. It ends, all are ended with it, and the next attempt reads the number.
+    """
+    try:
+        work = Run(config, run_dir, on_evaluation, stop)
+        with leave_on_sigterm(work):
+            return work.go()
+    except Exception as error:
+        parts = None
+        if is_out_of_memory(error):
+            parts = more_parts(config, 2 * config.machine.micro_batches)
+            if parts is None:
+                error = RunFailed(
+                    f"out of memory with machine.micro_batches: {config.machine.micro_batches}, the most there can be"
+                )
+            elif rank_and_world()[1] == 1:
+                return parts
+        leave_failure(run_dir, error, parts)
+        on_evaluation()
+        raise error
 
 
 @contextmanager
@@ -259,7 +284,7 @@ def command(argv: list[str]) -> int:
         print(describe(config, args.measure), end="")
         return 0
     run_dir = run_dir_of(config)
-    with process_group(config):
+    with process_group(resolve_device(config)):
         try:
             train(config, run_dir)
         except RunFailed as error:
@@ -268,22 +293,6 @@ def command(argv: list[str]) -> int:
         if rank_and_world()[0] == 0:
             print(run_dir)
     return 0
-
-
-@contextmanager
-def process_group(config: RunConfig) -> Iterator[None]:
-    """Joins the group that torchrun announces in the environment; nothing otherwise."""
-    if "WORLD_SIZE" not in os.environ:
-        yield
-        return
-    device = resolve_device(config)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from .errors import UserError
 from .foresight import Level, Parts, build_foresight
 from .foresight_config import Foresight
 from .model import ARModel, build_model
-from .optim import build_optimizer, clone_as_ema, foresight_weight, learning_rate, update_ema
+from .optim import build_optimizer, clone_as_ema, foresight_rests, foresight_weight, learning_rate, update_ema
 
 
 def resolve_device(config: RunConfig) -> torch.device:
@@ -33,13 +33,6 @@ def resolve_device(config: RunConfig) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Of the process group, where there is one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def resolve_precision(config: RunConfig, device: torch.device) -> str:
@@ -111,6 +104,11 @@ class Trainer:
             raise UserError(
                 f"train.batch_size is {config.train.batch_size}, but the training split has {self.codes.num_images} images: write less"
             )
+        if config.train.batch_size % (world * config.machine.micro_batches):
+            raise UserError(
+                f"train.batch_size is {config.train.batch_size}, which {world} processes x machine.micro_batches = "
+                f"{world} x {config.machine.micro_batches} does not divide"
+            )
         self.steps_per_epoch = self.codes.steps_per_epoch(config.train.batch_size)
         self.total_steps = config.train.epochs * self.steps_per_epoch
         model = build_model(config).to(self.device)
@@ -120,8 +118,10 @@ class Trainer:
         self.optimizer = build_optimizer(config.train, self.objective.parameters())
         self.forward: Callable[..., tuple[Tensor, Tensor, Tensor]] = self.objective
         if world > 1:
-            # heads without gradient during warm-up are parameters that a step does not use
-            self.forward = nn.parallel.DistributedDataParallel(self.objective, find_unused_parameters=config.foresight.warmup > 0)
+            # Gradients are reduced bucket by bucket while backward goes on, and live in the buckets: without the view, each is held twice.
+            self.forward = nn.parallel.DistributedDataParallel(
+                self.objective, find_unused_parameters=foresight_rests(config.foresight), gradient_as_bucket_view=True
+            )
         if config.machine.compile:
             self.forward = torch.compile(self.forward)
         # the device's own generator: torch.manual_seed also formats the call stack for each device type that is not in use (0.2 ms)

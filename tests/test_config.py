@@ -66,6 +66,7 @@ def test_every_value_of_every_axis_has_an_arm():
         ({"evaluation": {"at": [2, 99]}}, "ends at epoch 99, after train.epochs"),
         ({"evaluation": {"protocol": "digts"}}, "Did you mean 'digits'"),
         ({"train": {"batch_size": 7}, "machine": {"micro_batches": 2}}, "batch_size is 7"),
+        ({"machine": {"workers": 4, "gpus": 2}}, "write gpus: 4, or 0 on CPUs"),
     ],
 )
 def test_a_wrong_config_says_what_to_write(sections, message):

@@ -1,4 +1,4 @@
-"""Sweeps run for real, on Ray: a cell that fails, the check before training, several processes, a search."""
+"""Sweeps run for real, on Ray: a cell that fails, the check before training, a search."""
 
 import json
 
@@ -82,7 +82,9 @@ def test_the_check_looks_for_an_encoders_weights_among_the_assets(make_config, t
     monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
     lite = {"level": "internal", "source": "encoder", "encoder": {"name": "efficientnet_lite0"}}
     config = make_config(foresight=lite, machine={"assets": str(tmp_path)})
-    (missing,) = preflight([config.model_dump(mode="json")])
+    baseline = config.model_copy(update={"foresight": config.foresight.model_copy(update={"level": "none"})})
+    assert preflight([baseline.model_dump(mode="json")]) == [], "it has no use for the encoder"
+    (missing,) = preflight([each.model_dump(mode="json") for each in (baseline, config)])
     assert "foresight.encoder.name is efficientnet_lite0" in missing and str(tmp_path) in missing
     entry = pixel_entries.entry_of("efficientnet_lite0")
     (tmp_path / entry.file).write_bytes(b"another file")
@@ -102,16 +104,6 @@ def test_what_the_check_refuses_ends_before_any_training(sweep_file, tmp_path, t
 def test_a_cell_that_ray_gave_up_says_so(tmp_path):
     leave_failure(tmp_path / "run", RuntimeError("Traceback …\n\nThe actor died unexpectedly\n"), retries=2)
     assert failure_of(tmp_path / "run") == "given up after 3 attempts: The actor died unexpectedly"
-
-
-@pytest.mark.slow  # a start of Ray, and of torchrun in it
-def test_a_cell_of_two_processes(sweep_file, trained_run):
-    file = sweep_file({"baseline": ARMS["baseline"]}, machine={"device": "cpu", "log_every": 5, "workers": 2, "cpus": 2})
-    code, out, err = finish(start(file))
-    assert code == 0 and "baseline" in out, err
-    (cell,) = plan_at(file).sweep.cells
-    lines = list(read_journal(run_dir_of(cell) / "journal.jsonl"))
-    assert lines[0]["workers"] == 2 and [line["kind"] for line in lines].count("end") == 1
 
 
 @pytest.mark.slow  # a start of Ray

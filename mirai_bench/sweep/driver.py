@@ -34,6 +34,8 @@ WORKERS = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial that asks for no GPU sees none
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a run says goes to its log.txt
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # which nobody reads
 }
 DRIVER = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -128,15 +130,16 @@ def missing(plan: Plan) -> list[Cell]:
 
 def train_missing(plan: Plan, cells: list[Cell], options: Options, shipper: Shipper, report: Report) -> None:
     address, machine = options.address or os.environ.get("RAY_ADDRESS"), cells[0].config.machine
-    job = Job([cell.config.model_dump(mode="json") for cell in cells], plan.file(".check"), plan.file(".stop"))
-    for left in (job.check_file, job.stop_file):
-        left.unlink(missing_ok=True)
+    job = Job.beside([cell.config.model_dump(mode="json") for cell in cells], plan.runs / "sweeps", plan.name)
+    job.begin()
     with report.phase("ray import"):
         from . import executor
     with contextlib.ExitStack() as stack:
         with report.phase("ray start"):
             stack.enter_context(executor.session(address, WORKERS))
             report.slots = min(executor.slots(machine, local=not address), options.max_concurrent or len(cells), len(cells))
+        # Tune sees what a trial of one process holds; of several, that is the workers'
+        at_a_time = report.slots if machine.workers > 1 else options.max_concurrent
         shipper.start()
         screen = Screen(plan, cells)
 
@@ -151,8 +154,8 @@ def train_missing(plan: Plan, cells: list[Cell], options: Options, shipper: Ship
         with report.phase("trials"), stop_file_on_signal(job.stop_file):
             try:
                 ended = executor.execute(
-                    job, machine, plan.runs / ".ray" / plan.name,
-                    max_concurrent=options.max_concurrent, retries=options.retries, every_second=every_second,
+                    job, machine, plan.runs / ".ray" / plan.name, max_concurrent=at_a_time,
+                    retries=options.retries, every_second=every_second,
                 )  # fmt: skip
             except KeyboardInterrupt:
                 if job.wrong():

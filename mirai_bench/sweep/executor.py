@@ -18,7 +18,7 @@ from ray import tune
 from ..cli import say
 from ..config import Machine
 from ..errors import UserError
-from .trial import Job, run_cell
+from .trial import Job, run_cell, share_of_worker
 
 GRACE_SECONDS = 20.0  # for running cells to save a checkpoint, once the stop file is there
 OBJECT_STORE_BYTES = 128 * 2**20  # configs alone travel through it; by default Ray takes a third of the memory
@@ -46,20 +46,31 @@ def session(address: str | None, environment: dict[str, str]) -> Iterator[None]:
 
 
 def slots(machine: Machine, local: bool) -> int:
-    """Trials that fit at once. Raises UserError where none ever will; a cluster may still grow, so there it is only said."""
-    has, fitting = ray.cluster_resources(), []
-    for name, key, wanted in (("CPU", "cpus", machine.cpus), ("GPU", "gpus", machine.gpus)):
-        there = has.get(name, 0)
+    """Trials that fit at once, each process of one on a single node. Raises UserError where none ever will; a cluster may still grow, so
+    there it is only said."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    share, where = share_of_worker(machine), "this machine" if local else "the cluster"
+    for key, name, wanted in (("cpus", "CPU", machine.cpus), ("gpus", "GPU", machine.gpus)):
+        there = sum(node.get(name, 0) for node in nodes)
         if wanted > there:
-            message = (
-                f"machine.{key} is {wanted:g} for each trial, but {'this machine' if local else 'the cluster'} has {there:g}"
-            )
+            message = f"machine.{key} is {wanted:g} for each trial, but {where} has {there:g}"
             if local:
                 raise UserError(f"{message}: write --set machine.{key}={there:g} or less, or join a cluster with --address")
             say(f"warning: {message} at the moment")
-        if wanted:
-            fitting.append(int(there // wanted))
-    return max(1, min(fitting))
+            return 1
+    fitting = sum(min(int(node.get(name, 0) / amount + 1e-6) for name, amount in share.items()) for node in nodes)
+    if fitting < machine.workers:
+        wanted = " and ".join(f"{amount:g} {name}" for name, amount in share.items())
+        say(
+            f"warning: each of machine.workers = {machine.workers} processes takes {wanted} of one node, and at the moment {fitting} fit on "
+            "the cluster's nodes: trials wait until more join"
+        )
+    return max(1, fitting // machine.workers)
+
+
+def resources(machine: Machine) -> dict[str, float]:
+    """Of the trial itself. Where it only waits for its workers it holds nothing that they need, a byte, since Tune asks for something."""
+    return {"cpu": machine.cpus, "gpu": machine.gpus} if machine.workers == 1 else {"cpu": 0, "memory": 1}
 
 
 class StopFile(tune.Stopper):
@@ -89,7 +100,7 @@ def fit(
     """Runs the trials, with `every_second()` called meanwhile. Raises KeyboardInterrupt where the stop file ended it."""
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": machine.cpus, "gpu": machine.gpus}),
+        tune.with_resources(trainable, resources(machine)),
         param_space=space,
         tune_config=tune_config,
         run_config=tune.RunConfig(

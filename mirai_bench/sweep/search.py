@@ -90,7 +90,7 @@ def run_search(plan: Plan, path: Path, options: Options) -> list[dict[str, Any]]
     folder = plan.runs / "searches"
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{plan.name}-{search.arm}"
-    job = SearchJob(Job([base], folder / f"{name}.check", folder / f"{name}.stop"), search.metric)
+    job = SearchJob(Job.beside([base], folder, name), search.metric)
     try:
         with FileLock(folder / f"{name}.lock", timeout=0):
             rows = _run_locked(job, cell.config, space, search, options, folder.parent / ".ray" / f"search-{name}", lower)
@@ -127,8 +127,7 @@ def _run_locked(
     job: SearchJob, config: RunConfig, space: dict[str, Any], search: Search, options: Options, scratch: Path, lower: bool
 ) -> list[dict[str, Any]]:
     os.environ.update(WORKERS | DRIVER)
-    for left in (job.check.check_file, job.check.stop_file):
-        left.unlink(missing_ok=True)
+    job.check.begin()
     tracking.create_store()
     address = options.address or os.environ.get("RAY_ADDRESS")
     with executor.session(address, WORKERS), stop_file_on_signal(job.check.stop_file):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,15 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..config import RunConfig
+from ..config import Machine, RunConfig
 from ..errors import UserError
 from ..journal import read_journal, write_atomic
-from .processes import train_in_processes
+
+
+def share_of_worker(machine: Machine) -> dict[str, float]:
+    """What one process of a trial takes, in Ray's names."""
+    shares = {"CPU": machine.cpus / machine.workers, "GPU": machine.gpus / machine.workers}
+    return {name: amount for name, amount in shares.items() if amount}
 
 
 @dataclass(frozen=True)
@@ -28,9 +35,26 @@ class Job:
     """{"wrong": […]}, left by the first trial; nothing is trained while anything is wrong"""
     stop_file: Path
     """once it is there, runs save a checkpoint and leave"""
+    seen_file: Path
+    """left by the driver under a new name each time: a node that does not see it has another folder of runs"""
+
+    @classmethod
+    def beside(cls, configs: list[dict[str, Any]], folder: Path, name: str) -> Job:
+        return cls(configs, folder / f"{name}.check", folder / f"{name}.stop", folder / f"{name}.seen-{uuid.uuid4().hex}")
+
+    def begin(self) -> None:
+        """By the driver that holds the sweep: what an earlier one left is no more."""
+        earlier = self.seen_file.name.split(".seen-")[0] + ".seen-*"
+        for left in (self.check_file, self.stop_file, *self.seen_file.parent.glob(earlier)):
+            left.unlink(missing_ok=True)
+        self.seen_file.touch()
 
     def accepted(self) -> bool:
         """Whether the cells passed the check, which the first to ask makes while the others wait."""
+        if not self.seen_file.is_file():
+            from ..ranks import not_shared
+
+            raise not_shared(self.seen_file.parents[1], [socket.gethostname()])
         with FileLock(f"{self.check_file}.lock"):
             if not self.check_file.is_file():
                 write_atomic(self.check_file, json.dumps({"wrong": preflight(self.configs)}))
@@ -47,32 +71,55 @@ def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, Any]:
 
     → seconds: of the whole call, of imports and the check, and of what the journal measured (steps, sampling, evaluation)
     """
-    start = time.perf_counter()
-    from .. import evaluate  # noqa: F401  before one process makes the check, for which the others wait
-    from .. import train as training
-    from ..data.datasets import open_dataset
+    start = time.time()
     from ..trainer import run_dir_of
 
     config = RunConfig.model_validate(job.configs[trial["cell"]])
+    run_dir = run_dir_of(config)
+    before = measured_seconds(run_dir)
+    if config.machine.workers > 1:
+        from .workers import train_in_workers
+
+        train_in_workers(config, job)
+    elif ready(config, job):
+        from .. import train as training
+
+        with contextlib.suppress(training.RunFailed, UserError):
+            train_here(config, job.stop_file)
+    begun = [line["time"] for line in read_journal(run_dir / "journal.jsonl") if line["kind"] == "start" and line["time"] > start]
+    return {
+        "seconds": time.time() - start,
+        "ready_seconds": min(begun) - start if begun else 0.0,
+        "measured_seconds": measured_seconds(run_dir) - before,
+    }
+
+
+def ready(config: RunConfig, job: Job) -> bool:
+    """Imports what training needs, then says whether the cells are in order."""
+    from .. import evaluate, train  # noqa: F401  before one process makes the check, for which the others wait
+    from ..data.datasets import open_dataset
+
     if config.data.dataset == "digits":
         open_dataset(config, "train")  # imports scikit-learn
-    if not job.accepted():
-        return {}
+    return job.accepted()
+
+
+def train_here(config: RunConfig, stop_file: Path) -> None:
+    """In this process, one of a group where there is one. Raises RunFailed or UserError, with the failed.json, for what cannot be got past."""
+    from .. import train as training
+    from ..failure import leave_failure
+    from ..trainer import run_dir_of
+
     run_dir = run_dir_of(config)
-    ready, before = time.perf_counter() - start, measured_seconds(run_dir)
     with log_of(run_dir):
         try:
-            if config.machine.workers > 1:
-                train_in_processes(config, run_dir, job.stop_file)
-            else:
-                training.train(config, run_dir, wait=True, stop=job.stop_file.exists)
+            training.train(config, run_dir, wait=True, stop=stop_file.exists)
         except KeyboardInterrupt:
             pass  # asked to stop: its checkpoint is there
         except (training.RunFailed, UserError) as error:
-            if not (run_dir / "failed.json").is_file():  # its teacher's run failed
-                write_atomic(run_dir / "failed.json", json.dumps({"reason": str(error), "step": None}))
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "ready_seconds": ready, "measured_seconds": measured_seconds(run_dir) - before}
+            if not (run_dir / "failed.json").is_file():
+                leave_failure(run_dir, error)
+            raise
 
 
 @contextlib.contextmanager
@@ -103,17 +150,21 @@ def preflight(configs: list[dict[str, Any]]) -> list[str]:
 
     Afterwards what all cells are measured with (extractor, reference) is in the cache.
     """
+    from ..memory import check_memory
+
     messages: list[str] = []
     checked: set[str] = set()
-    for config in configs:
-        parts = [config[key] for key in ("data", "tokenizer", "evaluation", "train")] + [config["foresight"]["encoder"]]
-        key = json.dumps(parts)
+    for fields in configs:
+        config = RunConfig.model_validate(fields)
+        parts = [fields[key] for key in ("data", "tokenizer", "evaluation", "train")] + [fields["foresight"]["encoder"]]
+        key = json.dumps([*parts, config.foresight.uses_encoder])
         try:
+            check_memory(config)
             if key not in checked:
-                _check(RunConfig.model_validate(config))
+                checked.add(key)
+                _check(config)
         except UserError as error:
             messages.append(str(error))
-        checked.add(key)
     return list(dict.fromkeys(messages))
 
 

@@ -1,0 +1,87 @@
+"""What a run needs is compared with what its device has before anything is trained."""
+
+import pytest
+import torch
+
+from mirai_bench import memory, train
+from mirai_bench.errors import UserError
+from mirai_bench.failure import is_out_of_memory
+from mirai_bench.memory import check_memory, device_bytes, in_parts, machine_bytes, more_parts, share_of_memory
+from mirai_bench.sweep.trial import preflight
+
+
+@pytest.fixture
+def machine_of(monkeypatch):
+    return lambda size: monkeypatch.setattr(memory, "machine_bytes", lambda: int(size))
+
+
+def test_weights_that_do_not_fit_are_refused_before_training(make_config, machine_of, tmp_path):
+    config = make_config()
+    fixed, _ = device_bytes(config, False)
+    machine_of(fixed - 1)
+    message = r"take .* GB, but this machine has .* GB: write a smaller model.size"
+    with pytest.raises(UserError, match=message):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "journal.jsonl").exists()
+    (wrong,) = preflight([config.model_dump(mode="json")] * 2)
+    assert wrong.startswith("weights, gradients, moments and EMA of model.size nano")
+
+
+@pytest.mark.parametrize("parts", [1, 4, 16])
+def test_on_a_cpu_activations_that_do_not_fit_say_how_many_parts_do(make_config, machine_of, parts):
+    """The number that it says to write is accepted, and no smaller one is."""
+    config = make_config()  # 16 images a batch
+    machine_of(sum(device_bytes(in_parts(config, parts), False)))
+    if parts > 1:
+        with pytest.raises(UserError, match=f"machine.micro_batches: {parts}$"):
+            check_memory(config)
+        with pytest.raises(UserError, match="of activations it takes"):
+            check_memory(in_parts(config, parts // 2))
+    check_memory(in_parts(config, parts))
+
+
+def test_one_image_that_does_not_fit(make_config, machine_of):
+    config = make_config()
+    machine_of(sum(device_bytes(in_parts(config, 16), False)) - 1)
+    with pytest.raises(UserError, match="one image at a time does not fit"):
+        check_memory(config)
+
+
+def test_a_gpu_is_shared_as_machine_gpus_says_and_only_warns_of_activations(make_config, monkeypatch, capsys):
+    config = make_config(machine={"gpus": 0.25, "device": "auto"})
+    fixed, activations = device_bytes(config, False)
+    total = 4 * (fixed + activations // 2)
+    properties = type("Properties", (), {"total_memory": total})
+    monkeypatch.setattr(memory, "resolve_device", lambda config: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
+    assert share_of_memory(config, torch.device("cuda", 0)) == (total // 4, "machine.gpus: 0.25 of A GPU")
+    check_memory(config)
+    assert "warning: with about" in (said := capsys.readouterr().err) and "in smaller parts" in said
+    properties.total_memory = 4 * fixed - 4
+    with pytest.raises(UserError, match=r"or machine.gpus: 1$"):
+        check_memory(config)
+
+
+def test_a_machines_memory_is_what_its_container_may_take(monkeypatch, tmp_path):
+    whole, limit = machine_bytes(), tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "LIMITS", (limit, tmp_path / "not there"))
+    limit.write_text("max\n")
+    assert machine_bytes() >= whole
+    limit.write_text("1000000\n")
+    assert machine_bytes() == 1_000_000
+
+
+def test_parts_divide_the_batch(make_config):
+    config = make_config(train={"batch_size": 30})
+    assert [more_parts(config, least) for least in (2, 4, 7, 16, 31)] == [2, 5, 10, 30, None]
+    assert in_parts(config, 4).machine.micro_batches == 5 and in_parts(in_parts(config, 4), 2).machine.micro_batches == 5
+
+
+def test_what_counts_as_out_of_memory():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert is_out_of_memory(error.value), "on a CPU it is a plain RuntimeError"
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and not is_out_of_memory(
+        RuntimeError("no memory of it")
+    )

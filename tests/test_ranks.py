@@ -1,0 +1,115 @@
+"""Several processes of one run, by torchrun on gloo: what they agree on, and what becomes of one that runs out of memory."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mirai_bench.checkpoint import saved
+from mirai_bench.failure import failure_left, leave_failure, take_failure
+from mirai_bench.journal import read_journal
+from mirai_bench.optim import foresight_rests, foresight_weight
+from mirai_bench.train import RunFailed, run_dir_of
+
+BLIND = """
+import os, sys
+from pathlib import Path
+import torch
+from mirai_bench.errors import UserError
+from mirai_bench.ranks import check_shared, of_rank_0, process_group, rank_and_world
+
+def refuse():
+    raise UserError("no")
+
+with process_group(torch.device("cpu")):
+    rank, folder = rank_and_world()[0], Path(sys.argv[1])
+    assert of_rank_0(lambda: rank + 7) == 7
+    check_shared(folder / "same")
+    for ask in (lambda: check_shared(folder / str(rank)), lambda: of_rank_0(refuse)):
+        try:
+            ask()
+        except UserError as error:
+            (folder / f"said.{rank}").open("a").write(f"{error}\\n")
+"""
+
+RUNS_OUT = """
+import sys
+import torch
+from mirai_bench.train import command, run
+from mirai_bench.trainer import Trainer
+
+whole = Trainer.step
+
+def runs_out(self, step):
+    if self.rank == 1 and step == 4 and self.config.machine.micro_batches < 3:
+        raise torch.OutOfMemoryError("no memory left")
+    return whole(self, step)
+
+Trainer.step = runs_out
+sys.exit(run(command))
+"""
+
+
+def torchrun(tmp_path, script, *argv, restarts=0):
+    (tmp_path / "script.py").write_text(script)
+    words = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
+    command = [sys.executable, "-m", *words, str(tmp_path / "script.py"), *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_ranks_hear_rank_0_and_notice_a_folder_that_is_not_shared(tmp_path):
+    done = torchrun(tmp_path, BLIND, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        shared, refused = (tmp_path / f"said.{rank}").read_text().splitlines()
+        assert "is not the same folder on all nodes" in shared and "write machine.runs: a folder on storage" in shared
+        assert refused == "no"
+    assert not list((tmp_path / "same").iterdir()), "nothing is left behind"
+
+
+@pytest.mark.slow  # two processes start twice
+def test_a_rank_that_runs_out_of_memory_ends_all_and_the_next_attempt_takes_smaller_parts(make_config, tmp_path):
+    """75 images a rank: the parts after 1 are 3, the first number from 2 that divides them."""
+    config = make_config(train={"batch_size": 150}, machine={"runs": str(tmp_path / "runs"), "checkpoint_every": 0.3})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    done = torchrun(tmp_path, RUNS_OUT, tmp_path / "config.json", restarts=1)
+    assert done.returncode == 0, done.stderr
+    lines = list(read_journal(run_dir_of(config) / "journal.jsonl"))
+    starts = [(line["step"], line["config"]["machine"]["micro_batches"]) for line in lines if line["kind"] == "start"]
+    assert starts == [(0, 1), (3, 3)] and lines[-1]["kind"] == "end"
+    (record,) = [line for line in lines if line["kind"] == "evaluation"]
+    assert record["config"]["machine"]["micro_batches"] == 3 and record["workers"] == 2
+    assert not (run_dir_of(config) / "failed.json").exists() and saved(run_dir_of(config))[-1].name == "step_00000010"
+
+
+def test_what_an_attempt_leaves_is_read_once(tmp_path):
+    leave_failure(tmp_path / "run", MemoryError("too little"), micro_batches=4)
+    assert take_failure(tmp_path / "run") == {
+        "reason": "MemoryError: too little",
+        "step": None,
+        "final": False,
+        "micro_batches": 4,
+    }
+    assert take_failure(tmp_path / "run") == {} == failure_left(tmp_path / "nowhere")
+    leave_failure(tmp_path / "run", RunFailed("not finite", 7))
+    assert json.loads((tmp_path / "run" / "failed.json").read_text()) == {"reason": "not finite", "step": 7, "final": True}
+
+
+@pytest.mark.parametrize(
+    ("foresight", "rests"),
+    [
+        ({"level": "none", "warmup": 0.5}, False),
+        ({"level": "internal"}, False),
+        ({"level": "internal", "warmup": 0.1}, True),
+        ({"level": "internal", "schedule": "linear", "final_weight": 0}, False),
+        ({"level": "output", "k": 2, "schedule": "step", "final_weight": 0}, True),
+        ({"level": "internal", "weight": 0}, True),
+    ],
+)
+def test_when_heads_have_no_gradient_is_known_beforehand(make_config, foresight, rests):
+    """Data-parallel training is told whether parameters may be left out of a step; it costs time where it is not needed."""
+    config = make_config(foresight=foresight).foresight
+    assert foresight_rests(config) is rests
+    weights = [foresight_weight(config, step / 100) for step in range(100)]
+    assert (config.level != "none" and 0 in weights) is rests
