@@ -12,9 +12,9 @@ from .benchmark.workload import random_codes
 from .cli import progress
 from .config import RunConfig
 from .flops import step_flops, training_flops
+from .footprint import checkpoint_bytes, num_images, num_parameters
 from .memory import device_bytes
 from .provenance import cpu_name
-from .sweep.estimate import checkpoint_bytes, num_images, num_parameters
 from .trainer import Trainer, resolve_device, resolve_precision
 
 MEASURED_STEPS = 3

@@ -51,6 +51,15 @@ def encoder_flops(name: str, side: int) -> float:
     return 0.0
 
 
+def projector_layers(config: RunConfig) -> list[tuple[int, int, int]]:
+    """(copies, inputs, outputs) of each linear layer of the projectors; the last one's outputs are the target's features."""
+    f, width = config.foresight, config.model.width
+    target = VITS[f.encoder.name][1] if f.uses_encoder and f.encoder.name in VITS else width
+    sizes = [width, *[f.projector.hidden] * (f.projector.layers - 1), target]
+    copies = [1 if f.projector.shared_trunk and layer < f.projector.layers - 1 else f.k for layer in range(f.projector.layers)]
+    return list(zip(copies, sizes, sizes[1:], strict=False))
+
+
 def head_flops(config: RunConfig) -> float:
     """Forward of one image through the foresight heads: projectors, or multi-token heads."""
     f, cells, width = config.foresight, config.grid[0] * config.grid[1], config.model.width
@@ -58,10 +67,7 @@ def head_flops(config: RunConfig) -> float:
         return 0.0
     if f.level == "output":
         return 2.0 * cells * (f.k - 1) * width * config.tokenizer.vocabulary
-    target = VITS[f.encoder.name][1] if f.uses_encoder and f.encoder.name in VITS else width
-    sizes = [width, *[f.projector.hidden] * (f.projector.layers - 1), target]
-    stacks = [1 if f.projector.shared_trunk and layer < f.projector.layers - 1 else f.k for layer in range(f.projector.layers)]
-    return sum(2.0 * cells * stack * a * b for stack, a, b in zip(stacks, sizes, sizes[1:], strict=False))
+    return sum(2.0 * cells * stack * a * b for stack, a, b in projector_layers(config))
 
 
 def teacher_flops(config: RunConfig) -> float:

@@ -13,8 +13,8 @@ from .config import RunConfig
 from .cross_entropy import part_rows
 from .errors import UserError
 from .flops import ffn_width
+from .footprint import num_parameters
 from .ranks import rank_and_world
-from .sweep.estimate import num_parameters
 from .trainer import resolve_device, resolve_precision
 
 # The limit of a container (cgroup v2, v1); elsewhere there is no such file, or it says "max", or a number beyond the machine's memory.

@@ -9,8 +9,8 @@ from mirai_bench.benchmark.workload import Shape, random_codes, run_config
 from mirai_bench.compose import load_run
 from mirai_bench.dry_run import describe, measured_step
 from mirai_bench.flops import step_flops
+from mirai_bench.footprint import num_parameters
 from mirai_bench.memory import device_bytes, logit_bytes
-from mirai_bench.sweep.estimate import num_parameters
 from mirai_bench.trainer import Trainer
 
 

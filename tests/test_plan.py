@@ -11,9 +11,9 @@ import yaml
 from filelock import FileLock
 from synthetic import write_run
 
+from mirai_bench import footprint
 from mirai_bench.compose import SWEEPS
 from mirai_bench.errors import UserError
-from mirai_bench.sweep import estimate
 from mirai_bench.sweep.command import dry_run, status
 from mirai_bench.sweep.driver import missing
 from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan, progress_of, run_dir_of, state_of
@@ -224,7 +224,7 @@ def test_parameters_and_checkpoint_size_are_those_built(axis, here, make_config,
 
     for cell in make_plan(SWEEPS / f"{axis}.yaml", seeds=[0]).sweep.cells:
         config = cell.config
-        generator, heads = estimate.num_parameters(config)
+        generator, heads = footprint.num_parameters(config)
         assert generator == sum(p.numel() for p in build_model(config).parameters())
         level = LEVELS[config.foresight.level]
         if level is not None:
@@ -239,8 +239,8 @@ def test_disk_and_flops_of_a_real_run(trained_run, make_config, monkeypatch):
 
     config = make_config()
     size = sum(path.stat().st_size for path in saved(trained_run)[-1].iterdir())
-    assert estimate.checkpoint_bytes(config) == pytest.approx(size, rel=0.05)
-    assert estimate.num_images(config) == len(open_dataset(config, "train"))
+    assert footprint.checkpoint_bytes(config) == pytest.approx(size, rel=0.05)
+    assert footprint.num_images(config) == len(open_dataset(config, "train"))
     (record,) = [line for line in read_journal(trained_run / "journal.jsonl") if line["kind"] == "evaluation"]
     assert estimate.cell_flops(config) == pytest.approx(record["train_flops"])
 
