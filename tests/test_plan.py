@@ -16,6 +16,7 @@ from mirai_bench.compose import SWEEPS
 from mirai_bench.errors import UserError
 from mirai_bench.sweep.command import dry_run, status
 from mirai_bench.sweep.driver import missing
+from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan, progress_of, run_dir_of, state_of
 from mirai_bench.sweep.screen import Screen
 
@@ -242,7 +243,7 @@ def test_disk_and_flops_of_a_real_run(trained_run, make_config, monkeypatch):
     assert footprint.checkpoint_bytes(config) == pytest.approx(size, rel=0.05)
     assert footprint.num_images(config) == len(open_dataset(config, "train"))
     (record,) = [line for line in read_journal(trained_run / "journal.jsonl") if line["kind"] == "evaluation"]
-    assert estimate.cell_flops(config) == pytest.approx(record["train_flops"])
+    assert cell_flops(config) == pytest.approx(record["train_flops"])
 
 
 def test_planning_imports_neither_torch_nor_ray_nor_mlflow(here):
