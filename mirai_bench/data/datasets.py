@@ -134,8 +134,9 @@ def _cifar10(path: Path, split: Split) -> Dataset:
             with np.load(file, allow_pickle=False) as arrays:
                 images, labels = arrays[f"x_{key}"], arrays[f"y_{key}"]
         except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
+            reason = str(error).split(". ")[0]  # numpy goes on with how to read pickles all the same
             raise UserError(
-                f"machine.data is {str(path)!r}, which holds no CIFAR-10 ({error}): write the path of cifar10.npz "
+                f"machine.data is {str(path)!r}, which holds no CIFAR-10 ({reason}): write the path of cifar10.npz "
                 "(x_train, y_train, x_test, y_test) or of the folder cifar-10-batches-py"
             ) from None
     if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or len(images) != len(labels):
