@@ -105,7 +105,7 @@ class Train(Section):
     """largest global gradient norm"""
     ema_decay: Rate = 0.9999
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """of autocast; auto: bf16 on a GPU, or a CPU that has AMX, else fp32 (the record says which)"""
+    """of autocast; auto: bf16 on a GPU, or a CPU that has AMX or AVX-512 bf16, else fp32 (the record says which)"""
     max_bad_steps: Positive = 10
     """non-finite updates in a row, each skipped, before the run fails"""
 
@@ -144,7 +144,8 @@ class Machine(Section):
     checkpoint_every: Annotated[float, Field(gt=0)] = 1.0
     """epochs"""
     keep_checkpoints: Positive = 2
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"
+    """torch.compile of model, teacher and losses; auto: on a GPU for widths from 768, where a run outweighs the minute or two it takes"""
     micro_batches: Positive = 1
     """parts in which a process computes its share of the batch, one after the other, to save memory"""
     cpus: Positive = 1

@@ -36,12 +36,20 @@ def resolve_device(config: RunConfig) -> torch.device:
 
 
 def resolve_precision(config: RunConfig, device: torch.device) -> str:
-    """auto: bf16 on a GPU, and on a CPU with AMX for widths from 256 (measured: narrower models are slower with it)."""
+    """auto: bf16 on a GPU, and on a CPU with AMX or AVX-512's bf16 products for widths from 256 (measured: narrower models are slower with
+    it)."""
     if config.train.precision != "auto":
         return config.train.precision
     cpuinfo = Path("/proc/cpuinfo")
-    amx = cpuinfo.is_file() and "amx_bf16" in cpuinfo.read_text()
-    return "bf16" if device.type == "cuda" or (amx and config.model.width >= 256) else "fp32"
+    products = cpuinfo.is_file() and not {"amx_bf16", "avx512_bf16"}.isdisjoint(cpuinfo.read_text().split())
+    return "bf16" if device.type == "cuda" or (products and config.model.width >= 256) else "fp32"
+
+
+def resolve_compile(config: RunConfig, device: torch.device) -> bool:
+    """auto: on a GPU from LlamaGen's size B on. Narrower models and CPUs would compile for longer than it saves."""
+    if config.machine.compile == "auto":
+        return device.type == "cuda" and config.model.width >= 768
+    return config.machine.compile
 
 
 def default_generator_of(device: torch.device) -> torch.Generator:
@@ -78,9 +86,9 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.foresight = model, level
 
-    def forward(self, batch: Batch, labels: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, batch: Batch, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """→ (loss, NTP in nats per token, foresight before λ; zero while it is off, so that its heads see no gradient and no decay)."""
-        on = self.foresight is not None and weight > 0
+        on = self.foresight is not None and weight is not None
         states = self.model.trunk(batch.tokens, labels, dropout=True, tap=self.foresight.tap if on else None)
         targets = batch.tokens.flatten()
         mean = states.final.new_full(targets.shape, 1 / len(targets), dtype=torch.float32)
@@ -122,8 +130,10 @@ class Trainer:
             self.forward = nn.parallel.DistributedDataParallel(
                 self.objective, find_unused_parameters=foresight_rests(config.foresight), gradient_as_bucket_view=True
             )
-        if config.machine.compile:
-            self.forward = torch.compile(self.forward)
+        self.compiled = resolve_compile(config, self.device)
+        if self.compiled:
+            # the compiler's own dropout masks would be other masks: compiled or not, a run has the same numbers but for rounding
+            self.forward = torch.compile(self.forward, dynamic=False, options={"fallback_random": True})
         # the device's own generator: torch.manual_seed also formats the call stack for each device type that is not in use (0.2 ms)
         self.dropout_generator = default_generator_of(self.device)
         self.skipped = torch.zeros((), device=self.device)
@@ -179,12 +189,13 @@ class Trainer:
         labels = batch.labels.masked_fill(dropped, c.data.classes)
         masks = np.random.SeedSequence([c.seed, step, self.rank]).generate_state(1, np.uint64)[0] >> 1
         self.dropout_generator.manual_seed(int(masks))
+        scale = torch.tensor(weight) if weight > 0 else None  # no number: a compiler would make a graph of each
         total = torch.zeros(3, device=self.device)
         for index, (part, part_labels) in enumerate(zip(batch.split(parts), labels.chunk(parts), strict=True)):
             last = index == parts - 1
             with nullcontext() if self.world == 1 or last else self.forward.no_sync():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    losses = self.forward(part, part_labels, weight)
+                    losses = self.forward(part, part_labels, scale)
                 (losses[0] / parts).backward()
             total += torch.stack([loss.detach() for loss in losses]) / parts
         return total

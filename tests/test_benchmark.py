@@ -295,13 +295,3 @@ def test_the_stack_of_projectors_equals_separate_ones(shared, make_config):
             which = head if len(weight) > 1 else 0
             x = (F.silu(x) if index else x) @ weight[which] + bias[which]
         torch.testing.assert_close(out, x)
-
-
-@pytest.mark.parametrize("arm", ["ntp", "mirai-e-k3", "mtp"])
-def test_a_step_is_one_graph(arm, monkeypatch):
-    """What a GPU compiles: no graph break in model, teacher and losses. The eager backend captures the graph and compiles nothing."""
-    ours = workload.Ours(workload.run_config(TINY, arm, "fp32", CPU))
-    eager = ours()
-    again = workload.Ours(workload.run_config(TINY, arm, "fp32", CPU))
-    again.trainer.forward = torch.compile(again.trainer.objective, backend="eager", fullgraph=True)
-    assert again() == pytest.approx(eager, rel=1e-5)

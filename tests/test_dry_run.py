@@ -64,7 +64,7 @@ def kept_for_backward(config):
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"),
     ):
-        trainer.objective(batch, batch.labels, 1.0)
+        trainer.objective(batch, batch.labels, torch.tensor(1.0))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

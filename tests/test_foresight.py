@@ -116,7 +116,7 @@ def test_dictionaries_and_config_name_the_same_values():
 @pytest.mark.parametrize("variant", VARIANTS, ids=names)
 def test_foresight_never_reaches_above_its_layer_nor_into_the_teacher(make_config, variant):
     _, objective, teacher, batch = assemble(make_config, variant)
-    loss, ntp, foresight = objective(batch, batch.labels, 1.0)
+    loss, ntp, foresight = objective(batch, batch.labels, torch.tensor(1.0))
     if variant["level"] == "none":
         assert loss is ntp and foresight == 0 and not list(objective.foresight.parameters() if objective.foresight else [])
         return
@@ -187,7 +187,7 @@ def test_level_none_is_plain_next_token_prediction_bit_for_bit(make_config):
     expected = linear_cross_entropy(final, plain.output.weight, targets, torch.full(targets.shape, 1 / len(targets)))
     torch.testing.assert_close(expected, F.cross_entropy(plain.output(final), targets), atol=0, rtol=1e-6)
     torch.manual_seed(3)
-    loss = objective(batch, batch.labels, 2.0)[0]
+    loss = objective(batch, batch.labels, torch.tensor(2.0))[0]
     assert torch.equal(loss, expected)
     loss.backward(), expected.backward()
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(objective.model.parameters(), plain.parameters(), strict=True))

@@ -110,7 +110,7 @@ def compare_step(setup: Setup) -> list[Row]:
 
     objective = Objective(copy.deepcopy(setup.model), level)
     ours = build_optimizer(c, objective.parameters())
-    loss = objective(setup.batch, setup.batch.labels, f.weight)[0]
+    loss = objective(setup.batch, setup.batch.labels, torch.tensor(f.weight))[0]
     loss.backward()
     norm = nn.utils.clip_grad_norm_(objective.parameters(), c.clip)
     offset = f.weight * f.k if level else 0.0

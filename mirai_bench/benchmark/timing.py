@@ -137,7 +137,7 @@ def phases_of(trainer: Trainer, steps: int, first: int) -> dict[str, float]:
     """Milliseconds of each part of a step, mean over `steps`. Compiled: forward, teacher and loss are one."""
     phases = Phases(trainer.device)
     phases.watch(trainer.codes, "batch", "batch")
-    if trainer.config.machine.compile:
+    if trainer.compiled:
         phases.watch(trainer, "forward", "forward, teacher, loss")
     else:
         phases.watch(trainer, "forward", "loss")

@@ -93,7 +93,7 @@ def _row(size: str, arm: str, config: RunConfig, work: Ours, precision: str) -> 
     return {
         "kind": "train", "status": "measured", "size": size, "depth": m.depth, "width": m.width, "grid": list(config.grid),
         "vocabulary": config.tokenizer.vocabulary, "batch": config.train.batch_size, "arm": arm, "asked_precision": config.train.precision,
-        "precision": precision, "compiled": config.machine.compile, "parameters": sum(p.numel() for p in work.trainer.model.parameters()),
+        "precision": precision, "compiled": work.trainer.compiled, "parameters": sum(p.numel() for p in work.trainer.model.parameters()),
         "step_flops": step_flops(config) * config.train.batch_size,
     }  # fmt: skip
 

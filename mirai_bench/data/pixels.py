@@ -51,6 +51,7 @@ class Pixels:
     def pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads)
 
+    @torch.compiler.disable  # reading of files and host memory: nothing for a graph
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
         per_base, sizes, size = VIEWS_PER_BASE[self.data.views], base_sizes(self.data), self.data.image_size
         base, inner = view // per_base, (view % per_base).to(self.device)

@@ -36,6 +36,7 @@ class CachedFeatures:
         on_device = device.type == "cuda" and fits(self.stored.nbytes, device)
         self.resident = torch.from_numpy(np.array(self.stored)).to(device) if on_device else None
 
+    @torch.compiler.disable  # reading of a mapped file
     def __call__(self, batch: Batch, codes: Codes) -> Tensor:
         if self.resident is not None:
             return self.resident[batch.index, batch.view].float()

@@ -73,7 +73,8 @@ class PixelEncoder:
             with torch.device("meta"):
                 reductions = [stage["reduction"] for stage in import_timm().create_model(entry.timm).feature_info]
             self.stage, self.size = stage_for(entry, grid[0], reductions)
-        self.model = create_network(entry, self.size, file, pretrained, **overrides).to(device)
+        self.model = create_network(entry, self.size, file, pretrained, **overrides)
+        self.model.to(device, memory_format=torch.channels_last)  # as the images are, once permuted
         self.mask = None if cells is None else with_prefix(cells, self.model.num_prefix_tokens).to(device)
         self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in entry.mean_std)
         self.width = self._checked_width()
