@@ -220,7 +220,6 @@ def locked(run_dir: Path, wait: bool) -> Iterator[None]:
 
 def _train_locked(config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None], stop: Callable[[], bool]) -> None:
     torch.set_num_threads(config.machine.threads)
-    check_memory(config)
     while (parts := _attempt(config, run_dir, on_evaluation, stop)) is not None:
         say(f"out of memory: going on from the last checkpoint with the batch in {parts} parts")
         gc.collect()  # what the attempt held
@@ -234,6 +233,7 @@ def _attempt(config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None]
     Several ranks cannot: the others wait for the one that ran out. It ends, all are ended with it, and the next attempt reads the number.
     """
     try:
+        check_memory(config)
         work = Run(config, run_dir, on_evaluation, stop)
         with leave_on_sigterm(work):
             return work.go()

@@ -5,7 +5,7 @@ import torch
 
 from mirai_bench import memory, train
 from mirai_bench.errors import UserError
-from mirai_bench.failure import is_out_of_memory
+from mirai_bench.failure import failure_left, is_out_of_memory
 from mirai_bench.memory import check_memory, device_bytes, in_parts, machine_bytes, more_parts, share_of_memory
 from mirai_bench.sweep.trial import preflight
 
@@ -22,7 +22,7 @@ def test_weights_that_do_not_fit_are_refused_before_training(make_config, machin
     message = r"take .* GB, but this machine has .* GB: write a smaller model.size"
     with pytest.raises(UserError, match=message):
         train.train(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "journal.jsonl").exists()
+    assert not (tmp_path / "run" / "journal.jsonl").exists() and failure_left(tmp_path / "run")["final"]
     (wrong,) = preflight([config.model_dump(mode="json")] * 2)
     assert wrong.startswith("weights, gradients, moments and EMA of model.size nano")
 

@@ -81,17 +81,22 @@ def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, Any]:
         from .workers import train_in_workers
 
         train_in_workers(config, job)
-    elif ready(config, job):
-        from .. import train as training
+        began = began_after(start, run_dir)
+    else:
+        accepted, began = ready(config, job), time.time()
+        if accepted:
+            from ..failure import RunFailed
 
-        with contextlib.suppress(training.RunFailed, UserError):
-            train_here(config, job.stop_file)
-    begun = [line["time"] for line in read_journal(run_dir / "journal.jsonl") if line["kind"] == "start" and line["time"] > start]
-    return {
-        "seconds": time.time() - start,
-        "ready_seconds": min(begun) - start if begun else 0.0,
-        "measured_seconds": measured_seconds(run_dir) - before,
-    }
+            with contextlib.suppress(RunFailed, UserError):
+                train_here(config, job.stop_file)
+    seconds, measured = time.time() - start, measured_seconds(run_dir) - before
+    return {"seconds": seconds, "ready_seconds": began - start, "measured_seconds": measured}
+
+
+def began_after(start: float, run_dir: Path) -> float:
+    """When the workers of a trial that came up at `start` began to train; `start` where they did not."""
+    starts = [line["time"] for line in read_journal(run_dir / "journal.jsonl") if line["kind"] == "start"]
+    return min((time for time in starts if time > start), default=start)
 
 
 def ready(config: RunConfig, job: Job) -> bool:
