@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "mirai_bench"
+TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # its page opens on the runs, not on traces of chats
 PATIENCE_SECONDS = 60.0  # for a locked sqlite file, on top of MLflow's own 20 s an attempt
 _away: set[str] = set()  # stores that did not answer, already said
 
@@ -143,7 +144,8 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
         # beside the sqlite file, wherever this was called from; a server has its own artifact store
         beside = Path(uri.removeprefix("sqlite:///")).parent / "mlruns" / name if uri.startswith("sqlite:///") else None
         try:
-            return client.create_experiment(name, artifact_location=str(beside) if beside else None)
+            folder = str(beside) if beside else None
+            return client.create_experiment(name, artifact_location=folder, tags=TRAINING)
         except Exception:
             found = client.get_experiment_by_name(name)  # another process was first
             if found is None:
