@@ -159,6 +159,7 @@ def command(argv: list[str]) -> int:
     options.add_argument(
         "--scale", choices=("auto", "linear", "log"), default="auto", help=f"of the metric (log beyond a factor of {LOG_FROM:g})"
     )
+    options.add_argument("--no-timing", action="store_true", help="no speed-up in seconds: the machine was shared")
     args = options.parse_args(argv)
     for results in load(args):
         metric = args.metric or primary_metric(results.metrics)
@@ -166,7 +167,7 @@ def command(argv: list[str]) -> int:
             raise unknown("metric", metric, results.metrics)
         stem = results.name + (f"_{file_stem(metric)}" if args.metric else "")
         save(draw(results, metric, args.x, args.band, args.scale), args.out, stem + (f"_{args.x}" if args.x != "epochs" else ""))
-        text = speedup_table(results, metric)
+        text = speedup_table(results, metric, timing=not args.no_timing)
         path = args.out / f"{stem}_speedup.md"
         path.write_text(text, encoding="utf-8")
         say(f"wrote {path}")

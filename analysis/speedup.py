@@ -104,9 +104,9 @@ def speedup(results: Results, arm: str, metric: str, x: str, kind: str, confiden
     return Speedup(len(ratios), n, math.exp(found.mean), low, high, at_least, *sure)
 
 
-def speedup_table(results: Results, metric: str) -> str:
-    """Markdown: arms against the baseline's final and best value, in epochs, training FLOPs and training time."""
-    columns = [(kind, x) for kind in TARGETS for x in AXES]
+def speedup_table(results: Results, metric: str, timing: bool = True) -> str:
+    """Markdown: arms against the baseline's final and best value, in epochs, training FLOPs and, with `timing`, training time."""
+    columns = [(kind, x) for kind in TARGETS for x in AXES if timing or x != "seconds"]
     header = ["arm", *(f"{kind}, {AXES[x][1]}" for kind, x in columns)]
     others = [arm for arm in results.arms if arm != results.baseline]
     rows = [[arm, *(str(speedup(results, arm, metric, x, kind)) for kind, x in columns)] for arm in others]

@@ -96,6 +96,11 @@ def test_reached_before_the_first_evaluation_is_a_lower_bound(frozen):
     assert str(found).startswith("≥ 6.00×") and found.sure_high == float("inf")
 
 
+def test_speedup_without_seconds(frozen):
+    with_seconds, without = (speedup.speedup_table(frozen, "FD-digits", timing) for timing in (True, False))
+    assert "training time" in with_seconds and "training time" not in without and "training FLOPs" in without
+
+
 def test_golden_speedup(frozen):
     assert speedup.speedup_table(frozen, "FD-digits") == (FIXTURES / "speedup.md").read_text(encoding="utf-8")
 
