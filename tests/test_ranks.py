@@ -51,9 +51,9 @@ sys.exit(run(command))
 """
 
 
-def torchrun(tmp_path, script, *argv, restarts=0):
+def torchrun(tmp_path, script, *argv):
     (tmp_path / "script.py").write_text(script)
-    words = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
+    words = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, "-m", *words, str(tmp_path / "script.py"), *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True)
 
@@ -73,8 +73,10 @@ def test_a_rank_that_runs_out_of_memory_ends_all_and_the_next_attempt_takes_smal
     """75 images a rank: the parts after 1 are 3, the first number from 2 that divides them."""
     config = make_config(train={"batch_size": 150}, machine={"runs": str(tmp_path / "runs"), "checkpoint_every": 0.3})
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    done = torchrun(tmp_path, RUNS_OUT, tmp_path / "config.json", restarts=1)
-    assert done.returncode == 0, done.stderr
+    short = torchrun(tmp_path, RUNS_OUT, tmp_path / "config.json")
+    assert short.returncode != 0 and failure_left(run_dir_of(config))["micro_batches"] == 3, short.stderr
+    again = torchrun(tmp_path, RUNS_OUT, tmp_path / "config.json")
+    assert again.returncode == 0, again.stderr
     lines = list(read_journal(run_dir_of(config) / "journal.jsonl"))
     starts = [(line["step"], line["config"]["machine"]["micro_batches"]) for line in lines if line["kind"] == "start"]
     assert starts == [(0, 1), (3, 3)] and lines[-1]["kind"] == "end"
