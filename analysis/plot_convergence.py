@@ -69,9 +69,10 @@ def draw(results: Results, metric: str, x: str, band: str, scale: str) -> Figure
             _draw_arms(axes, frame, arms, looks, band)
             for arm in paper.keys() & set(arms):
                 axes.plot(*paper[arm], color=looks[arm][0], linestyle="--", linewidth=1, marker="o", mfc="none", ms=4)
-            _dress(axes, scale, integers=x == "epochs")
             if len(panels) > 1:
                 axes.set_title(arms[1], fontsize=8.5, color=looks[arms[1]][0], loc="left")
+        for axes in grid.flat:  # once all is drawn: on an axis that is logarithmic already, seaborn draws geometric means
+            _dress(axes, scale, integers=x == "epochs")
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         if len(panels) == 1:

@@ -170,7 +170,10 @@ def test_many_arms_have_a_panel_each_beside_the_baseline(frozen):
     figure = plot_convergence.draw(many, "FD-digits", "epochs", "minmax", "auto")
     assert [axes.get_title(loc="left") for axes in figure.axes] == arms[1:]
     looks = common.look(many)
+    mean = frozen.frame[frozen.frame.arm == "baseline"].groupby("epoch")["FD-digits"].mean()
+    figure = plot_convergence.draw(many, "FD-digits", "epochs", "minmax", "log")
     for arm, axes in zip(arms[1:], figure.axes, strict=True):
+        assert all(np.allclose(line.get_ydata(), mean.values) for line in axes.lines if len(line.get_xdata()))
         assert {line.get_color() for line in axes.lines if len(line.get_xdata())} == {looks["baseline"][0], looks[arm][0]}
 
 
