@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from .extractors import Extractor, entry_of, open_extractor
 from .hashing import file_sha256
 from .images import NpzWriter, open_images
 from .journal import read_journal
-from .measure import UNIT, Measured, Ranks, Sampled, Stored, Unit, measure
+from .measure import Measured, Ranks, Sampled, Stored, Unit, measure
 from .model import ARModel
 from .protocol import Protocol
 from .references import SPLITS, Reference, find_reference, open_reference, split_images
@@ -226,7 +227,7 @@ def _options(args: argparse.Namespace, config: RunConfig, n: int, ranks: Ranks) 
         say(f"extractor {config.evaluation.protocol.extractor} gives no logits: no Inception Score")
 
     def watch(units: Iterator[Unit]) -> Iterator[Unit]:
-        return progress(units, "evaluating", -(-n // UNIT), f"x{UNIT} images") if ranks.rank == 0 else units
+        return progress(units, "evaluating", n, "images", weigh=attrgetter("num_images")) if ranks.rank == 0 else units
 
     writer = NpzWriter(args.npz, n) if args.npz else None
     return {"ranks": ranks, "extrapolate": args.extrapolate, "writer": writer, "watch": watch}

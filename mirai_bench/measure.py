@@ -92,6 +92,10 @@ class Unit(NamedTuple):
     seconds: float
     """that making the images took"""
 
+    @property
+    def num_images(self) -> int:
+        return len(self.features["pool"])
+
 
 def in_turns(count: int, make: Callable[[int], T], ranks: Ranks) -> Iterator[T]:
     """make(0), …, make(count - 1) in this order at rank 0, and nothing elsewhere; the ranks make them in turns."""

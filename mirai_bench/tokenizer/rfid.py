@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from ..cli import progress
 from ..config import RunConfig
 from ..extractors import open_extractor
 from ..images import open_images
-from ..measure import UNIT, Stored, measure
+from ..measure import Stored, measure
 from ..references import open_reference
 
 
@@ -19,9 +21,7 @@ def reconstruction_distance(config: RunConfig, reconstructions: Path, device: to
     """Of the .npz that `tokenizer measure --reconstructions` writes: every metric of the evaluation, and what they were measured with."""
     images, extractor = open_images(reconstructions), open_extractor(config, config.evaluation.protocol.extractor, device)
     reference = open_reference(config, "heldout", extractor)
-    parts = -(-len(images) // UNIT)
-    measured = measure(
-        Stored(images), extractor, reference, watch=lambda units: progress(units, "rFID", parts, f"x{UNIT} images")
-    )
+    watch = partial(progress, what="rFID", total=len(images), unit="images", weigh=attrgetter("num_images"))
+    measured = measure(Stored(images), extractor, reference, watch=watch)
     metrics = {name: float(f"{value:.5g}") for name, value in measured.metrics.items()}
     return metrics | {"n": len(images), "reference": reference.identity, "extractor": extractor.identity}
