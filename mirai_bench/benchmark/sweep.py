@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..compose import SWEEPS
-from ..journal import read_journal
 from ..results import read_journals
 from ..sweep.driver import Options as SweepOptions
 from ..sweep.driver import Report, run_sweep
 from ..sweep.plan import Plan, make_plan, run_dir_of, state_of
+from ..sweep.trial import measured_parts
 from ..tables import build_table, markdown
 from .options import Options
 
@@ -30,21 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parts_of(journal: Path) -> dict[str, float]:
-    """Seconds of one run in what a sweep is for."""
-    parts = {"training steps": 0.0, "sampling": 0.0, "evaluation": 0.0}
-    for line in read_journal(journal):
-        if line["kind"] in ("train", "end"):
-            parts["training steps"] = line["train_seconds"]
-        elif line["kind"] == "evaluation":
-            parts["sampling"] += line["sample_seconds"]
-            parts["evaluation"] += line["evaluate_seconds"]
-    return parts
-
-
 def row_of(plan: Plan, report: Report) -> dict[str, Any]:
     """All of slots x wall-clock, by what it went to; overhead is the share of it that was no training step, sampling or evaluation."""
-    runs = [parts_of(run_dir_of(cell) / "journal.jsonl") for cell in plan.sweep.cells]
+    runs = [measured_parts(run_dir_of(cell)) for cell in plan.sweep.cells]
     spent = {part: sum(run[part] for run in runs) for part in runs[0]}
     useful, total = sum(spent.values()), report.slots * sum(report.phases.values())
     spent["imports and checks in trials"] = report.ready_seconds

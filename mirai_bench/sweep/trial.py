@@ -139,15 +139,20 @@ def log_of(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def measured_seconds(run_dir: Path) -> float:
-    """Seconds that the journal accounts for: training steps, sampling, evaluation."""
-    trained = evaluated = 0.0
+def measured_parts(run_dir: Path) -> dict[str, float]:
+    """Seconds that the journal accounts for, by what a run is for."""
+    parts = {"training steps": 0.0, "sampling": 0.0, "evaluation": 0.0}
     for line in read_journal(run_dir / "journal.jsonl"):
         if line["kind"] in ("train", "end"):
-            trained = line["train_seconds"]
+            parts["training steps"] = line["train_seconds"]
         elif line["kind"] == "evaluation":
-            evaluated += line["sample_seconds"] + line["evaluate_seconds"]
-    return trained + evaluated
+            parts["sampling"] += line["sample_seconds"]
+            parts["evaluation"] += line["evaluate_seconds"]
+    return parts
+
+
+def measured_seconds(run_dir: Path) -> float:
+    return sum(measured_parts(run_dir).values())
 
 
 def preflight(configs: list[dict[str, Any]]) -> list[str]:
