@@ -8,7 +8,7 @@ import time
 
 import pytest
 import ray
-from small_sweeps import ARMS, SAVES, descendants, finish, plan_at, start, state, sweep_writer
+from small_sweeps import ARMS, SAVES, descendants, finish, is_trial, plan_at, start, state, sweep_writer
 
 from mirai_bench.checkpoint import saved
 from mirai_bench.errors import UserError
@@ -134,7 +134,8 @@ def test_cells_of_two_processes_take_turns_where_only_one_fits(sweep_file, train
 
 
 @pytest.mark.slow  # two groups of workers start
-def test_a_killed_worker_is_replaced_and_changes_nothing(sweep_file, tmp_path, trained_run):
+@pytest.mark.parametrize("killed", ["a rank", "the trial above the ranks"])
+def test_a_kill_changes_nothing(sweep_file, tmp_path, trained_run, killed):
     file = sweep_file({"baseline": ARMS["baseline"]}, **TWO)
     (cell,) = plan_at(file).sweep.cells
     driver, ranks = start(file, "--retries", "1"), []
@@ -142,7 +143,8 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(sweep_file, tmp_path, t
         ranks = ranks_below(driver.pid)
         time.sleep(0.1)
         assert driver.poll() is None, finish(driver)[2]
-    os.kill(max(ranks), signal.SIGKILL)
+    trials = [pid for pid, name in descendants(driver.pid) if is_trial(name)]
+    os.kill(max(ranks if killed == "a rank" else trials), signal.SIGKILL)
     code, _, err = finish(driver)
     assert code == 0, err
     first, second = starts_of(run_dir_of(cell))
