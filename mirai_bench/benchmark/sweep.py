@@ -1,9 +1,13 @@
-"""`benchmark sweep`: a sweep from nothing, in a folder of its own, and where its wall-clock went. By default six cells of about a minute."""
+"""`benchmark sweep`: a sweep from nothing, in a folder of its own, and where its wall-clock went. By default six cells of about a minute, whose
+number of epochs a short sweep finds beforehand.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from ..tables import build_table, markdown
 from .options import Options
 
 ARMS = ["baseline", "output-1d", "output-2d"]
-MINUTE = ["train.epochs=24", "evaluation.at=[2,4,8,12,16,20,24]"]  # of a core that trains 20 epochs of digits in 42 s
+EVERY = 2  # epochs from one evaluation to the next
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +30,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=ARMS, metavar="ARM", help=f"(default: {' '.join(ARMS)})")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="(default: 0 1)")
     parser.add_argument(
-        "--set", nargs="+", default=MINUTE, dest="settings", metavar="A.B=C", help=f"(default: {' '.join(MINUTE)})"
+        "--set", nargs="+", dest="settings", metavar="A.B=C", help="(default: as many epochs as a cell trains in a minute)"
     )
+
+
+def epochs(number: int) -> list[str]:
+    return [f"train.epochs={number}", f"evaluation.at={list(range(EVERY, number + 1, EVERY))}".replace(" ", "")]
+
+
+def a_minute(args: argparse.Namespace, folder: Path) -> list[str]:
+    """The settings with which a cell takes about a minute, from a sweep of its arms for a few epochs. A process of its own runs that: what
+    it imports and starts, the measured one has to import and start again."""
+    settings = [*epochs(EVERY), f"machine.runs={folder}/first", f"machine.device={args.device}"]
+    only, seeds = args.only[:2], args.seeds[:1]
+    command = [sys.executable, "-m", "mirai_bench.sweep", str(args.file), "--only", *only, "--seeds", *map(str, seeds)]
+    subprocess.run([*command, "--set", *settings], check=True, stdout=subprocess.DEVNULL)
+    cells = make_plan(args.file, seeds=seeds, only=only, settings=settings).sweep.cells
+    seconds = sum(sum(measured_parts(run_dir_of(cell)).values()) for cell in cells) / len(cells)
+    return epochs(EVERY * max(1, round(60 / seconds)))
 
 
 def row_of(plan: Plan, report: Report) -> dict[str, Any]:
@@ -52,7 +72,11 @@ def measure(args: argparse.Namespace, options: Options) -> list[dict[str, Any]]:
     plans = Report()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        settings = [*args.settings, f"machine.runs={folder}/runs", f"machine.device={options.device.type}"]
+        settings = [
+            *(args.settings or a_minute(args, Path(folder))),
+            f"machine.runs={folder}/runs",
+            f"machine.device={options.device.type}",
+        ]
         with plans.phase("plan"):
             plan = make_plan(args.file, seeds=args.seeds, only=args.only, settings=settings)
         report = run_sweep(plan, SweepOptions())
