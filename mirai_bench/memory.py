@@ -13,7 +13,7 @@ from .config import RunConfig
 from .cross_entropy import part_rows
 from .errors import UserError
 from .flops import ffn_width
-from .footprint import num_parameters
+from .footprint import num_parameters, teacher_parameters
 from .ranks import rank_and_world
 from .trainer import resolve_device, resolve_precision
 
@@ -25,7 +25,7 @@ class DeviceBytes(NamedTuple):
     """Of one process. Activations are those of its micro-batch that are kept for the backward pass."""
 
     fixed: int
-    """weights, gradients, two moments and EMA in float32; under autocast also the half-precision copies of the weights"""
+    """weights, gradients, two moments, EMA and a frozen teacher in float32; under autocast also the half-precision copies of the weights"""
     activations: int
 
 
@@ -57,9 +57,8 @@ def device_bytes(config: RunConfig, half: bool, world: int | None = None) -> Dev
     block = narrow * (6 * m.width + 4 * ffn_width(m.width)) + 4 * 4 * m.width + 2 * m.width
     token = m.depth * block + projector_states(config, narrow)
     copies = 2 * (generator + heads) if half else 0
-    return DeviceBytes(
-        4 * (4 * (generator + heads) + generator) + copies, int(rows * token) + sum(logit_bytes(config, rows, narrow))
-    )
+    fixed = 4 * (4 * (generator + heads) + generator + teacher_parameters(config)) + copies
+    return DeviceBytes(fixed, int(rows * token) + sum(logit_bytes(config, rows, narrow)))
 
 
 def machine_bytes() -> int:
@@ -69,13 +68,12 @@ def machine_bytes() -> int:
     return min(found)
 
 
-def share_of_memory(config: RunConfig, device: torch.device) -> tuple[int, str]:
-    """(bytes of one process, what they are): of the GPU, or of this machine, whose memory the processes of the run on it share."""
+def share_of_memory(config: RunConfig, device: torch.device, beside: int) -> tuple[int, str]:
+    """(bytes of one process, what they are): of the GPU, or of this machine, whose memory `beside` processes share."""
     if device.type == "cuda":
         total, gpus = torch.cuda.get_device_properties(device).total_memory, config.machine.gpus
         name = torch.cuda.get_device_name(device)
         return (int(total * gpus), f"machine.gpus: {gpus:g} of {name}") if 0 < gpus < 1 else (total, name)
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return machine_bytes() // beside, "this machine" if beside == 1 else f"each of {beside} processes on this machine"
 
 
@@ -93,18 +91,24 @@ def in_parts(config: RunConfig, least: int) -> RunConfig:
     return config.model_copy(update={"machine": config.machine.model_copy(update={"micro_batches": parts})})
 
 
-def check_memory(config: RunConfig) -> None:
-    """Raises UserError where the run cannot fit. On a GPU, activations may prove smaller than estimated, and a run that does run out goes
-    on in smaller parts; on a CPU the system would kill the process, so the parts are asked for beforehand."""
+def check_memory(config: RunConfig, beside: int = 1) -> None:
+    """Raises UserError where the run cannot fit on a machine that `beside` processes share, or at least those of the run itself.
+
+    On a GPU, activations may prove smaller than estimated, and a run that does run out goes on in smaller parts; on a CPU the system would
+    kill the process, so the parts are asked for beforehand.
+    """
     device, (_, world) = resolve_device(config), rank_and_world()
     half = resolve_precision(config, device) == "bf16"
     fixed, activations = device_bytes(config, half, world)
-    there, what = share_of_memory(config, device)
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    there, what = share_of_memory(config, device, max(own, beside))
+    fewer = ", or --max-concurrent with fewer trials at a time" if device.type == "cpu" and beside > own else ""
     if fixed > there:
+        teacher = " and the frozen teacher" if teacher_parameters(config) else ""
         raise UserError(
             f"weights, gradients, moments and EMA of model.size {config.model.size} (width {config.model.width}, depth "
-            f"{config.model.depth}) take {gigabytes(fixed)}, but {what} has {gigabytes(there)}: write a smaller model.size"
-            + (", or machine.gpus: 1" if 0 < config.machine.gpus < 1 else "")
+            f"{config.model.depth}){teacher} take {gigabytes(fixed)}, but {what} has {gigabytes(there)}: write a smaller model.size"
+            + (", or machine.gpus: 1" if 0 < config.machine.gpus < 1 else fewer)
         )
     if fixed + activations <= there:
         return
@@ -118,6 +122,7 @@ def check_memory(config: RunConfig) -> None:
     raise UserError(
         f"{short}: write "
         + (f"machine.micro_batches: {parts}" if parts else "a smaller model.size, one image at a time does not fit")
+        + fewer
     )
 
 

@@ -24,6 +24,7 @@ from mirai_bench.extractors import EXTRACTORS
 from mirai_bench.foresight.loss import Projector
 from mirai_bench.metrics import BLOCK_BYTES
 from mirai_bench.model import FusedRMSNorm, causal_attention
+from mirai_bench.sweep.command import parser as sweep_parser
 from mirai_bench.sweep.driver import Report
 
 CPU = torch.device("cpu")
@@ -247,8 +248,8 @@ def test_a_sweeps_wall_clock_is_accounted_for(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "restored afterwards")
     monkeypatch.setattr(sweep, "run_sweep", run)
     monkeypatch.setattr(Report, "phase", lambda self, name: nullcontext())
-    settings = ["train.epochs=24", "evaluation.at=[2,4,8,12,16,20,24]"]
-    args = build_parser().parse_args(["sweep", "--only", "baseline", "output-1d", "--seeds", "0", "--set", *settings])
+    settings = ["--set=train.epochs=24", "--set=evaluation.at=[2,4,8,12,16,20,24]"]
+    args = build_parser().parse_args(["sweep", "--only", "baseline", "output-1d", "--seeds", "0", *settings])
     (row,) = sweep.measure(args, Options(CPU, 1, 1, False, ()))
     assert (row["status"], row["cells"], row["cell_seconds"], row["wall_seconds"]) == ("measured", 2, 24 + 7 * 1.5, 41)
     assert row["overhead"] == pytest.approx(1 - 69 / 82) and sum(row["slot_seconds"].values()) == pytest.approx(82)
@@ -264,14 +265,21 @@ def test_the_cells_of_a_sweep_without_settings_take_a_minute(monkeypatch, tmp_pa
     """Two epochs and an evaluation take 3.5 s: seventeen times as much is a minute."""
 
     def run(command, **kwargs):
-        assert command[1:3] == ["-m", "mirai_bench.sweep"] and kwargs["check"]
-        settings = command[command.index("--set") + 1 :]
-        for cell in sweep.make_plan(Path(command[3]), seeds=[0], only=["baseline", "output-1d"], settings=settings).sweep.cells:
-            write_run(tmp_path / "first", cell.config, lambda epoch: {"FD-digits": 4.0}, seconds_per_epoch=1.0)
+        assert command[1:3] == ["-m", "mirai_bench.sweep"]
+        args = sweep_parser().parse_intermixed_args(command[3:])
+        (file,) = args.words
+        plan = sweep.make_plan(Path(file), seeds=args.seeds, only=args.only, settings=args.settings)
+        for cell in plan.sweep.cells:
+            write_run(plan.runs, cell.config, lambda epoch: {"FD-digits": 4.0}, seconds_per_epoch=1.0)
+        return SimpleNamespace(returncode=len(failing))
 
+    failing = []
     monkeypatch.setattr(sweep.subprocess, "run", run)
     settings = sweep.a_minute(build_parser().parse_args(["sweep", "--device", "cpu"]), tmp_path)
     assert settings[0] == "train.epochs=34" and settings[1].startswith("evaluation.at=[2,4,") and settings[1].endswith(",34]")
+    failing.append("it")
+    with pytest.raises(UserError, match=r"the short sweep .* did not end well"):
+        sweep.a_minute(build_parser().parse_args(["sweep", "--device", "cpu"]), tmp_path)
 
 
 # --- the fast paths of the core against what they stand for ---

@@ -6,7 +6,12 @@ import torch
 from mirai_bench import memory, train
 from mirai_bench.errors import UserError
 from mirai_bench.failure import failure_left, is_out_of_memory
+from mirai_bench.flops import VITS
+from mirai_bench.footprint import encoder_parameters, teacher_parameters
+from mirai_bench.foresight.masked_tokens import MaskedTokens
+from mirai_bench.foresight.pixel_entries import entry_of
 from mirai_bench.memory import check_memory, device_bytes, in_parts, machine_bytes, more_parts, share_of_memory
+from mirai_bench.model import build_model
 from mirai_bench.sweep.trial import preflight
 
 
@@ -55,12 +60,53 @@ def test_a_gpu_is_shared_as_machine_gpus_says_and_only_warns_of_activations(make
     monkeypatch.setattr(memory, "resolve_device", lambda config: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
-    assert share_of_memory(config, torch.device("cuda", 0)) == (total // 4, "machine.gpus: 0.25 of A GPU")
+    assert share_of_memory(config, torch.device("cuda", 0), 3) == (total // 4, "machine.gpus: 0.25 of A GPU")
     check_memory(config)
     assert "warning: with about" in (said := capsys.readouterr().err) and "in smaller parts" in said
     properties.total_memory = 4 * fixed - 4
     with pytest.raises(UserError, match=r"or machine.gpus: 1$"):
         check_memory(config)
+
+
+def test_trials_at_a_time_share_a_machines_memory(make_config, machine_of):
+    """One alone fits; two beside each other are refused before either is trained, with what helps."""
+    config = make_config()
+    machine_of(1.9 * device_bytes(config, False).fixed)
+    check_memory(in_parts(config, 16))
+    (wrong,) = preflight([config.model_dump(mode="json")] * 2, 2)
+    assert "each of 2 processes on this machine" in wrong and wrong.endswith(", or --max-concurrent with fewer trials at a time")
+
+
+def test_a_processes_share_is_at_most_that_of_its_run(make_config, machine_of, monkeypatch):
+    config = make_config()
+    machine_of(1.9 * device_bytes(config, False).fixed)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"each of 2 processes .*: write a smaller model.size$"):
+        check_memory(config)
+
+
+@pytest.mark.parametrize(
+    "foresight", [{"source": "frozen"}, {"source": "random"}, {"source": "encoder"}, {"source": "shuffled"}], ids=str
+)
+def test_a_frozen_teacher_counts(make_config, foresight, machine_of):
+    """By as many parameters as it has; Mirai-E's teacher is the EMA, which is there anyway."""
+    with_teacher, without = (make_config(foresight={"level": "internal"} | more) for more in (foresight, {"source": "ema"}))
+    teacher = MaskedTokens(with_teacher) if foresight["source"] != "frozen" else build_model(with_teacher)
+    assert teacher_parameters(with_teacher) == sum(p.numel() for p in teacher.parameters()) and teacher_parameters(without) == 0
+    more = device_bytes(with_teacher, False).fixed - device_bytes(without, False).fixed
+    assert more == 4 * teacher_parameters(with_teacher)
+    machine_of(device_bytes(with_teacher, False).fixed - 1)
+    with pytest.raises(UserError, match=r"and the frozen teacher take"):
+        check_memory(with_teacher)
+
+
+@pytest.mark.parametrize("name", [*VITS, "efficientnet_lite0"])
+def test_image_encoders_are_counted_as_timm_builds_them(name):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = timm.create_model(entry_of(name).timm, pretrained=False, num_classes=0)
+    there = sum(p.numel() for p in model.parameters())
+    assert encoder_parameters(name) == pytest.approx(there, rel=0.05)
 
 
 def test_a_machines_memory_is_what_its_container_may_take(monkeypatch, tmp_path):

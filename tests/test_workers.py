@@ -56,19 +56,23 @@ def nodes(monkeypatch, *sizes):
 
 
 @pytest.mark.parametrize(
-    ("machine", "sizes", "fitting"),
+    ("machine", "sizes", "fitting", "on_one_node"),
     [
-        ({"cpus": 4, "gpus": 1}, [(16, 8)], 4),
-        ({"gpus": 0.25}, [(16, 2)], 8),
-        ({"workers": 8, "gpus": 8, "cpus": 16}, [(64, 8), (64, 8)], 2),
-        ({"workers": 8, "gpus": 8, "cpus": 16}, [(64, 4), (64, 4)], 1),
-        ({"workers": 2, "cpus": 2}, [(1, 0), (1, 0), (1, 0)], 1),
-        ({"cpus": 2}, [(3, 0), (3, 0)], 2),
+        ({"cpus": 4, "gpus": 1}, [(16, 8)], 4, 4),
+        ({"gpus": 0.25}, [(16, 2)], 8, 8),
+        ({"workers": 8, "gpus": 8, "cpus": 16}, [(64, 8), (64, 8)], 2, 8),
+        ({"workers": 8, "gpus": 8, "cpus": 16}, [(64, 4), (64, 4)], 1, 4),
+        ({"workers": 2, "cpus": 2}, [(1, 0), (1, 0), (1, 0)], 1, 1),
+        ({"cpus": 2}, [(3, 0), (9, 0)], 5, 4),
     ],
 )
-def test_trials_that_fit_are_counted_node_by_node(make_config, monkeypatch, machine, sizes, fitting):
+def test_trials_that_fit_are_counted_node_by_node(make_config, monkeypatch, machine, sizes, fitting, on_one_node):
     nodes(monkeypatch, *sizes)
-    assert executor.slots(make_config(train={"batch_size": 64}, machine=machine).machine, local=False) == fitting
+    machine = make_config(train={"batch_size": 64}, machine=machine).machine
+    assert executor.slots(machine, local=False) == fitting
+    assert executor.neighbours(machine, fitting) == on_one_node and executor.neighbours(machine, 1) == min(
+        on_one_node, machine.workers
+    )
 
 
 def test_what_does_not_fit_is_said(make_config, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compose import SWEEPS
+from ..errors import UserError
 from ..results import read_journals
 from ..sweep.driver import Options as SweepOptions
 from ..sweep.driver import Report, run_sweep
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=ARMS, metavar="ARM", help=f"(default: {' '.join(ARMS)})")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="(default: 0 1)")
     parser.add_argument(
-        "--set", nargs="+", dest="settings", metavar="A.B=C", help="(default: as many epochs as a cell trains in a minute)"
+        "--set", action="append", dest="settings", metavar="A.B=C", help="(default: as many epochs as a cell trains in a minute)"
     )
 
 
@@ -43,8 +44,11 @@ def a_minute(args: argparse.Namespace, folder: Path) -> list[str]:
     it imports and starts, the measured one has to import and start again."""
     settings = [*epochs(EVERY), f"machine.runs={folder}/first", f"machine.device={args.device}"]
     only, seeds = args.only[:2], args.seeds[:1]
-    command = [sys.executable, "-m", "mirai_bench.sweep", str(args.file), "--only", *only, "--seeds", *map(str, seeds)]
-    subprocess.run([*command, "--set", *settings], check=True, stdout=subprocess.DEVNULL)
+    words = [str(args.file), "--only", *only, "--seeds", *map(str, seeds), *(f"--set={setting}" for setting in settings)]
+    if subprocess.run([sys.executable, "-m", "mirai_bench.sweep", *words], stdout=subprocess.DEVNULL).returncode:
+        raise UserError(
+            "the short sweep that finds how long a minute is did not end well: write --set train.epochs=N to do without it"
+        )
     cells = make_plan(args.file, seeds=seeds, only=only, settings=settings).sweep.cells
     seconds = sum(sum(measured_parts(run_dir_of(cell)).values()) for cell in cells) / len(cells)
     return epochs(EVERY * max(1, round(60 / seconds)))

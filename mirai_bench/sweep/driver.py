@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -138,6 +138,7 @@ def train_missing(plan: Plan, cells: list[Cell], options: Options, shipper: Ship
         with report.phase("ray start"):
             stack.enter_context(executor.session(address, WORKERS))
             report.slots = min(executor.slots(machine, local=not address), options.max_concurrent or len(cells), len(cells))
+            job = replace(job, neighbours=executor.neighbours(machine, report.slots))
         # Tune sees what a trial of one process holds; of several, that is the workers'
         at_a_time = report.slots if machine.workers > 1 else options.max_concurrent
         shipper.start()

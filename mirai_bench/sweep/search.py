@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,8 @@ def _run_locked(
     tracking.create_store()
     address = options.address or os.environ.get("RAY_ADDRESS")
     with executor.session(address, WORKERS), stop_file_on_signal(job.check.stop_file):
-        executor.slots(config.machine, local=not address)
+        at_a_time = min(executor.slots(config.machine, local=not address), options.max_concurrent or search.samples)
+        job = replace(job, check=replace(job.check, neighbours=executor.neighbours(config.machine, at_a_time)))
         say(f"search of {search.samples} configs of {search.arm}, by {search.metric}; runs are in {config.machine.runs}")
         ended = executor.fit(
             tune.with_parameters(run_trial, job=job),

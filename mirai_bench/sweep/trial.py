@@ -37,6 +37,8 @@ class Job:
     """once it is there, runs save a checkpoint and leave"""
     seen_file: Path
     """left by the driver under a new name each time: a node that does not see it has another folder of runs"""
+    neighbours: int = 1
+    """processes that share the memory of one node, at most"""
 
     @classmethod
     def beside(cls, configs: list[dict[str, Any]], folder: Path, name: str) -> Job:
@@ -57,7 +59,7 @@ class Job:
             raise not_shared(self.seen_file.parents[1], [socket.gethostname()])
         with FileLock(f"{self.check_file}.lock"):
             if not self.check_file.is_file():
-                write_atomic(self.check_file, json.dumps({"wrong": preflight(self.configs)}))
+                write_atomic(self.check_file, json.dumps({"wrong": preflight(self.configs, self.neighbours)}))
         return not self.wrong()
 
     def wrong(self) -> list[str] | None:
@@ -155,8 +157,9 @@ def measured_seconds(run_dir: Path) -> float:
     return sum(measured_parts(run_dir).values())
 
 
-def preflight(configs: list[dict[str, Any]]) -> list[str]:
-    """What is wrong with these cells, as far as it shows before anything is trained: one message a mistake.
+def preflight(configs: list[dict[str, Any]], beside: int = 1) -> list[str]:
+    """What is wrong with these cells, of which `beside` processes share a machine, as far as it shows before anything is trained: one message
+    a mistake.
 
     Afterwards what all cells are measured with (extractor, reference) is in the cache.
     """
@@ -169,7 +172,7 @@ def preflight(configs: list[dict[str, Any]]) -> list[str]:
         parts = [fields[key] for key in ("data", "tokenizer", "evaluation", "train")] + [fields["foresight"]["encoder"]]
         key = json.dumps([*parts, config.foresight.uses_encoder])
         try:
-            check_memory(config)
+            check_memory(config, beside)
             if key not in checked:
                 checked.add(key)
                 _check(config)
