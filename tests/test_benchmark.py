@@ -21,7 +21,7 @@ from mirai_bench.benchmark.targets import PLAN, TARGETS
 from mirai_bench.benchmark.timing import Phases, Sample, alternate, phases_of, ratio, spread
 from mirai_bench.errors import UserError
 from mirai_bench.extractors import EXTRACTORS
-from mirai_bench.foresight.loss import Projector
+from mirai_bench.foresight.loss import HeadByHead, Projector
 from mirai_bench.metrics import BLOCK_BYTES
 from mirai_bench.model import FusedRMSNorm, causal_attention
 from mirai_bench.sweep.command import parser as sweep_parser
@@ -318,3 +318,18 @@ def test_the_stack_of_projectors_equals_separate_ones(shared, make_config):
             which = head if len(weight) > 1 else 0
             x = (F.silu(x) if index else x) @ weight[which] + bias[which]
         torch.testing.assert_close(out, x)
+
+
+@pytest.mark.parametrize("rows", [1, 3], ids=["one input for all heads", "one each"])
+@pytest.mark.parametrize(("half", "tolerance"), [(False, 1e-5), (True, 2e-2)], ids=["fp32", "bf16"])
+def test_products_head_by_head_equal_the_batched_one(rows, half, tolerance):
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(shape, requires_grad=True) for shape in ((rows, 7, 8), (3, 8, 12), (3, 1, 12)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        ours, theirs = HeadByHead.apply(x, weight, bias), torch.baddbmm(bias, x.expand(3, -1, -1), weight)
+    assert ours.dtype == theirs.dtype == (torch.bfloat16 if half else torch.float32)
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+    grads = zip(*(torch.autograd.grad(y.float().square().sum(), (x, weight, bias)) for y in (ours, theirs)), strict=True)
+    for a, b in grads:
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, atol=30 * tolerance, rtol=30 * tolerance)
