@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ class Ranks(NamedTuple):
 
     rank: int = 0
     world: int = 1
+    group: Any = None
+    """torch.distributed's, of results on the CPU; None: the default one"""
 
 
 class Source(Protocol):
@@ -106,7 +108,7 @@ def in_turns(count: int, make: Callable[[int], T], ranks: Ranks) -> Iterator[T]:
             yield made
             continue
         gathered = [None] * ranks.world if ranks.rank == 0 else None
-        torch.distributed.gather_object(made, gathered)
+        torch.distributed.gather_object(made, gathered, group=ranks.group)
         if gathered is not None:
             yield from (each for each in gathered if each is not None)
 

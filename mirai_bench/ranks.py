@@ -19,8 +19,8 @@ import torch
 from .errors import UserError
 
 T = TypeVar("T")
-# Of a collective: the others wait in one while rank 0 evaluates, or waits for a teacher that another run trains. A process that is gone is
-# seen by whoever started it, not by this.
+# Of a collective: the others wait in one while rank 0 measures what all have sampled, or waits for a teacher that another run trains. A
+# process that is gone is seen by whoever started it, not by this.
 PATIENCE = timedelta(days=2)
 
 

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from .failure import RunFailed, is_out_of_memory, leave_failure, take_failure
 from .flops import training_flops
 from .journal import Journal, write_atomic
 from .memory import check_memory, in_parts, more_parts
-from .ranks import check_shared, of_rank_0, process_group, rank_and_world
+from .ranks import PATIENCE, check_shared, of_rank_0, process_group, rank_and_world
 from .trainer import Trainer, resolve_device, run_dir_of, teacher_run
 
 ASK_EVERY = 10  # steps: how often several ranks ask each other whether to stop
@@ -153,15 +154,23 @@ class Run:
                 self.run_dir, step, self.trainer.checkpoint({"train_seconds": self.seconds}), self.config.machine.keep_checkpoints
             )
 
+    @cached_property
+    def ranks(self) -> Any:
+        """All of them share an evaluation; features travel from CPU to CPU, whatever backend the gradients take."""
+        from .measure import Ranks
+
+        rank, world = self.trainer.rank, self.trainer.world
+        return Ranks(rank, world, torch.distributed.new_group(backend="gloo", timeout=PATIENCE)) if world > 1 else Ranks()
+
     def _evaluate(self, step: int) -> None:
-        if not self.leads:
-            return
         from PIL import Image
 
         from .evaluate import evaluate_model
 
         model = self.trainer.ema if self.config.evaluation.protocol.weights == "ema" else self.trainer.model
-        result = evaluate_model(model, self.config, self.trainer.device)
+        result = evaluate_model(model, self.config, self.trainer.device, ranks=self.ranks)
+        if result is None:
+            return
         grid = Path("samples") / f"epoch_{step / self.trainer.steps_per_epoch:07.2f}.png"
         (self.run_dir / grid).parent.mkdir(exist_ok=True)
         Image.fromarray(result.grid).save(self.run_dir / grid)

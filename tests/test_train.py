@@ -222,25 +222,54 @@ def test_counted_flops_equal_torchs_counter(arm, shared_runs):
     assert counter.get_total_flops() / config.train.batch_size == pytest.approx(step_flops(config), rel=1e-3)
 
 
+SHARED_OUT = """
+import os, sys
+from mirai_bench import measure
+from mirai_bench.train import command, run
+
+whole = measure.sample_images
+
+def noted(model, tokenizer, protocol, rows, **options):
+    with open(f"{sys.argv[1]}.{os.environ.get('RANK', 'alone')}", "a") as file:
+        file.write(f"{rows} ")
+    return whole(model, tokenizer, protocol, rows, **options)
+
+measure.sample_images = noted
+sys.exit(run(command))
+"""
+
+
 def test_two_processes_equal_one(make_config, tmp_path):
-    """gloo, 2 ranks of half the batch, against 1 rank of the whole; without dropout, whose masks are each rank's own."""
+    """gloo, 2 ranks of half the batch, against 1 rank of the whole; without dropout, whose masks are each rank's own. Both ranks sample, and
+    the numbers are those of one process with the same weights."""
     import subprocess
     import sys
 
+    from mirai_bench.evaluate import evaluate_model
+    from mirai_bench.sample import load_for_sampling
+
+    (tmp_path / "script.py").write_text(SHARED_OUT)
+    protocol = {"base": "digits", "num_samples": 600}
     no_dropout = {"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0}
     results = {}
     for workers in (1, 2):
         config = make_config(model=no_dropout, foresight={"level": "internal", "warmup": 0.3}, train={"batch_size": 250},
-                             machine={"runs": str(tmp_path / str(workers)), "log_every": 1})  # fmt: skip
+                             evaluation={"protocol": protocol}, machine={"runs": str(tmp_path / str(workers)), "log_every": 1})  # fmt: skip
         (tmp_path / "config.json").write_text(config.model_dump_json())
-        launcher = [sys.executable, "-m", *(["torch.distributed.run", "--nproc-per-node", "2", "-m"] if workers == 2 else [])]
-        done = subprocess.run([*launcher, "mirai_bench.train", str(tmp_path / "config.json")], capture_output=True, text=True)
+        launcher = [sys.executable, *(["-m", "torch.distributed.run", "--nproc-per-node", "2"] if workers == 2 else [])]
+        words = [str(tmp_path / "script.py"), str(tmp_path / "config.json")]
+        done = subprocess.run([*launcher, *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == str(run_dir_of(config))
         results[workers] = state_of(run_dir_of(config))
     for name in ("model", "ema"):
         for key, tensor in results[1][name].items():
             torch.testing.assert_close(results[2][name][key], tensor, atol=1e-4, rtol=1e-3)
+    rows = {path.suffix: path.read_text() for path in tmp_path.glob("config.json.*")}
+    assert rows == {".alone": "range(0, 500) range(500, 600) ", ".0": "range(0, 500) ", ".1": "range(500, 600) "}
+    (record,) = [line for line in read_journal(run_dir_of(config) / "journal.jsonl") if line["kind"] == "evaluation"]
+    _, model, *_ = load_for_sampling(run_dir_of(config), "ema", torch.device("cpu"))
+    assert evaluate_model(model, config, torch.device("cpu")).metrics == record["metrics"]
 
 
 def test_out_of_memory_goes_on_with_smaller_parts(make_config, tmp_path, monkeypatch):
