@@ -218,8 +218,31 @@ def test_data_in_both_layouts_is_the_same(tmp_path):
     assert data.read_shards(tmp_path, names, rows) > 0 and data.read_files(tmp_path, names, rows) > 0
 
 
-def test_evaluate(trained_run, monkeypatch):
+def test_extractors_whose_weights_are_not_at_hand_are_measured_with_random_ones(make_config, monkeypatch, tmp_path):
+    from mirai_bench.benchmark import evaluate
+    from mirai_bench.networks import Dinov2
+
     monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
+    monkeypatch.setattr(evaluate, "noise", lambda n, side: np.zeros((1, side, side, 3), np.uint8))
+    row = evaluate.extractor_speed(make_config(), "inception", Options(CPU, 1, 1, False, ()))
+    assert (row["status"], row["weights"]) == ("measured", "random") and "inception, batch 1, random weights |" in report.table(
+        [row]
+    )
+    assert evaluate.extractor_speed(make_config(), "inception_2015", Options(CPU, 1, 1, False, ()))["status"].startswith(
+        "not measured"
+    )
+    pytest.importorskip("timm")
+    small = "vit_small_patch14_dinov2"
+    monkeypatch.setattr(evaluate, "DINOV2_MODEL", small)
+    evaluate.UNTRAINED["dinov2"](tmp_path / "random.pth")
+    assert Dinov2(tmp_path / "random.pth", small).eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))["pool"].shape == (1, 384)
+
+
+def test_evaluate(trained_run, monkeypatch):
+    from mirai_bench.benchmark import evaluate
+
+    monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
+    monkeypatch.setattr(evaluate, "UNTRAINED", {})  # they would take minutes
     small = ["--statistics", "200", "--memory", "1000", "9000"]
     args = build_parser().parse_args(["evaluate", "--config", str(trained_run / "config.json"), *small])
     rows = KINDS["evaluate"][0].measure(args, Options(CPU, 1, 1, False, ()))

@@ -4,6 +4,8 @@ statistics, and peak memory at two numbers of images."""
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,12 +17,12 @@ import torch
 from ..compose import load_run
 from ..config import RunConfig
 from ..evaluate import evaluate_model
-from ..extractors import EXTRACTORS, Collected, open_extractor
+from ..extractors import EXTRACTORS, Collected, Extractor, open_extractor
 from ..measure import Stored, compare
 from ..measure import measure as measure_images
 from ..metrics import Moments, frechet, square_root
 from ..model import build_model
-from ..networks import COMPAT_FILE, DINOV2_FILES, TORCHSCRIPT_FILES, find_asset
+from ..networks import COMPAT_FILE, DINOV2_FILES, DINOV2_MODEL, TORCHSCRIPT_FILES, find_asset
 from ..references import Reference, open_reference
 from .options import Options
 from .timing import alternate, spread, timed
@@ -69,16 +71,52 @@ def noise(n: int, side: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
 
 
+def random_inception(path: Path) -> None:
+    from torch_fidelity import FeatureExtractorInceptionV3
+
+    class Untrained(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state: Any) -> None:
+            pass
+
+    torch.save({}, path)
+    torch.save(Untrained("untrained", ["2048"], feature_extractor_weights_path=str(path)).state_dict(), path)
+
+
+def random_dinov2(path: Path) -> None:
+    import timm
+
+    torch.save(timm.create_model(DINOV2_MODEL, pretrained=False, num_classes=0).state_dict(), path)
+
+
+# Networks that are as fast untrained: name → writes a file of random weights.
+UNTRAINED: dict[str, Callable[[Path], None]] = {"inception": random_inception, "dinov2": random_dinov2}
+
+
+def opened(config: RunConfig, name: str, device: torch.device) -> tuple[Extractor, str] | None:
+    """The extractor, and which weights it has; None where it cannot be made (nothing is downloaded for a benchmark)."""
+    if name not in FILES or find_asset(config, *FILES[name]) is not None:
+        return open_extractor(config, name, device), "own"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "untrained.pth"
+        try:
+            UNTRAINED[name](path)
+        except (KeyError, ImportError):
+            return None
+        return Extractor(name, path, device), "random"
+
+
 def extractor_speed(config: RunConfig, name: str, options: Options) -> Row:
-    """A batch again and again; "not measured" where the weights are not at hand (nothing is downloaded for a benchmark)."""
+    """A batch again and again."""
     row = {"kind": "extractor", "size": name}
-    if name in FILES and find_asset(config, *FILES[name]) is None:
-        return row | {"status": "not measured: its weights are not at hand"}
-    extractor = open_extractor(config, name, options.device)
+    made = opened(config, name, options.device)
+    if made is None:
+        return row | {"status": "not measured: its weights, or timm, are not at hand"}
+    extractor, weights = made
     images = noise(extractor.entry.batch, SIDES.get(name, 32))
     samples = alternate({name: lambda: extractor(images)}, options.device, options.rounds, warmup=1)[name]
     return row | {
         "status": "measured",
+        "weights": weights,
         "batch": len(images),
         "images_per_second": spread([len(images) / s.wall for s in samples]),
     }

@@ -65,7 +65,10 @@ EVALUATION: dict[str, Callable[[Row], tuple[str, str]]] = {
         f"{row['profile']}, {row['samples']} samples",
         ", ".join(f"{part} {rate:.0f} images/s" for part, rate in row["images_per_second"].items()),
     ),
-    "extractor": lambda row: (f"{row['size']}, batch {row['batch']}", f"{ratio_text(row['images_per_second'])} images/s"),
+    "extractor": lambda row: (
+        f"{row['size']}, batch {row['batch']}" + (", random weights" if row["weights"] == "random" else ""),
+        f"{ratio_text(row['images_per_second'])} images/s",
+    ),
     "statistics": lambda row: (
         f"{row['what']}, {row['features']} features of {row['dimensions']} dimensions",
         f"{row['seconds']:.2f} s",
