@@ -59,7 +59,7 @@ class MlflowServer:
 @contextmanager
 def postgres(password):
     """A PostgreSQL of its own, with user and database `mlflow` → its port. It refuses to run as root: then it is Debian's `postgres`."""
-    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="postgres-") as name:
         folder = Path(name)
@@ -69,7 +69,7 @@ def postgres(password):
 
         def run(program, *words):
             done = subprocess.run(
-                [*user, POSTGRES / program, *words], cwd=folder, env=os.environ | {"PGPASSWORD": password}, capture_output=True, text=True
+                [POSTGRES / program, *words], cwd=folder, env=os.environ | {"PGPASSWORD": password}, capture_output=True, text=True, **user
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
 
