@@ -33,9 +33,10 @@ from .extractors import Extractor, entry_of, open_extractor
 from .hashing import file_sha256
 from .images import NpzWriter, open_images
 from .journal import read_journal
-from .measure import Measured, Ranks, Sampled, Stored, Unit, measure
+from .measure import Measured, Sampled, Stored, Unit, measure
 from .model import ARModel
 from .protocol import Protocol
+from .ranks import Ranks
 from .references import SPLITS, Reference, find_reference, open_reference, split_images
 from .references import command as reference_command
 from .sample import image_grid, load_for_sampling

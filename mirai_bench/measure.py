@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from .extractors import Collected, Extractor
 from .images import ImageSet, NpzWriter, resized
 from .metrics import density_coverage, frechet, frechet_at_infinity
 from .model import ARModel
+from .ranks import Ranks
 from .references import Reference
 from .sample import sample_images
 from .tokenizer import Tokenizer
@@ -29,15 +30,6 @@ NEIGHBOURS = 3  # of precision and recall
 KID_SEED = 2020
 DISTANCE_ROWS = 500  # of a block of the distance matrix of precision and recall
 CACHE_BYTES = {"cpu": 2**30, "cuda": 2**34}  # of the keys and values of one batch of samples
-
-
-class Ranks(NamedTuple):
-    """This process among those that evaluate together; more than one need a process group."""
-
-    rank: int = 0
-    world: int = 1
-    group: Any = None
-    """torch.distributed's, of results on the CPU; None: the default one"""
 
 
 class Source(Protocol):

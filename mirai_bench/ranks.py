@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -22,6 +22,15 @@ T = TypeVar("T")
 # Of a collective: the others wait in one while rank 0 measures what all have sampled, or waits for a teacher that another run trains. A
 # process that is gone is seen by whoever started it, not by this.
 PATIENCE = timedelta(days=2)
+
+
+class Ranks(NamedTuple):
+    """This process among those that evaluate together; more than one need a process group."""
+
+    rank: int = 0
+    world: int = 1
+    group: Any = None
+    """torch.distributed's, of results on the CPU; None: the default one"""
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -35,7 +35,7 @@ from .failure import RunFailed, is_out_of_memory, leave_failure, take_failure
 from .flops import training_flops
 from .journal import Journal, write_atomic
 from .memory import check_memory, in_parts, more_parts
-from .ranks import PATIENCE, check_shared, of_rank_0, process_group, rank_and_world
+from .ranks import PATIENCE, Ranks, check_shared, of_rank_0, process_group, rank_and_world
 from .trainer import Trainer, resolve_device, run_dir_of, teacher_run
 
 ASK_EVERY = 10  # steps: how often several ranks ask each other whether to stop
@@ -155,10 +155,8 @@ class Run:
             )
 
     @cached_property
-    def ranks(self) -> Any:
+    def ranks(self) -> Ranks:
         """All of them share an evaluation; features travel from CPU to CPU, whatever backend the gradients take."""
-        from .measure import Ranks
-
         rank, world = self.trainer.rank, self.trainer.world
         return Ranks(rank, world, torch.distributed.new_group(backend="gloo", timeout=PATIENCE)) if world > 1 else Ranks()
 

@@ -45,22 +45,26 @@ def session(address: str | None, environment: dict[str, str]) -> Iterator[None]:
         ray.shutdown()
 
 
-def processes_by_node(machine: Machine) -> list[int]:
-    """How many processes of trials fit on each node that is up."""
-    nodes, share = [node["Resources"] for node in ray.nodes() if node["Alive"]], share_of_worker(machine)
+def nodes_up() -> list[dict[str, float]]:
+    """The resources of each node that is up."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def processes_by_node(machine: Machine, nodes: list[dict[str, float]]) -> list[int]:
+    """How many processes of trials fit on each node."""
+    share = share_of_worker(machine)
     return [min(int(node.get(name, 0) / amount + 1e-6) for name, amount in share.items()) for node in nodes]
 
 
 def neighbours(machine: Machine, trials: int) -> int:
     """Processes of so many trials at a time that share one node, at most."""
-    return max(1, min(max(processes_by_node(machine), default=1), trials * machine.workers))
+    return max(1, min(max(processes_by_node(machine, nodes_up()), default=1), trials * machine.workers))
 
 
 def slots(machine: Machine, local: bool) -> int:
     """Trials that fit at once, each process of one on a single node. Raises UserError where none ever will; a cluster may still grow, so
     there it is only said."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    share, where = share_of_worker(machine), "this machine" if local else "the cluster"
+    nodes, share, where = nodes_up(), share_of_worker(machine), "this machine" if local else "the cluster"
     for key, name, wanted in (("cpus", "CPU", machine.cpus), ("gpus", "GPU", machine.gpus)):
         there = sum(node.get(name, 0) for node in nodes)
         if wanted > there:
@@ -69,7 +73,7 @@ def slots(machine: Machine, local: bool) -> int:
                 raise UserError(f"{message}: write --set machine.{key}={there:g} or less, or join a cluster with --address")
             say(f"warning: {message} at the moment")
             return 1
-    fitting = sum(processes_by_node(machine))
+    fitting = sum(processes_by_node(machine, nodes))
     if fitting < machine.workers:
         wanted = " and ".join(f"{amount:g} {name}" for name, amount in share.items())
         say(
