@@ -15,12 +15,13 @@ from typing import Any
 from common import load, parser
 from speedup import speedup
 
-from mirai_bench.cli import run, say
-from mirai_bench.compose import read_yaml
-from mirai_bench.errors import UserError, unknown
-from mirai_bench.results import Results, lower_is_better, primary_metric, refuse_mixed_protocols
-from mirai_bench.stats import paired, t_interval
-from mirai_bench.tables import MISSING, markdown_grid, number
+from mirai_bench.config.load import read_yaml
+from mirai_bench.results.frame import Results, lower_is_better, primary_metric, refuse_mixed_protocols
+from mirai_bench.results.stats import paired, t_interval
+from mirai_bench.results.table import MISSING
+from mirai_bench.results.writers import markdown_grid, number
+from mirai_bench.utils.cli import run, say
+from mirai_bench.utils.errors import UserError, unknown
 
 CLAIMS = Path(__file__).resolve().parents[1] / "reports" / "claims.yaml"
 RULES = """A comparison is made at the last evaluation, paired by seed, with the t-interval over seeds. A claim is **supported** if the 95 % interval

@@ -8,9 +8,10 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from mirai_bench.cli import say
-from mirai_bench.errors import UserError, unknown
-from mirai_bench.results import Results, read_journals, read_jsonl, read_mlflow, with_protocol
+from mirai_bench.results.frame import Results, with_protocol
+from mirai_bench.results.reading import read_journals, read_jsonl, read_mlflow
+from mirai_bench.utils.cli import say
+from mirai_bench.utils.errors import UserError, unknown
 
 MAIN_JOB = "python -m mirai_bench.sweep sweeps/injection_level.yaml"
 # Paul Tol's and Okabe & Ito's colour-blind-safe colours; the baseline is black. With more arms than colours the marker tells them apart.

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from mirai_bench.cli import run
-from mirai_bench.errors import UserError
-from mirai_bench.tables import markdown_grid
+from mirai_bench.results.writers import markdown_grid
+from mirai_bench.utils.cli import run
+from mirai_bench.utils.errors import UserError
 
 Records = list[dict[str, Any]]
 

@@ -11,10 +11,12 @@ import matplotlib
 from common import STYLE, load, look, parser, save
 from matplotlib.figure import Figure
 
-from mirai_bench.cli import run, say
-from mirai_bench.errors import unknown
-from mirai_bench.results import Results, file_stem, freeze, lower_is_better
-from mirai_bench.tables import WRITERS, Table, build_table, markdown, p_value
+from mirai_bench.results.frame import Results, file_stem, lower_is_better
+from mirai_bench.results.reading import freeze
+from mirai_bench.results.table import Table, build_table
+from mirai_bench.results.writers import WRITERS, markdown, p_value
+from mirai_bench.utils.cli import run, say
+from mirai_bench.utils.errors import unknown
 
 SIGNIFICANT = 0.05  # of the p-values after Holm's correction
 

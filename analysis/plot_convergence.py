@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from speedup import AXES, speedup_table
 
-from mirai_bench.cli import run, say
-from mirai_bench.errors import unknown
-from mirai_bench.paper import is_papers, paper_size, read_paper
-from mirai_bench.results import Results, file_stem, lower_is_better, primary_metric, refuse_mixed_protocols
-from mirai_bench.stats import t_interval
+from mirai_bench.results.frame import Results, file_stem, lower_is_better, primary_metric, refuse_mixed_protocols
+from mirai_bench.results.paper import is_papers, paper_size, read_paper
+from mirai_bench.results.stats import t_interval
+from mirai_bench.utils.cli import run, say
+from mirai_bench.utils.errors import unknown
 
 ONE_PANEL = 6  # arms; more than these cannot be told apart in one
 COLUMNS = 4

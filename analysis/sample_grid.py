@@ -12,9 +12,10 @@ from common import load, look, parser
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mirai_bench.cli import run, say
-from mirai_bench.errors import UserError
-from mirai_bench.results import Results, fetch_grid
+from mirai_bench.results.frame import Results
+from mirai_bench.results.reading import fetch_grid
+from mirai_bench.utils.cli import run, say
+from mirai_bench.utils.errors import UserError
 
 
 def chosen(results: Results, epoch: float | None) -> dict[tuple[str, int], dict[str, Any]]:

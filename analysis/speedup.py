@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mirai_bench.results import Results, lower_is_better
-from mirai_bench.stats import t_interval
-from mirai_bench.tables import markdown_escape, markdown_grid
+from mirai_bench.results.frame import Results, lower_is_better
+from mirai_bench.results.stats import t_interval
+from mirai_bench.results.writers import markdown_escape, markdown_grid
 
 AXES = {
     "epochs": ("epoch", "epochs"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import runpy
 import sys
 
-from .cli import run
-from .errors import unknown
+from mirai_bench.utils.cli import run
+from mirai_bench.utils.errors import unknown
 
 COMMANDS = {
     "sweep": "trains and evaluates every arm with every seed of a sweep file; --dry-run, status",
@@ -18,6 +18,8 @@ COMMANDS = {
     "tracking": "sends runs to MLflow that it does not have",
     "benchmark": "throughput, memory and utilisation, beside a peer's",
 }
+
+
 SHORT = {"prepare": "data.prepare"}
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mirai_bench.compose import build_run, merge, read_profile
-from mirai_bench.config import RunConfig
+from mirai_bench.config.load import build_run, merge, read_profile
+from mirai_bench.config.run_config import RunConfig
 
 SMALL = {
     "model": {"size": "nano", "depth": 3, "width": 32, "heads": 2},
@@ -46,7 +46,8 @@ def make_config(shared_runs: Path) -> Callable[..., RunConfig]:
 @pytest.fixture(scope="session")
 def trained_run(make_config: Callable[..., RunConfig]) -> Path:
     """A finished run of the shrunk digits profile."""
-    from mirai_bench.train import run_dir_of, train
+    from mirai_bench.train.run import train
+    from mirai_bench.train.trainer import run_dir_of
 
     config = make_config()
     train(config, run_dir_of(config))

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mirai_bench import mlflow_store
+from mirai_bench.tracking import mlflow_store
 
 POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)  # Debian's
 

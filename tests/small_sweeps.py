@@ -10,12 +10,13 @@ import yaml
 from conftest import SMALL
 from safetensors.torch import load_file
 
-from mirai_bench.checkpoint import saved
-from mirai_bench.compose import merge, read_profile
-from mirai_bench.journal import read_journal
-from mirai_bench.results import read_journals
+from mirai_bench.checkpoint.store import saved
+from mirai_bench.config.load import merge, read_profile
+from mirai_bench.results.reading import read_journals
+from mirai_bench.results.table import build_table
+from mirai_bench.results.writers import markdown
 from mirai_bench.sweep.plan import make_plan
-from mirai_bench.tables import build_table, markdown
+from mirai_bench.tracking.journal import read_journal
 
 ARMS = {
     "baseline": {"level": "none"},

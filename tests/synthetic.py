@@ -5,9 +5,10 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from mirai_bench import mlflow_store
-from mirai_bench.compose import SWEEPS, load_sweep
-from mirai_bench.journal import write_atomic
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.config.sweep_file import load_sweep
+from mirai_bench.tracking import mlflow_store
+from mirai_bench.utils.files import write_atomic
 
 STEPS_PER_EPOCH = 10
 START = 1_700_000_000.0

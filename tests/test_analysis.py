@@ -22,10 +22,11 @@ import plot_convergence  # noqa: E402
 import sample_grid  # noqa: E402
 import speedup  # noqa: E402
 
-from mirai_bench import cli, tracking  # noqa: E402
-from mirai_bench.errors import UserError  # noqa: E402
-from mirai_bench.paper import read_paper  # noqa: E402
-from mirai_bench.results import read_jsonl  # noqa: E402
+from mirai_bench.results.paper import read_paper  # noqa: E402
+from mirai_bench.results.reading import read_jsonl  # noqa: E402
+from mirai_bench.tracking import ship as tracking  # noqa: E402
+from mirai_bench.utils import cli  # noqa: E402
+from mirai_bench.utils.errors import UserError  # noqa: E402
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORDS = FIXTURES / "records.jsonl"

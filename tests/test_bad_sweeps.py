@@ -14,13 +14,13 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirai_bench import cli
-from mirai_bench.compose import SWEEPS
-from mirai_bench.errors import UserError
-from mirai_bench.sweep import schema
-from mirai_bench.sweep.command import command, dry_run
+from mirai_bench.config import json_schema as schema
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.sweep.__main__ import command, dry_run
 from mirai_bench.sweep.driver import Options, run_sweep
 from mirai_bench.sweep.plan import make_plan
+from mirai_bench.utils import cli
+from mirai_bench.utils.errors import UserError
 
 FILE = SWEEPS / "injection_level.yaml"
 

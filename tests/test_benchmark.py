@@ -15,17 +15,17 @@ from torch import nn
 from mirai_bench.benchmark import report, sweep, timing, train, workload
 from mirai_bench.benchmark.__main__ import KINDS, build_parser, command
 from mirai_bench.benchmark.options import Options
-from mirai_bench.benchmark.peer import Peer
-from mirai_bench.benchmark.peer_step import PeerStep, supports
+from mirai_bench.benchmark.peer.checkout import Peer
+from mirai_bench.benchmark.peer.step import PeerStep, supports
 from mirai_bench.benchmark.targets import PLAN, TARGETS
 from mirai_bench.benchmark.timing import Phases, Sample, alternate, phases_of, ratio, spread
-from mirai_bench.errors import UserError
-from mirai_bench.extractors import EXTRACTORS
-from mirai_bench.foresight.loss import HeadByHead, Projector
-from mirai_bench.metrics import BLOCK_BYTES
-from mirai_bench.model import FusedRMSNorm, causal_attention
-from mirai_bench.sweep.command import parser as sweep_parser
+from mirai_bench.evaluate.extractors import EXTRACTORS
+from mirai_bench.evaluate.metrics import BLOCK_BYTES
+from mirai_bench.foresight.loss import Projector
+from mirai_bench.model.kernels import FusedRMSNorm, HeadByHead, causal_attention
+from mirai_bench.sweep.__main__ import parser as sweep_parser
 from mirai_bench.sweep.driver import Report
+from mirai_bench.utils.errors import UserError
 
 CPU = torch.device("cpu")
 TINY = workload.Shape(3, 64, 4, 32, 4)
@@ -220,7 +220,7 @@ def test_data_in_both_layouts_is_the_same(tmp_path):
 
 def test_extractors_whose_weights_are_not_at_hand_are_measured_with_random_ones(make_config, monkeypatch, tmp_path):
     from mirai_bench.benchmark import evaluate
-    from mirai_bench.networks import Dinov2
+    from mirai_bench.evaluate.networks import Dinov2
 
     monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
     monkeypatch.setattr(evaluate, "noise", lambda n, side: np.zeros((1, side, side, 3), np.uint8))

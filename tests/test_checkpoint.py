@@ -4,8 +4,8 @@ import resource
 import pytest
 import torch
 
-from mirai_bench.checkpoint import Checkpoint, load_latest, load_weights, read_checkpoint, save_checkpoint, saved
-from mirai_bench.errors import UserError
+from mirai_bench.checkpoint.store import Checkpoint, load_latest, load_weights, read_checkpoint, save_checkpoint, saved
+from mirai_bench.utils.errors import UserError
 
 
 def checkpoint(value: float) -> Checkpoint:

@@ -7,13 +7,14 @@ import pytest
 import torch
 from assets import asset
 
-from mirai_bench import cli
-from mirai_bench.compose import SWEEPS, load_sweep
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.config.sweep_file import load_sweep
 from mirai_bench.data.prepare import main as prepare
-from mirai_bench.journal import read_journal
-from mirai_bench.tokenizer import load_tokenizer
-from mirai_bench.train import command as train
-from mirai_bench.trainer import Trainer, run_dir_of
+from mirai_bench.data.tokenizers import load_tokenizer
+from mirai_bench.tracking.journal import read_journal
+from mirai_bench.train.__main__ import command as train
+from mirai_bench.train.trainer import Trainer, run_dir_of
+from mirai_bench.utils import cli
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mirai_bench.compose import SWEEPS, load_run
+from mirai_bench.config.load import SWEEPS, load_run
 from mirai_bench.data import prepare
-from mirai_bench.sweep.command import command
+from mirai_bench.sweep.__main__ import command
 
 CLUSTER, ROOT = SWEEPS / "cluster", SWEEPS.parent
 YAML = ("data.yaml", "mlflow_server.yaml", "rayjob.yaml")

@@ -16,8 +16,9 @@ import yaml
 from servers import free_port
 from small_sweeps import ARMS, descendants, environment, plan_at, sweep_writer
 
-from mirai_bench.compose import SWEEPS
-from mirai_bench.sweep.plan import run_dir_of, state_of
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.sweep.plan import run_dir_of
+from mirai_bench.tracking.run_folder import state_of
 
 CLUSTER = SWEEPS / "cluster"
 

@@ -5,11 +5,11 @@ import json
 import pytest
 from synthetic import injection_level, write_plan, write_run
 
-from mirai_bench import evaluate
-from mirai_bench.cli import run
-from mirai_bench.compare import differences, last_common_epoch, records_of, refuse_difference
-from mirai_bench.errors import UserError
-from mirai_bench.results import freeze, read_journals
+from mirai_bench.evaluate import evaluation as evaluate
+from mirai_bench.results.compare import differences, last_common_epoch, records_of, refuse_difference
+from mirai_bench.results.reading import freeze, read_journals
+from mirai_bench.utils.cli import run
+from mirai_bench.utils.errors import UserError
 
 
 def record(seed, epoch, value, **protocol):

@@ -7,9 +7,10 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mirai_bench.benchmark import workload
-from mirai_bench.foresight.encoders import ENCODERS
-from mirai_bench.foresight.pixel_encoders import PixelEncoder
-from mirai_bench.trainer import Trainer, resolve_compile, resolve_precision
+from mirai_bench.foresight.encoders.build import ENCODERS
+from mirai_bench.foresight.encoders.pixels import PixelEncoder
+from mirai_bench.train.trainer import Trainer
+from mirai_bench.utils.device import resolve_compile, resolve_precision
 
 CPU = torch.device("cpu")
 TINY = workload.Shape(3, 64, 4, 32, 4)

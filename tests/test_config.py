@@ -5,9 +5,10 @@ import sys
 import pytest
 import yaml
 
-from mirai_bench.compose import SWEEPS, build_run, load_run, load_sweep, merge, parse_sets, read_profile
-from mirai_bench.errors import UserError
-from mirai_bench.foresight_config import resolve_layer
+from mirai_bench.config.foresight import resolve_layer
+from mirai_bench.config.load import SWEEPS, build_run, load_run, merge, parse_sets, read_profile
+from mirai_bench.config.sweep_file import load_sweep
+from mirai_bench.utils.errors import UserError
 
 AXES = ["injection_level", "foresight_layout", "foresight_source"]
 

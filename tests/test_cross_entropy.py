@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mirai_bench import cross_entropy
-from mirai_bench.cross_entropy import linear_cross_entropy
+from mirai_bench.model import cross_entropy
+from mirai_bench.model.cross_entropy import linear_cross_entropy
 
 N, D, V = 50, 8, 70
 

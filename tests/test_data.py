@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from mirai_bench import cli
-from mirai_bench.compose import build_run, merge
+from mirai_bench.config.load import build_run, merge
 from mirai_bench.data import prepare as prepare_module
 from mirai_bench.data.codes import Codes, has_heldout, images_of, open_codes
-from mirai_bench.data.datasets import open_dataset
+from mirai_bench.data.images.crops import all_views, base_sizes, center_crop
+from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.data.pixels import Pixels
 from mirai_bench.data.prepare import main as prepare
 from mirai_bench.data.shards import Joined, codes_folder
-from mirai_bench.data.views import all_views, base_sizes, center_crop
-from mirai_bench.errors import UserError
-from mirai_bench.tokenizer import load_tokenizer
+from mirai_bench.data.tokenizers import load_tokenizer
+from mirai_bench.utils import cli
+from mirai_bench.utils.errors import UserError
 
 CPU = torch.device("cpu")
 DIGITS_TRAIN_SHA256 = "f61836c3392b5462e7e91c7e39b2cb05e1f37fe6868db91a73884ee811e05343"

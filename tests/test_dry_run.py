@@ -4,14 +4,14 @@ import pytest
 import torch
 import yaml
 
-from mirai_bench import dry_run, train
-from mirai_bench.benchmark.workload import Shape, random_codes, run_config
-from mirai_bench.compose import load_run
-from mirai_bench.dry_run import describe, measured_step
-from mirai_bench.flops import step_flops
-from mirai_bench.footprint import num_parameters
-from mirai_bench.memory import device_bytes, logit_bytes
-from mirai_bench.trainer import Trainer
+from mirai_bench.benchmark.workload import Shape, run_config
+from mirai_bench.config.load import load_run
+from mirai_bench.data.synthetic import random_codes
+from mirai_bench.model.cost import device_bytes, logit_bytes, num_parameters, step_flops
+from mirai_bench.train import dry_run
+from mirai_bench.train import run as train
+from mirai_bench.train.dry_run import describe, measured_step
+from mirai_bench.train.trainer import Trainer
 
 
 def facts_of(config, measure=False):

@@ -11,23 +11,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("timm", reason="needs the optional extra: pip install -e '.[encoders]'")
 
-from mirai_bench.compose import build_run, merge, read_profile
+from mirai_bench.config.load import build_run, merge, read_profile
 from mirai_bench.data.codes import Codes, open_codes
 from mirai_bench.data.pixels import Pixels
 from mirai_bench.data.shards import Joined
-from mirai_bench.errors import UserError
-from mirai_bench.flops import encoder_flops, teacher_flops
-from mirai_bench.foresight.encoders import ENCODERS, block_causal_mask, build_encoder
-from mirai_bench.foresight.features import cached_features
-from mirai_bench.foresight.pixel_encoders import PixelEncoder, stage_for, with_prefix
-from mirai_bench.foresight.pixel_entries import (
-    LITE0_STAGES,
-    PIXEL_ENTRIES,
-    create_network,
-    entry_of,
-    find_weights,
-    official_lite0,
-)
+from mirai_bench.foresight.encoders.build import ENCODERS, block_causal_mask, build_encoder
+from mirai_bench.foresight.encoders.feature_cache import cached_features
+from mirai_bench.foresight.encoders.pixels import PixelEncoder, stage_for, with_prefix
+from mirai_bench.foresight.encoders.zoo import LITE0_STAGES, PIXEL_ENTRIES, create_network, entry_of, find_weights, official_lite0
+from mirai_bench.model.cost import encoder_flops, teacher_flops
+from mirai_bench.utils.errors import UserError
 
 CPU = torch.device("cpu")
 WIDTHS = {"s": 384, "b": 768, "l": 1024}
@@ -290,7 +283,7 @@ def test_the_cache_is_made_once_and_again_for_another_encoder(digits_config, few
 
 
 def test_a_run_trains_on_cached_features(digits_config, few_codes, monkeypatch):
-    from mirai_bench import trainer
+    from mirai_bench.train import trainer
 
     monkeypatch.setattr(trainer, "open_codes", lambda *_: few_codes)
     work = trainer.Trainer(digits_config(cache=True))

@@ -12,19 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from mirai_bench import evaluate, measure
-from mirai_bench.classifier import classifier_file
-from mirai_bench.cli import run
 from mirai_bench.data.codes import images_of, open_codes
-from mirai_bench.errors import UserError
-from mirai_bench.evaluate import check_evaluation, evaluate_model, heldout_ntp
-from mirai_bench.extractors import EXTRACTORS, Collected, open_extractor
-from mirai_bench.images import NpzImages, NpzWriter
-from mirai_bench.measure import FEWEST, Ranks, Stored, in_turns
-from mirai_bench.metrics import Gaussian
-from mirai_bench.model import build_model
-from mirai_bench.references import Reference, open_reference
-from mirai_bench.tokenizer.convert import to_uint8
+from mirai_bench.data.images.image_sets import NpzImages, NpzWriter
+from mirai_bench.data.tokenizers.convert import to_uint8
+from mirai_bench.evaluate import evaluation as evaluate
+from mirai_bench.evaluate import measure
+from mirai_bench.evaluate.digits_classifier import classifier_file
+from mirai_bench.evaluate.evaluation import check_evaluation, evaluate_model, heldout_ntp
+from mirai_bench.evaluate.extractors import EXTRACTORS, Collected, open_extractor
+from mirai_bench.evaluate.measure import FEWEST, Stored, in_turns
+from mirai_bench.evaluate.metrics import Gaussian
+from mirai_bench.evaluate.references import Reference, open_reference
+from mirai_bench.model.transformer import build_model
+from mirai_bench.utils.cli import run
+from mirai_bench.utils.distributed import Ranks
+from mirai_bench.utils.errors import UserError
 
 CPU = torch.device("cpu")
 

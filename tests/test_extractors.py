@@ -7,16 +7,16 @@ import pytest
 import torch
 from assets import asset
 
-from mirai_bench import networks
-from mirai_bench.classifier import RECIPE, accuracy, classifier_file, load_classifier, train_classifier
-from mirai_bench.config import RunConfig
-from mirai_bench.errors import UserError
-from mirai_bench.extractors import EXTRACTORS, entry_of, open_extractor
-from mirai_bench.hashing import file_sha256
-from mirai_bench.measure import Stored, measure
-from mirai_bench.networks import TORCHSCRIPT_FILES, Dinov2, Inception2015, InceptionCompat
-from mirai_bench.protocol import PROTOCOLS
-from mirai_bench.references import open_reference
+from mirai_bench.config.protocol import PROTOCOLS
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.evaluate import networks
+from mirai_bench.evaluate.digits_classifier import RECIPE, accuracy, classifier_file, load_classifier, train_classifier
+from mirai_bench.evaluate.extractors import EXTRACTORS, entry_of, open_extractor
+from mirai_bench.evaluate.measure import Stored, measure
+from mirai_bench.evaluate.networks import TORCHSCRIPT_FILES, Dinov2, Inception2015, InceptionCompat
+from mirai_bench.evaluate.references import open_reference
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.hashing import file_sha256
 
 CPU = torch.device("cpu")
 

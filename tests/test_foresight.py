@@ -5,18 +5,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mirai_bench.cross_entropy import linear_cross_entropy
+from mirai_bench.config.foresight import Projector as ProjectorConfig
 from mirai_bench.data.codes import open_codes
-from mirai_bench.foresight import Parts, build_foresight
-from mirai_bench.foresight.encoders import block_causal_mask
+from mirai_bench.foresight import build_foresight
+from mirai_bench.foresight.encoders.build import block_causal_mask
 from mirai_bench.foresight.layout import LAYOUTS, grid_2d
 from mirai_bench.foresight.level import LEVELS
 from mirai_bench.foresight.loss import TARGET_NORMS, Projector, cosine_loss, pair, reduce_heads
-from mirai_bench.foresight.source import SOURCES
-from mirai_bench.foresight_config import Projector as ProjectorConfig
-from mirai_bench.model import build_model
-from mirai_bench.optim import clone_as_ema
-from mirai_bench.trainer import Objective
+from mirai_bench.foresight.source import SOURCES, Parts
+from mirai_bench.model.cross_entropy import linear_cross_entropy
+from mirai_bench.model.transformer import build_model
+from mirai_bench.train.optim import clone_as_ema
+from mirai_bench.train.trainer import Objective
 
 CPU = torch.device("cpu")
 VARIANTS = [
@@ -107,7 +107,7 @@ def test_block_causal_mask_by_hand():
 def test_dictionaries_and_config_name_the_same_values():
     from typing import get_args
 
-    from mirai_bench.foresight_config import Foresight
+    from mirai_bench.config.foresight import Foresight
 
     for field, entries in (("level", LEVELS), ("layout", LAYOUTS), ("source", SOURCES), ("target_norm", TARGET_NORMS)):
         assert set(get_args(Foresight.model_fields[field].annotation)) == set(entries)

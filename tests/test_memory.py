@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from mirai_bench import memory, train
-from mirai_bench.errors import UserError
-from mirai_bench.failure import failure_left, is_out_of_memory
-from mirai_bench.flops import VITS
-from mirai_bench.footprint import encoder_parameters, teacher_parameters
-from mirai_bench.foresight.masked_tokens import MaskedTokens
-from mirai_bench.foresight.pixel_entries import entry_of
-from mirai_bench.memory import check_memory, device_bytes, in_parts, machine_bytes, more_parts, share_of_memory
-from mirai_bench.model import build_model
-from mirai_bench.sweep.trial import preflight
+from mirai_bench.foresight.encoders.masked_tokens import MaskedTokens
+from mirai_bench.foresight.encoders.zoo import entry_of
+from mirai_bench.model.cost import VITS, device_bytes, encoder_parameters, teacher_parameters
+from mirai_bench.model.transformer import build_model
+from mirai_bench.sweep.job import preflight
+from mirai_bench.tracking.run_folder import failure_left
+from mirai_bench.train import memory
+from mirai_bench.train import run as train
+from mirai_bench.train.memory import check_memory, in_parts, more_parts, share_of_memory
+from mirai_bench.utils.device import is_out_of_memory, machine_bytes
+from mirai_bench.utils.errors import UserError
 
 
 @pytest.fixture

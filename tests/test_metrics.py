@@ -7,8 +7,16 @@ from hypothesis import strategies as st
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
-from mirai_bench import metrics
-from mirai_bench.metrics import Gaussian, InceptionScore, Moments, density_coverage, frechet, frechet_at_infinity, gaussian_of
+from mirai_bench.evaluate import metrics
+from mirai_bench.evaluate.metrics import (
+    Gaussian,
+    InceptionScore,
+    Moments,
+    density_coverage,
+    frechet,
+    frechet_at_infinity,
+    gaussian_of,
+)
 
 
 def rng(seed=0):

@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "analysis"))
 from evaluation_noise import command, deviations, read, report, run
 
-from mirai_bench.errors import UserError
+from mirai_bench.utils.errors import UserError
 
 
 def records(groups: dict[int, list[float]]) -> list[dict]:

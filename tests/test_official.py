@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirai_bench.checkpoint import load_latest, load_weights, unwrap
-from mirai_bench.compose import build_run, read_profile
-from mirai_bench.config import Model
-from mirai_bench.errors import UserError
+from mirai_bench.checkpoint.__main__ import command
+from mirai_bench.checkpoint.official import export_official, import_official, read_official, split_projectors, to_official
+from mirai_bench.checkpoint.store import load_latest, load_weights, unwrap
+from mirai_bench.config.load import build_run, read_profile
+from mirai_bench.config.run_config import Model
 from mirai_bench.foresight.loss import Projector
-from mirai_bench.model import ARModel, build_model
-from mirai_bench.official import command, export_official, import_official, read_official, split_projectors, to_official
-from mirai_bench.sample import load_for_sampling
+from mirai_bench.model.transformer import ARModel, build_model
+from mirai_bench.sample.sampler import load_for_sampling
+from mirai_bench.utils.errors import UserError
 
 # Names and shapes of Mirai's GPT-B with three heads; without `projectors.` they are LlamaGen's c2i_B_256.pt.
 MIRAI_B = json.loads((Path(__file__).parent / "fixtures" / "mirai_b_keys.json").read_text())
@@ -150,8 +151,8 @@ def test_a_trained_run_is_exported(trained_run, tmp_path, capsys):
 
 
 def test_a_trained_projector_is_exported_and_read_back(make_config, tmp_path):
-    from mirai_bench.checkpoint import save_checkpoint
-    from mirai_bench.trainer import Trainer
+    from mirai_bench.checkpoint.store import save_checkpoint
+    from mirai_bench.train.trainer import Trainer
 
     config = make_config(foresight={"level": "internal", "k": 3})
     trainer = Trainer(config)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirai_bench.benchmark import parity
-from mirai_bench.benchmark.decoding import SAMPLING, distance_outside
-from mirai_bench.benchmark.pair import difference, largest
-from mirai_bench.benchmark.peer import function_of, load_peer, peer_packages
-from mirai_bench.errors import UserError
-from mirai_bench.protocol import Protocol
+from mirai_bench.benchmark.peer import parity
+from mirai_bench.benchmark.peer.checkout import function_of, load_peer, peer_packages
+from mirai_bench.benchmark.peer.decoding import SAMPLING, distance_outside
+from mirai_bench.benchmark.peer.pair import difference, largest
+from mirai_bench.config.protocol import Protocol
+from mirai_bench.utils.errors import UserError
 
 SMALL = ["--size", "nano", "--vocabulary", "64", "--classes", "10", "--images", "2", "--k", "9"]
 
@@ -91,11 +91,11 @@ def test_a_field_that_is_not_the_official_one_shows(field, monkeypatch):
     path = Path(os.environ.get("MIRAI_BENCH_PEERS", "")) / "Mirai"
     if not (path / "autoregressive").is_dir():
         pytest.skip("$MIRAI_BENCH_PEERS has no checkout Mirai")
-    from mirai_bench import presets
+    from mirai_bench.config import official as presets
 
     monkeypatch.setitem(presets.OFFICIAL, "ema", presets.OFFICIAL["ema"] | field)
     args = argparse.Namespace(peer=path, size="nano", grid=16, vocabulary=64, classes=10, images=2, k=9, seed=0, device="cpu")
-    from mirai_bench.benchmark.pair import Setup
+    from mirai_bench.benchmark.peer.pair import Setup
 
     rows = parity.compare_heads(Setup(args, load_peer(path)))
     apart = [row.quantity for row in rows if row.relative > parity.TOLERANCE]

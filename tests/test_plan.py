@@ -11,14 +11,15 @@ import yaml
 from filelock import FileLock
 from synthetic import write_run
 
-from mirai_bench import footprint
-from mirai_bench.compose import SWEEPS
-from mirai_bench.errors import UserError
-from mirai_bench.sweep.command import dry_run, status
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.model import cost as footprint
+from mirai_bench.sweep.__main__ import dry_run, status
 from mirai_bench.sweep.driver import missing
 from mirai_bench.sweep.estimate import cell_flops
-from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan, progress_of, run_dir_of, state_of
-from mirai_bench.sweep.screen import Screen
+from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan, run_dir_of
+from mirai_bench.sweep.progress import Screen
+from mirai_bench.tracking.run_folder import progress_of, state_of
+from mirai_bench.utils.errors import UserError
 
 AXES = ["injection_level", "foresight_layout", "foresight_source"]
 FILE = SWEEPS / "injection_level.yaml"
@@ -221,7 +222,7 @@ def test_parameters_and_checkpoint_size_are_those_built(axis, here, make_config,
     import torch
 
     from mirai_bench.foresight.level import LEVELS
-    from mirai_bench.model import build_model
+    from mirai_bench.model.transformer import build_model
 
     for cell in make_plan(SWEEPS / f"{axis}.yaml", seeds=[0]).sweep.cells:
         config = cell.config
@@ -234,9 +235,9 @@ def test_parameters_and_checkpoint_size_are_those_built(axis, here, make_config,
 
 
 def test_disk_and_flops_of_a_real_run(trained_run, make_config, monkeypatch):
-    from mirai_bench.checkpoint import saved
-    from mirai_bench.data.datasets import open_dataset
-    from mirai_bench.journal import read_journal
+    from mirai_bench.checkpoint.store import saved
+    from mirai_bench.data.images.datasets import open_dataset
+    from mirai_bench.tracking.journal import read_journal
 
     config = make_config()
     size = sum(path.stat().st_size for path in saved(trained_run)[-1].iterdir())

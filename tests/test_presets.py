@@ -2,9 +2,10 @@
 
 import pytest
 
-from mirai_bench.compose import SWEEPS, build_run, load_run, load_sweep, read_profile
-from mirai_bench.errors import UserError
-from mirai_bench.presets import OFFICIAL, expand_official
+from mirai_bench.config.load import SWEEPS, build_run, load_run, read_profile
+from mirai_bench.config.official import OFFICIAL, expand_official
+from mirai_bench.config.sweep_file import load_sweep
+from mirai_bench.utils.errors import UserError
 
 
 def test_it_is_laid_over_the_profile_and_under_the_fields_beside_it():

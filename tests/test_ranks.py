@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from mirai_bench.checkpoint import saved
-from mirai_bench.failure import failure_left, leave_failure, take_failure
-from mirai_bench.journal import read_journal
-from mirai_bench.optim import foresight_rests, foresight_weight
-from mirai_bench.train import RunFailed, run_dir_of
+from mirai_bench.checkpoint.store import saved
+from mirai_bench.tracking.journal import read_journal
+from mirai_bench.tracking.run_folder import RunFailed, failure_left, leave_failure, take_failure
+from mirai_bench.train.optim import foresight_rests, foresight_weight
+from mirai_bench.train.trainer import run_dir_of
 
 BLIND = """
 import os, sys

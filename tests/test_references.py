@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mirai_bench import references
-from mirai_bench.errors import UserError
-from mirai_bench.extractors import EXTRACTORS, Collected
-from mirai_bench.images import NpzImages, NpzWriter, npz_arrays, open_images, parts, resized
-from mirai_bench.metrics import gaussian_of
-from mirai_bench.references import open_reference, path_images, write_reference
+from mirai_bench.data.images.image_sets import NpzImages, NpzWriter, npz_arrays, open_images, parts, resized
+from mirai_bench.evaluate import references
+from mirai_bench.evaluate.extractors import EXTRACTORS, Collected
+from mirai_bench.evaluate.metrics import gaussian_of
+from mirai_bench.evaluate.references import open_reference, path_images, write_reference
+from mirai_bench.utils.errors import UserError
 
 
 def noise(n, side=8, seed=0):

@@ -15,22 +15,14 @@ import pytest
 from scipy import stats as scipy_stats
 from synthetic import injection_level, shared_store, write_plan, write_run
 
-from mirai_bench import tracking
-from mirai_bench.errors import UserError
-from mirai_bench.records import pack, unpack
-from mirai_bench.results import (
-    fetch_grid,
-    freeze,
-    lower_is_better,
-    primary_metric,
-    read_journals,
-    read_jsonl,
-    read_mlflow,
-    refuse_mixed_protocols,
-    with_protocol,
-)
-from mirai_bench.stats import holm, paired, t_interval
-from mirai_bench.tables import LATEX, WRITERS, build_table, latex_escape, markdown
+from mirai_bench.results.frame import lower_is_better, primary_metric, refuse_mixed_protocols, with_protocol
+from mirai_bench.results.reading import fetch_grid, freeze, read_journals, read_jsonl, read_mlflow
+from mirai_bench.results.stats import holm, paired, t_interval
+from mirai_bench.results.table import build_table
+from mirai_bench.results.writers import LATEX, WRITERS, latex_escape, markdown
+from mirai_bench.tracking import ship as tracking
+from mirai_bench.tracking.records import pack, unpack
+from mirai_bench.utils.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORDS = FIXTURES / "records.jsonl"

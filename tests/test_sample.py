@@ -8,10 +8,10 @@ from PIL import Image
 from scipy.stats import chisquare
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mirai_bench import sample
-from mirai_bench.config import Model
-from mirai_bench.model import ARModel
-from mirai_bench.protocol import Protocol
+from mirai_bench.config.protocol import Protocol
+from mirai_bench.config.run_config import Model
+from mirai_bench.model.transformer import ARModel
+from mirai_bench.sample import sampler as sample
 
 GRID = (4, 4)
 

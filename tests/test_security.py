@@ -11,16 +11,16 @@ import pytest
 import torch
 from small_sweeps import environment
 
-from mirai_bench import checkpoint
-from mirai_bench.compose import SWEEPS, read_yaml
-from mirai_bench.data.datasets import _cifar10
+from mirai_bench.checkpoint import store as checkpoint
+from mirai_bench.config.load import SWEEPS, read_yaml
+from mirai_bench.data.images.datasets import _cifar10
+from mirai_bench.data.images.image_sets import open_images
 from mirai_bench.data.shards import open_shards
-from mirai_bench.errors import UserError
-from mirai_bench.foresight.features import CachedFeatures
-from mirai_bench.images import open_images
-from mirai_bench.references import _read_own
-from mirai_bench.tokenizer import vq16
+from mirai_bench.data.tokenizers import vq16
+from mirai_bench.evaluate.references import _read_own
+from mirai_bench.foresight.encoders.feature_cache import CachedFeatures
 from mirai_bench.tokenizer.perceptual import Perceptual
+from mirai_bench.utils.errors import UserError
 
 ROOT = SWEEPS.parent
 CPU = torch.device("cpu")

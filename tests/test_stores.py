@@ -17,10 +17,12 @@ from servers import POSTGRES, MlflowServer, free_port, postgres
 from small_sweeps import ARMS, environment, finish, start, sweep_writer
 from synthetic import injection_level, plan_of, write_plan, write_run
 
-from mirai_bench import mlflow_store, tracking
-from mirai_bench.compose import SWEEPS
-from mirai_bench.results import fetch_grid, read_journals, read_mlflow
-from mirai_bench.tables import build_table, markdown
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.results.reading import fetch_grid, read_journals, read_mlflow
+from mirai_bench.results.table import build_table
+from mirai_bench.results.writers import markdown
+from mirai_bench.tracking import mlflow_store
+from mirai_bench.tracking import ship as tracking
 
 ROOT = SWEEPS.parent
 

@@ -22,10 +22,11 @@ from small_sweeps import (
     table_of,
 )
 
-from mirai_bench.checkpoint import saved
-from mirai_bench.journal import read_journal
-from mirai_bench.sweep.executor import GRACE_SECONDS
-from mirai_bench.sweep.plan import run_dir_of, state_of
+from mirai_bench.checkpoint.store import saved
+from mirai_bench.sweep.plan import run_dir_of
+from mirai_bench.sweep.ray_tune import GRACE_SECONDS
+from mirai_bench.tracking.journal import read_journal
+from mirai_bench.tracking.run_folder import state_of
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import pytest
 import yaml
 from small_sweeps import ARMS, finish, plan_at, start, sweep_writer
 
-from mirai_bench import mlflow_store
-from mirai_bench.compose import merge
-from mirai_bench.journal import read_journal
+from mirai_bench.config.load import merge
 from mirai_bench.sweep.driver import Options, leave_failure, missing, run_sweep
-from mirai_bench.sweep.plan import failure_of, run_dir_of, state_of
-from mirai_bench.sweep.trial import preflight
+from mirai_bench.sweep.job import preflight
+from mirai_bench.sweep.plan import run_dir_of
+from mirai_bench.tracking import mlflow_store
+from mirai_bench.tracking.journal import read_journal
+from mirai_bench.tracking.run_folder import failure_of, state_of
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_the_check_before_training(make_config):
 
 
 def test_the_check_looks_for_an_encoders_weights_among_the_assets(make_config, tmp_path, monkeypatch):
-    from mirai_bench.foresight import pixel_entries
+    from mirai_bench.foresight.encoders import zoo as pixel_entries
 
     monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
     lite = {"level": "internal", "source": "encoder", "encoder": {"name": "efficientnet_lite0"}}

@@ -11,23 +11,23 @@ import torch
 from assets import asset
 from safetensors.torch import save_file
 
-from mirai_bench import cli
-from mirai_bench.compose import build_run, load_run
-from mirai_bench.config import Tokenizer
-from mirai_bench.data.datasets import open_dataset
-from mirai_bench.errors import UserError
-from mirai_bench.extractors import open_extractor
-from mirai_bench.hashing import file_sha256
-from mirai_bench.images import open_images
-from mirai_bench.measure import Stored
-from mirai_bench.measure import measure as compare_images
-from mirai_bench.references import open_reference
-from mirai_bench.tokenizer import TOKENIZERS, load_tokenizer, tokenizer_identity, vq16, vq_small
+from mirai_bench.config.load import build_run, load_run
+from mirai_bench.config.run_config import Tokenizer
+from mirai_bench.data.images.datasets import open_dataset
+from mirai_bench.data.images.image_sets import open_images
+from mirai_bench.data.tokenizers import TOKENIZERS, load_tokenizer, tokenizer_identity, vq16, vq_small
+from mirai_bench.data.tokenizers.convert import from_uint8, to_uint8
+from mirai_bench.evaluate.extractors import open_extractor
+from mirai_bench.evaluate.measure import Stored
+from mirai_bench.evaluate.measure import measure as compare_images
+from mirai_bench.evaluate.references import open_reference
 from mirai_bench.tokenizer.__main__ import main
-from mirai_bench.tokenizer.convert import from_uint8, to_uint8
-from mirai_bench.tokenizer.measure import measure
 from mirai_bench.tokenizer.perceptual import CONVOLUTIONS, Perceptual
+from mirai_bench.tokenizer.quality import measure
 from mirai_bench.tokenizer.train import Codebook, Recipe, Training, save_weights, summary, write_record
+from mirai_bench.utils import cli
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.hashing import file_sha256
 
 CPU = torch.device("cpu")
 KEYS = json.loads((Path(__file__).parent / "fixtures" / "vq16_keys.json").read_text())

@@ -11,9 +11,10 @@ import pytest
 import yaml
 from synthetic import START, evaluation_line, injection_level, plan_of, shared_store, train_line, write_plan, write_run
 
-from mirai_bench import mlflow_store, tracking
-from mirai_bench.errors import UserError
-from mirai_bench.journal import Journal
+from mirai_bench.tracking import mlflow_store
+from mirai_bench.tracking import ship as tracking
+from mirai_bench.tracking.journal import Journal
+from mirai_bench.utils.errors import UserError
 
 METRICS = {"FD-digits": 4.0, "precision": 0.5}
 

@@ -8,14 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirai_bench import trainer as training
-from mirai_bench.checkpoint import saved
-from mirai_bench.compose import SWEEPS, load_sweep
-from mirai_bench.errors import UserError
-from mirai_bench.flops import step_flops
-from mirai_bench.journal import read_journal
-from mirai_bench.train import RunFailed, train
-from mirai_bench.trainer import Trainer, dropped_labels, run_dir_of, teacher_run
+from mirai_bench.checkpoint.store import saved
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.config.sweep_file import load_sweep
+from mirai_bench.model.cost import step_flops
+from mirai_bench.tracking.journal import read_journal
+from mirai_bench.tracking.run_folder import RunFailed
+from mirai_bench.train import trainer as training
+from mirai_bench.train.run import train
+from mirai_bench.train.trainer import Trainer, dropped_labels, run_dir_of, teacher_run
+from mirai_bench.utils.errors import UserError
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden_losses.txt"
 GOLDEN_STEPS = 10
@@ -36,7 +38,7 @@ def golden_losses(config, shared_runs: Path) -> list[float]:
     if teacher is not None:  # a stand-in for the trained baseline: its initial weights
         folder = run_dir_of(teacher) / "checkpoints/step_00000000"
         if not folder.exists():
-            from mirai_bench.checkpoint import save_checkpoint
+            from mirai_bench.checkpoint.store import save_checkpoint
 
             save_checkpoint(run_dir_of(teacher), 0, Trainer(teacher).checkpoint({}), keep=1)
     trainer = Trainer(config)
@@ -245,8 +247,8 @@ def test_two_processes_equal_one(make_config, tmp_path):
     import subprocess
     import sys
 
-    from mirai_bench.evaluate import evaluate_model
-    from mirai_bench.sample import load_for_sampling
+    from mirai_bench.evaluate.evaluation import evaluate_model
+    from mirai_bench.sample.sampler import load_for_sampling
 
     (tmp_path / "script.py").write_text(SHARED_OUT)
     protocol = {"base": "digits", "num_samples": 600}

@@ -10,14 +10,16 @@ import pytest
 import ray
 from small_sweeps import ARMS, SAVES, descendants, finish, is_trial, plan_at, start, state, sweep_writer
 
-from mirai_bench.checkpoint import saved
-from mirai_bench.errors import UserError
-from mirai_bench.failure import failure_left
-from mirai_bench.journal import read_journal
-from mirai_bench.sweep import executor, trial, workers
+from mirai_bench.checkpoint.store import saved
+from mirai_bench.sweep import ray_train as workers
+from mirai_bench.sweep import ray_tune as executor
+from mirai_bench.sweep import trial
 from mirai_bench.sweep.driver import WORKERS
-from mirai_bench.sweep.plan import run_dir_of, state_of
-from mirai_bench.sweep.trial import Job
+from mirai_bench.sweep.job import Job
+from mirai_bench.sweep.plan import run_dir_of
+from mirai_bench.tracking.journal import read_journal
+from mirai_bench.tracking.run_folder import failure_left, state_of
+from mirai_bench.utils.errors import UserError
 
 TWO = {
     "machine": SAVES["machine"] | {"workers": 2, "cpus": 2},
@@ -201,7 +203,7 @@ def test_a_worker_out_of_memory_is_followed_by_smaller_parts_without_a_retry(
     def runs_out(config, stop_file):
         import torch
 
-        from mirai_bench.trainer import Trainer
+        from mirai_bench.train.trainer import Trainer
 
         whole = Trainer.step
 

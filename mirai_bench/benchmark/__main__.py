@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ..cli import run, say
-from ..errors import UserError
-from . import data, evaluate, options, report, sample, sweep, train
-from .targets import PLAN
+from mirai_bench.benchmark import data, evaluate, options, report, sample, sweep, train
+from mirai_bench.benchmark.targets import PLAN
+from mirai_bench.utils.cli import run, say
+from mirai_bench.utils.errors import UserError
 
 KINDS = {
     "train": (train, "a training step and its parts, by size, arm and precision"),
@@ -74,7 +74,7 @@ def measure_targets(args: argparse.Namespace) -> None:
 
 def command(argv: list[str]) -> int:
     if argv[:1] == ["parity"]:
-        from .parity import command as parity
+        from mirai_bench.benchmark.peer.parity import command as parity
 
         return parity(argv[1:])
     args = build_parser().parse_args(argv)

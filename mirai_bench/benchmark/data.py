@@ -15,15 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from ..cli import say
-from ..data.shards import open_shards, write_array
-from .options import Options
-from .timing import spread
+from mirai_bench.benchmark.options import Options
+from mirai_bench.benchmark.timing import spread
+from mirai_bench.data.shards import open_shards
+from mirai_bench.utils.cli import say
+from mirai_bench.utils.files import write_array
 
 TOKENS = 256
+
+
 VOCABULARY = 16384
+
+
 SHARD = 1024
+
+
 READS = 2048  # images, in random order, in batches of
+
+
 BATCH = 256
 
 

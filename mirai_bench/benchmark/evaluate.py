@@ -14,22 +14,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..compose import load_run
-from ..config import RunConfig
-from ..evaluate import evaluate_model
-from ..extractors import EXTRACTORS, Collected, Extractor, open_extractor
-from ..measure import Stored, compare
-from ..measure import measure as measure_images
-from ..metrics import Moments, frechet, square_root
-from ..model import build_model
-from ..networks import COMPAT_FILE, DINOV2_FILES, DINOV2_MODEL, TORCHSCRIPT_FILES, find_asset
-from ..references import Reference, open_reference
-from .options import Options
-from .timing import alternate, spread, timed
+from mirai_bench.benchmark.options import Options
+from mirai_bench.benchmark.timing import alternate, spread, timed
+from mirai_bench.config.load import load_run
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.evaluate.evaluation import evaluate_model
+from mirai_bench.evaluate.extractors import EXTRACTORS, Collected, Extractor, open_extractor
+from mirai_bench.evaluate.measure import Stored, compare
+from mirai_bench.evaluate.measure import measure as measure_images
+from mirai_bench.evaluate.metrics import Moments, frechet, square_root
+from mirai_bench.evaluate.networks import COMPAT_FILE, DINOV2_FILES, DINOV2_MODEL, TORCHSCRIPT_FILES
+from mirai_bench.evaluate.references import Reference, open_reference
+from mirai_bench.model.transformer import build_model
+from mirai_bench.utils.assets import find_asset
 
 WIDTH = 2048  # of Inception's features
+
+
 SIDES = {"digits": 8}  # pixels of the images; elsewhere 32, as CIFAR-10's (every extractor resizes to its own side)
+
+
 FILES = {"inception": (COMPAT_FILE,), "inception_2015": tuple(TORCHSCRIPT_FILES), "dinov2": DINOV2_FILES}
+
+
 Row = dict[str, Any]
 
 

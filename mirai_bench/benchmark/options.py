@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from .. import provenance
-from ..errors import UserError
-from .peer import Peer, load_peer
+from mirai_bench.benchmark.peer.checkout import Peer, load_peer
+from mirai_bench.tracking import provenance
+from mirai_bench.utils.device import cpu_name
+from mirai_bench.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Options:
         """Machine, versions, commit: the same for all rows of a file."""
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
         return {
-            "machine": {"cpu": provenance.cpu_name(), "gpu": gpu, "threads": self.threads, "load": os.getloadavg()},
+            "machine": {"cpu": cpu_name(), "gpu": gpu, "threads": self.threads, "load": os.getloadavg()},
             "versions": provenance.versions(), "git": provenance.git_state(), "rounds": self.rounds, "warmup_rounds": 2,
             "statistic": "median, first and third quartile of rounds that alternate",
         }  # fmt: skip

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..journal import write_atomic
-from .targets import TARGETS, Row
+from mirai_bench.benchmark.targets import TARGETS, Row
+from mirai_bench.utils.files import write_atomic
 
 NOT_MEASURED = "not measured"
+
+
 TABLES = ("<!-- tables -->", "<!-- end of tables -->")  # marks in README.md between which the tables are written
 
 

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..cli import progress, say
-from ..config import RunConfig
-from ..model import ARModel
-from ..protocol import Protocol
-from ..sample import Sampler, classes_of
-from .options import Options, peers_of, pick
-from .peer import Peer
-from .peer_step import build
-from .timing import alternate, ratio, spread
-from .workload import SHAPES, Ours, run_config
+from mirai_bench.benchmark.options import Options, peers_of, pick
+from mirai_bench.benchmark.peer.checkout import Peer
+from mirai_bench.benchmark.peer.step import build
+from mirai_bench.benchmark.timing import alternate, ratio, spread
+from mirai_bench.benchmark.workload import SHAPES, Ours, run_config
+from mirai_bench.config.protocol import Protocol
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.model.transformer import ARModel
+from mirai_bench.sample.draws import classes_of
+from mirai_bench.sample.sampler import Sampler
+from mirai_bench.utils.cli import progress, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

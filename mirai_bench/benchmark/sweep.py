@@ -12,17 +12,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..compose import SWEEPS
-from ..errors import UserError
-from ..results import read_journals
-from ..sweep.driver import Options as SweepOptions
-from ..sweep.driver import Report, run_sweep
-from ..sweep.plan import Plan, make_plan, run_dir_of, state_of
-from ..sweep.trial import measured_parts
-from ..tables import build_table, markdown
-from .options import Options
+from mirai_bench.benchmark.options import Options
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.results.reading import read_journals
+from mirai_bench.results.table import build_table
+from mirai_bench.results.writers import markdown
+from mirai_bench.sweep.driver import Options as SweepOptions
+from mirai_bench.sweep.driver import Report, run_sweep
+from mirai_bench.sweep.plan import Plan, make_plan, run_dir_of
+from mirai_bench.tracking.run_folder import measured_parts, state_of
+from mirai_bench.utils.errors import UserError
 
 ARMS = ["baseline", "output-1d", "output-2d"]
+
+
 EVERY = 2  # epochs from one evaluation to the next
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
+
+
 # What `benchmark targets` runs on each device, as arguments of the subcommands.
 PLAN: dict[str, list[list[str]]] = {
     "cpu": [
@@ -86,6 +88,8 @@ def at_most(limit: float) -> Callable[[float], bool]:
 
 
 MEMORY = ("peer", "bf16", "memory")
+
+
 TARGETS: list[Target] = [
     *(
         Target(f"CPU step, {size}, {arm}, {asked} against fp32", f"≥ {limit:g}x", at_least(limit), faster("cpu", size, arm, asked, "fp32"))

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .. import trainer as trainer_module
-from ..trainer import Trainer
+from mirai_bench.train import trainer as trainer_module
+from mirai_bench.train.trainer import Trainer
 
 CEILING_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices
 

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
-from ..cli import progress, say
-from ..config import RunConfig
-from ..flops import step_flops
-from .options import Options, peers_of, pick
-from .peer_step import PeerStep, supports
-from .timing import Memory, alternate, ceiling, phases_of, ratio, spread
-from .workload import ARMS, SHAPES, Ours, run_config
+from mirai_bench.benchmark.options import Options, peers_of, pick
+from mirai_bench.benchmark.peer.step import PeerStep, supports
+from mirai_bench.benchmark.timing import Memory, alternate, ceiling, phases_of, ratio, spread
+from mirai_bench.benchmark.workload import ARMS, SHAPES, Ours, run_config
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.model.cost import step_flops
+from mirai_bench.utils.cli import progress, say
 
 PHASE_STEPS = 3
+
+
 GPU_STEPS = 10  # of one round: one alone is as short as the launch of it
 
 

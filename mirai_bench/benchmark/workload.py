@@ -7,22 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..compose import build_run
-from ..config import MODEL_SIZES, RunConfig
-from ..data.codes import Batch, Codes
-from ..data.pixels import Pixels
-from ..data.shards import Joined
-from ..foresight import encoders
-from ..foresight.pixel_encoders import PixelEncoder
-from ..trainer import Trainer
-
-CLASSES = 1000
-BATCHES = 4  # of codes: more only fill memory
-PIXELS = 256  # a side, of Mirai-I's images
+from mirai_bench.config.load import build_run
+from mirai_bench.config.run_config import MODEL_SIZES, RunConfig
+from mirai_bench.data.codes import Batch, Codes
+from mirai_bench.data.synthetic import CLASSES, random_codes
+from mirai_bench.foresight.encoders import build as encoders
+from mirai_bench.foresight.encoders.pixels import PixelEncoder
+from mirai_bench.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,8 @@ SHAPES = {
     "medium": Shape(12, 256, 16, 4096, 8),
     **{name: Shape(*MODEL_SIZES[name][:2], 16, 16384, 256) for name in ("B", "L", "XL")},
 }
+
+
 # Foresight fields. Mirai's are the official code's, so that both do the same work; `cached` features come from memory.
 ARMS: dict[str, dict[str, Any]] = {
     "ntp": {"level": "none"},
@@ -73,23 +69,6 @@ def run_config(
         "machine": {"device": device.type, "threads": threads, "compile": compiled},
     }
     return build_run(fields, "benchmark")
-
-
-class RandomPixels(Pixels):
-    """Images without files: (B, s, s, 3) uint8 of any index and view."""
-
-    def __init__(self, batch: int, device: torch.device) -> None:
-        self.images = torch.randint(256, (batch, PIXELS, PIXELS, 3), dtype=torch.uint8, device=device)
-
-    def __call__(self, index: Tensor, view: Tensor) -> Tensor:
-        return self.images[index % len(self.images)]
-
-
-def random_codes(config: RunConfig, device: torch.device) -> Codes:
-    rng, n = np.random.default_rng(0), BATCHES * config.train.batch_size
-    codes = rng.integers(config.tokenizer.vocabulary, size=(n, 1, config.grid[0] * config.grid[1])).astype(np.uint16)
-    labels = rng.integers(config.data.classes, size=n)
-    return Codes(Joined([codes]), labels, RandomPixels(config.train.batch_size, device), {}, device)
 
 
 class StoredFeatures:

@@ -5,7 +5,6 @@ Letters: N images, R views, T tokens, B batch. Codes are uint16 everywhere but i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Data, RunConfig
-from ..errors import UserError
-from ..tokenizer import Tokenizer, load_tokenizer
-from .datasets import Dataset, Split, open_dataset
-from .pixels import Pixels, read_bases
-from .shards import Joined, codes_folder, expected, open_shards, read_manifest, refuse_difference, split_data
-from .views import all_views, base_sizes
+from mirai_bench.config.run_config import Data, RunConfig
+from mirai_bench.data.images.crops import all_views, base_sizes, read_bases
+from mirai_bench.data.images.datasets import Dataset, Split, open_dataset
+from mirai_bench.data.pixels import Pixels
+from mirai_bench.data.shards import Joined, codes_folder, expected, open_shards, read_manifest, refuse_difference, split_data
+from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
+from mirai_bench.utils.device import fits
+from mirai_bench.utils.errors import UserError
 
 ENCODE_BATCH = 256  # images at a time through the tokenizer
 
@@ -154,13 +154,6 @@ def _open_images(config: RunConfig, split: Split, manifest: dict[str, Any]) -> D
     advice = "set machine.data to the images that the codes were prepared from"
     refuse_difference(config.machine.data or Path(dataset.name), dataset.identity, manifest["dataset"], advice)
     return dataset
-
-
-def fits(num_bytes: int, device: torch.device) -> bool:
-    """Half of the device's free memory, or a quarter of the machine's, may hold codes."""
-    if device.type == "cuda":
-        return num_bytes <= torch.cuda.mem_get_info(device)[0] // 2
-    return num_bytes <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 
 def _read_prepared(config: RunConfig, split: Split, device: torch.device) -> Codes:

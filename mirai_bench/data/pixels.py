@@ -10,17 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Data
-from .datasets import Dataset
-from .shards import Joined
-from .views import VIEWS_PER_BASE, base_sizes, center_crop, cut
-
-
-def read_bases(dataset: Dataset, rows: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    """Centre crops uint8 (len(rows), size, size, 3); raises what Dataset.read raises."""
-    if dataset.images is not None and dataset.images.shape[1:3] == (size, size):
-        return dataset.images[np.asarray(rows)]
-    return np.stack([center_crop(dataset.read(int(row)), size) for row in rows])
+from mirai_bench.config.run_config import Data
+from mirai_bench.data.images.crops import VIEWS_PER_BASE, base_sizes, cut, read_bases
+from mirai_bench.data.images.datasets import Dataset
+from mirai_bench.data.shards import Joined
 
 
 class Pixels:

@@ -25,19 +25,26 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..cli import progress, run, say
-from ..compose import load_run
-from ..config import RunConfig
-from ..errors import UserError
-from ..tokenizer import load_tokenizer
-from .codes import encode_bases
-from .datasets import Dataset, Split, has_heldout_images, open_dataset
-from .shards import codes_folder, expected, read_json, refuse_difference, split_data, write_array, write_json
-from .views import base_sizes, center_crop
+from mirai_bench.config.load import load_run
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.codes import encode_bases
+from mirai_bench.data.images.crops import base_sizes, center_crop
+from mirai_bench.data.images.datasets import Dataset, Split, has_heldout_images, open_dataset
+from mirai_bench.data.shards import codes_folder, expected, refuse_difference, split_data
+from mirai_bench.data.tokenizers import load_tokenizer
+from mirai_bench.utils.cli import progress, run, say
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import read_json, write_array, write_json
 
 SHARD = 1024  # images
+
+
 REPAIR = "repair or remove it and prepare into a new folder, or leave out --strict"
+
+
 ENCODED_TOGETHER = 64  # images: bounds the memory of their crops
+
+
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 

@@ -10,20 +10,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..config import RunConfig
-from ..errors import UserError
-from ..hashing import digest
-from ..tokenizer import tokenizer_identity
-from .datasets import Split
-from .views import crop_rule
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.images.crops import crop_rule
+from mirai_bench.data.images.datasets import Split
+from mirai_bench.data.tokenizers import tokenizer_identity
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import read_json
+from mirai_bench.utils.hashing import digest
 
 FORMAT = 1
 
@@ -72,26 +71,6 @@ def refuse_difference(where: Path, found: dict[str, Any], wanted: dict[str, Any]
     for key, value in wanted.items():
         if found.get(key) != value:
             raise UserError(f"{where}: {key} is {found.get(key)!r}, but the config asks for {value!r}: {advice}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable ({error}): remove it and prepare the codes again") from None
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-    os.replace(temporary, path)
 
 
 def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]]:

@@ -1,10 +1,12 @@
 """Foresight: level x layout x source, composed from the config. Only the trainer imports this; a trained model carries nothing of it."""
 
+from __future__ import annotations
+
 import torch
 
-from ..config import RunConfig
-from .level import LEVELS, InternalLevel, Level
-from .source import SOURCES, Parts
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.foresight.level import LEVELS, InternalLevel, Level
+from mirai_bench.foresight.source import SOURCES, Parts
 
 __all__ = ["Level", "Parts", "build_foresight"]
 

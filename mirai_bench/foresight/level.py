@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..config import RunConfig
-from ..cross_entropy import linear_cross_entropy
-from ..data.codes import Batch
-from ..foresight_config import Foresight, resolve_layer
-from ..model import States
-from .layout import LAYOUTS
-from .loss import TARGET_NORMS, Projector, cosine_loss, pair, reduce_heads
-from .source import Source
+from mirai_bench.config.foresight import Foresight, resolve_layer
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.codes import Batch
+from mirai_bench.foresight.layout import LAYOUTS
+from mirai_bench.foresight.loss import TARGET_NORMS, Projector, cosine_loss, pair, reduce_heads
+from mirai_bench.foresight.source import Source
+from mirai_bench.model.cross_entropy import linear_cross_entropy
+from mirai_bench.model.transformer import States
 
 
 class Level(nn.Module):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.amp import custom_bwd, custom_fwd
-from torch.autograd.function import once_differentiable
 
-from ..foresight_config import Projector as ProjectorConfig
-from ..model import INIT_STD
-from .layout import Table
+from mirai_bench.config.foresight import Projector as ProjectorConfig
+from mirai_bench.foresight.layout import Table
+from mirai_bench.model.kernels import HeadByHead
+from mirai_bench.model.transformer import INIT_STD
 
 
 def pair(table: Table, pairing: Literal["consumed", "predicting"], explicit: bool, class_token: bool) -> Table:
@@ -32,36 +31,6 @@ def pair(table: Table, pairing: Literal["consumed", "predicting"], explicit: boo
         cells = np.concatenate([np.zeros_like(cells[:1]), cells[:-1]])
         valid = np.concatenate([np.full_like(valid[:1], class_token), valid[:-1]])
     return Table(cells, valid)
-
-
-class HeadByHead(torch.autograd.Function):
-    """torch.baddbmm(bias, x, weight) on a CPU, as one product a head: x (1 or K, N, D), weight (K, D, Z), bias (K, 1, Z) → (K, N, Z).
-
-    A batched product of float32 gives each thread whole heads, so that of two threads one waits while the other computes the third.
-    """
-
-    @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        out = x.new_empty(len(weight), x.shape[1], weight.shape[2])
-        for k in range(len(weight)):
-            torch.addmm(bias[k], x[k % len(x)], weight[k], out=out[k])
-        ctx.save_for_backward(x, weight)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    @custom_bwd(device_type="cpu")
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        of_x, of_weight = torch.empty_like(x), torch.empty_like(weight)
-        for k in range(len(weight)):
-            torch.mm(x[k % len(x)].T, grad[k], out=of_weight[k])
-            if k < len(x):
-                torch.mm(grad[k], weight[k].T, out=of_x[k])
-            else:  # one x for all heads
-                torch.addmm(of_x[0], grad[k], weight[k].T, out=of_x[0])
-        return of_x, of_weight, grad.sum(1, keepdim=True)
 
 
 class Projector(nn.Module):

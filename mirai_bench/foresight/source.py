@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..config import RunConfig
-from ..data.codes import Batch, Codes
-from ..foresight_config import resolve_layer
-from ..model import ARModel
-from .encoders import Encoder, RandomTokens, build_encoder
+from mirai_bench.config.foresight import resolve_layer
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.codes import Batch, Codes
+from mirai_bench.foresight.encoders.build import Encoder, RandomTokens, build_encoder
+from mirai_bench.model.transformer import ARModel
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,15 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from ..cli import say
-from ..compose import Cell
-from ..errors import UserError
-from ..journal import write_atomic
-from .plan import Plan, in_order_of_execution, run_dir_of, state_of
-from .screen import Screen
-from .shipper import Shipper
-from .trial import Job
+from mirai_bench.config.sweep_file import Cell
+from mirai_bench.sweep.job import Job
+from mirai_bench.sweep.mlflow_sync import Shipper
+from mirai_bench.sweep.plan import Plan, in_order_of_execution, run_dir_of
+from mirai_bench.sweep.progress import Screen
+from mirai_bench.tracking.run_folder import state_of
+from mirai_bench.utils.cli import say
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import write_atomic
 
 # One thread a trial, and threads that wait asleep: two spinning pools on two cores slow each other twelvefold.
 WORKERS = {
@@ -37,6 +38,8 @@ WORKERS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a run says goes to its log.txt
     "RAY_TRAIN_METRICS_ENABLED": "0",  # which nobody reads
 }
+
+
 DRIVER = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -133,7 +136,7 @@ def train_missing(plan: Plan, cells: list[Cell], options: Options, shipper: Ship
     job = Job.beside([cell.config.model_dump(mode="json") for cell in cells], plan.runs / "sweeps", plan.name)
     job.begin()
     with report.phase("ray import"):
-        from . import executor
+        from mirai_bench.sweep import ray_tune as executor
     with contextlib.ExitStack() as stack:
         with report.phase("ray start"):
             stack.enter_context(executor.session(address, WORKERS))

@@ -6,12 +6,11 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..compose import Cell
-from ..config import RunConfig
-from ..flops import training_flops
-from ..footprint import checkpoint_bytes, num_images
-from ..journal import read_journal
-from .plan import Plan, run_dir_of
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.config.sweep_file import Cell
+from mirai_bench.model.cost import checkpoint_bytes, num_images, training_flops
+from mirai_bench.sweep.plan import Plan, run_dir_of
+from mirai_bench.tracking.journal import read_journal
 
 MEASURED_RUNS = 20  # of the newest finished runs, for the pace
 

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ..compose import Cell, Sweep, load_sweep
-from ..config import RunConfig
-from ..errors import UserError
-from ..journal import read_journal, write_atomic
-
-State = Literal["done", "running", "failed", "pending"]
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.config.sweep_file import Cell, Sweep, load_sweep
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -113,56 +108,6 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 def run_dir_of(cell: Cell) -> Path:
     return cell.config.machine.runs / cell.fingerprint
-
-
-def state_of(run_dir: Path) -> State:
-    """A finished or failed run has left its file; a running one holds its lock, however its process may end."""
-    if (run_dir / "done.json").is_file():
-        return "done"
-    if _is_locked(run_dir / "run.lock"):
-        return "running"
-    return "failed" if (run_dir / "failed.json").is_file() else "pending"
-
-
-def _is_locked(lock: Path) -> bool:
-    if not lock.is_file():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def failure_of(run_dir: Path) -> str:
-    """The reason that failed.json gives."""
-    try:
-        found = json.loads((run_dir / "failed.json").read_bytes())
-        return f"{found['reason']}" + (f" (step {found['step']})" if found.get("step") is not None else "")
-    except (OSError, ValueError, KeyError, TypeError):
-        return "no reason was left"
-
-
-@dataclass(frozen=True)
-class Progress:
-    epoch: float
-    seconds_left: float | None
-    """at the pace since the run was last started"""
-
-
-def progress_of(run_dir: Path, config: RunConfig) -> Progress:
-    """How far a run has come, from its journal."""
-    first = last = None
-    for line in read_journal(run_dir / "journal.jsonl"):
-        first = line if line["kind"] == "start" or first is None else first
-        last = line
-    if last is None:
-        return Progress(0.0, None)
-    advanced = last["epoch"] - first["epoch"]
-    pace = (last["time"] - first["time"]) / advanced if advanced > 0 else None  # seconds an epoch
-    since = time.time() - last["time"]
-    left = None if pace is None else max(0.0, pace * (config.train.epochs - last["epoch"]) - since)
-    return Progress(last["epoch"], left)
 
 
 def in_order_of_execution(cells: Sequence[Cell], baseline: str) -> list[Cell]:

@@ -19,18 +19,20 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from .. import tracking
-from ..cli import say
-from ..compose import SweepFile, build_run, checked, merge, parse_sets, read_yaml
-from ..config import RunConfig
-from ..errors import UserError
-from ..journal import read_journal, write_atomic
-from ..results import lower_is_better
-from ..search_space import Range, Search
-from . import executor
-from .driver import DRIVER, WORKERS, Options, stop_file_on_signal
-from .plan import Plan, state_of, with_absolute_paths
-from .trial import Job, log_of
+from mirai_bench.config.load import build_run, checked, merge, parse_sets, read_yaml
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.config.sweep_file import Range, Search, SweepFile
+from mirai_bench.results.frame import lower_is_better
+from mirai_bench.sweep import ray_tune as executor
+from mirai_bench.sweep.driver import DRIVER, WORKERS, Options, stop_file_on_signal
+from mirai_bench.sweep.job import Job
+from mirai_bench.sweep.plan import Plan, with_absolute_paths
+from mirai_bench.tracking import ship as tracking
+from mirai_bench.tracking.journal import read_journal
+from mirai_bench.tracking.run_folder import log_of, state_of
+from mirai_bench.utils.cli import say
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def with_values(base: dict[str, Any], values: dict[str, Any]) -> RunConfig:
 
 def run_trial(values: dict[str, Any], *, job: SearchJob) -> None:
     """Trains one drawn config, reporting each evaluation, those of earlier attempts first. Tune ends it inside a report."""
-    from .. import train as training
-    from ..trainer import run_dir_of
+    from mirai_bench.train import run as training
+    from mirai_bench.train.trainer import run_dir_of
 
     if not job.check.accepted():
         return

@@ -11,22 +11,23 @@ from typing import Any
 
 import torch
 
-from ..cli import run
-from ..compose import load_run
-from ..config import RunConfig
-from ..data.datasets import open_dataset
-from ..errors import UserError
-from ..evaluate import check_evaluation
-from . import load_tokenizer
-from .measure import measure
-from .rfid import reconstruction_distance
-from .train import Recipe, open_record, summary, train, write_record
+from mirai_bench.config.load import load_run
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.images.datasets import open_dataset
+from mirai_bench.data.tokenizers import load_tokenizer
+from mirai_bench.evaluate.evaluation import check_evaluation
+from mirai_bench.tokenizer.quality import measure
+from mirai_bench.tokenizer.reconstruction import reconstruction_distance
+from mirai_bench.tokenizer.train import Recipe, open_record, summary, train, write_record
+from mirai_bench.utils.cli import run
+from mirai_bench.utils.errors import UserError
 
 TRAIN = """example:
   python -m mirai_bench.tokenizer train cifar10 --vgg vgg16_features.pt --set machine.data=cifar10.npz
 
 The weights and their record (PSNR, codebook usage, seconds, hardware) are written below runs/tokenizers. Run the same command again after an
 interruption: it goes on. Use the weights with tokenizer.weights: PATH. rFID joins the record with `measure --write-record --rfid`."""
+
 
 MEASURE = """example:
   python -m mirai_bench.tokenizer measure cifar10 --set machine.data=cifar10.npz --set machine.assets=ASSETS --reconstructions held-out.npz --rfid"""

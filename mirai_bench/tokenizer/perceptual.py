@@ -9,12 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UserError
+from mirai_bench.utils.errors import UserError
 
 # torchvision's VGG16 .features up to relu3_3: convolutions, poolings, and the ReLUs whose output is compared.
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14)
+
+
 POOLINGS = (4, 9)
+
+
 TAPS = (3, 8, 15)
+
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -20,18 +20,18 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import config as settings
-from ..cli import progress, say
-from ..config import RunConfig
-from ..data.datasets import Dataset, open_dataset
-from ..data.pixels import read_bases
-from ..errors import UserError
-from ..hashing import digest, file_sha256
-from ..journal import write_atomic
-from .convert import from_uint8
-from .measure import measure
-from .perceptual import Perceptual
-from .vq_small import SmallVQ, VQSmall, read_model, weight_file
+from mirai_bench.config import run_config as settings
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.images.crops import read_bases
+from mirai_bench.data.images.datasets import Dataset, open_dataset
+from mirai_bench.data.tokenizers.convert import from_uint8
+from mirai_bench.data.tokenizers.vq_small import SmallVQ, VQSmall, read_model, weight_file
+from mirai_bench.tokenizer.perceptual import Perceptual
+from mirai_bench.tokenizer.quality import measure
+from mirai_bench.utils.cli import progress, say
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import write_atomic
+from mirai_bench.utils.hashing import digest, file_sha256
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Recipe:
 
 
 REBIRTH_EVERY = 20  # steps
+
+
 SAVE_EVERY = 120.0  # seconds
 
 

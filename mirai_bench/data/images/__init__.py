@@ -1,0 +1,1 @@
+"""Data sets, crops, and files of images."""

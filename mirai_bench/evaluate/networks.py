@@ -1,0 +1,186 @@
+"""The pretrained networks behind the feature spaces: uint8 (B, 3, h, w) → {feature: (B, d)}, and where their weights come from.
+
+A file that claims to be the 2015 Inception is known by its sha256, so that "FID" means one network. Nothing is fetched without a word.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.utils.assets import assets_folder, find_asset
+from mirai_bench.utils.cli import say
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.hashing import file_sha256
+from mirai_bench.utils.tensors import read_tensors
+
+INCEPTION_SIDE = 299  # pixels
+
+
+SPATIAL_CHANNELS = 7  # of mixed_6's first branch, 17x17 each: 2,023 dimensions (ADM's sFID, after arXiv 2103.03841)
+
+
+COMPAT_FILE = "weights-inception-2015-12-05-6726825d.pth"
+
+
+COMPAT_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{COMPAT_FILE}"
+
+
+COMPAT_SHA256 = "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+# TorchScript files of the same network: without its 1,008-way head, and as StyleGAN and EDM publish it.
+TORCHSCRIPT_FILES = {
+    "fid_inception.pt": "sha256:7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+    "inception-2015-12-05.pt": "sha256:f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+}
+
+
+DINOV2_MODEL = "vit_large_patch14_dinov2.lvd142m"
+
+
+DINOV2_FILES = ("dinov2_vitl14.safetensors", "dinov2_vitl14_pretrain.pth")
+
+
+def _tensorflow_resize(images: Tensor, side: int) -> Tensor:
+    """Bilinear as TensorFlow 1 computes it (corners not aligned, no antialiasing), as in the network's own graph."""
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    return interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(side, side), align_corners=False)
+
+
+def _spatial(mixed_6: Tensor) -> Tensor:
+    """(B, C, 17, 17) → (B, 2023), height, width, channel in this order as in ADM's files."""
+    return mixed_6[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+
+
+class InceptionCompat(nn.Module):
+    """torch-fidelity's own 2015 Inception: pool, spatial, and the logits without their bias that the Inception Score is made of."""
+
+    def __init__(self, weights: Path) -> None:
+        from torch_fidelity import FeatureExtractorInceptionV3
+
+        super().__init__()
+        self.network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+        )
+        self.mixed_6 = torch.empty(0)
+        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.mixed_6 = output
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        pool, logits = self.network(images)
+        return {"pool": pool, "spatial": _spatial(self.mixed_6), "logits": logits}
+
+
+def locate_compat(config: RunConfig, weights: Path | None) -> Path:
+    hub = Path(torch.hub.get_dir()) / "checkpoints" / COMPAT_FILE
+    path = weights or find_asset(config, COMPAT_FILE) or hub
+    if path == hub and not hub.is_file():
+        say(f"downloading the 2015 Inception from {COMPAT_URL} to {hub}")
+        hub.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(COMPAT_URL, str(hub), COMPAT_SHA256.removeprefix("sha256:"), progress=False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"the 2015 Inception could not be downloaded ({error}): fetch {COMPAT_URL} and write --weights FILE, "
+                "or put it into machine.assets or $MIRAI_BENCH_ASSETS"
+            ) from None
+    return _known(path, {COMPAT_FILE: COMPAT_SHA256}, "torch-fidelity's 2015 Inception")
+
+
+def _known(path: Path, files: dict[str, str], what: str) -> Path:
+    if not path.is_file():
+        raise UserError(f"There is no file {str(path)!r}: write the path of {what} ({' or '.join(files)})")
+    found = file_sha256(path)
+    if found not in files.values():
+        known = ", ".join(f"{name} {sha}" for name, sha in files.items())
+        raise UserError(f"{path} is not {what}: its content is {found}, known are {known}")
+    return path
+
+
+class Inception2015(nn.Module):
+    """The TorchScript file that StyleGAN, EDM and clean-fid use. It gives no logits here: no Inception Score."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; the file is what it is
+            network = torch.jit.load(str(weights), map_location="cpu").eval()
+        self.layers = (network.net if hasattr(network, "net") else network).layers
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = (_tensorflow_resize(images, INCEPTION_SIDE) - 128) / 128
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)  # 1.3x as fast there; features differ by 1e-5
+        spatial = x
+        for name, layer in self.layers.named_children():
+            if name == "output":  # the classification head, in the files that have it
+                break
+            x = layer(x)
+            if name == "mixed_6":
+                spatial = _spatial(x)
+        return {"pool": x.flatten(1), "spatial": spatial}
+
+
+def locate_2015(config: RunConfig, weights: Path | None) -> Path:
+    path = weights or find_asset(config, *TORCHSCRIPT_FILES)
+    if path is None:
+        raise UserError(
+            f"extractor inception_2015 needs {' or '.join(TORCHSCRIPT_FILES)}: write --weights FILE, or put it into "
+            f"machine.assets or $MIRAI_BENCH_ASSETS (found {str(assets_folder(config))!r})"
+        )
+    return _known(path, TORCHSCRIPT_FILES, "the TorchScript Inception of 2015-12-05")
+
+
+class Dinov2(nn.Module):
+    """The class token of ViT-L/14 after the last norm, at 224 pixels (Stein et al., arXiv 2306.04675): the space of FD-DINOv2.
+
+    Images are resized bicubically with antialiasing; timm resamples the position table from 37x37 to 16x16.
+    """
+
+    def __init__(self, weights: Path, model: str = DINOV2_MODEL) -> None:
+        import timm
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
+        super().__init__()
+        self.model = timm.create_model(model, pretrained=False, num_classes=0, img_size=224)
+        state = read_tensors(weights)
+        try:
+            self.model.load_state_dict(checkpoint_filter_fn(state, self.model))
+        except (RuntimeError, KeyError) as error:
+            raise UserError(f"{weights} does not hold the weights of {model}: {str(error).splitlines()[0]}") from None
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = F.interpolate(images.float() / 255, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+        return {"pool": self.model((x - self.mean) / self.std)}
+
+
+def locate_dinov2(config: RunConfig, weights: Path | None) -> Path:
+    path = weights or find_asset(config, *DINOV2_FILES)
+    if path is not None and not path.is_file():
+        raise UserError(f"There is no file {str(path)!r}: write the path of {' or '.join(DINOV2_FILES)}")
+    try:
+        import timm  # noqa: F401
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise UserError("extractor dinov2 needs timm: pip install 'mirai-bench[encoders]'") from None
+    if path is not None:
+        return path
+    say(f"fetching timm/{DINOV2_MODEL} from the Hugging Face Hub, unless it is there")
+    try:
+        return Path(hf_hub_download(f"timm/{DINOV2_MODEL}", "model.safetensors"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"timm/{DINOV2_MODEL} could not be fetched ({type(error).__name__}): write --weights FILE, or put "
+            f"{' or '.join(DINOV2_FILES)} into machine.assets or $MIRAI_BENCH_ASSETS"
+        ) from None

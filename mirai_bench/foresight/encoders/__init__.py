@@ -1,0 +1,1 @@
+"""Frozen bidirectional encoders, the teachers of Mirai-I."""

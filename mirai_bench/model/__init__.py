@@ -1,0 +1,1 @@
+"""The decoder-only transformer, its hand-written kernels, and what it costs."""

@@ -1,0 +1,1 @@
+"""Records to one frame, statistics, and tables. analysis/ uses this room only."""

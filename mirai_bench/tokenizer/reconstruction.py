@@ -1,0 +1,27 @@
+"""rFID: the Fréchet distance of reconstructed held-out images to the held-out images themselves, in the feature space of the profile's protocol."""
+
+from __future__ import annotations
+
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.images.image_sets import open_images
+from mirai_bench.evaluate.extractors import open_extractor
+from mirai_bench.evaluate.measure import Stored, measure
+from mirai_bench.evaluate.references import open_reference
+from mirai_bench.utils.cli import progress
+
+
+def reconstruction_distance(config: RunConfig, reconstructions: Path, device: torch.device) -> dict[str, Any]:
+    """Of the .npz that `tokenizer measure --reconstructions` writes: every metric of the evaluation, and what they were measured with."""
+    images, extractor = open_images(reconstructions), open_extractor(config, config.evaluation.protocol.extractor, device)
+    reference = open_reference(config, "heldout", extractor)
+    watch = partial(progress, what="rFID", total=len(images), unit="images", weigh=attrgetter("num_images"))
+    measured = measure(Stored(images), extractor, reference, watch=watch)
+    metrics = {name: float(f"{value:.5g}") for name, value in measured.metrics.items()}
+    return metrics | {"n": len(images), "reference": reference.identity, "extractor": extractor.identity}

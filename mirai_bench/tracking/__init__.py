@@ -1,0 +1,1 @@
+"""What a run writes down: its folder, its journal, its records, and the view of them in MLflow."""

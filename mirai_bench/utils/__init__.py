@@ -1,0 +1,1 @@
+"""Plumbing that every room may use. It imports nothing of the project."""
