@@ -44,20 +44,30 @@ def verdict(inside: bool, outside: bool) -> str:
 def compare_better(results: Results, test: dict[str, Any], strict: float) -> Evidence:
     """`better` - `than`; `strict` is the confidence that a contradiction needs."""
     metric = test.get("metric") or primary_metric(results.metrics)
-    ours, theirs = (at_last(results, arm, lambda r: r["metrics"].get(metric)) for arm in (test["better"], test["than"]))
+    ours, theirs = (
+        at_last(results, arm, lambda r: r["metrics"].get(metric)) for arm in (test["better"], test["than"])
+    )
     narrow, wide = paired(ours, theirs), paired(ours, theirs, strict)
     what = f"{metric}: {test['better']} minus {test['than']}"
     if narrow is None or math.isnan(narrow.half):
-        return Evidence("undecided", f"{what} {number(narrow and narrow.mean, metric, sign=True)}, n {narrow.n if narrow else 0}")
+        return Evidence(
+            "undecided",
+            f"{what} {number(narrow and narrow.mean, metric, sign=True)}, n {narrow.n if narrow else 0}",
+        )
     sign = 1 if lower_is_better(metric) else -1
     better, worse = max(sign * narrow.low, sign * narrow.high) < 0, min(sign * wide.low, sign * wide.high) > 0
     low, high = (number(x, metric, sign=True) for x in (narrow.low, narrow.high))
-    return Evidence(verdict(better, worse), f"{what} {number(narrow.mean, metric, sign=True)} [{low}, {high}], n {narrow.n}")
+    return Evidence(
+        verdict(better, worse),
+        f"{what} {number(narrow.mean, metric, sign=True)} [{low}, {high}], n {narrow.n}",
+    )
 
 
 def compare_speedup(results: Results, test: dict[str, Any], strict: float) -> Evidence:
     metric, factor = primary_metric(results.metrics), float(test["speedup"])
-    narrow, wide = (speedup(results, test["arm"], metric, "epochs", "final", level) for level in (0.95, strict))
+    narrow, wide = (
+        speedup(results, test["arm"], metric, "epochs", "final", level) for level in (0.95, strict)
+    )
     text = f"{test['arm']} reaches the baseline's final {metric}: {narrow} in epochs, n {narrow.n}"
     return Evidence(verdict(narrow.sure_low >= factor, wide.sure_high < factor), text)
 
@@ -71,10 +81,14 @@ def compare_same(results: Results, test: dict[str, Any], strict: float) -> Evide
     narrow, wide = t_interval(ratios), t_interval(ratios, strict)
     what = f"{test['same']}: {test['arm']} over {results.baseline}"
     if narrow is None or math.isnan(narrow.half):
-        return Evidence("undecided", f"{what} {narrow.mean if narrow else math.nan:.3f}, n {narrow.n if narrow else 0}")
+        return Evidence(
+            "undecided", f"{what} {narrow.mean if narrow else math.nan:.3f}, n {narrow.n if narrow else 0}"
+        )
     low, high = 1 - test["within"], 1 + test["within"]
     same, other = low <= narrow.low and narrow.high <= high, wide.high < low or wide.low > high
-    return Evidence(verdict(same, other), f"{what} {narrow.mean:.3f} [{narrow.low:.3f}, {narrow.high:.3f}], n {narrow.n}")
+    return Evidence(
+        verdict(same, other), f"{what} {narrow.mean:.3f} [{narrow.low:.3f}, {narrow.high:.3f}], n {narrow.n}"
+    )
 
 
 # key that tells the kind → (other keys that it needs, comparison)
@@ -105,7 +119,11 @@ def kind_of(test: dict[str, Any]) -> str:
 
 
 def subject(test: dict[str, Any]) -> str:
-    return f"{test['axis']}: {test['better']} and {test['than']}" if "better" in test else f"{test['axis']}: {test['arm']}"
+    return (
+        f"{test['axis']}: {test['better']} and {test['than']}"
+        if "better" in test
+        else f"{test['axis']}: {test['arm']}"
+    )
 
 
 def sweep_of(test: dict[str, Any], profile: str, sweeps: list[Results]) -> Results | None:
@@ -131,11 +149,20 @@ def judge(claim: dict[str, Any], sweeps: list[Results]) -> list[list[str]]:
     compare = [KINDS[kind_of(test)][1] for test in tests]
     for profile in dict.fromkeys(results.profile for results in sweeps):
         where = [sweep_of(test, profile, sweeps) for test in tests]
-        found = [f(r, test, 1 - 0.05 / len(tests)) for f, r, test in zip(compare, where, tests, strict=True) if r]
+        found = [
+            f(r, test, 1 - 0.05 / len(tests)) for f, r, test in zip(compare, where, tests, strict=True) if r
+        ]
         absent = [subject(test) for r, test in zip(where, tests, strict=True) if r is None]
         if found:
             texts = [evidence.text for evidence in found] + [f"not run: {text}" for text in absent]
-            rows.append([*label, profile, overall([evidence.verdict for evidence in found], not absent), "; ".join(texts)])
+            rows.append(
+                [
+                    *label,
+                    profile,
+                    overall([evidence.verdict for evidence in found], not absent),
+                    "; ".join(texts),
+                ]
+            )
     return rows or [[*label, MISSING, "not run", "needs " + "; ".join(map(subject, tests))]]
 
 
@@ -151,8 +178,12 @@ def report(claims: list[dict[str, Any]], sweeps: list[Results]) -> str:
 
 
 def command(argv: list[str]) -> int:
-    options = parser("claims", __doc__.splitlines()[0], "python analysis/claims.py --records reports/data/*_digits.jsonl")
-    options.add_argument("--claims", type=Path, default=CLAIMS, metavar="FILE", help="claims (reports/claims.yaml)")
+    options = parser(
+        "claims", __doc__.splitlines()[0], "python analysis/claims.py --records reports/data/*_digits.jsonl"
+    )
+    options.add_argument(
+        "--claims", type=Path, default=CLAIMS, metavar="FILE", help="claims (reports/claims.yaml)"
+    )
     args = options.parse_args(argv)
     text = report(read_yaml(args.claims)["claims"], load(args))
     args.out.mkdir(parents=True, exist_ok=True)

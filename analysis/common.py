@@ -28,11 +28,15 @@ NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Softw
 
 def parser(script: str, description: str, example: str) -> argparse.ArgumentParser:
     """With the options that choose records. Without any: every sweep in the MLflow store of the current folder."""
-    made = argparse.ArgumentParser(prog=f"python analysis/{script}.py", description=description, epilog=f"example: {example}")
+    made = argparse.ArgumentParser(
+        prog=f"python analysis/{script}.py", description=description, epilog=f"example: {example}"
+    )
     made.add_argument("--axis", help="only this axis, for instance injection_level")
     made.add_argument("--profile", help="only this profile, for instance digits")
     made.add_argument("--sweep", metavar="ID", help="only this MLflow parent run")
-    made.add_argument("--protocol", metavar="DIGEST", help="only evaluations under this protocol (digest or name)")
+    made.add_argument(
+        "--protocol", metavar="DIGEST", help="only evaluations under this protocol (digest or name)"
+    )
     made.add_argument(
         "--records",
         nargs="+",
@@ -41,7 +45,9 @@ def parser(script: str, description: str, example: str) -> argparse.ArgumentPars
         help="frozen records (reports/data/*.jsonl); files of one sweep are joined",
     )
     made.add_argument("--runs", type=Path, metavar="FOLDER", help="read the journals in this folder of runs")
-    made.add_argument("--out", type=Path, default=Path("reports"), metavar="FOLDER", help="where to write (reports)")
+    made.add_argument(
+        "--out", type=Path, default=Path("reports"), metavar="FOLDER", help="where to write (reports)"
+    )
     return made
 
 
@@ -52,7 +58,10 @@ def load(args: argparse.Namespace) -> list[Results]:
     elif args.runs:
         found, where = read_journals(args.runs), f"{args.runs} (no planned sweep)"
     else:
-        found, where = read_mlflow(sweep=args.sweep), "MLflow (MLFLOW_TRACKING_URI, or mlflow.db in this folder)"
+        found, where = (
+            read_mlflow(sweep=args.sweep),
+            "MLflow (MLFLOW_TRACKING_URI, or mlflow.db in this folder)",
+        )
     if not any(results.records for results in found):
         raise UserError(f"there are no evaluations to read in {where}. Run a sweep first: {MAIN_JOB}")
     for name in ("axis", "profile"):
@@ -74,7 +83,10 @@ def load(args: argparse.Namespace) -> list[Results]:
 def look(results: Results) -> dict[str, tuple[str, str]]:
     """arm → (colour, marker); the same arm looks the same in every figure of its sweep."""
     others = [arm for arm in results.arms if arm != results.baseline]
-    looks = {arm: (COLOURS[i % len(COLOURS)], MARKERS[1 + i // 6 % (len(MARKERS) - 1)]) for i, arm in enumerate(others)}
+    looks = {
+        arm: (COLOURS[i % len(COLOURS)], MARKERS[1 + i // 6 % (len(MARKERS) - 1)])
+        for i, arm in enumerate(others)
+    }
     return {results.baseline: ("#000000", MARKERS[0])} | looks
 
 

@@ -49,7 +49,9 @@ def read(path: Path) -> Records:
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         kinds = {
-            json.dumps([r["config"]["foresight"], r["profile"], r["epoch"], r["protocol"] | {"seed": 0, "name": ""}])
+            json.dumps(
+                [r["config"]["foresight"], r["profile"], r["epoch"], r["protocol"] | {"seed": 0, "name": ""}]
+            )
             for r in records
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -66,7 +68,15 @@ def report(records: Records) -> str:
     for metric in records[0]["metrics"]:
         noise, spread = deviations(records, metric)
         mean = np.mean([record["metrics"][metric] for record in records])
-        rows.append([metric, f"{mean:.4g}", f"{noise:.2g}", f"{spread:.2g}", f"{noise / spread:.2f}" if spread else "—"])
+        rows.append(
+            [
+                metric,
+                f"{mean:.4g}",
+                f"{noise:.2g}",
+                f"{spread:.2g}",
+                f"{noise / spread:.2f}" if spread else "—",
+            ]
+        )
     first, seeds = records[0], sorted({record["seed"] for record in records})
     level, samples = first["config"]["foresight"]["level"], first["protocol"]["num_samples"]
     return (
@@ -76,8 +86,12 @@ def report(records: Records) -> str:
 
 
 def command(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python analysis/evaluation_noise.py", description=__doc__.splitlines()[0])
-    parser.add_argument("records", type=Path, nargs="?", default=Path("reports/evaluation_noise_digits.jsonl"))
+    parser = argparse.ArgumentParser(
+        prog="python analysis/evaluation_noise.py", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "records", type=Path, nargs="?", default=Path("reports/evaluation_noise_digits.jsonl")
+    )
     parser.add_argument("--out", type=Path, default=Path("reports/evaluation_noise.md"))
     args = parser.parse_args(argv)
     text = report(read(args.records))

@@ -36,27 +36,51 @@ def draw_differences(results: Results, table: Table) -> Figure:
                 known = not math.isnan(change.half)
                 reach = [[change.mean - change.low], [change.high - change.mean]] if known else None
                 filled = colour if change.p < SIGNIFICANT else "white"
-                axes.errorbar(change.mean, place, xerr=reach, color=colour, marker=marker, mfc=filled, markersize=6, capsize=3)
+                axes.errorbar(
+                    change.mean,
+                    place,
+                    xerr=reach,
+                    color=colour,
+                    marker=marker,
+                    mfc=filled,
+                    markersize=6,
+                    capsize=3,
+                )
                 text = f"p {p_value(change.p)}, n {change.n}"
             axes.annotate(
-                text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, annotation_clip=False
+                text,
+                (1.01, place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=7.5,
+                annotation_clip=False,
             )
         axes.set_yticks(range(len(rows)), [arm for arm, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         better = "left" if lower_is_better(metric) else "right"
-        axes.set_xlabel(f"{metric}: arm minus {table.baseline}, paired by seed ({better} of the line is better)")
+        axes.set_xlabel(
+            f"{metric}: arm minus {table.baseline}, paired by seed ({better} of the line is better)"
+        )
         note = f"mean and 95 % t-interval over seeds; filled: Holm-corrected p below {SIGNIFICANT:g}; profile {results.profile}"
         figure.suptitle(f"{table.title}\n{note}", fontsize=9, x=0.01, ha="left", wrap=True)
     return figure
 
 
 def command(argv: list[str]) -> int:
-    options = parser("fid_table", __doc__.splitlines()[0], "python analysis/fid_table.py --axis injection_level")
+    options = parser(
+        "fid_table", __doc__.splitlines()[0], "python analysis/fid_table.py --axis injection_level"
+    )
     options.add_argument("--metric", help="first column (the Fréchet distance that the records carry)")
     options.add_argument("--epoch", type=float, help="evaluation to tabulate (the last)")
-    options.add_argument("--no-timing", action="store_true", help="leave out wall-clock, the one thing that a repetition changes")
     options.add_argument(
-        "--freeze", action="store_true", help="also write the records behind the table to OUT/data/AXIS_PROFILE.jsonl"
+        "--no-timing",
+        action="store_true",
+        help="leave out wall-clock, the one thing that a repetition changes",
+    )
+    options.add_argument(
+        "--freeze",
+        action="store_true",
+        help="also write the records behind the table to OUT/data/AXIS_PROFILE.jsonl",
     )
     args = options.parse_args(argv)
     for results in load(args):

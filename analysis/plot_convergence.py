@@ -19,7 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from speedup import AXES, speedup_table
 
-from mirai_bench.results.frame import Results, file_stem, lower_is_better, primary_metric, refuse_mixed_protocols
+from mirai_bench.results.frame import (
+    Results,
+    file_stem,
+    lower_is_better,
+    primary_metric,
+    refuse_mixed_protocols,
+)
 from mirai_bench.results.paper import is_papers, paper_size, read_paper
 from mirai_bench.results.stats import t_interval
 from mirai_bench.utils.cli import run, say
@@ -68,22 +74,38 @@ def draw(results: Results, metric: str, x: str, band: str, scale: str) -> Figure
         for axes, arms in zip(grid.flat, panels, strict=False):
             _draw_arms(axes, frame, arms, looks, band)
             for arm in paper.keys() & set(arms):
-                axes.plot(*paper[arm], color=looks[arm][0], linestyle="--", linewidth=1, marker="o", mfc="none", ms=4)
+                axes.plot(
+                    *paper[arm],
+                    color=looks[arm][0],
+                    linestyle="--",
+                    linewidth=1,
+                    marker="o",
+                    mfc="none",
+                    ms=4,
+                )
             if len(panels) > 1:
                 axes.set_title(arms[1], fontsize=8.5, color=looks[arms[1]][0], loc="left")
-        for axes in grid.flat:  # once all is drawn: on an axis that is logarithmic already, seaborn draws geometric means
+        for axes in (
+            grid.flat
+        ):  # once all is drawn: on an axis that is logarithmic already, seaborn draws geometric means
             _dress(axes, scale, integers=x == "epochs")
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         if len(panels) == 1:
             _label_ends(grid[0, 0], _ends(results, frame, looks))
         figure.supxlabel(AXES[x][1], fontsize=9)
-        figure.supylabel(f"{metric} ({'lower' if lower_is_better(metric) else 'higher'} is better)", fontsize=9)
-        figure.suptitle(_caption(results, band, len(panels) > 1, bool(paper)), fontsize=9, x=0.01, ha="left", wrap=True)
+        figure.supylabel(
+            f"{metric} ({'lower' if lower_is_better(metric) else 'higher'} is better)", fontsize=9
+        )
+        figure.suptitle(
+            _caption(results, band, len(panels) > 1, bool(paper)), fontsize=9, x=0.01, ha="left", wrap=True
+        )
     return figure
 
 
-def _draw_arms(axes: Axes, frame: pd.DataFrame, arms: Sequence[str], looks: dict[str, tuple[str, str]], band: str) -> None:
+def _draw_arms(
+    axes: Axes, frame: pd.DataFrame, arms: Sequence[str], looks: dict[str, tuple[str, str]], band: str
+) -> None:
     sns.lineplot(
         frame[frame["arm"].isin(arms)], x="x", y="y", hue="arm", style="arm", hue_order=arms, style_order=arms, ax=axes, legend=False,
         palette={arm: looks[arm][0] for arm in arms}, markers={arm: looks[arm][1] for arm in arms}, dashes=False,
@@ -103,8 +125,14 @@ def _dress(axes: Axes, scale: str, integers: bool) -> None:
 
 def _caption(results: Results, band: str, panels: bool, paper: bool) -> str:
     seeds = max(len(results.seeds(arm)) for arm in results.arms)
-    parts = [f"line: mean over {seeds} seed{'s' * (seeds != 1)}", BANDS[band][1], f"profile {results.profile}"]
-    parts += [f"black: {results.baseline}"] * panels + ["dashed, open circles: the paper's single runs"] * paper
+    parts = [
+        f"line: mean over {seeds} seed{'s' * (seeds != 1)}",
+        BANDS[band][1],
+        f"profile {results.profile}",
+    ]
+    parts += [f"black: {results.baseline}"] * panels + [
+        "dashed, open circles: the paper's single runs"
+    ] * paper
     return f"{results.axis}: {results.question}\n{'; '.join(parts)}"
 
 
@@ -116,7 +144,9 @@ def _papers_curves(results: Results) -> dict[str, tuple[list[int], list[float]]]
     return {arm: tuple(map(list, zip(*sorted(curve), strict=True))) for arm, curve in points.items()}
 
 
-def _ends(results: Results, frame: pd.DataFrame, looks: dict[str, tuple[str, str]]) -> dict[str, tuple[float, float, str, str]]:
+def _ends(
+    results: Results, frame: pd.DataFrame, looks: dict[str, tuple[str, str]]
+) -> dict[str, tuple[float, float, str, str]]:
     """arm → where its line ends, its colour, and how many of its seeds are there where some are missing."""
     ends = {}
     for arm, own in frame.groupby("arm"):
@@ -141,7 +171,14 @@ def _label_ends(axes: Axes, ends: dict[str, tuple[float, float, str, str]]) -> N
         heights = [h + max(0.0, 0.01 - heights[0]) for h in heights]
     for arm, height in zip(order, heights, strict=True):
         _, _, colour, note = ends[arm]
-        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
+        leader = {
+            "arrowstyle": "-",
+            "color": colour,
+            "linewidth": 0.6,
+            "shrinkA": 1,
+            "shrinkB": 3,
+            "relpos": (0, 0.5),
+        }
         axes.annotate(
             arm + note, xy=at[arm], xytext=(1.05, height), xycoords="axes fraction", textcoords="axes fraction", color=colour, va="center",
             fontsize=8.5, arrowprops=leader, annotation_clip=False,
@@ -150,24 +187,38 @@ def _label_ends(axes: Axes, ends: dict[str, tuple[float, float, str, str]]) -> N
 
 def command(argv: list[str]) -> int:
     options = parser(
-        "plot_convergence", __doc__.splitlines()[0], "python analysis/plot_convergence.py --axis foresight_source --x flops"
+        "plot_convergence",
+        __doc__.splitlines()[0],
+        "python analysis/plot_convergence.py --axis foresight_source --x flops",
     )
     options.add_argument("--metric", help="what to draw (the Fréchet distance that the records carry)")
     options.add_argument("--x", choices=AXES, default="epochs", help="against what (epochs)")
     options.add_argument(
-        "--band", choices=BANDS, default="minmax", help="over seeds: least to greatest, or the t-interval of the mean"
+        "--band",
+        choices=BANDS,
+        default="minmax",
+        help="over seeds: least to greatest, or the t-interval of the mean",
     )
     options.add_argument(
-        "--scale", choices=("auto", "linear", "log"), default="auto", help=f"of the metric (log beyond a factor of {LOG_FROM:g})"
+        "--scale",
+        choices=("auto", "linear", "log"),
+        default="auto",
+        help=f"of the metric (log beyond a factor of {LOG_FROM:g})",
     )
-    options.add_argument("--no-timing", action="store_true", help="no speed-up in seconds: the machine was shared")
+    options.add_argument(
+        "--no-timing", action="store_true", help="no speed-up in seconds: the machine was shared"
+    )
     args = options.parse_args(argv)
     for results in load(args):
         metric = args.metric or primary_metric(results.metrics)
         if metric not in results.metrics:
             raise unknown("metric", metric, results.metrics)
         stem = results.name + (f"_{file_stem(metric)}" if args.metric else "")
-        save(draw(results, metric, args.x, args.band, args.scale), args.out, stem + (f"_{args.x}" if args.x != "epochs" else ""))
+        save(
+            draw(results, metric, args.x, args.band, args.scale),
+            args.out,
+            stem + (f"_{args.x}" if args.x != "epochs" else ""),
+        )
         text = speedup_table(results, metric, timing=not args.no_timing)
         path = args.out / f"{stem}_speedup.md"
         path.write_text(text, encoding="utf-8")

@@ -29,7 +29,9 @@ def chosen(results: Results, epoch: float | None) -> dict[tuple[str, int], dict[
     return found
 
 
-def draw(results: Results, records: dict[tuple[str, int], dict[str, Any]], seeds: list[int], scratch: Path) -> Figure:
+def draw(
+    results: Results, records: dict[tuple[str, int], dict[str, Any]], seeds: list[int], scratch: Path
+) -> Figure:
     """Columns are arms in the sweep's order, rows are seeds; a missing cell stays empty and says so."""
     arms, looks = results.arms, look(results)
     figure = Figure(figsize=(1.9 * len(arms), 1.9 * len(seeds) + 0.5), layout="constrained")
@@ -60,8 +62,14 @@ def draw(results: Results, records: dict[tuple[str, int], dict[str, Any]], seeds
 
 
 def command(argv: list[str]) -> int:
-    options = parser("sample_grid", __doc__.splitlines()[0], "python analysis/sample_grid.py --axis foresight_source --seeds 0 1")
-    options.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="rows (the first seed of the sweep)")
+    options = parser(
+        "sample_grid",
+        __doc__.splitlines()[0],
+        "python analysis/sample_grid.py --axis foresight_source --seeds 0 1",
+    )
+    options.add_argument(
+        "--seeds", nargs="+", type=int, metavar="SEED", help="rows (the first seed of the sweep)"
+    )
     options.add_argument("--epoch", type=float, help="the evaluation nearest to it (the last)")
     args = options.parse_args(argv)
     for results in load(args):

@@ -62,7 +62,9 @@ def curves(results: Results, metric: str, x: str) -> dict[str, dict[int, Curve]]
     return found
 
 
-def first_reach(curve: Sequence[tuple[float, float]], target: float, lower: bool) -> tuple[float, bool] | None:
+def first_reach(
+    curve: Sequence[tuple[float, float]], target: float, lower: bool
+) -> tuple[float, bool] | None:
     """(x, whether the first point is already there, so that x is an upper bound); None if the curve never reaches the target."""
     sign = 1 if lower else -1
     last_x, last_y = curve[0]
@@ -97,7 +99,9 @@ def speedup(results: Results, arm: str, metric: str, x: str, kind: str, confiden
     found, most = t_interval(ratios, confidence), t_interval(bounds, confidence)
     n, certain = len(bounds), len(bounds) > 1
     if found is None:
-        return Speedup(0, n, math.nan, math.nan, math.nan, False, 0.0, math.exp(most.high) if certain else math.inf)
+        return Speedup(
+            0, n, math.nan, math.nan, math.nan, False, 0.0, math.exp(most.high) if certain else math.inf
+        )
     complete = certain and len(ratios) == n
     low, high = (math.exp(found.low), math.exp(found.high)) if complete else (math.nan, math.nan)
     sure = (low if complete else 0.0, math.exp(most.high) if certain and not at_least else math.inf)
@@ -110,5 +114,7 @@ def speedup_table(results: Results, metric: str, timing: bool = True) -> str:
     header = ["arm", *(f"{kind}, {AXES[x][1]}" for kind, x in columns)]
     others = [arm for arm in results.arms if arm != results.baseline]
     rows = [[arm, *(str(speedup(results, arm, metric, x, kind)) for kind, x in columns)] for arm in others]
-    heading = markdown_escape(f"{results.axis} ({results.profile}): speed-up in {metric} over {results.baseline}")
+    heading = markdown_escape(
+        f"{results.axis} ({results.profile}): speed-up in {metric} over {results.baseline}"
+    )
     return f"**{heading}**\n\n{markdown_grid(header, rows)}\n{DEFINITION}\n"

@@ -37,7 +37,9 @@ def make_config(shared_runs: Path) -> Callable[..., RunConfig]:
     """The shipped digits profile, shrunk; keywords are sections laid over it."""
 
     def make(**sections: Any) -> RunConfig:
-        fields = merge(merge(read_profile("digits"), SMALL), {"machine": {"runs": str(shared_runs), "device": "cpu"}})
+        fields = merge(
+            merge(read_profile("digits"), SMALL), {"machine": {"runs": str(shared_runs), "device": "cpu"}}
+        )
         return build_run(merge(fields, sections), "test")
 
     return make

@@ -27,13 +27,24 @@ class MlflowServer:
 
     def __init__(self, words, port, environment=None, log=None):
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        self.words = [sys.executable, "-m", "mlflow", "server", *words, "--host=127.0.0.1", f"--port={port}", "--workers=1"]
+        self.words = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            *words,
+            "--host=127.0.0.1",
+            f"--port={port}",
+            "--workers=1",
+        ]
         self.environment = os.environ | quiet | (environment or {})
         self.uri, self.log = f"http://127.0.0.1:{port}", log or Path(os.devnull)
 
     def start(self):
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(self.words, env=self.environment, start_new_session=True, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self.words, env=self.environment, start_new_session=True, stdout=log, stderr=log
+            )
         deadline = time.monotonic() + 120
         while not mlflow_store.answers(self.uri):
             assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
@@ -74,7 +85,16 @@ def postgres(password):
             assert done.returncode == 0, done.stderr
 
         data = folder / "data"
-        run("initdb", "-D", data, "-U", "mlflow", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "--no-sync")
+        run(
+            "initdb",
+            "-D",
+            data,
+            "-U",
+            "mlflow",
+            "--auth=scram-sha-256",
+            f"--pwfile={folder / 'password'}",
+            "--no-sync",
+        )
         options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
         run("pg_ctl", "-D", data, "-l", folder / "log", "-o", options, "-w", "start")
         try:

@@ -38,7 +38,13 @@ def sweep_writer(tmp_path, shared_runs):
         profile.pop("profile")
         (tmp_path / "profiles").mkdir(exist_ok=True)
         (tmp_path / "profiles" / "small.yaml").write_text(yaml.safe_dump(profile))
-        content = {"axis": "small", "question": "Does it run?", "profile": "small", "seeds": list(seeds), "arms": arms}
+        content = {
+            "axis": "small",
+            "question": "Does it run?",
+            "profile": "small",
+            "seeds": list(seeds),
+            "arms": arms,
+        }
         content["machine"] = {"runs": runs}
         (tmp_path / "small.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         (tmp_path / runs).mkdir(exist_ok=True)
@@ -95,7 +101,9 @@ def descendants(pid):
         if entry.name.isdigit():
             try:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                names[int(entry.name)] = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
             except (OSError, IndexError):
                 continue
     found, level = [], {pid}
@@ -119,10 +127,20 @@ def kill_a_worker(driver, draw):
 
 def state(run_dir):
     """What must be the same: final weights, moments, EMA; losses; metrics."""
-    tensors = {name: load_file(saved(run_dir)[-1] / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
-    flat = {(file, key): tensor.numpy().tobytes() for file, group in tensors.items() for key, tensor in group.items()}
+    tensors = {
+        name: load_file(saved(run_dir)[-1] / f"{name}.safetensors") for name in ("model", "ema", "optimizer")
+    }
+    flat = {
+        (file, key): tensor.numpy().tobytes()
+        for file, group in tensors.items()
+        for key, tensor in group.items()
+    }
     lines = list(read_journal(run_dir / "journal.jsonl"))
-    losses = [(line["step"], line["loss"], line["ntp"], line["grad_norm"]) for line in lines if line["kind"] == "train"]
+    losses = [
+        (line["step"], line["loss"], line["ntp"], line["grad_norm"])
+        for line in lines
+        if line["kind"] == "train"
+    ]
     metrics = [(line["step"], line["metrics"]) for line in lines if line["kind"] == "evaluation"]
     grids = {path.name: path.read_bytes() for path in (run_dir / "samples").iterdir()}
     return flat, losses, metrics, grids

@@ -40,7 +40,9 @@ def train_line(step, seconds, flops):
     }  # fmt: skip
 
 
-def write_run(runs, config, value_at, *, until=None, seconds_per_epoch=2.0, flops_per_epoch=1e12, status="done"):
+def write_run(
+    runs, config, value_at, *, until=None, seconds_per_epoch=2.0, flops_per_epoch=1e12, status="done"
+):
     """A run folder whose evaluations are `value_at(epoch)` → metrics, up to epoch `until`."""
     folder = Path(runs) / config.fingerprint()
     (folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,9 @@ def write_run(runs, config, value_at, *, until=None, seconds_per_epoch=2.0, flop
     write_atomic(folder / "journal.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     if status != "running":
         reason = (
-            {"reason": "10 updates in a row were not finite", "step": 5} if status == "failed" else {"step": 120, "seconds": 24.0}
+            {"reason": "10 updates in a row were not finite", "step": 5}
+            if status == "failed"
+            else {"step": 120, "seconds": 24.0}
         )
         (folder / f"{status}.json").write_text(json.dumps(reason))
     return folder
@@ -88,7 +92,12 @@ def write_plan(runs, sweep):
 
 def injection_level(**choices):
     """The shipped sweep with schedule and protocol held fixed, whatever the profile becomes."""
-    fixed = ["train.epochs=12", "evaluation.at=[2,4,6,8,12]", "evaluation.protocol={base: digits}", "train.lr=0.002"]
+    fixed = [
+        "train.epochs=12",
+        "evaluation.at=[2,4,6,8,12]",
+        "evaluation.protocol={base: digits}",
+        "train.lr=0.002",
+    ]
     return load_sweep(SWEEPS / "injection_level.yaml", settings=fixed, **choices)
 
 

@@ -30,7 +30,12 @@ from mirai_bench.utils.errors import UserError  # noqa: E402
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORDS = FIXTURES / "records.jsonl"
-SCRIPTS = {"fid_table": fid_table, "plot_convergence": plot_convergence, "claims": claims, "sample_grid": sample_grid}
+SCRIPTS = {
+    "fid_table": fid_table,
+    "plot_convergence": plot_convergence,
+    "claims": claims,
+    "sample_grid": sample_grid,
+}
 CLAIMS = yaml.safe_load((ROOT / "reports" / "claims.yaml").read_text())["claims"]
 
 
@@ -46,7 +51,9 @@ def main_job(tmp_path_factory):
     plan = write_plan(runs, sweep)
     for cell in sweep.cells:
         write_run(
-            runs, cell.config, lambda epoch, c=cell: {"FD-digits": 20 / epoch - ("2d" in c.arm) + 0.1 * c.seed, "recall": 0.5}
+            runs,
+            cell.config,
+            lambda epoch, c=cell: {"FD-digits": 20 / epoch - ("2d" in c.arm) + 0.1 * c.seed, "recall": 0.5},
         )
     return runs, plan
 
@@ -114,14 +121,19 @@ def test_figure_is_the_same_bytes_in_another_process_and_shows_the_records(froze
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
     script = str(ROOT / "analysis" / "plot_convergence.py")
     subprocess.run(
-        [sys.executable, script, *words, str(tmp_path / "a")], check=True, env=environment, cwd=tmp_path, capture_output=True
+        [sys.executable, script, *words, str(tmp_path / "a")],
+        check=True,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
     )
     assert plot_convergence.command([*words, str(tmp_path / "b")]) == 0
     for kind in ("svg", "pdf", "png"):
         first, second = ((tmp_path / folder / f"injection_level.{kind}").read_bytes() for folder in "ab")
         assert first == second and len(first) > 5000, kind
     lines = {
-        line.get_color(): line for line in plot_convergence.draw(frozen, "FD-digits", "epochs", "minmax", "linear").axes[0].lines
+        line.get_color(): line
+        for line in plot_convergence.draw(frozen, "FD-digits", "epochs", "minmax", "linear").axes[0].lines
     }
     looks = common.look(frozen)
     for arm in ("baseline", "output-1d", "internal-2d"):
@@ -175,7 +187,10 @@ def test_many_arms_have_a_panel_each_beside_the_baseline(frozen):
     figure = plot_convergence.draw(many, "FD-digits", "epochs", "minmax", "log")
     for arm, axes in zip(arms[1:], figure.axes, strict=True):
         assert all(np.allclose(line.get_ydata(), mean.values) for line in axes.lines if len(line.get_xdata()))
-        assert {line.get_color() for line in axes.lines if len(line.get_xdata())} == {looks["baseline"][0], looks[arm][0]}
+        assert {line.get_color() for line in axes.lines if len(line.get_xdata())} == {
+            looks["baseline"][0],
+            looks[arm][0],
+        }
 
 
 def test_papers_curve_is_dashed_only_under_its_own_profile(frozen):
@@ -193,7 +208,9 @@ def test_papers_curve_is_dashed_only_under_its_own_profile(frozen):
     )
 
 
-@pytest.mark.parametrize("metric, x", [("recall", "epochs"), ("KID-digits", "flops"), ("FD-digits", "seconds")])
+@pytest.mark.parametrize(
+    "metric, x", [("recall", "epochs"), ("KID-digits", "flops"), ("FD-digits", "seconds")]
+)
 def test_other_metrics_and_axes(frozen, metric, x):
     figure = plot_convergence.draw(frozen, metric, x, "t", "log")
     assert figure.get_supxlabel() == speedup.AXES[x][1] and figure.get_supylabel().startswith(metric)
@@ -202,9 +219,14 @@ def test_other_metrics_and_axes(frozen, metric, x):
 
 def test_figure_of_another_metric_has_another_name(tmp_path):
     assert (
-        plot_convergence.command(["--records", str(RECORDS), "--out", str(tmp_path), "--metric", "recall", "--x", "flops"]) == 0
+        plot_convergence.command(
+            ["--records", str(RECORDS), "--out", str(tmp_path), "--metric", "recall", "--x", "flops"]
+        )
+        == 0
     )
-    names = {f"injection_level_recall_flops.{kind}" for kind in ("svg", "pdf", "png")} | {"injection_level_recall_speedup.md"}
+    names = {f"injection_level_recall_flops.{kind}" for kind in ("svg", "pdf", "png")} | {
+        "injection_level_recall_speedup.md"
+    }
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
@@ -215,7 +237,9 @@ def test_arms_have_colours_of_their_own(frozen):
 
 def test_differences_are_those_of_the_table_and_filled_where_significant(frozen, monkeypatch):
     table = fid_table.build_table(frozen)
-    changes = {row.arm: row.differences["FD-digits"] for row in table.rows if row.differences.get("FD-digits")}
+    changes = {
+        row.arm: row.differences["FD-digits"] for row in table.rows if row.differences.get("FD-digits")
+    }
     assert changes
     for threshold in (0.0, 1.1):
         monkeypatch.setattr(fid_table, "SIGNIFICANT", threshold)
@@ -223,8 +247,12 @@ def test_differences_are_those_of_the_table_and_filled_where_significant(frozen,
         points = [container.lines[0] for container in axes.containers]
         assert [line.get_xdata()[0] for line in points] == [change.mean for change in changes.values()]
         filled = [line.get_markerfacecolor() != "white" for line in points]
-        assert filled == [change.p < threshold for change in changes.values()] and any(filled) == (threshold > 1)
-    assert [text.get_text() for text in axes.get_yticklabels()] == [arm for arm in frozen.arms if arm != "baseline"]
+        assert filled == [change.p < threshold for change in changes.values()] and any(filled) == (
+            threshold > 1
+        )
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        arm for arm in frozen.arms if arm != "baseline"
+    ]
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "the sweep's order, from above"
 
 
@@ -253,7 +281,11 @@ def results_with(frozen, **finals):
     ],
 )
 def test_verdicts(frozen, ours, verdict):
-    claim = {"claim": "it hurts", "paper": "", "tests": [{"axis": "injection_level", "better": "baseline", "than": "output-1d"}]}
+    claim = {
+        "claim": "it hurts",
+        "paper": "",
+        "tests": [{"axis": "injection_level", "better": "baseline", "than": "output-1d"}],
+    }
     (row,) = claims.judge(claim, [results_with(frozen, baseline=[5.0, 5.15, 5.2], output_1d=ours)])
     assert row[3] == verdict
 
@@ -277,9 +309,9 @@ def test_contradiction_is_corrected_for_the_number_of_comparisons(frozen):
     test = {"axis": "injection_level", "better": "a", "than": "b"}
     d = np.array([-0.9, 0.1, 0.8])  # s = 0.854
     values = results_with(frozen, baseline=[0.0] * 3, a=list(5 + d + 2.7), b=[5.0, 5.0, 5.0])
-    assert claims.paired({i: float(x) + 2.7 for i, x in enumerate(d)}, dict.fromkeys(range(3), 0.0)).p == pytest.approx(
-        0.032, abs=0.002
-    )
+    assert claims.paired(
+        {i: float(x) + 2.7 for i, x in enumerate(d)}, dict.fromkeys(range(3), 0.0)
+    ).p == pytest.approx(0.032, abs=0.002)
     assert claims.judge({"claim": "", "paper": "", "tests": [test]}, [values])[0][3] == "contradicted"
     assert claims.judge({"claim": "", "paper": "", "tests": [test, test]}, [values])[0][3] == "undecided"
 
@@ -287,14 +319,23 @@ def test_contradiction_is_corrected_for_the_number_of_comparisons(frozen):
 def test_speedup_and_sameness_claims(frozen):
     def judged(**test):
         return claims.judge(
-            {"claim": "", "paper": "", "tests": [{"axis": "injection_level", "arm": "internal-2d"} | test]}, [frozen]
+            {"claim": "", "paper": "", "tests": [{"axis": "injection_level", "arm": "internal-2d"} | test]},
+            [frozen],
         )[0][3]
 
-    assert judged(speedup=1.4) == "supported" and judged(speedup=10) == "contradicted" and judged(speedup=1.6) == "undecided"
-    assert judged(same="parameters", within=0.0) == "supported" and judged(same="sample_seconds", within=0.05) == "supported"
+    assert (
+        judged(speedup=1.4) == "supported"
+        and judged(speedup=10) == "contradicted"
+        and judged(speedup=1.6) == "undecided"
+    )
+    assert (
+        judged(same="parameters", within=0.0) == "supported"
+        and judged(same="sample_seconds", within=0.05) == "supported"
+    )
     assert judged(same="train_flops", within=0.05) == "contradicted"
     never = claims.judge(
-        {"claim": "", "paper": "", "tests": [{"axis": "injection_level", "arm": "output-1d", "speedup": 5}]}, [frozen]
+        {"claim": "", "paper": "", "tests": [{"axis": "injection_level", "arm": "output-1d", "speedup": 5}]},
+        [frozen],
     )
     assert never[0][3] == "contradicted" and "not reached" in never[0][4]
 
@@ -366,14 +407,18 @@ def test_every_script_reads_mlflow_and_run_folders(main_job, tmp_path, tmp_path_
     mine = plan | {"profile": "analysis"}
     parent = tracking.start_sweep(mine)
     for cell in plan["cells"]:
-        tracking.ship(runs / cell["fingerprint"], parent=parent, axis=plan["axis"], arm=cell["arm"], seed=cell["seed"])
+        tracking.ship(
+            runs / cell["fingerprint"], parent=parent, axis=plan["axis"], arm=cell["arm"], seed=cell["seed"]
+        )
     for name, script in SCRIPTS.items():
         capsys.readouterr()
         assert script.command(["--profile", "analysis"]) == 0, name
         from_mlflow = capsys.readouterr().out.replace("_analysis", "").replace("analysis", "digits")
         assert script.command(["--runs", str(runs)]) == 0, name
         assert from_mlflow == capsys.readouterr().out, name
-    written = {path.name for path in (tmp_path / "reports").glob("injection_level*") if "analysis" not in path.name}
+    written = {
+        path.name for path in (tmp_path / "reports").glob("injection_level*") if "analysis" not in path.name
+    }
     kinds = ("md", "csv", "tex", "html", "svg", "pdf", "png")
     assert written == {f"injection_level.{kind}" for kind in kinds} | {
         "injection_level_speedup.md",
@@ -418,5 +463,7 @@ def test_paper_values_are_marked():
 
 
 if __name__ == "__main__":
-    (FIXTURES / "speedup.md").write_text(speedup.speedup_table(read_jsonl([RECORDS])[0], "FD-digits"), encoding="utf-8")
+    (FIXTURES / "speedup.md").write_text(
+        speedup.speedup_table(read_jsonl([RECORDS])[0], "FD-digits"), encoding="utf-8"
+    )
     (FIXTURES / "claims.md").write_text(claims.report(CLAIMS, read_jsonl([RECORDS])), encoding="utf-8")

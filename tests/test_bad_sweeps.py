@@ -63,7 +63,23 @@ def test_a_wrong_command_ends_in_one_message(argv, message, capsys, here):
 
 
 def test_a_choice_written_twice_is_both(capsys, here):
-    assert command([str(FILE), "--only", "baseline", "--only", "internal-2d", "--seeds", "0", "--seeds", "5", "--dry-run"]) == 0
+    assert (
+        command(
+            [
+                str(FILE),
+                "--only",
+                "baseline",
+                "--only",
+                "internal-2d",
+                "--seeds",
+                "0",
+                "--seeds",
+                "5",
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
     assert "4 cells, 4 to run" in capsys.readouterr().out
 
 
@@ -80,13 +96,19 @@ def test_names_cannot_leave_the_runs_folder(name, place, here, tmp_path):
         content["axis"] = name
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UserError):
-        make_plan(tmp_path / "sweep.yaml", settings=[f"{place}={json.dumps(name)}"] if place in ("profile", "data.name") else [])
+        make_plan(
+            tmp_path / "sweep.yaml",
+            settings=[f"{place}={json.dumps(name)}"] if place in ("profile", "data.name") else [],
+        )
 
 
 def test_two_drivers_on_one_sweep(here):
     plan = make_plan(FILE)
     plan.write()
-    with FileLock(plan.file(".lock")), pytest.raises(UserError, match="another process is at work on this sweep"):
+    with (
+        FileLock(plan.file(".lock")),
+        pytest.raises(UserError, match="another process is at work on this sweep"),
+    ):
         run_sweep(plan, Options())
 
 
@@ -104,15 +126,23 @@ def test_the_console_script_dispatches(here):
 @pytest.mark.parametrize(
     ("search", "message"),
     [
-        ({"arm": "internl", "space": {"foresight.k": [1, 3]}}, "search.arm is 'internl', which is not an arm"),
+        (
+            {"arm": "internl", "space": {"foresight.k": [1, 3]}},
+            "search.arm is 'internl', which is not an arm",
+        ),
         ({"arm": "internal-2d", "space": {}}, "search.space"),
         ({"arm": "internal-2d", "space": {"foresight.weight": {"low": 2, "high": 1}}}, "write low < high"),
-        ({"arm": "internal-2d", "space": {"foresight.weight": {"low": 0, "high": 1, "log": True}}}, "low > 0 with log: true"),
+        (
+            {"arm": "internal-2d", "space": {"foresight.weight": {"low": 0, "high": 1, "log": True}}},
+            "low > 0 with log: true",
+        ),
         ({"arm": "internal-2d", "space": {"foresight.k": [1]}, "sampels": 3}, "Did you mean 'samples'"),
     ],
 )
 def test_a_wrong_search_is_refused(search, message, here, tmp_path):
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(yaml.safe_load(FILE.read_text()) | {"search": search}))
+    (tmp_path / "sweep.yaml").write_text(
+        yaml.safe_dump(yaml.safe_load(FILE.read_text()) | {"search": search})
+    )
     with pytest.raises(UserError) as error:
         make_plan(tmp_path / "sweep.yaml")
     assert message in str(error.value)
@@ -126,7 +156,9 @@ def test_every_value_of_a_search_fits_before_it_starts(here, tmp_path):
         ({"foresight.wieght": [1.0]}, "Did you mean 'weight'"),
     ):
         search = {"arm": "internal-2d", "space": space}
-        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(yaml.safe_load(FILE.read_text()) | {"search": search}))
+        (tmp_path / "sweep.yaml").write_text(
+            yaml.safe_dump(yaml.safe_load(FILE.read_text()) | {"search": search})
+        )
         plan = make_plan(tmp_path / "sweep.yaml")
         with pytest.raises(UserError, match=message):
             run_search(plan, tmp_path / "sweep.yaml", Options())
@@ -142,14 +174,20 @@ def test_schemas_are_those_of_the_code_and_the_shipped_files_keep_to_them():
     for name, make in schema.SCHEMAS.items():
         committed = json.loads((SWEEPS / "schema" / f"{name}.schema.json").read_text())
         assert committed == make(), "run: python -m mirai_bench.sweep schema"
-    for folder, name, pointer in ((SWEEPS, "sweep", "schema/"), (SWEEPS / "profiles", "profile", "../schema/")):
+    for folder, name, pointer in (
+        (SWEEPS, "sweep", "schema/"),
+        (SWEEPS / "profiles", "profile", "../schema/"),
+    ):
         for path in sorted(folder.glob("*.yaml")):
             jsonschema.validate(yaml.safe_load(path.read_text()), schema.SCHEMAS[name]())
-            assert path.read_text().startswith(f"# yaml-language-server: $schema={pointer}{name}.schema.json\n")
+            assert path.read_text().startswith(
+                f"# yaml-language-server: $schema={pointer}{name}.schema.json\n"
+            )
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"arms": {"a": {"levl": "none"}}}, {"seeds": []}, {"machine": {"gpu": 1}}, {"arms": {"../a": {}}}]
+    "wrong",
+    [{"arms": {"a": {"levl": "none"}}}, {"seeds": []}, {"machine": {"gpu": 1}}, {"arms": {"../a": {}}}],
 )
 def test_the_schema_refuses_what_the_planner_refuses(wrong, here, tmp_path):
     content = yaml.safe_load(FILE.read_text()) | wrong
@@ -180,13 +218,17 @@ SCALARS = st.one_of(
     st.sampled_from([10**30, -1, 0, 1e308, "8/12", "0/0", "1/0", "999/1", "internal", "ema", "../x", "\0", "1e-4", "digits", "paper", "x" * 70]),
 )  # fmt: skip
 VALUES = st.recursive(
-    SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=6), v, max_size=3), max_leaves=6
+    SCALARS,
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=6), v, max_size=3),
+    max_leaves=6,
 )
 
 
 def places(tree, path=()):
     yield path
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+    for key, value in (
+        tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    ):
         yield from places(value, (*path, key))
 
 
@@ -206,12 +248,28 @@ def mutate(draw, tree):
     elif action == "remove":
         del holder[last]
     else:
-        name = draw(st.sampled_from(["k", "layer", "level", "encoder", "protocol", "baseline"]) | st.text(max_size=8))
+        name = draw(
+            st.sampled_from(["k", "layer", "level", "encoder", "protocol", "baseline"]) | st.text(max_size=8)
+        )
         holder[name] = holder.pop(last) if action == "rename" else draw(VALUES)
     return tree
 
 
-STREWN = ["\t", ": ", "- ", "{", "]", "&a ", "*a", "!!python/object:os.system ", "\x07", "'", "? ", "<<: ", "|"]
+STREWN = [
+    "\t",
+    ": ",
+    "- ",
+    "{",
+    "]",
+    "&a ",
+    "*a",
+    "!!python/object:os.system ",
+    "\x07",
+    "'",
+    "? ",
+    "<<: ",
+    "|",
+]
 
 
 def scramble(draw, text):
@@ -219,7 +277,9 @@ def scramble(draw, text):
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(text)))
         length = draw(st.integers(0, 12))
-        text = text[:at] + draw(st.sampled_from(["", text[at : at + length] * 2, *STREWN])) + text[at + length :]
+        text = (
+            text[:at] + draw(st.sampled_from(["", text[at : at + length] * 2, *STREWN])) + text[at + length :]
+        )
     return text
 
 
@@ -274,13 +334,17 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     "text",
     [
         pytest.param(BOMB + "axis: *j\n", id="a billion laughs"),
-        pytest.param("axis: x\nquestion: q\nseeds: [0]\narms: &a {baseline: *a}\n", id="a mapping within itself"),
         pytest.param(
-            "axis: x\nquestion: q\nseeds: [0]\narms: {baseline: {encoder: &e {context: *e}}}\n", id="a section within itself"
+            "axis: x\nquestion: q\nseeds: [0]\narms: &a {baseline: *a}\n", id="a mapping within itself"
+        ),
+        pytest.param(
+            "axis: x\nquestion: q\nseeds: [0]\narms: {baseline: {encoder: &e {context: *e}}}\n",
+            id="a section within itself",
         ),
         pytest.param("axis: " + "[" * 5000, id="deep"),
         pytest.param(
-            "axis: x\nquestion: q\nseeds: [" + "9" * 5000 + "]\narms: {baseline: {level: none}}\n", id="a number of 5,000 digits"
+            "axis: x\nquestion: q\nseeds: [" + "9" * 5000 + "]\narms: {baseline: {level: none}}\n",
+            id="a number of 5,000 digits",
         ),
         pytest.param("axis: 2001-99-99\n", id="a date that is none"),
     ],

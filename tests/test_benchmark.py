@@ -47,9 +47,13 @@ def run_cell(arm="ntp", precisions=("fp32",), peers=()):
 
 @pytest.mark.parametrize("arm", [arm for arm in workload.ARMS if arm != "mirai-i-online"])
 def test_a_row_of_each_arm(arm, monkeypatch):
-    monkeypatch.setitem(workload.ARMS, arm, workload.ARMS[arm] | ({"projector": {"hidden": 16}} if arm != "ntp" else {}))
+    monkeypatch.setitem(
+        workload.ARMS, arm, workload.ARMS[arm] | ({"projector": {"hidden": 16}} if arm != "ntp" else {})
+    )
     (row,) = run_cell(arm)
-    assert row["step_ms"]["median"] > 0 and row["images_per_second"] * 16 == pytest.approx(row["tokens_per_second"])
+    assert row["step_ms"]["median"] > 0 and row["images_per_second"] * 16 == pytest.approx(
+        row["tokens_per_second"]
+    )
     assert {"forward", "backward", "optimizer", "EMA", "batch", "loss", "other"} <= row["phases_ms"].keys()
     assert ("teacher" in row["phases_ms"]) == arm.startswith("mirai")
     assert row["mfu"] == pytest.approx(row["step_flops"] / (row["busy_ms"]["median"] / 1e3) / 1e12)
@@ -65,7 +69,9 @@ def test_an_online_encoder_needs_no_weights():
 
 def test_alternation_ratio_and_spread():
     order = []
-    samples = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, rounds=3, warmup=1)
+    samples = alternate(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, rounds=3, warmup=1
+    )
     assert "".join(order) == "abababab" and len(samples["a"]) == len(samples["b"]) == 3
     slow, fast = [Sample(4, 2), Sample(9, 2), Sample(8, 2)], [Sample(2, 2), Sample(3, 2), Sample(2, 2)]
     assert ratio(slow, fast, "wall")["median"] == 3 and ratio(slow, fast, "busy")["median"] == 1
@@ -124,8 +130,20 @@ def stand_in_peer(name="Mirai"):
         calls.append(len(students))
         return [-F.cosine_similarity(teacher[0], s, dim=-1).mean() for s in students]
 
-    optimizer = lambda model, decay, rate, betas: torch.optim.AdamW(model.parameters(), rate, betas, weight_decay=decay)  # noqa: E731
-    peer = Peer(name, "c0ffee", module, module if name == "Mirai" else None, None, update_ema, optimizer, {"E": losses}, None)
+    def optimizer(model, decay, rate, betas):
+        return torch.optim.AdamW(model.parameters(), rate, betas, weight_decay=decay)
+
+    peer = Peer(
+        name,
+        "c0ffee",
+        module,
+        module if name == "Mirai" else None,
+        None,
+        update_ema,
+        optimizer,
+        {"E": losses},
+        None,
+    )
     return peer, calls
 
 
@@ -137,7 +155,9 @@ def test_the_peers_step_and_the_ratios(monkeypatch):
     before = step.raw.table.weight.clone()
     assert np.isfinite(step()) and calls == [3, "ema"]
     assert not torch.equal(before, step.raw.table.weight)
-    assert all(torch.equal(a, b) for a, b in zip(step.teacher.parameters(), step.ema.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(step.teacher.parameters(), step.ema.parameters(), strict=True)
+    )
     monkeypatch.setattr(train, "peers_of", lambda options: [stand_in_peer("LlamaGen")[0], peer])
     rows = run_cell("mirai-e-k3", ("fp32", "bf16"), peers=(Path("peer"),))
     assert [row["peer"]["name"] for row in rows] == ["Mirai", "Mirai"]
@@ -168,7 +188,14 @@ def test_out_of_memory_is_a_row(monkeypatch):
 def test_targets_without_rows_are_not_measured_and_with_rows_are_judged():
     table = report.targets_table([])
     assert table.count("not measured") == len(TARGETS)
-    row = {"kind": "train", "status": "measured", "device": "cpu", "size": "small", "arm": "ntp", "asked_precision": "fp32"}
+    row = {
+        "kind": "train",
+        "status": "measured",
+        "device": "cpu",
+        "size": "small",
+        "arm": "ntp",
+        "asked_precision": "fp32",
+    }
     rows = [row | {"peer": {"fp32": {"busy": spread([1.5])}}}]
     rows.append({"kind": "data", "status": "measured", "device": "cpu", "files_over_shards": spread([25.0])})
     table = report.targets_table(rows)
@@ -187,19 +214,29 @@ def test_without_a_gpu_the_gpu_targets_say_so(tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("a GPU is there")
     assert command(["targets", "--device", "cuda", "--out", str(tmp_path)]) == 0
-    assert "not measured" in (tmp_path / "targets.md").read_text() and "no CUDA device" in capsys.readouterr().err
+    assert (
+        "not measured" in (tmp_path / "targets.md").read_text()
+        and "no CUDA device" in capsys.readouterr().err
+    )
     with pytest.raises(UserError, match="no CUDA device is visible"):
         command(["train", "--device", "cuda"])
 
 
 def test_files_tables_and_chart_come_from_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "peers_of", lambda options: [stand_in_peer()[0]])
-    report.write_json(tmp_path / "train_cpu.json", Options(CPU, 2, 1, False, ()).head(), run_cell(peers=(Path("peer"),)))
+    report.write_json(
+        tmp_path / "train_cpu.json", Options(CPU, 2, 1, False, ()).head(), run_cell(peers=(Path("peer"),))
+    )
     (tmp_path / "parity_mirai.json").write_text(json.dumps({"rows": [{"quantity": "logits"}]}))
     (tmp_path / "README.md").write_text("before\n<!-- tables -->\noutdated\n<!-- end of tables -->\nafter\n")
     first = report.write_report(tmp_path)
     readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("before\n") and readme.endswith("after\n") and first in readme and "outdated" not in readme
+    assert (
+        readme.startswith("before\n")
+        and readme.endswith("after\n")
+        and first in readme
+        and "outdated" not in readme
+    )
     assert first == report.write_report(tmp_path) and "| ntp | fp32 |" in first
     drawn = (tmp_path / "speed.svg").read_bytes()
     assert command(["report", str(tmp_path)]) == 0 and (tmp_path / "speed.svg").read_bytes() == drawn
@@ -218,24 +255,29 @@ def test_data_in_both_layouts_is_the_same(tmp_path):
     assert data.read_shards(tmp_path, names, rows) > 0 and data.read_files(tmp_path, names, rows) > 0
 
 
-def test_extractors_whose_weights_are_not_at_hand_are_measured_with_random_ones(make_config, monkeypatch, tmp_path):
+def test_extractors_whose_weights_are_not_at_hand_are_measured_with_random_ones(
+    make_config, monkeypatch, tmp_path
+):
     from mirai_bench.benchmark import evaluate
     from mirai_bench.evaluate.networks import Dinov2
 
     monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
     monkeypatch.setattr(evaluate, "noise", lambda n, side: np.zeros((1, side, side, 3), np.uint8))
     row = evaluate.extractor_speed(make_config(), "inception", Options(CPU, 1, 1, False, ()))
-    assert (row["status"], row["weights"]) == ("measured", "random") and "inception, batch 1, random weights |" in report.table(
-        [row]
-    )
-    assert evaluate.extractor_speed(make_config(), "inception_2015", Options(CPU, 1, 1, False, ()))["status"].startswith(
-        "not measured"
-    )
+    assert (row["status"], row["weights"]) == (
+        "measured",
+        "random",
+    ) and "inception, batch 1, random weights |" in report.table([row])
+    assert evaluate.extractor_speed(make_config(), "inception_2015", Options(CPU, 1, 1, False, ()))[
+        "status"
+    ].startswith("not measured")
     pytest.importorskip("timm")
     small = "vit_small_patch14_dinov2"
     monkeypatch.setattr(evaluate, "DINOV2_MODEL", small)
     evaluate.UNTRAINED["dinov2"](tmp_path / "random.pth")
-    assert Dinov2(tmp_path / "random.pth", small).eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))["pool"].shape == (1, 384)
+    assert Dinov2(tmp_path / "random.pth", small).eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[
+        "pool"
+    ].shape == (1, 384)
 
 
 def test_evaluate(trained_run, monkeypatch):
@@ -266,7 +308,12 @@ def test_a_sweeps_wall_clock_is_accounted_for(monkeypatch):
         plan.write()
         for cell in plan.sweep.cells:
             write_run(plan.runs, cell.config, lambda epoch: {"FD-digits": 4.0}, seconds_per_epoch=1.0)
-        return Report({"ray start": 1.0, "trials": 39.0, "ray stop": 1.0}, slots=2, trial_seconds=74.0, ready_seconds=3.0)
+        return Report(
+            {"ray start": 1.0, "trials": 39.0, "ray stop": 1.0},
+            slots=2,
+            trial_seconds=74.0,
+            ready_seconds=3.0,
+        )
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "restored afterwards")
     monkeypatch.setattr(sweep, "run_sweep", run)
@@ -274,14 +321,26 @@ def test_a_sweeps_wall_clock_is_accounted_for(monkeypatch):
     settings = ["--set=train.epochs=24", "--set=evaluation.at=[2,4,8,12,16,20,24]"]
     args = build_parser().parse_args(["sweep", "--only", "baseline", "output-1d", "--seeds", "0", *settings])
     (row,) = sweep.measure(args, Options(CPU, 1, 1, False, ()))
-    assert (row["status"], row["cells"], row["cell_seconds"], row["wall_seconds"]) == ("measured", 2, 24 + 7 * 1.5, 41)
-    assert row["overhead"] == pytest.approx(1 - 69 / 82) and sum(row["slot_seconds"].values()) == pytest.approx(82)
+    assert (row["status"], row["cells"], row["cell_seconds"], row["wall_seconds"]) == (
+        "measured",
+        2,
+        24 + 7 * 1.5,
+        41,
+    )
+    assert row["overhead"] == pytest.approx(1 - 69 / 82) and sum(
+        row["slot_seconds"].values()
+    ) == pytest.approx(82)
     assert row["slot_seconds"]["checkpoints, journals and the rest of trials"] == 2
     assert row["slot_seconds"]["waiting for a trial"] == 4
-    assert "| sweep | injection_level, 2 cells of 34 s, 2 at a time | overhead 15.9%: training steps 58.5%" in report.table([row])
+    assert (
+        "| sweep | injection_level, 2 cells of 34 s, 2 at a time | overhead 15.9%: training steps 58.5%"
+        in report.table([row])
+    )
     target = next(target for target in TARGETS if target.what.startswith("sweep"))
     assert target.value([row | {"device": "cpu"}]) is None, "its cells are none of a minute"
-    assert target.value([row | {"device": "cpu", "cell_seconds": 60.0}]) == row["overhead"] and not target.met(row["overhead"])
+    assert target.value([row | {"device": "cpu", "cell_seconds": 60.0}]) == row[
+        "overhead"
+    ] and not target.met(row["overhead"])
 
 
 def test_the_cells_of_a_sweep_without_settings_take_a_minute(monkeypatch, tmp_path):
@@ -299,7 +358,11 @@ def test_the_cells_of_a_sweep_without_settings_take_a_minute(monkeypatch, tmp_pa
     failing = []
     monkeypatch.setattr(sweep.subprocess, "run", run)
     settings = sweep.a_minute(build_parser().parse_args(["sweep", "--device", "cpu"]), tmp_path)
-    assert settings[0] == "train.epochs=34" and settings[1].startswith("evaluation.at=[2,4,") and settings[1].endswith(",34]")
+    assert (
+        settings[0] == "train.epochs=34"
+        and settings[1].startswith("evaluation.at=[2,4,")
+        and settings[1].endswith(",34]")
+    )
     failing.append("it")
     with pytest.raises(UserError, match=r"the short sweep .* did not end well"):
         sweep.a_minute(build_parser().parse_args(["sweep", "--device", "cpu"]), tmp_path)
@@ -310,7 +373,11 @@ def test_the_cells_of_a_sweep_without_settings_take_a_minute(monkeypatch, tmp_pa
 
 def test_rms_norm_equals_torchs():
     torch.manual_seed(0)
-    x, weight, grad = torch.randn(4, 5, 64, requires_grad=True), torch.randn(64, requires_grad=True), torch.randn(4, 5, 64)
+    x, weight, grad = (
+        torch.randn(4, 5, 64, requires_grad=True),
+        torch.randn(64, requires_grad=True),
+        torch.randn(4, 5, 64),
+    )
     ours, theirs = FusedRMSNorm.apply(x, weight), F.rms_norm(x, (64,), weight, 1e-5)
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(*(torch.autograd.grad(y, (x, weight), grad) for y in (ours, theirs)), strict=True):
@@ -321,8 +388,13 @@ def test_rms_norm_equals_torchs():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_causal_attention_equals_sdpa(kv_heads, dtype, tolerance):
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 9, 8, dtype=dtype, requires_grad=True) for heads in (4, kv_heads, kv_heads))
-    ours, theirs = causal_attention(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=kv_heads < 4)
+    q, k, v = (
+        torch.randn(2, heads, 9, 8, dtype=dtype, requires_grad=True) for heads in (4, kv_heads, kv_heads)
+    )
+    ours, theirs = (
+        causal_attention(q, k, v),
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=kv_heads < 4),
+    )
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
     for a, b in zip(*(torch.autograd.grad(y.sum(), (q, k, v)) for y in (ours, theirs)), strict=True):
         torch.testing.assert_close(a, b, atol=4 * tolerance, rtol=4 * tolerance)
@@ -347,12 +419,17 @@ def test_the_stack_of_projectors_equals_separate_ones(shared, make_config):
 @pytest.mark.parametrize(("half", "tolerance"), [(False, 1e-5), (True, 2e-2)], ids=["fp32", "bf16"])
 def test_products_head_by_head_equal_the_batched_one(rows, half, tolerance):
     torch.manual_seed(0)
-    x, weight, bias = (torch.randn(shape, requires_grad=True) for shape in ((rows, 7, 8), (3, 8, 12), (3, 1, 12)))
+    x, weight, bias = (
+        torch.randn(shape, requires_grad=True) for shape in ((rows, 7, 8), (3, 8, 12), (3, 1, 12))
+    )
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         ours, theirs = HeadByHead.apply(x, weight, bias), torch.baddbmm(bias, x.expand(3, -1, -1), weight)
     assert ours.dtype == theirs.dtype == (torch.bfloat16 if half else torch.float32)
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
-    grads = zip(*(torch.autograd.grad(y.float().square().sum(), (x, weight, bias)) for y in (ours, theirs)), strict=True)
+    grads = zip(
+        *(torch.autograd.grad(y.float().square().sum(), (x, weight, bias)) for y in (ours, theirs)),
+        strict=True,
+    )
     for a, b in grads:
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, atol=30 * tolerance, rtol=30 * tolerance)

@@ -4,7 +4,14 @@ import resource
 import pytest
 import torch
 
-from mirai_bench.checkpoint.store import Checkpoint, load_latest, load_weights, read_checkpoint, save_checkpoint, saved
+from mirai_bench.checkpoint.store import (
+    Checkpoint,
+    load_latest,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+    saved,
+)
 from mirai_bench.utils.errors import UserError
 
 
@@ -46,7 +53,9 @@ def remove(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, empty, remove])
-@pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
+)
 def test_a_broken_checkpoint_is_passed_over_with_a_warning_that_names_the_file(run_dir, damage, file, capsys):
     damage(run_dir / "checkpoints/step_00000003" / file)
     if file == "state.json" and damage is flip:
@@ -107,4 +116,8 @@ def test_a_file_that_needs_pickle_is_refused(tmp_path):
 
 
 def test_the_state_is_plain_json(run_dir):
-    assert read_checkpoint(run_dir / "checkpoints/step_00000003").state["sha256"].keys() == {"model", "ema", "optimizer"}
+    assert read_checkpoint(run_dir / "checkpoints/step_00000003").state["sha256"].keys() == {
+        "model",
+        "ema",
+        "optimizer",
+    }

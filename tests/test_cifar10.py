@@ -38,7 +38,9 @@ def arms_of(axis):
     return load_sweep(SWEEPS / f"{axis}.yaml", profile="cifar10", seeds=[0]).cells
 
 
-CELLS = {cell.fingerprint: (axis, cell.arm) for axis in reversed(AXES) for cell in arms_of(axis)}  # an arm of two axes once
+CELLS = {
+    cell.fingerprint: (axis, cell.arm) for axis in reversed(AXES) for cell in arms_of(axis)
+}  # an arm of two axes once
 REAL_ENCODER = ["mirai-i-k1", "mirai-i-k3", "shuffled"]
 
 
@@ -58,13 +60,17 @@ def settings(tmp_path_factory):
 def baseline(settings):
     """The baseline through the command, evaluation included: the frozen arms' teacher."""
     inception = asset("fid_inception.pt", "inception-2015-12-05.pt")
-    options = [part for setting in (*settings, f"machine.assets={inception.parent}") for part in ("--set", setting)]
+    options = [
+        part for setting in (*settings, f"machine.assets={inception.parent}") for part in ("--set", setting)
+    ]
     assert cli.run(train, ["cifar10", *options]) == 0
     return run_dir_of(config_of("injection_level", "baseline", settings))
 
 
 def config_of(axis, arm, settings):
-    (cell,) = load_sweep(SWEEPS / f"{axis}.yaml", profile="cifar10", seeds=[0], only=[arm], settings=settings).cells
+    (cell,) = load_sweep(
+        SWEEPS / f"{axis}.yaml", profile="cifar10", seeds=[0], only=[arm], settings=settings
+    ).cells
     return cell.config
 
 

@@ -60,12 +60,16 @@ def test_pods_are_confined_and_mount_what_there_is():
     assert len(found) == 5
     for pod in found:
         assert pod["securityContext"]["runAsNonRoot"] is True and pod["automountServiceAccountToken"] is False
-        volumes = {volume["name"]: volume for volume in pod.get("volumes", [])} | {"data": {}}  # `data` is PostgreSQL's template
+        volumes = {volume["name"]: volume for volume in pod.get("volumes", [])} | {
+            "data": {}
+        }  # `data` is PostgreSQL's template
         for container in pod["containers"]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["image"] in ("postgres:17-bookworm", "registry.example.com/mirai-bench:latest")
             assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes)
-        claims = {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v}
+        claims = {
+            v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v
+        }
         maps = {v["configMap"]["name"] for v in volumes.values() if "configMap" in v}
         assert claims <= named("PersistentVolumeClaim") and maps <= named("ConfigMap")
 
@@ -97,10 +101,15 @@ def test_the_rayjob_is_a_sweep_that_fits_its_nodes(tmp_path, monkeypatch, capsys
     (job,) = documents("rayjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     python, m, module, *words = moved(shlex.split(job["spec"]["entrypoint"]), tmp_path)
-    assert (python, m, module) == ("python", "-m", "mirai_bench.sweep") and words[3:5] == ["--address", "auto"]
+    assert (python, m, module) == ("python", "-m", "mirai_bench.sweep") and words[3:5] == [
+        "--address",
+        "auto",
+    ]
     assert command([*words, "--dry-run"]) == 0 and "15 cells, 15 to run" in capsys.readouterr().out
     cluster = job["spec"]["rayClusterSpec"]
-    assert ("ARG", f"RAY_VERSION={cluster['rayVersion']}") in dockerfile() and cluster["authOptions"] == {"mode": "token"}
+    assert ("ARG", f"RAY_VERSION={cluster['rayVersion']}") in dockerfile() and cluster["authOptions"] == {
+        "mode": "token"
+    }
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", "no trial without a GPU"
     (group,) = cluster["workerGroupSpecs"]
     (worker,) = group["template"]["spec"]["containers"]
@@ -111,8 +120,12 @@ def test_the_rayjob_is_a_sweep_that_fits_its_nodes(tmp_path, monkeypatch, capsys
     address = {v["name"]: v.get("value") for v in head["env"]}["MLFLOW_TRACKING_URI"]
     host, port = address.removeprefix("http://").split(":")
     assert host in named("Service")
-    (server,) = [c for pod in pods(documents("mlflow_server.yaml")) for c in pod["containers"] if c["name"] == "mlflow"]
-    assert f"--port={port}" in server["command"] and any(f"{host}:{port}" in word for word in server["command"])
+    (server,) = [
+        c for pod in pods(documents("mlflow_server.yaml")) for c in pod["containers"] if c["name"] == "mlflow"
+    ]
+    assert f"--port={port}" in server["command"] and any(
+        f"{host}:{port}" in word for word in server["command"]
+    )
 
 
 def test_the_preparation_is_of_the_data_that_the_sweep_reads(tmp_path):
@@ -124,7 +137,10 @@ def test_the_preparation_is_of_the_data_that_the_sweep_reads(tmp_path):
     assert args.processes <= int(container["resources"]["requests"]["cpu"])
     sweep = moved(shlex.split(documents("rayjob.yaml")[0]["spec"]["entrypoint"]), tmp_path)
     sets = [word for before, word in pairwise(sweep) if before == "--set"]
-    prepared, read = load_run(args.config, args.set), load_run(Path(sweep[sweep.index("--profile") + 1]), sets)
+    prepared, read = (
+        load_run(args.config, args.set),
+        load_run(Path(sweep[sweep.index("--profile") + 1]), sets),
+    )
     assert prepare.codes_folder(prepared) == prepare.codes_folder(read)
 
 
@@ -144,7 +160,9 @@ def test_the_dockerfile_installs_the_project_and_leaves_root():
     (default,) = [rest for word, rest in steps if word == "CMD"]
     words = yaml.safe_load(default)
     done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
-    assert words[0] == "python" and done.returncode == 0 and "usage: python -m mirai_bench.sweep" in done.stdout
+    assert (
+        words[0] == "python" and done.returncode == 0 and "usage: python -m mirai_bench.sweep" in done.stdout
+    )
 
 
 def test_what_the_image_leaves_out_is_not_part_of_the_project():
@@ -168,7 +186,9 @@ def test_linters_are_content(linter, file):
     if shutil.which(linter) is None:
         pytest.skip(f"{linter} is not installed: pip install -e '.[test]' on Linux brings it")
     done = subprocess.run(
-        [linter, *(["--severity=warning"] if linter == "shellcheck" else []), CLUSTER / file], capture_output=True, text=True
+        [linter, *(["--severity=warning"] if linter == "shellcheck" else []), CLUSTER / file],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout
 

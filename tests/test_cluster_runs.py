@@ -47,7 +47,9 @@ class Slurm:
         self.script(bin / "srun", '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n')
         self.script(bin / "scontrol", f'#!/bin/sh\necho "$@" >> {self.folder / "scontrol.log"}\n')
         (self.folder / ".venv" / "bin").mkdir(parents=True)
-        (self.folder / ".venv" / "bin" / "activate").write_text(f"PATH={bin}:{Path(sys.executable).parent}:$PATH\n")
+        (self.folder / ".venv" / "bin" / "activate").write_text(
+            f"PATH={bin}:{Path(sys.executable).parent}:$PATH\n"
+        )
         self.job = str(free_port())
 
     def script(self, path, text):
@@ -69,7 +71,11 @@ class Slurm:
 
 def bash_of(process):
     """The batch script's own process; outside its namespace it has another number."""
-    return next(pid for pid, name in [(process.pid, ""), *descendants(process.pid)] if name.startswith("bash ") or not alone())
+    return next(
+        pid
+        for pid, name in [(process.pid, ""), *descendants(process.pid)]
+        if name.startswith("bash ") or not alone()
+    )
 
 
 @pytest.mark.slow  # a start of Ray, by its own commands
@@ -85,11 +91,15 @@ def test_the_slurm_script_runs_a_sweep_to_its_end(tmp_path, shared_runs, trained
 
 @pytest.mark.slow  # a start of Ray, by its own commands
 def test_before_its_time_limit_a_slurm_job_saves_and_queues_itself_again(tmp_path, shared_runs, trained_run):
-    file = sweep_writer(tmp_path, shared_runs)({"baseline": ARMS["baseline"]}, train={"epochs": 400}, evaluation={"at": [400]})
+    file = sweep_writer(tmp_path, shared_runs)(
+        {"baseline": ARMS["baseline"]}, train={"epochs": 400}, evaluation={"at": [400]}
+    )
     slurm = Slurm(file)
     job = slurm.submit()
     deadline = time.monotonic() + 200
-    while not any('"kind": "train"' in path.read_text() for path in (tmp_path / "runs").glob("*/journal.jsonl")):
+    while not any(
+        '"kind": "train"' in path.read_text() for path in (tmp_path / "runs").glob("*/journal.jsonl")
+    ):
         time.sleep(0.5)
         assert job.poll() is None and time.monotonic() < deadline, job.communicate()[0]
     os.kill(bash_of(job), signal.SIGUSR1)
@@ -115,9 +125,13 @@ def test_the_rayjobs_command_runs_when_it_is_submitted(tmp_path, shared_runs, tr
     file = sweep_writer(tmp_path, shared_runs)({"baseline": ARMS["baseline"]})
     words = shlex.split(yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())["spec"]["entrypoint"])
     assert words[3] == "sweeps/injection_level.yaml" and words[4] == "--profile"
-    entrypoint = shlex.join([sys.executable, *words[1:3], file.name, *words[6:8], "--set", f"machine.runs={tmp_path / 'runs'}"])
+    entrypoint = shlex.join(
+        [sys.executable, *words[1:3], file.name, *words[6:8], "--set", f"machine.runs={tmp_path / 'runs'}"]
+    )
     scratch = Path(f"/tmp/mirai-bench-{free_port()}")
-    script = HEAD.format(tmp=scratch, gcs=free_port(), dashboard=free_port(), agent=free_port(), entrypoint=entrypoint)
+    script = HEAD.format(
+        tmp=scratch, gcs=free_port(), dashboard=free_port(), agent=free_port(), entrypoint=entrypoint
+    )
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     try:
         done = subprocess.run(

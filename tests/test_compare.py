@@ -13,7 +13,11 @@ from mirai_bench.utils.errors import UserError
 
 
 def record(seed, epoch, value, **protocol):
-    alike = {"protocol": {"name": "p", "num_samples": 100} | protocol, "extractor": {"name": "digits"}, "reference": {"n": 9}}
+    alike = {
+        "protocol": {"name": "p", "num_samples": 100} | protocol,
+        "extractor": {"name": "digits"},
+        "reference": {"n": 9},
+    }
     return {"seed": seed, "epoch": epoch, "metrics": {"FD-digits": value, "recall": 0.5}} | alike
 
 
@@ -54,7 +58,11 @@ def test_arms_of_a_sweep_are_compared(tmp_path):
     write_plan(tmp_path, sweep)
     for cell in sweep.cells:
         gain = 0.5 if cell.arm == "output-1d" else 0.0
-        write_run(tmp_path, cell.config, lambda epoch, cell=cell, gain=gain: {"FD-digits": 10 / epoch + cell.seed - gain})
+        write_run(
+            tmp_path,
+            cell.config,
+            lambda epoch, cell=cell, gain=gain: {"FD-digits": 10 / epoch + cell.seed - gain},
+        )
     a, b = (records_of(f"injection_level/{arm}", tmp_path) for arm in ("baseline", "output-1d"))
     refuse_difference([*a, *b])
     last = [[record for record in side if record["epoch"] == last_common_epoch(a, b)] for side in (a, b)]

@@ -26,7 +26,10 @@ def test_a_step_is_one_graph(arm):
 
 def test_a_changing_weight_compiles_no_graph_each():
     """One without foresight, for its warm-up, and one with it."""
-    ours, counter = workload.Ours(workload.run_config(TINY, "mirai-e-k3", "fp32", CPU)), CompileCounterWithBackend("eager")
+    ours, counter = (
+        workload.Ours(workload.run_config(TINY, "mirai-e-k3", "fp32", CPU)),
+        CompileCounterWithBackend("eager"),
+    )
     compiled = torch.compile(ours.trainer.objective, backend=counter, fullgraph=True, dynamic=False)
     batch = ours.trainer.codes.batch(seed=0, step=0, rank=0, world=1, batch_size=4)
     for weight in (None, None, 2.0, 1.5, 1.0):
@@ -36,9 +39,14 @@ def test_a_changing_weight_compiles_no_graph_each():
 
 def test_a_teacher_that_reads_pixels_breaks_the_graph_and_no_number(make_config, monkeypatch):
     pytest.importorskip("timm")
-    build = lambda config, codes, device: PixelEncoder("dinov2_s", config.grid, device, pretrained=False, depth=1)  # noqa: E731
+
+    def build(config, codes, device):
+        return PixelEncoder("dinov2_s", config.grid, device, pretrained=False, depth=1)
+
     monkeypatch.setitem(ENCODERS, "dinov2_s", build)
-    config = make_config(foresight={"level": "internal", "source": "encoder", "encoder": {"name": "dinov2_s"}})
+    config = make_config(
+        foresight={"level": "internal", "source": "encoder", "encoder": {"name": "dinov2_s"}}
+    )
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)
@@ -53,12 +61,16 @@ def test_a_teacher_that_reads_pixels_breaks_the_graph_and_no_number(make_config,
 def test_the_compilers_kernels_drop_the_same_numbers(make_config):
     """Masks are a function of (seed, step, rank), compiled or not."""
     model = {"token_dropout": 0.5, "residual_dropout": 0.5, "ffn_dropout": 0.5}
-    one, other = (Trainer(make_config(model=model, machine={"compile": compiled})) for compiled in (False, True))
+    one, other = (
+        Trainer(make_config(model=model, machine={"compile": compiled})) for compiled in (False, True)
+    )
     for step in range(3):
         assert float(other.step(step)["loss"]) == pytest.approx(float(one.step(step)["loss"]), rel=1e-6)
 
 
-@pytest.mark.parametrize(("width", "device", "expected"), [(768, "cuda", True), (384, "cuda", False), (768, "cpu", False)])
+@pytest.mark.parametrize(
+    ("width", "device", "expected"), [(768, "cuda", True), (384, "cuda", False), (768, "cpu", False)]
+)
 def test_what_is_compiled_by_default(width, device, expected, make_config):
     model = {"width": width, "heads": 12, "kv_heads": 12}
     config = make_config(model=model)
@@ -67,8 +79,13 @@ def test_what_is_compiled_by_default(width, device, expected, make_config):
     assert resolve_compile(asked, torch.device(device)) != expected
 
 
-@pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512f", "fp32"), ("avx2 avx512_bf16", "bf16"), ("amx_bf16", "bf16")])
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("avx2 avx512f", "fp32"), ("avx2 avx512_bf16", "bf16"), ("amx_bf16", "bf16")]
+)
 def test_auto_precision_follows_the_products_of_the_cpu(flags, expected, make_config, monkeypatch):
-    wide, narrow = (make_config(model={"width": w, "heads": 4, "kv_heads": 4}, train={"precision": "auto"}) for w in (256, 64))
+    wide, narrow = (
+        make_config(model={"width": w, "heads": 4, "kv_heads": 4}, train={"precision": "auto"})
+        for w in (256, 64)
+    )
     monkeypatch.setattr(Path, "read_text", lambda path: f"flags : {flags} fsrm")
     assert resolve_precision(wide, CPU) == expected and resolve_precision(narrow, CPU) == "fp32"

@@ -47,12 +47,21 @@ def test_every_value_of_every_axis_has_an_arm():
         ({"model": {"size": "M"}}, "model.size is 'M', which is not one of nano"),
         ({"model": {"width": 66}}, "66 with 4 heads"),
         ({"model": {"kv_heads": 3}}, "kv_heads is 3, which does not divide model.heads = 4"),
-        ({"foresight": {"level": "internal", "layer": 4}}, "layer 4 is outside the model, which has 3 blocks: write 1 to 3"),
+        (
+            {"foresight": {"level": "internal", "layer": 4}},
+            "layer 4 is outside the model, which has 3 blocks: write 1 to 3",
+        ),
         ({"foresight": {"level": "internal", "layer": "13/12"}}, "layer '13/12' is outside the model"),
         ({"foresight": {"level": "internal", "layer": "x"}}, "foresight.layer"),
-        ({"foresight": {"level": "internal", "k": 65}}, "k is 65, but the token grid has 8x8 = 64 cells: write k: 64 or less"),
+        (
+            {"foresight": {"level": "internal", "k": 65}},
+            "k is 65, but the token grid has 8x8 = 64 cells: write k: 64 or less",
+        ),
         ({"foresight": {"level": "output", "k": 1}}, "write k: 2 or more"),
-        ({"foresight": {"level": "internal", "class_token": True, "pairing": "predicting"}}, "write pairing: consumed"),
+        (
+            {"foresight": {"level": "internal", "class_token": True, "pairing": "predicting"}},
+            "write pairing: consumed",
+        ),
         (
             {"foresight": {"level": "internal", "class_token": True, "source": "encoder"}},
             "source: encoder has no class-token state",
@@ -80,7 +89,10 @@ def test_a_wrong_config_says_what_to_write(sections, message):
     ("text", "message"),
     [
         ("a: {level: none}\n  a: {level: output}", "'a' is written twice"),
-        ("baseline: {level: none}\n  twin: {level: none, k: 7}", "'baseline' and 'twin' (seed 0) are the same experiment"),
+        (
+            "baseline: {level: none}\n  twin: {level: none, k: 7}",
+            "'baseline' and 'twin' (seed 0) are the same experiment",
+        ),
         ("other: {level: none}", "baseline is 'baseline', which is not an arm"),
         ("../up: {level: none}", "arms"),
         ("baseline: {levle: none}", "Did you mean 'level'"),
@@ -95,7 +107,15 @@ def test_a_wrong_sweep_says_what_to_write(tmp_path, text, message):
 
 
 def test_unreadable_files_are_user_errors(tmp_path):
-    for content in (b"\xff\xfe\x00", b"a: [1", b"- 1", b"", b"a: &x [*x]", b"? [1, 2]\n: 3", b"!!python/object:os.system {}"):
+    for content in (
+        b"\xff\xfe\x00",
+        b"a: [1",
+        b"- 1",
+        b"",
+        b"a: &x [*x]",
+        b"? [1, 2]\n: 3",
+        b"!!python/object:os.system {}",
+    ):
         path = tmp_path / "bad.yaml"
         path.write_bytes(content)
         with pytest.raises(UserError):
@@ -108,22 +128,33 @@ def test_fingerprint_covers_what_changes_a_number_and_nothing_else(tmp_path):
             {"foresight": {"teacher_seed": 5}}, {"data": {"crop_ranges": [1.05]}}, {"profile": "other"}]  # fmt: skip
     other = [{"seed": 1}, {"train": {"lr": 1e-4}}, {"foresight": {"k": 2}}, {"foresight": {"pairing": "predicting"}},
              {"evaluation": {"protocol": {"base": "digits", "num_samples": 50}}}, {"foresight": {"source": "random"}}]  # fmt: skip
-    fingerprints = {digits(**merge({"foresight": {"level": "internal"}}, change)).fingerprint() for change in other}
+    fingerprints = {
+        digits(**merge({"foresight": {"level": "internal"}}, change)).fingerprint() for change in other
+    }
     assert len(fingerprints | {base.fingerprint()}) == len(other) + 1
     for change in same:
-        assert digits(**merge({"foresight": {"level": "internal"}}, change)).fingerprint() == base.fingerprint()
+        assert (
+            digits(**merge({"foresight": {"level": "internal"}}, change)).fingerprint() == base.fingerprint()
+        )
 
 
 def test_fingerprint_of_a_file_is_its_content(tmp_path):
     prints = []
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(content)
-        prints.append(digits(foresight={"level": "internal", "source": "frozen", "teacher": str(tmp_path / name)}).fingerprint())
+        prints.append(
+            digits(
+                foresight={"level": "internal", "source": "frozen", "teacher": str(tmp_path / name)}
+            ).fingerprint()
+        )
     assert prints[0] == prints[1] != prints[2]
 
 
 def test_none_is_one_experiment_whatever_its_other_fields():
-    assert digits(foresight={"level": "none", "k": 9, "source": "encoder"}).fingerprint() == digits().fingerprint()
+    assert (
+        digits(foresight={"level": "none", "k": 9, "source": "encoder"}).fingerprint()
+        == digits().fingerprint()
+    )
 
 
 def test_resolved_config_reads_back(tmp_path):
@@ -142,7 +173,8 @@ def test_set_reads_yaml_and_names_its_form():
 
 
 @pytest.mark.parametrize(
-    ("layer", "depth", "index"), [("8/12", 12, 8), ("8/12", 24, 16), ("8/12", 36, 24), ("8/12", 3, 2), (3, 3, 3), ("1/12", 3, 1)]
+    ("layer", "depth", "index"),
+    [("8/12", 12, 8), ("8/12", 24, 16), ("8/12", 36, 24), ("8/12", 3, 2), (3, 3, 3), ("1/12", 3, 1)],
 )
 def test_layers_are_one_based_and_fractions_scale(layer, depth, index):
     assert resolve_layer(layer, depth) == index
@@ -151,7 +183,9 @@ def test_layers_are_one_based_and_fractions_scale(layer, depth, index):
 def test_a_wrong_config_exits_with_2_and_no_traceback(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({"profile": "digits", "train": {"epoch": 3}}))
-    done = subprocess.run([sys.executable, "-m", "mirai_bench.train", str(path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mirai_bench.train", str(path)], capture_output=True, text=True
+    )
     assert done.returncode == 2 and done.stdout == ""
     assert "Did you mean 'epochs'" in done.stderr and "Traceback" not in done.stderr
 
@@ -165,6 +199,8 @@ def test_a_wrong_config_exits_with_2_and_no_traceback(tmp_path):
     ],
 )  # fmt: skip
 def test_a_room_imports_nothing_that_it_does_not_need(room, absent):
-    code = f"import sys, json, mirai_bench.{room}; print(json.dumps([m for m in {absent} if m in sys.modules]))"
+    code = (
+        f"import sys, json, mirai_bench.{room}; print(json.dumps([m for m in {absent} if m in sys.modules]))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []

@@ -46,7 +46,9 @@ def kept_bytes(loss, *given):
 
 
 def test_loss_and_gradients_equal_torchs(rows):
-    for ours, theirs in zip(*(with_gradients(loss, *inputs()) for loss in (linear_cross_entropy, plain)), strict=True):
+    for ours, theirs in zip(
+        *(with_gradients(loss, *inputs()) for loss in (linear_cross_entropy, plain)), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
@@ -61,7 +63,9 @@ def test_under_autocast_only_the_products_are_narrow(rows):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_compiled_it_is_one_graph_of_the_same_numbers(rows, bf16):
     compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
-    for ours, theirs in zip(*(with_gradients(f, *inputs(), bf16=bf16) for f in (compiled, linear_cross_entropy)), strict=True):
+    for ours, theirs in zip(
+        *(with_gradients(f, *inputs(), bf16=bf16) for f in (compiled, linear_cross_entropy)), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 

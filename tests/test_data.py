@@ -56,7 +56,9 @@ def images(tmp_path_factory):
                 height, width = rng.integers(12, 70, 2)
                 pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
                 ending = ("png", "JPEG", "bmp")[i % 3]
-                Image.fromarray(pixels if label else pixels[..., 0]).save(root / split / name / f"{i}.{ending}")
+                Image.fromarray(pixels if label else pixels[..., 0]).save(
+                    root / split / name / f"{i}.{ending}"
+                )
     return root
 
 
@@ -85,7 +87,9 @@ def test_digits_split_is_fixed_and_stratified():
     total = np.bincount(np.concatenate([train.labels, heldout.labels]))
     share = np.bincount(heldout.labels)
     assert np.abs(share - total * 297 / 1797).max() < 1
-    assert len({image.tobytes() for image in heldout.images} & {image.tobytes() for image in train.images}) <= 1
+    assert (
+        len({image.tobytes() for image in heldout.images} & {image.tobytes() for image in train.images}) <= 1
+    )
 
 
 def test_digits_codes_are_the_grey_levels():
@@ -125,7 +129,12 @@ def test_an_epoch_sees_each_image_at_most_once(digits):
     per_epoch = digits.steps_per_epoch(64)
     assert per_epoch == 1500 // 64
     epochs = [
-        torch.cat([digits.batch(seed=0, step=e * per_epoch + s, rank=0, world=1, batch_size=64).index for s in range(per_epoch)])
+        torch.cat(
+            [
+                digits.batch(seed=0, step=e * per_epoch + s, rank=0, world=1, batch_size=64).index
+                for s in range(per_epoch)
+            ]
+        )
         for e in range(2)
     ]
     assert all(len(epoch.unique()) == per_epoch * 64 for epoch in epochs)
@@ -151,7 +160,9 @@ def test_streamed_codes_equal_resident_codes():
     parts[0][0, 0, 0] = 65535
     labels = np.arange(13)
     pixels = Pixels(lambda: None, labels, run_config().data, CPU)
-    resident, streamed = (Codes(Joined(parts), labels, pixels, {}, CPU, resident=kept) for kept in (True, False))
+    resident, streamed = (
+        Codes(Joined(parts), labels, pixels, {}, CPU, resident=kept) for kept in (True, False)
+    )
     for step in (0, 1, 2, 9, 10, 4):
         asked = {"seed": 1, "step": step, "rank": 1, "world": 2, "batch_size": 6}
         a, b = resident.batch(**asked), streamed.batch(**asked)
@@ -172,7 +183,9 @@ def test_a_batch_larger_than_the_data_is_refused(digits):
 def test_ten_crop_equals_torchvision(spare):
     size = 32
     pixels = np.random.default_rng(spare).integers(0, 256, (size + spare, size + spare, 3), np.uint8)
-    data = run_config({"data": {"image_size": size, "views": "ten_crop", "crop_ranges": [1 + spare / size]}}).data
+    data = run_config(
+        {"data": {"image_size": size, "views": "ten_crop", "crop_ranges": [1 + spare / size]}}
+    ).data
     assert base_sizes(data) == (size + spare,)
     ours = all_views([torch.from_numpy(pixels)[None]], data)[0]
     theirs = np.stack([np.array(crop) for crop in transforms.TenCrop(size)(Image.fromarray(pixels))])
@@ -181,7 +194,10 @@ def test_ten_crop_equals_torchvision(spare):
 
 def test_base_sizes_round_down_as_llamagen_does():
     data = run_config(
-        {"data": {"image_size": 256, "views": "ten_crop", "crop_ranges": [1.1, 1.05]}, "tokenizer": {"vocabulary": 17}}
+        {
+            "data": {"image_size": 256, "views": "ten_crop", "crop_ranges": [1.1, 1.05]},
+            "tokenizer": {"vocabulary": 17},
+        }
     ).data
     assert base_sizes(data) == (281, 268) and data.num_views == 20
 
@@ -196,7 +212,12 @@ def test_center_crop():
     assert center_crop(Image.new("L", (7, 30)), 50).shape == (50, 50, 3)
 
 
-VIEWS = [{"views": "center"}, {"views": "flip"}, {"views": "ten_crop"}, {"views": "ten_crop", "crop_ranges": [1.25, 1.5]}]
+VIEWS = [
+    {"views": "center"},
+    {"views": "flip"},
+    {"views": "ten_crop"},
+    {"views": "ten_crop", "crop_ranges": [1.25, 1.5]},
+]
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -230,13 +251,23 @@ def test_prepared_split_labels_and_manifest(images, tmp_path):
     config = folder_config(images, tmp_path)
     codes = prepared(config, tmp_path)
     manifest = codes.manifest
-    assert manifest["class_names"] == ["ant", "bee", "cat"] and manifest["grid"] == [16, 16] and manifest["views"] == 10
-    assert manifest["tokenizer"] == "pixel-17" and manifest["crop"].startswith("ten_crop") and manifest["dataset"]["images"] == 21
+    assert (
+        manifest["class_names"] == ["ant", "bee", "cat"]
+        and manifest["grid"] == [16, 16]
+        and manifest["views"] == 10
+    )
+    assert (
+        manifest["tokenizer"] == "pixel-17"
+        and manifest["crop"].startswith("ten_crop")
+        and manifest["dataset"]["images"] == 21
+    )
     assert codes.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7
     heldout = open_codes(config, "heldout", CPU)
     assert (heldout.num_images, heldout.num_views) == (6, 1)
     pictures = np.concatenate([batch for batch, _ in images_of(config, "heldout")])
-    assert torch.equal(load_tokenizer(config.tokenizer, CPU).encode(torch.from_numpy(pictures)), heldout.all()[0])
+    assert torch.equal(
+        load_tokenizer(config.tokenizer, CPU).encode(torch.from_numpy(pictures)), heldout.all()[0]
+    )
     shard = np.load(codes_folder(config) / "train" / "shards" / "00000.npy", mmap_mode="r")
     assert shard.dtype == np.uint16 and shard.shape == (5, 10, 256)
 
@@ -294,7 +325,9 @@ def test_preparation_goes_on_after_kill_9(images, tmp_path):
     command = [sys.executable, "-m", "mirai_bench.data.prepare", write_config(config, tmp_path / "cut.json")]
     command += ["--shard-size", "1", "--processes", "2"]
     shards = codes_folder(config) / "train" / "shards"
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as process:
         while len(list(shards.glob("*.json"))) < 2:
             assert process.poll() is None
             time.sleep(0.002)
@@ -321,7 +354,9 @@ def test_progress_counts_what_an_item_weighs(monkeypatch, capsys):
 @pytest.mark.slow  # two more processes import torch
 def test_processes_share_the_work(images, tmp_path, capfd):
     whole = all_codes(prepared(folder_config(images, tmp_path / "whole"), tmp_path))
-    assert torch.equal(all_codes(prepared(folder_config(images, tmp_path / "pool"), tmp_path, "--processes", "2")), whole)
+    assert torch.equal(
+        all_codes(prepared(folder_config(images, tmp_path / "pool"), tmp_path, "--processes", "2")), whole
+    )
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -332,7 +367,9 @@ def damaged(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(5):
-            Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "images" / name / f"{i}.jpg")
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(
+                tmp_path / "images" / name / f"{i}.jpg"
+            )
     whole = (tmp_path / "images" / "a" / "2.jpg").read_bytes()
     (tmp_path / "images" / "a" / "2.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "images" / "b" / "4.jpg").write_bytes(b"no image at all")
@@ -348,7 +385,9 @@ def test_corrupt_images_are_named_counted_and_skipped(damaged, capsys):
     assert [Path(image["image"]).name for image in codes.manifest["skipped"]] == ["2.jpg", "4.jpg"]
     batch = codes.batch(seed=0, step=0, rank=0, world=1, batch_size=8)
     tokenizer = load_tokenizer(config.tokenizer, CPU)
-    assert torch.equal(tokenizer.encode(codes.pixels(batch.index, batch.view)), batch.tokens)  # rows still fit their images
+    assert torch.equal(
+        tokenizer.encode(codes.pixels(batch.index, batch.view)), batch.tokens
+    )  # rows still fit their images
 
 
 def test_strict_ends_at_a_corrupt_image(damaged, capsys):
@@ -382,7 +421,9 @@ def test_codes_of_another_config_are_refused_by_name(images, tmp_path, name):
     over, message = DIFFERENCES[name]
     config = folder_config(images, tmp_path)
     prepared(config, tmp_path)
-    fields = merge(config.model_dump(mode="json"), merge(over, {"machine": {"codes": str(codes_folder(config))}}))
+    fields = merge(
+        config.model_dump(mode="json"), merge(over, {"machine": {"codes": str(codes_folder(config))}})
+    )
     with pytest.raises(UserError, match=message):
         open_codes(build_run(fields, "test"), "train", CPU)
     with pytest.raises(UserError, match=message):
@@ -393,7 +434,8 @@ def test_pixels_of_other_images_are_refused(images, damaged):
     config = folder_config(images, damaged)
     prepared(config, damaged)
     fields = merge(
-        config.model_dump(mode="json"), {"machine": {"data": str(damaged / "three"), "codes": str(codes_folder(config))}}
+        config.model_dump(mode="json"),
+        {"machine": {"data": str(damaged / "three"), "codes": str(codes_folder(config))}},
     )
     for name in ("ant", "bee", "cat"):
         (damaged / "three" / name).mkdir(parents=True)
@@ -428,7 +470,11 @@ def cifar(tmp_path_factory):
     (root / "python" / "cifar-10-batches-py").mkdir(parents=True)
     for i, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
         rows = slice(10 * i, 10 * i + 10)
-        batch = {b"data": x[rows].transpose(0, 3, 1, 2).reshape(10, -1), b"labels": y[rows].tolist(), b"batch_label": b"one"}
+        batch = {
+            b"data": x[rows].transpose(0, 3, 1, 2).reshape(10, -1),
+            b"labels": y[rows].tolist(),
+            b"batch_label": b"one",
+        }
         (root / "python" / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(batch, protocol=4))
     return root
 

@@ -19,10 +19,14 @@ def facts_of(config, measure=False):
 
 
 def test_the_papers_profile_in_numbers():
-    config = load_run(Path("imagenet256_b"), ["foresight.level=internal", "foresight.k=3", "machine.device=cpu"])
+    config = load_run(
+        Path("imagenet256_b"), ["foresight.level=internal", "foresight.k=3", "machine.device=cpu"]
+    )
     resolved, facts = facts_of(config)
     assert resolved["model"]["depth"] == 12 and resolved["train"]["batch_size"] == 256
-    assert facts["parameters"].startswith("110,888,448 of the generator, 22,0")  # the official heads: 3 x 7.34M
+    assert facts["parameters"].startswith(
+        "110,888,448 of the generator, 22,0"
+    )  # the official heads: 3 x 7.34M
     assert facts["tokens per step"] == "65,536" and facts["steps"] == "400,320"
     assert facts["codes on disk"] == "6.56 GB"
     assert float(facts["FLOPs per image and training step"]) == pytest.approx(
@@ -30,11 +34,16 @@ def test_the_papers_profile_in_numbers():
     )  # counted by hand: +42 % over 150 GFLOP
 
 
-@pytest.mark.parametrize(("size", "parameters"), [("b", 110_888_448), ("l", 342_910_976), ("xl", 774_699_520)])
+@pytest.mark.parametrize(
+    ("size", "parameters"), [("b", 110_888_448), ("l", 342_910_976), ("xl", 774_699_520)]
+)
 def test_the_papers_sizes(size, parameters):
     """111M, 343M and 775M in LlamaGen's table."""
     resolved, facts = facts_of(load_run(Path(f"imagenet256_{size}"), ["machine.device=cpu"]))
-    assert facts["parameters"].startswith(f"{parameters:,} of the generator") and resolved["machine"]["workers"] == 8
+    assert (
+        facts["parameters"].startswith(f"{parameters:,} of the generator")
+        and resolved["machine"]["workers"] == 8
+    )
     assert "6.56 GB of codes" in facts["device memory"]
 
 
@@ -44,7 +53,9 @@ def test_memory_counts_five_floats_a_parameter_and_shrinks_with_micro_batches(ma
     assert device_bytes(one, False).fixed == 20 * generator + 16 * heads
     assert device_bytes(one, True).fixed == 22 * generator + 18 * heads
     # but for the head's gradient and one part of its logits
-    assert device_bytes(one, False).activations == pytest.approx(4 * device_bytes(four, False).activations, rel=1e-2)
+    assert device_bytes(one, False).activations == pytest.approx(
+        4 * device_bytes(four, False).activations, rel=1e-2
+    )
 
 
 def kept_for_backward(config):

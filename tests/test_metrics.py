@@ -57,7 +57,9 @@ def check_closed_forms(distance):
     spread, other = np.linspace(0.1, 3, d), np.linspace(2, 0.5, d)
     mean, shift = np.zeros(d), np.full(d, 0.3)
     known = d * 0.09 + ((np.sqrt(spread) - np.sqrt(other)) ** 2).sum()
-    assert distance(Gaussian(mean, np.diag(spread)), Gaussian(shift, np.diag(other))) == pytest.approx(known, rel=1e-9)
+    assert distance(Gaussian(mean, np.diag(spread)), Gaussian(shift, np.diag(other))) == pytest.approx(
+        known, rel=1e-9
+    )
     turn = linalg.qr(rng(1).normal(size=(d, d)))[0]
     turned = (Gaussian(turn @ m, turn @ np.diag(s) @ turn.T) for m, s in ((mean, spread), (shift, other)))
     assert distance(*turned) == pytest.approx(known, rel=1e-9)
@@ -90,7 +92,11 @@ def _without_the_mean(a, b):
 def _by_cholesky(a, b):
     """Right at full rank alone: there is no Cholesky factor below it."""
     root = np.linalg.cholesky(b.cov)
-    return ((a.mean - b.mean) ** 2).sum() + np.trace(a.cov + b.cov) - 2 * np.sqrt(np.linalg.eigvalsh(root.T @ a.cov @ root)).sum()
+    return (
+        ((a.mean - b.mean) ** 2).sum()
+        + np.trace(a.cov + b.cov)
+        - 2 * np.sqrt(np.linalg.eigvalsh(root.T @ a.cov @ root)).sum()
+    )
 
 
 def _not_clamped(a, b):
@@ -164,7 +170,9 @@ def test_one_image_has_no_covariance():
 
 
 def test_a_line_in_inverse_n_is_read_at_infinity():
-    assert metrics.line_in_inverse_n([100, 200, 400], [3 + 500 / n for n in (100, 200, 400)]) == pytest.approx((3, 500))
+    assert metrics.line_in_inverse_n(
+        [100, 200, 400], [3 + 500 / n for n in (100, 200, 400)]
+    ) == pytest.approx((3, 500))
 
 
 def test_extrapolation_removes_the_bias_of_few_samples():
@@ -188,7 +196,9 @@ def test_inception_score_is_torch_fidelitys(n):
     score = InceptionScore(n, 30)
     for part in np.array_split(logits, 7):
         score.add(part)
-    assert score.value() == pytest.approx(isc_features_to_metric(torch.from_numpy(logits))[KEY_METRIC_ISC_MEAN], rel=1e-9)
+    assert score.value() == pytest.approx(
+        isc_features_to_metric(torch.from_numpy(logits))[KEY_METRIC_ISC_MEAN], rel=1e-9
+    )
 
 
 def test_inception_score_of_known_predictions():

@@ -16,7 +16,9 @@ def tiny(**fields) -> ARModel:
 
 def inputs(batch: int = 3):
     generator = torch.Generator().manual_seed(2)
-    return torch.randint(VOCABULARY, (batch, 24), generator=generator), torch.randint(CLASSES, (batch,), generator=generator)
+    return torch.randint(VOCABULARY, (batch, 24), generator=generator), torch.randint(
+        CLASSES, (batch,), generator=generator
+    )
 
 
 @pytest.mark.parametrize(("size", "count"), [("B", 110_888_448), ("L", 342_910_976), ("XL", 774_699_520)])

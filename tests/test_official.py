@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from mirai_bench.checkpoint.__main__ import command
-from mirai_bench.checkpoint.official import export_official, import_official, read_official, split_projectors, to_official
+from mirai_bench.checkpoint.official import (
+    export_official,
+    import_official,
+    read_official,
+    split_projectors,
+    to_official,
+)
 from mirai_bench.checkpoint.store import load_latest, load_weights, unwrap
 from mirai_bench.config.load import build_run, read_profile
 from mirai_bench.config.run_config import Model
@@ -26,7 +32,13 @@ def shrunk(config):
     """A state dict with Mirai's names in this config's sizes, of random numbers; the fixture's sizes are translated one by one."""
     width, hidden = config.model.width, config.foresight.projector.hidden
     ffn = build_model(config).layers[0].feed_forward.w1.weight.shape[0]
-    sizes = {768: width, 2304: 3 * width, 2048: ffn, 16384: config.tokenizer.vocabulary, 1001: config.data.classes + 1}
+    sizes = {
+        768: width,
+        2304: 3 * width,
+        2048: ffn,
+        16384: config.tokenizer.vocabulary,
+        1001: config.data.classes + 1,
+    }
     generator, state = torch.Generator().manual_seed(0), {}
     for name, shape in MIRAI_B.items():
         layer = re.match(r"layers\.(\d+)\.", name)
@@ -53,8 +65,12 @@ def official_file(config, tmp_path):
 def test_our_b_has_the_official_names_and_shapes():
     with torch.device("meta"):
         model = ARModel(Model(size="B"), 16384, 1000, (16, 16))
-        projector = Projector(build_run(read_profile("imagenet256_b"), "test").foresight.projector, 3, 768, 768)
-    ours = dict(model.state_dict()) | {f"foresight.projector.{name}": tensor for name, tensor in projector.state_dict().items()}
+        projector = Projector(
+            build_run(read_profile("imagenet256_b"), "test").foresight.projector, 3, 768, 768
+        )
+    ours = dict(model.state_dict()) | {
+        f"foresight.projector.{name}": tensor for name, tensor in projector.state_dict().items()
+    }
     assert {name: list(tensor.shape) for name, tensor in to_official(ours).items()} == MIRAI_B
 
 
@@ -97,7 +113,9 @@ def test_a_shared_trunk_is_written_into_each_head(make_config):
     config = make_config(foresight=E_FIELDS | {"projector": {"hidden": 24, "shared_trunk": True}})
     projector = Projector(config.foresight.projector, 3, 32, 32)
     projector.init_weights(torch.Generator().manual_seed(0))
-    official = to_official({f"foresight.projector.{name}": tensor for name, tensor in projector.state_dict().items()})
+    official = to_official(
+        {f"foresight.projector.{name}": tensor for name, tensor in projector.state_dict().items()}
+    )
     assert official.keys() == {name for name in MIRAI_B if name.startswith("projectors.")}
     assert torch.equal(official["projectors.2.0.weight"], official["projectors.0.0.weight"])
     assert not torch.equal(official["projectors.2.4.weight"], official["projectors.0.4.weight"])
@@ -116,9 +134,15 @@ def test_wrappers_and_computed_buffers_are_taken_off(container):
     [
         (lambda state: state.pop("norm.weight"), r"lacks 1 tensors \(norm\.weight"),
         (lambda state: state.update(extra=torch.zeros(1)), r"has 1 that the model has not \(extra"),
-        (lambda state: state.update({"norm.weight": torch.zeros(5)}), r"norm\.weight is \(5,\), but the model's is \(32,\)"),
+        (
+            lambda state: state.update({"norm.weight": torch.zeros(5)}),
+            r"norm\.weight is \(5,\), but the model's is \(32,\)",
+        ),
         (lambda state: state.pop("projectors.1.2.bias"), "projectors are incomplete"),
-        (lambda state: state.update({"projectors.0.1": torch.zeros(1)}), r"projectors\.0\.1, which is no layer"),
+        (
+            lambda state: state.update({"projectors.0.1": torch.zeros(1)}),
+            r"projectors\.0\.1, which is no layer",
+        ),
         (
             lambda state: [state.pop(name) for name in list(state) if name.startswith("projectors.2")],
             r"weights\.0 is \(2, 32, 24\)",
@@ -133,7 +157,9 @@ def test_files_that_do_not_fit_are_refused(config, tmp_path, change, message):
         read_official(tmp_path / "bad.pt", config)
 
 
-def test_without_an_ema_the_weights_stand_for_it_and_projectors_may_be_left_out(make_config, config, tmp_path, capsys):
+def test_without_an_ema_the_weights_stand_for_it_and_projectors_may_be_left_out(
+    make_config, config, tmp_path, capsys
+):
     torch.save({"model": shrunk(config)}, tmp_path / "file.pt")
     import_official(tmp_path / "file.pt", make_config(), tmp_path / "run")
     checkpoint = load_latest(tmp_path / "run")
@@ -147,7 +173,9 @@ def test_a_trained_run_is_exported(trained_run, tmp_path, capsys):
     assert command(["export", str(trained_run), str(tmp_path / "out.pt"), "--weights", "ema"]) == 0
     content, checkpoint = torch.load(tmp_path / "out.pt", weights_only=True), load_latest(trained_run)
     assert capsys.readouterr().out.strip() == str(tmp_path / "out.pt")
-    assert all(torch.equal(content["model"][name], tensor) for name, tensor in checkpoint.tensors["ema"].items())
+    assert all(
+        torch.equal(content["model"][name], tensor) for name, tensor in checkpoint.tensors["ema"].items()
+    )
 
 
 def test_a_trained_projector_is_exported_and_read_back(make_config, tmp_path):

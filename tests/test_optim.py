@@ -3,7 +3,14 @@ import torch
 
 from mirai_bench.config.foresight import Foresight
 from mirai_bench.config.run_config import Train
-from mirai_bench.train.optim import SCHEDULES, build_optimizer, clone_as_ema, foresight_weight, learning_rate, update_ema
+from mirai_bench.train.optim import (
+    SCHEDULES,
+    build_optimizer,
+    clone_as_ema,
+    foresight_weight,
+    learning_rate,
+    update_ema,
+)
 
 
 def weights(**fields):
@@ -42,7 +49,9 @@ def test_weight_decay_is_on_matrices_alone():
     from mirai_bench.foresight.loss import Projector
     from mirai_bench.model.transformer import ARModel
 
-    modules = torch.nn.ModuleList([ARModel(Model(size="nano"), 7, 3, (2, 2)), Projector(Config(hidden=8), 2, 64, 64)])
+    modules = torch.nn.ModuleList(
+        [ARModel(Model(size="nano"), 7, 3, (2, 2)), Projector(Config(hidden=8), 2, 64, 64)]
+    )
     decayed, plain = build_optimizer(Train(epochs=1, batch_size=1), modules.parameters()).param_groups
     names = {id(p): name for name, p in modules.named_parameters()}
     assert decayed["weight_decay"] == 0.05 and plain["weight_decay"] == 0

@@ -20,7 +20,9 @@ SMALL = ["--size", "nano", "--vocabulary", "64", "--classes", "10", "--images", 
 def test_differences_by_hand():
     row = difference("x", torch.tensor([1.0, 4.0]), torch.tensor([1.0, 5.0]))
     assert (row.absolute, row.relative) == (1.0, 0.2)
-    row = largest("x", [(torch.tensor([1.0]), torch.tensor([1.5])), (torch.tensor([10.0]), torch.tensor([10.0]))])
+    row = largest(
+        "x", [(torch.tensor([1.0]), torch.tensor([1.5])), (torch.tensor([10.0]), torch.tensor([10.0]))]
+    )
     assert (row.absolute, row.relative) == (0.5, 0.05)
     with pytest.raises(UserError, match="another version"):
         difference("logits", torch.zeros(2), torch.zeros(3))
@@ -61,7 +63,11 @@ def test_the_checkouts_packages_are_forgotten_again(tmp_path):
 
 
 def test_the_table_has_a_row_for_each_comparison():
-    facts = {"peer": "Mirai", "peer_commit": None, "model": {"size": "B", "parameters": 111, "grid": [16, 16]}}
+    facts = {
+        "peer": "Mirai",
+        "peer_commit": None,
+        "model": {"size": "B", "parameters": 111, "grid": [16, 16]},
+    }
     facts |= {"vocabulary": 64, "images": 2, "heads": 3, "device": "cpu"}
     text = parity.table(facts, [difference("logits", torch.ones(1), torch.ones(1), "note")])
     assert "an unknown commit" in text and "| logits | 0.00e+00 | 0.00e+00 | note |" in text
@@ -78,8 +84,12 @@ def test_parity_with_the_official_code(name, tmp_path, capsys):
     table = capsys.readouterr().out
     assert (tmp_path / f"parity_{name.lower()}.md").read_text() == table
     heads = [f"loss of head {k} ({kind})" for kind in "EI" for k in range(9)] if name == "Mirai" else []
-    assert all(row in table for row in ["logits", "tapped hidden state", "EMA's movement after the step", *heads])
-    assert sum("codes, top-k" in line for line in table.splitlines()) == (1 if name == "Mirai" else len(SAMPLING))
+    assert all(
+        row in table for row in ["logits", "tapped hidden state", "EMA's movement after the step", *heads]
+    )
+    assert sum("codes, top-k" in line for line in table.splitlines()) == (
+        1 if name == "Mirai" else len(SAMPLING)
+    )
 
 
 @pytest.mark.slow
@@ -94,7 +104,9 @@ def test_a_field_that_is_not_the_official_one_shows(field, monkeypatch):
     from mirai_bench.config import official as presets
 
     monkeypatch.setitem(presets.OFFICIAL, "ema", presets.OFFICIAL["ema"] | field)
-    args = argparse.Namespace(peer=path, size="nano", grid=16, vocabulary=64, classes=10, images=2, k=9, seed=0, device="cpu")
+    args = argparse.Namespace(
+        peer=path, size="nano", grid=16, vocabulary=64, classes=10, images=2, k=9, seed=0, device="cpu"
+    )
     from mirai_bench.benchmark.peer.pair import Setup
 
     rows = parity.compare_heads(Setup(args, load_peer(path)))

@@ -39,7 +39,9 @@ def plan_of(path=FILE, **choices) -> Plan:
 
 
 def finish(cell, status="done", runs=None):
-    return write_run(runs or cell.config.machine.runs, cell.config, lambda epoch: {"FD-digits": 4.0}, status=status)
+    return write_run(
+        runs or cell.config.machine.runs, cell.config, lambda epoch: {"FD-digits": 4.0}, status=status
+    )
 
 
 def names(cells):
@@ -93,7 +95,10 @@ def test_moving_runs_or_data_runs_nothing_again(here, tmp_path, monkeypatch):
     for cell in plan_of().sweep.cells:
         finish(cell)
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
-    assert missing(plan_of(settings=["machine.runs=elsewhere", "machine.data=some/other", "machine.threads=2"])) == []
+    assert (
+        missing(plan_of(settings=["machine.runs=elsewhere", "machine.data=some/other", "machine.threads=2"]))
+        == []
+    )
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     assert missing(plan_of(settings=["machine.runs=../elsewhere"])) == []
@@ -115,7 +120,9 @@ def test_the_plan_keeps_earlier_cells_that_still_stand(here):
     assert content["arms"] == ["baseline", "output-1d", "output-2d", "internal-1d", "internal-2d"]
     assert [cell["seed"] for cell in content["cells"]] == sorted(cell["seed"] for cell in content["cells"])
     changed = plan_of(settings=["train.epochs=12", "evaluation.at=[12]"], seeds=[0])
-    assert len(json.loads(changed.file(".json").read_text())["cells"]) == 5, "cells of another config are no part of the table"
+    assert len(json.loads(changed.file(".json").read_text())["cells"]) == 5, (
+        "cells of another config are no part of the table"
+    )
 
 
 def test_a_damaged_plan_is_named(here):
@@ -170,11 +177,16 @@ def test_paths_are_absolute_wherever_a_trial_runs(here, tmp_path):
 def test_progress_of_a_resumed_run(here, tmp_path):
     now = time.time()
     lines = [("start", 0, now - 900), ("train", 2, now - 800), ("start", 2, now - 40), ("train", 4, now)]
-    text = "".join(json.dumps({"kind": kind, "epoch": epoch, "step": 10 * epoch, "time": at}) + "\n" for kind, epoch, at in lines)
+    text = "".join(
+        json.dumps({"kind": kind, "epoch": epoch, "step": 10 * epoch, "time": at}) + "\n"
+        for kind, epoch, at in lines
+    )
     (tmp_path / "journal.jsonl").write_text(text + '{"kind": "tr')
     config = make_plan(FILE, settings=["train.epochs=10", "evaluation.at=[10]"]).sweep.cells[0].config
     progress = progress_of(tmp_path, config)
-    assert progress.epoch == 4 and progress.seconds_left == pytest.approx(120, abs=5), "20 s an epoch since it was resumed"
+    assert progress.epoch == 4 and progress.seconds_left == pytest.approx(120, abs=5), (
+        "20 s an epoch since it was resumed"
+    )
 
 
 def test_the_screen_says_what_changes(here, capsys, monkeypatch):
@@ -194,11 +206,14 @@ def test_the_screen_says_what_changes(here, capsys, monkeypatch):
     screen.refresh()
     first_said, *said = capsys.readouterr().err.splitlines()
     assert first_said.startswith("injection_level (digits): 5 cells, 0 done before, 5 to run")
-    ended = [f"done: {second.arm}, seed 0", f"failed: {third.arm}, seed 0: 10 updates in a row were not finite (step 5)"]
+    ended = [
+        f"done: {second.arm}, seed 0",
+        f"failed: {third.arm}, seed 0: 10 updates in a row were not finite (step 5)",
+    ]
     assert said[:2] == ended, "the failure of an earlier command is none of this one; each is said once"
-    assert said[2].startswith(f"1/5 done, 1 failed · {first.arm} s0 epoch {first.config.train.epochs:.1f}/") and said[2].endswith(
-        "left"
-    )
+    assert said[2].startswith(
+        f"1/5 done, 1 failed · {first.arm} s0 epoch {first.config.train.epochs:.1f}/"
+    ) and said[2].endswith("left")
     assert len([line for line in said if line.startswith(("done", "failed"))]) == 2
 
 

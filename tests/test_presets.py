@@ -20,7 +20,9 @@ def test_it_is_laid_over_the_profile_and_under_the_fields_beside_it():
     )
     assert e.k == 9 and e.schedule == "step" and e.projector.hidden == 2048
     i = build_run(
-        read_profile("digits"), "test", {"foresight": {"official": True, "source": "encoder", "projector": {"layers": 2}}}
+        read_profile("digits"),
+        "test",
+        {"foresight": {"official": True, "source": "encoder", "projector": {"layers": 2}}},
     ).foresight
     assert (i.source, i.k, i.pairing, i.class_token, i.projector.layers, i.projector.hidden) == (
         "encoder",
@@ -35,7 +37,11 @@ def test_it_is_laid_over_the_profile_and_under_the_fields_beside_it():
 def test_a_run_file_may_hold_it_and_the_run_holds_only_its_fields(tmp_path):
     (tmp_path / "run.yaml").write_text("profile: imagenet256_b\nforesight: {official: true, k: 1}\n")
     config = load_run(tmp_path / "run.yaml")
-    assert config.foresight.layout == "grid_2d_flat" and config.foresight.k == 1 and config.foresight.schedule == "step"
+    assert (
+        config.foresight.layout == "grid_2d_flat"
+        and config.foresight.k == 1
+        and config.foresight.schedule == "step"
+    )
     (tmp_path / "config.json").write_text(config.model_dump_json())
     assert load_run(tmp_path / "config.json").fingerprint() == config.fingerprint()
 
@@ -53,7 +59,12 @@ def test_false_is_nothing():
 def test_each_arm_of_the_sweep_differs_from_the_preset_in_what_it_names():
     arms = {cell.arm: cell.config.foresight for cell in load_sweep(SWEEPS / "official.yaml").cells}
     whole = arms["official-e"].model_dump()
-    for arm, field in {"2d": "layout", "mean": "reduce", "patches": "class_token", "drop": "share_label_drop"}.items():
+    for arm, field in {
+        "2d": "layout",
+        "mean": "reduce",
+        "patches": "class_token",
+        "drop": "share_label_drop",
+    }.items():
         other = arms[f"official-e-{arm}"].model_dump()
         assert {key for key in whole if whole[key] != other[key]} == {field}
         assert other[field] == arms["paper-e"].model_dump()[field]

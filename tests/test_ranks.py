@@ -63,26 +63,40 @@ def test_ranks_hear_rank_0_and_notice_a_folder_that_is_not_shared(tmp_path):
     assert done.returncode == 0, done.stderr
     for rank in (0, 1):
         shared, refused = (tmp_path / f"said.{rank}").read_text().splitlines()
-        assert "is not the same folder on all nodes" in shared and "write machine.runs: a folder on storage" in shared
+        assert (
+            "is not the same folder on all nodes" in shared
+            and "write machine.runs: a folder on storage" in shared
+        )
         assert refused == "no"
     assert not list((tmp_path / "same").iterdir()), "nothing is left behind"
 
 
 @pytest.mark.slow  # two processes start twice
-def test_a_rank_that_runs_out_of_memory_ends_all_and_the_next_attempt_takes_smaller_parts(make_config, tmp_path):
+def test_a_rank_that_runs_out_of_memory_ends_all_and_the_next_attempt_takes_smaller_parts(
+    make_config, tmp_path
+):
     """75 images a rank: the parts after 1 are 3, the first number from 2 that divides them."""
-    config = make_config(train={"batch_size": 150}, machine={"runs": str(tmp_path / "runs"), "checkpoint_every": 0.3})
+    config = make_config(
+        train={"batch_size": 150}, machine={"runs": str(tmp_path / "runs"), "checkpoint_every": 0.3}
+    )
     (tmp_path / "config.json").write_text(config.model_dump_json())
     short = torchrun(tmp_path, RUNS_OUT, tmp_path / "config.json")
     assert short.returncode != 0 and failure_left(run_dir_of(config))["micro_batches"] == 3, short.stderr
     again = torchrun(tmp_path, RUNS_OUT, tmp_path / "config.json")
     assert again.returncode == 0, again.stderr
     lines = list(read_journal(run_dir_of(config) / "journal.jsonl"))
-    starts = [(line["step"], line["config"]["machine"]["micro_batches"]) for line in lines if line["kind"] == "start"]
+    starts = [
+        (line["step"], line["config"]["machine"]["micro_batches"])
+        for line in lines
+        if line["kind"] == "start"
+    ]
     assert starts == [(0, 1), (3, 3)] and lines[-1]["kind"] == "end"
     (record,) = [line for line in lines if line["kind"] == "evaluation"]
     assert record["config"]["machine"]["micro_batches"] == 3 and record["workers"] == 2
-    assert not (run_dir_of(config) / "failed.json").exists() and saved(run_dir_of(config))[-1].name == "step_00000010"
+    assert (
+        not (run_dir_of(config) / "failed.json").exists()
+        and saved(run_dir_of(config))[-1].name == "step_00000010"
+    )
 
 
 def test_what_an_attempt_leaves_is_read_once(tmp_path):
@@ -95,7 +109,11 @@ def test_what_an_attempt_leaves_is_read_once(tmp_path):
     }
     assert take_failure(tmp_path / "run") == {} == failure_left(tmp_path / "nowhere")
     leave_failure(tmp_path / "run", RunFailed("not finite", 7))
-    assert json.loads((tmp_path / "run" / "failed.json").read_text()) == {"reason": "not finite", "step": 7, "final": True}
+    assert json.loads((tmp_path / "run" / "failed.json").read_text()) == {
+        "reason": "not finite",
+        "step": 7,
+        "final": True,
+    }
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,10 @@ class Projection:
         self.calls += 1
         x = batch.reshape(len(batch), -1)[:, :64] / 255
         widths = {"pool": 6, "spatial": 9, "logits": 10}
-        return {name: x @ np.random.default_rng(widths[name]).normal(size=(64, widths[name])) for name in self.entry.features}
+        return {
+            name: x @ np.random.default_rng(widths[name]).normal(size=(64, widths[name]))
+            for name in self.entry.features
+        }
 
 
 # ---- references
@@ -42,7 +45,9 @@ class Projection:
 @pytest.mark.parametrize("name", EXTRACTORS)
 def test_our_own_file_comes_back(make_config, tmp_path, name):
     images, extractor, path = noise(120), Projection(name), tmp_path / "ours.npz"
-    manifest = write_reference(path, iter(np.split(images, 3)), 120, {"name": "noise", "sha256": "sha256:x"}, extractor)
+    manifest = write_reference(
+        path, iter(np.split(images, 3)), 120, {"name": "noise", "sha256": "sha256:x"}, extractor
+    )
     assert manifest["n"] == 120 and manifest["extractor"] == extractor.identity
     found = open_reference(make_config(), str(path), extractor)
     features = extractor(images)
@@ -68,7 +73,9 @@ def test_images_are_seen_once_and_kept(make_config, tmp_path):
     np.savez(tmp_path / "images.npz", arr_0=images)
     (tmp_path / "folder" / "deeper").mkdir(parents=True)
     for number, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / "folder" / ("deeper" if number >= 20 else ".") / f"{number:03d}.png")
+        Image.fromarray(image).save(
+            tmp_path / "folder" / ("deeper" if number >= 20 else ".") / f"{number:03d}.png"
+        )
     first = open_reference(make_config(), str(tmp_path / "images.npz"), extractor)
     calls = extractor.calls
     again = open_reference(make_config(), str(tmp_path / "images.npz"), extractor)
@@ -90,11 +97,16 @@ def test_files_of_edm_and_adm(make_config, tmp_path):
     np.savez(tmp_path / "adm.npz", arr_0=noise(30), **inception_statistics(**spatial))
     edm, adm = (open_reference(config, str(tmp_path / f"{name}.npz"), extractor) for name in ("edm", "adm"))
     assert edm.spatial is None and edm.features is None and edm.n is None
-    assert adm.spatial.mean.dtype == np.float64 and adm.spatial.mean[0] == 1 and adm.pool.cov.shape == (2048, 2048)
+    assert (
+        adm.spatial.mean.dtype == np.float64
+        and adm.spatial.mean[0] == 1
+        and adm.pool.cov.shape == (2048, 2048)
+    )
     np.testing.assert_allclose(adm.features, extractor(noise(30))["pool"], rtol=1e-6)
     for other in ("digits", "dinov2"):
         with pytest.raises(
-            UserError, match=r"edm.npz holds statistics of Inception features, but protocol.extractor is " + other
+            UserError,
+            match=r"edm.npz holds statistics of Inception features, but protocol.extractor is " + other,
         ):
             open_reference(config, str(tmp_path / "edm.npz"), Projection(other))
 
@@ -108,11 +120,17 @@ def _npz(**arrays):
 WRONG = {
     "stats.pkl": (b"\x80\x04", "pickles are not read"),
     "text.npz": (b"not a zip file", "not an .npz file"),
-    "cifar10.npz": (_npz(x_train=noise(3), y_train=np.zeros(3)), "it holds x_train, y_train; expected images"),
+    "cifar10.npz": (
+        _npz(x_train=noise(3), y_train=np.zeros(3)),
+        "it holds x_train, y_train; expected images",
+    ),
     "floats.npz": (_npz(arr_0=np.zeros((4, 8, 8, 3))), "expected arr_0, uint8"),
     "latents.npz": (_npz(arr_0=np.zeros((4, 8, 8, 4), np.uint8)), "expected arr_0, uint8"),
     "other_width.npz": (_npz(mu=np.zeros(768), sigma=np.eye(768)), "mu is float64 (768,), expected"),
-    "integers.npz": (_npz(mu=np.zeros(2048, int), sigma=np.zeros((2, 2))), "not statistics of the 2015 Inception"),
+    "integers.npz": (
+        _npz(mu=np.zeros(2048, int), sigma=np.zeros((2, 2))),
+        "not statistics of the 2015 Inception",
+    ),
     "objects.npz": (_npz(arr_0=np.array([{}], dtype=object)), "cannot be read safely|can be read safely"),
     "empty.npz": (_npz(), "it holds nothing"),
 }
@@ -145,12 +163,23 @@ def test_few_of_many_features_are_kept_evenly():
     for part in np.split(images, [13, 14, 60]):
         collected.add(extractor(part))
     np.testing.assert_allclose(collected.kept, extractor(images)["pool"][np.arange(7) * 100 // 7])
-    np.testing.assert_allclose(collected.moments["pool"].gaussian().cov, gaussian_of(extractor(images)["pool"]).cov)
+    np.testing.assert_allclose(
+        collected.moments["pool"].gaussian().cov, gaussian_of(extractor(images)["pool"]).cov
+    )
 
 
 def test_reference_command(make_config, tmp_path, capsys):
     out, runs = tmp_path / "heldout.npz", make_config().machine.runs
-    arguments = ["heldout", str(out), "--extractor", "digits", "--set", f"machine.runs={runs}", "--device", "cpu"]
+    arguments = [
+        "heldout",
+        str(out),
+        "--extractor",
+        "digits",
+        "--set",
+        f"machine.runs={runs}",
+        "--device",
+        "cpu",
+    ]
     assert references.command(arguments) == 0
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["name"] == "digits/heldout" and manifest["n"] == 297
@@ -171,7 +200,9 @@ def test_what_is_written_is_read(tmp_path):
         assert (arrays["arr_0"] == images).all() and (arrays["arr_1"] == labels).all()
     found = open_images(path)
     assert (np.concatenate(list(parts(found))) == images).all() and (found.labels == labels).all()
-    assert (found.read(range(700, 703)) == images[700:703]).all() and (found.read(range(2)) == images[:2]).all()
+    assert (found.read(range(700, 703)) == images[700:703]).all() and (
+        found.read(range(2)) == images[:2]
+    ).all()
 
 
 def test_compressed_files_are_read_too(tmp_path):
@@ -207,4 +238,8 @@ def test_resize_rule():
     stripes = np.zeros((1, 32, 32, 3), np.uint8)
     stripes[:, :, ::2] = 255
     small = resized(stripes, 8)
-    assert small.shape == (1, 8, 8, 3) and small.dtype == np.uint8 and abs(small[:, :, 2:-2].astype(float) - 127.5).max() < 3
+    assert (
+        small.shape == (1, 8, 8, 3)
+        and small.dtype == np.uint8
+        and abs(small[:, :, 2:-2].astype(float) - 127.5).max() < 3
+    )

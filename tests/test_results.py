@@ -49,22 +49,41 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
-def test_the_same_records_from_journals_mlflow_and_frozen_files(runs, tmp_path, tmp_path_factory, monkeypatch):
+def test_the_same_records_from_journals_mlflow_and_frozen_files(
+    runs, tmp_path, tmp_path_factory, monkeypatch
+):
     (journals,) = read_journals(runs)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_store(tmp_path_factory.getbasetemp()))
     plan = json.loads((runs / "sweeps" / "injection_level-digits.json").read_text())
     parent = tracking.start_sweep(plan)
     for cell in plan["cells"]:
         if (runs / cell["fingerprint"]).is_dir():
-            tracking.ship(runs / cell["fingerprint"], parent=parent, axis=plan["axis"], arm=cell["arm"], seed=cell["seed"])
+            tracking.ship(
+                runs / cell["fingerprint"],
+                parent=parent,
+                axis=plan["axis"],
+                arm=cell["arm"],
+                seed=cell["seed"],
+            )
     (mlflow,) = read_mlflow(axis="injection_level", profile="digits")
     assert read_mlflow(sweep=parent)[0].cells == mlflow.cells
     freeze(journals, tmp_path / "frozen.jsonl")
     (frozen,) = read_jsonl([tmp_path / "frozen.jsonl"])
     for other in (mlflow, frozen):
         pd.testing.assert_frame_equal(other.frame, journals.frame)
-        assert other.cells == journals.cells and other.arms == ["baseline", "internal-2d"] and other.baseline == "baseline"
-    assert [cell["status"] for cell in journals.cells] == ["done", "done", "done", "failed", "done", "pending"]
+        assert (
+            other.cells == journals.cells
+            and other.arms == ["baseline", "internal-2d"]
+            and other.baseline == "baseline"
+        )
+    assert [cell["status"] for cell in journals.cells] == [
+        "done",
+        "done",
+        "done",
+        "failed",
+        "done",
+        "pending",
+    ]
     assert len(journals.frame) == 4 * 5 + 2
     row = journals.frame.query("arm == 'internal-2d' and seed == 1 and epoch == 4").iloc[0]
     assert (row["FD-digits"], row["train_flops"], row["autocast"], row["fingerprint"]) == (
@@ -89,7 +108,17 @@ def test_no_store_is_an_empty_list(tmp_path, monkeypatch):
 
 def test_frame_has_a_row_for_each_evaluation_and_a_column_for_each_metric(frozen):
     assert frozen.frame.shape[0] == len(frozen.records) == 36
-    assert {"axis", "arm", "seed", "epoch", "step", "train_flops", "train_seconds", "FD-digits", "recall"} <= set(frozen.frame)
+    assert {
+        "axis",
+        "arm",
+        "seed",
+        "epoch",
+        "step",
+        "train_flops",
+        "train_seconds",
+        "FD-digits",
+        "recall",
+    } <= set(frozen.frame)
     assert frozen.frame["recall"].isna().sum() == 1
 
 
@@ -125,7 +154,9 @@ def test_protocols_are_never_mixed(frozen, change, message, tmp_path):
     for record in frozen.records:
         if record["arm"] == "internal-2d" and record["seed"] == 0:
             run = record["run"]
-            record["run"] = changed.setdefault(id(run), run | {part: run[part] | fields, "protocol_digest": "other"})
+            record["run"] = changed.setdefault(
+                id(run), run | {part: run[part] | fields, "protocol_digest": "other"}
+            )
     for use in (refuse_mixed_protocols, build_table, lambda results: freeze(results, tmp_path / "x.jsonl")):
         with pytest.raises(UserError, match=message):
             use(frozen)
@@ -172,8 +203,16 @@ def test_files_of_one_sweep_are_joined(frozen, tmp_path):
 
 
 def test_directions_and_primary_metric():
-    assert lower_is_better("FD-digits") and lower_is_better("FID") and lower_is_better("sFID") and not lower_is_better("recall")
-    assert primary_metric(["recall", "FD-digits", "FID"]) == "FID" and primary_metric(["KID", "FD-DINOv2"]) == "FD-DINOv2"
+    assert (
+        lower_is_better("FD-digits")
+        and lower_is_better("FID")
+        and lower_is_better("sFID")
+        and not lower_is_better("recall")
+    )
+    assert (
+        primary_metric(["recall", "FD-digits", "FID"]) == "FID"
+        and primary_metric(["KID", "FD-DINOv2"]) == "FD-DINOv2"
+    )
     with pytest.raises(UserError, match="Unknown metric"):
         lower_is_better("colour")
     with pytest.raises(UserError, match="no Fréchet distance"):
@@ -182,7 +221,10 @@ def test_directions_and_primary_metric():
 
 def test_imports_neither_torch_nor_mlflow():
     code = "import sys; from mirai_bench import results, tables, stats, records, tracking; print({'torch', 'mlflow', 'ray'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "set()\n"
+    )
 
 
 # ---- statistics
@@ -204,12 +246,17 @@ def test_paired_difference_by_hand_and_by_scipy():
     # -0.5, -0.6, -0.5: mean -1.6/3, s = 0.1/√3, half width 4.302653·s/√3 = 4.302653/30
     assert (d.n, d.mean, d.half) == (3, pytest.approx(-1.6 / 3), pytest.approx(4.302653 / 30, rel=1e-6))
     assert d.p == pytest.approx(scipy_stats.ttest_rel([4.5, 4.8, 4.7], [5.0, 5.4, 5.2]).pvalue)
-    assert paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).p == 1.0 and paired({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}).p == 0.0
+    assert (
+        paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).p == 1.0
+        and paired({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}).p == 0.0
+    )
     assert paired({0: 1.0}, {1: 1.0}) is None
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, math.nan, 0.005]) == pytest.approx([0.03, 0.06, 0.06, math.nan, 0.02], nan_ok=True)
+    assert holm([0.01, 0.04, 0.03, math.nan, 0.005]) == pytest.approx(
+        [0.03, 0.06, 0.06, math.nan, 0.02], nan_ok=True
+    )
     assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
@@ -227,11 +274,16 @@ def test_rows_keep_the_order_of_the_sweep_and_show_what_is_missing(frozen):
     text = markdown(table)
     assert "| pending | 0 of 3 | — | — | — |" in text and "output-1d seed 2 (failed)" in text
     change = table.rows[2].differences["FD-digits"]
-    assert change.mean == pytest.approx(-1.6 / 3) and change.p == pytest.approx(2 * 0.00388350, rel=1e-4), "Holm over two tests"
+    assert change.mean == pytest.approx(-1.6 / 3) and change.p == pytest.approx(2 * 0.00388350, rel=1e-4), (
+        "Holm over two tests"
+    )
 
 
 def test_interrupted_sweep_gives_the_same_table_without_timing(frozen):
-    slower = replace(frozen, records=[record | {"train_seconds": record["train_seconds"] * 1.7 + 1} for record in frozen.records])
+    slower = replace(
+        frozen,
+        records=[record | {"train_seconds": record["train_seconds"] * 1.7 + 1} for record in frozen.records],
+    )
     for kind, write in WRITERS.items():
         assert write(build_table(frozen, timing=False)) == write(build_table(slower, timing=False)), kind
     assert markdown(build_table(frozen)) != markdown(build_table(slower))
@@ -249,7 +301,9 @@ def test_earlier_epoch_and_other_metric(frozen):
 def test_papers_value_is_of_the_same_size_and_nearest_epoch(frozen):
     run = frozen.records[0]["run"]
     run |= {"config": {"model": {"size": "XL"}}}
-    large = build_table(replace(frozen, profile="imagenet256_xl", records=[r | {"run": run} for r in frozen.records]))
+    large = build_table(
+        replace(frozen, profile="imagenet256_xl", records=[r | {"run": run} for r in frozen.records])
+    )
     assert large.rows[0].paper["FD-digits"].value == 4.40 and large.rows[0].paper["FD-digits"].epochs == 20
     digits = build_table(read_jsonl([RECORDS])[0])
     assert (digits.rows[0].paper["FD-digits"].value, digits.rows[0].paper["FD-digits"].epochs) == (6.36, 80)
@@ -272,4 +326,6 @@ def test_html_escapes_arm_names(frozen):
 
 if __name__ == "__main__":
     for kind, write in WRITERS.items():
-        (FIXTURES / f"table.{kind}").write_text(write(build_table(read_jsonl([RECORDS])[0])), encoding="utf-8")
+        (FIXTURES / f"table.{kind}").write_text(
+            write(build_table(read_jsonl([RECORDS])[0])), encoding="utf-8"
+        )

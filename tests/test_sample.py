@@ -18,7 +18,9 @@ GRID = (4, 4)
 
 @pytest.fixture(scope="module")
 def model():
-    model = ARModel(Model(size="nano", depth=2, width=32, heads=2), 7, 3, GRID).init_weights(torch.Generator().manual_seed(0))
+    model = ARModel(Model(size="nano", depth=2, width=32, heads=2), 7, 3, GRID).init_weights(
+        torch.Generator().manual_seed(0)
+    )
     torch.nn.init.normal_(model.output.weight, std=0.5, generator=torch.Generator().manual_seed(1))
     return model
 
@@ -60,17 +62,23 @@ def replayed(sampler, step):
     """The sampler as it is on a GPU, `step` in the place of its recorded steps."""
     ends = sample.stretches(16)
     sampler.recorded = [
-        (SimpleNamespace(replay=lambda end=end: step(end)), end - start) for start, end in zip([0, *ends], ends, strict=False)
+        (SimpleNamespace(replay=lambda end=end: step(end)), end - start)
+        for start, end in zip([0, *ends], ends, strict=False)
     ]
     return sampler
 
 
-@pytest.mark.parametrize("fields", [{}, {"cfg_scale": 2.0}, {"cfg_scale": 1.5, "top_k": 4, "top_p": 0.9, "temperature": 0.8}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"cfg_scale": 2.0}, {"cfg_scale": 1.5, "top_k": 4, "top_p": 0.9, "temperature": 0.8}]
+)
 def test_the_step_that_a_gpu_records_samples_the_same_codes(model, fields):
     p = protocol(**fields)
     sampler = sample.Sampler(model, p, 8)
     replayed(sampler, sampler.next_step)
-    for indices in (range(8), range(8, 16)):  # the second batch finds the first one's keys and values in the cache
+    for indices in (
+        range(8),
+        range(8, 16),
+    ):  # the second batch finds the first one's keys and values in the cache
         labels = sample.classes_of(p, indices, 3)
         assert torch.equal(sampler(labels, indices), sample.Sampler(model, p, 8)(labels, indices))
 
@@ -108,7 +116,10 @@ def test_draws_follow_the_distribution():
     uniform = torch.from_numpy(sample.uniforms(0, 0, 20_000))
     counts = torch.bincount(sample.draw(logits.expand(20_000, 4), uniform), minlength=4).numpy()
     assert (
-        chisquare(counts, 20_000 * logits.softmax(-1).double().numpy() / logits.softmax(-1).double().sum().item()).pvalue > 0.01
+        chisquare(
+            counts, 20_000 * logits.softmax(-1).double().numpy() / logits.softmax(-1).double().sum().item()
+        ).pvalue
+        > 0.01
     )
 
 
@@ -151,7 +162,15 @@ def test_image_grid_is_row_by_row_with_lines_and_filled_with_black():
 
 
 def test_command_writes_a_grid_and_the_samples(trained_run, tmp_path, capsys):
-    arguments = [str(trained_run), "--num", "12", "--grid", str(tmp_path / "out.png"), "--npz", str(tmp_path / "out.npz")]
+    arguments = [
+        str(trained_run),
+        "--num",
+        "12",
+        "--grid",
+        str(tmp_path / "out.png"),
+        "--npz",
+        str(tmp_path / "out.npz"),
+    ]
     assert sample.run(sample.command, arguments) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "out.npz"), str(tmp_path / "out.png")]
     assert Image.open(tmp_path / "out.png").size == (340, 68)
@@ -160,7 +179,8 @@ def test_command_writes_a_grid_and_the_samples(trained_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["nowhere", "--grid", "x.png"], "not a run folder"), (["x"], "nothing to write")]
+    ("arguments", "message"),
+    [(["nowhere", "--grid", "x.png"], "not a run folder"), (["x"], "nothing to write")],
 )
 def test_command_refuses_in_one_message(arguments, message, capsys):
     assert sample.run(sample.command, arguments) == 2

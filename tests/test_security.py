@@ -71,7 +71,9 @@ READERS = {
 def test_a_file_that_would_run_code_is_refused_and_runs_none(name, tmp_path):
     write, read = READERS[name]
     write(tmp_path / name, Trap(tmp_path / "sprung"))
-    with pytest.raises((UserError, ValueError)):  # numpy's own is a ValueError: "Object arrays cannot be loaded"
+    with pytest.raises(
+        (UserError, ValueError)
+    ):  # numpy's own is a ValueError: "Object arrays cannot be loaded"
         read(tmp_path / name)
     assert not (tmp_path / "sprung").exists()
 
@@ -157,6 +159,10 @@ def test_a_ray_of_ours_lets_in_nobody_without_its_token(tmp_path):
     """It listens on every address of the machine, whatever it is told (`_node_ip_address`, too): the token keeps others out, since 2.59
     without being asked to."""
     done = subprocess.run(
-        [sys.executable, "-c", LOCAL_RAY], env=environment(tmp_path), capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", LOCAL_RAY],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.stdout.split() == ["True", "False", "False"], done.stderr

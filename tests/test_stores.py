@@ -31,10 +31,15 @@ ROOT = SWEEPS.parent
 def test_server_stopped_in_mid_run(tmp_path, monkeypatch):
     sweep = injection_level(only=["baseline"], seeds=[0])
     plan = write_plan(tmp_path / "runs", sweep)
-    folder = write_run(tmp_path / "runs", sweep.cells[0].config, lambda epoch: {"FD-digits": 10 / epoch, "recall": 0.5})
+    folder = write_run(
+        tmp_path / "runs", sweep.cells[0].config, lambda epoch: {"FD-digits": 10 / epoch, "recall": 0.5}
+    )
     whole = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
     server = MlflowServer(
-        [f"--backend-store-uri=sqlite:///{tmp_path / 'server.db'}", f"--artifacts-destination={tmp_path / 'artifacts'}"],
+        [
+            f"--backend-store-uri=sqlite:///{tmp_path / 'server.db'}",
+            f"--artifacts-destination={tmp_path / 'artifacts'}",
+        ],
         free_port(),
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
@@ -55,7 +60,9 @@ def test_server_stopped_in_mid_run(tmp_path, monkeypatch):
         grid = fetch_grid(results, results.records[-1], tmp_path)
         assert grid.read_bytes().startswith(b"\x89PNG") and tmp_path in grid.parents
         client = mlflow_store.connect(server.uri)
-        (run,) = mlflow_store.children(client, mlflow_store.experiment_id(client, server.uri), client.get_run(labels["parent"]))
+        (run,) = mlflow_store.children(
+            client, mlflow_store.experiment_id(client, server.uri), client.get_run(labels["parent"])
+        )
         for key in ("train/epoch", "train/loss", "eval/FD-digits"):
             steps = [point.step for point in client.get_metric_history(run.info.run_id, key)]
             kind = "train" if key.startswith("train") else "evaluation"
@@ -75,7 +82,10 @@ def deployed(kind, name):
 
 def variables(container):
     """A container's environment, with the secrets in their places."""
-    return {e["name"]: e["value"] if "value" in e else SECRETS[e["valueFrom"]["secretKeyRef"]["key"]] for e in container["env"]}
+    return {
+        e["name"]: e["value"] if "value" in e else SECRETS[e["valueFrom"]["secretKeyRef"]["key"]]
+        for e in container["env"]
+    }
 
 
 def deployed_server(tmp_path, database):
@@ -116,7 +126,9 @@ def test_a_sweep_on_the_deployed_server(tmp_path, shared_runs, trained_run, monk
     with postgres(SECRETS["postgres-password"]) as database, deployed_server(tmp_path, database) as server:
         experiments = f"{server.uri}/api/2.0/mlflow/experiments/search?max_results=1"
         assert status_of(experiments) == 401, "it wants a login"
-        assert status_of(experiments, Host="elsewhere.example.com") == 403, "another name for this address is refused"
+        assert status_of(experiments, Host="elsewhere.example.com") == 403, (
+            "another name for this address is refused"
+        )
         login = {f"MLFLOW_TRACKING_{name.upper()}": SECRETS[name] for name in ("username", "password")}
         login["MLFLOW_TRACKING_URI"] = server.uri
         code, out, err = finish(start(file, **login))
@@ -125,14 +137,20 @@ def test_a_sweep_on_the_deployed_server(tmp_path, shared_runs, trained_run, monk
             monkeypatch.setenv(name, value)
         (results,) = read_mlflow()
         assert [cell["status"] for cell in results.cells] == ["done", "done"]
-        assert markdown(build_table(results)).strip() == out.strip(), "as the driver printed it from the journals"
+        assert markdown(build_table(results)).strip() == out.strip(), (
+            "as the driver printed it from the journals"
+        )
         for record in results.records:
             local = folder / "runs" / record["run"]["fingerprint"] / record["grid"]
             assert fetch_grid(results, record, tmp_path).read_bytes() == local.read_bytes()
         script = [sys.executable, ROOT / "analysis" / "fid_table.py", "--out", folder / "reports"]
-        table = subprocess.run(script, cwd=folder, env=environment(folder, **login), capture_output=True, text=True)
+        table = subprocess.run(
+            script, cwd=folder, env=environment(folder, **login), capture_output=True, text=True
+        )
         assert table.returncode == 0 and table.stdout.strip() == out.strip(), table.stderr
-        assert list((tmp_path / "artifacts").rglob("epoch_*.png")), "artifacts went through the server to its own folder"
+        assert list((tmp_path / "artifacts").rglob("epoch_*.png")), (
+            "artifacts went through the server to its own folder"
+        )
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert folder / "runs" / results.records[0]["run"]["fingerprint"] / "config.json" in written
     for secret in (SECRETS[name] for name in ("password", "postgres-password", "session-key")):
@@ -146,11 +164,17 @@ def thousand_runs(folder, monkeypatch):
     tracking.create_store()
     sweep = injection_level(seeds=list(range(200)))
     plan, (first, *others) = plan_of(sweep), sweep.cells
-    run_dir = write_run(folder / "runs", first.config, lambda epoch: {"FD-digits": 10 / epoch, "recall": 0.5, "precision": 0.5})
+    run_dir = write_run(
+        folder / "runs",
+        first.config,
+        lambda epoch: {"FD-digits": 10 / epoch, "recall": 0.5, "precision": 0.5},
+    )
     parent = tracking.start_sweep(plan)
     assert tracking.ship(run_dir, parent=parent, axis=plan["axis"], arm=first.arm, seed=first.seed)
     with sqlite3.connect(folder / "mlflow.db") as database:
-        run, where = database.execute("SELECT run_uuid, artifact_uri FROM runs WHERE name = 'baseline-s0'").fetchone()
+        run, where = database.execute(
+            "SELECT run_uuid, artifact_uri FROM runs WHERE name = 'baseline-s0'"
+        ).fetchone()
         points = database.execute("SELECT count(*) FROM metrics").fetchone()[0]
         for table in ("runs", "tags", "params", "metrics", "latest_metrics"):
             names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
@@ -158,7 +182,11 @@ def thousand_runs(folder, monkeypatch):
                 dict(zip(names, row, strict=True))
                 for row in database.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (run,))
             ]
-            copies = [[changed(row, number, cell)[name] for name in names] for number, cell in enumerate(others) for row in rows]
+            copies = [
+                [changed(row, number, cell)[name] for name in names]
+                for number, cell in enumerate(others)
+                for row in rows
+            ]
             database.executemany(f"INSERT INTO {table} VALUES ({','.join('?' * len(names))})", copies)
     source = Path(where.removeprefix("file://"))
     for number in range(len(others)):

@@ -48,13 +48,17 @@ def test_a_lost_node_does_not_lose_the_run(sweep_file, trained_run, tmp_path):
             time.sleep(0.2)
             assert driver.poll() is None, finish(driver)[2]
         raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
-        (lost,) = [node for pid, node in raylets.items() if any(is_trial(name) for _, name in descendants(pid))]
+        (lost,) = [
+            node for pid, node in raylets.items() if any(is_trial(name) for _, name in descendants(pid))
+        ]
         cluster.remove_node(lost, allow_graceful=False)
         code, _, err = finish(driver)
         assert code == 0, err
     finally:
         cluster.shutdown()
-    starts = [line["step"] for line in read_journal(run_dir_of(cell) / "journal.jsonl") if line["kind"] == "start"]
+    starts = [
+        line["step"] for line in read_journal(run_dir_of(cell) / "journal.jsonl") if line["kind"] == "start"
+    ]
     assert len(starts) == 2 and starts[1] > 0, "it went on from a checkpoint, on the other node"
 
 
@@ -80,7 +84,13 @@ def test_ten_kills_of_workers_change_nothing(sweep_file, trained_run):
 @pytest.mark.slow  # minutes: three starts of Ray
 def test_kill_of_the_driver_and_of_workers_leaves_the_same_table(sweep_file, tmp_path, trained_run):
     """12 cells, the driver killed twice and workers five times on the way: the table is the undisturbed one, byte for byte."""
-    cells = {"arms": ARMS, "seeds": (0, 1, 2), "train": {"epochs": 2, "batch_size": 16}, "evaluation": {"at": [1, 2]}, **SAVES}
+    cells = {
+        "arms": ARMS,
+        "seeds": (0, 1, 2),
+        "train": {"epochs": 2, "batch_size": 16},
+        "evaluation": {"at": [1, 2]},
+        **SAVES,
+    }
     whole = sweep_file(runs="whole", **cells)
     assert finish(start(whole))[0] == 0
     file = sweep_file(runs="killed", **cells)
@@ -99,9 +109,14 @@ def test_kill_of_the_driver_and_of_workers_leaves_the_same_table(sweep_file, tmp
         code, _, err = finish(driver)
         assert (code, kills) == (0 if until == 12 else -signal.SIGKILL, workers), err
         deadline = time.monotonic() + 20
-        while any(state_of(run_dir_of(cell)) == "running" for cell in plan.sweep.cells) and time.monotonic() < deadline:
+        while (
+            any(state_of(run_dir_of(cell)) == "running" for cell in plan.sweep.cells)
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.5)
-        assert {path: path.stat().st_mtime_ns for path in finished} == finished, "what was finished was run again"
+        assert {path: path.stat().st_mtime_ns for path in finished} == finished, (
+            "what was finished was run again"
+        )
         finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*/done.json")}
     assert table_of(tmp_path / "killed") == table_of(tmp_path / "whole")
     assert all(state_of(run_dir_of(cell)) == "done" for cell in plan.sweep.cells)
@@ -110,7 +125,9 @@ def test_kill_of_the_driver_and_of_workers_leaves_the_same_table(sweep_file, tmp
 @pytest.mark.slow  # two starts of Ray
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_the_cells_save_and_leave(sweep_file, tmp_path, trained_run, number):
-    file = sweep_file({"baseline": ARMS["baseline"]}, seeds=(0, 1), train={"epochs": 400}, evaluation={"at": [400]})
+    file = sweep_file(
+        {"baseline": ARMS["baseline"]}, seeds=(0, 1), train={"epochs": 400}, evaluation={"at": [400]}
+    )
     driver = start(file)
     journals = tmp_path / "runs"
     while not any('"kind": "train"' in path.read_text() for path in journals.glob("*/journal.jsonl")):

@@ -22,18 +22,29 @@ def sweep_file(tmp_path, shared_runs):
 
 def test_a_sweep_with_a_cell_that_fails(sweep_file, tmp_path, monkeypatch, trained_run):
     """The others go on, its reason stands at the end, the exit code is 1; the same command runs what is missing and nothing else."""
-    arms = {name: ARMS[name] for name in ("frozen", "baseline")} | {"broken": ARMS["internal"] | {"weight": 1e38}}
+    arms = {name: ARMS[name] for name in ("frozen", "baseline")} | {
+        "broken": ARMS["internal"] | {"weight": 1e38}
+    }
     file = sweep_file(arms, train={"batch_size": 100})
     code, out, err = finish(start(file))
     assert code == 1, err
     plan = plan_at(file)
     states = {cell.arm: state_of(run_dir_of(cell)) for cell in plan.sweep.cells}
     assert states == {"frozen": "done", "baseline": "done", "broken": "failed"}
-    assert "updates in a row were not finite" in err and "failed: broken, seed 0: " in err and "mlflow ui" in err
+    assert (
+        "updates in a row were not finite" in err and "failed: broken, seed 0: " in err and "mlflow ui" in err
+    )
     assert "Traceback" not in err and "Overhead" in err
-    assert out.startswith("**small: Does it run?") and "baseline" in out and "Configuration for experiment" not in out
+    assert (
+        out.startswith("**small: Does it run?")
+        and "baseline" in out
+        and "Configuration for experiment" not in out
+    )
     kept = {"config.json", "journal.jsonl", "log.txt", "done.json", "failed.json", "checkpoints", "samples"}
-    assert {path.name for cell in plan.sweep.cells for path in run_dir_of(cell).iterdir()} <= kept | {"run.lock", "mlflow.lock"}
+    assert {path.name for cell in plan.sweep.cells for path in run_dir_of(cell).iterdir()} <= kept | {
+        "run.lock",
+        "mlflow.lock",
+    }
     assert not (tmp_path / "runs" / ".ray" / plan.name).exists()
     _check_mlflow(plan, tmp_path, monkeypatch)
 
@@ -65,16 +76,26 @@ def _check_mlflow(plan, folder, monkeypatch):
         for line in read_journal(plan.runs / children["frozen"].data.tags["fingerprint"] / "journal.jsonl")
         if line["kind"] == "evaluation"
     ]
-    assert len(client.get_metric_history(children["frozen"].info.run_id, "eval/FD-digits")) == len(evaluations) == 1
+    assert (
+        len(client.get_metric_history(children["frozen"].info.run_id, "eval/FD-digits"))
+        == len(evaluations)
+        == 1
+    )
 
 
 def test_the_check_before_training(make_config):
     """What only shows with torch and the data at hand is one message a mistake, from the first trial, before anything is trained."""
     good = make_config().model_dump(mode="json")
     assert preflight([good]) == []
-    wrong = [merge(good, {"train": {"batch_size": 5000}}), merge(good, {"evaluation": {"protocol": {"extractor": "digts"}}})]
+    wrong = [
+        merge(good, {"train": {"batch_size": 5000}}),
+        merge(good, {"evaluation": {"protocol": {"extractor": "digts"}}}),
+    ]
     images, extractor = preflight([good, *wrong, *wrong])
-    assert "batch_size is 5000, but the training split has 1500 images" in images and "Did you mean 'digits'" in extractor
+    assert (
+        "batch_size is 5000, but the training split has 1500 images" in images
+        and "Did you mean 'digits'" in extractor
+    )
 
 
 def test_the_check_looks_for_an_encoders_weights_among_the_assets(make_config, tmp_path, monkeypatch):
@@ -99,7 +120,9 @@ def test_the_check_looks_for_an_encoders_weights_among_the_assets(make_config, t
 def test_what_the_check_refuses_ends_before_any_training(sweep_file, tmp_path, trained_run):
     code, out, err = finish(start(sweep_file({"baseline": ARMS["baseline"]}, train={"batch_size": 5000})))
     assert (code, out) == (2, "") and "error: train.batch_size is 5000" in err and "Traceback" not in err
-    assert not list((tmp_path / "runs").glob("*/journal.jsonl")) and not list((tmp_path / "runs" / "sweeps").glob("*.json"))
+    assert not list((tmp_path / "runs").glob("*/journal.jsonl")) and not list(
+        (tmp_path / "runs" / "sweeps").glob("*.json")
+    )
 
 
 def test_a_cell_that_ray_gave_up_says_so(tmp_path):
@@ -109,7 +132,11 @@ def test_a_cell_that_ray_gave_up_says_so(tmp_path):
 
 @pytest.mark.slow  # a start of Ray
 def test_a_search_is_apart_from_the_sweep(sweep_file, tmp_path, trained_run):
-    file = sweep_file({name: ARMS[name] for name in ("baseline", "internal")}, train={"epochs": 2}, evaluation={"at": [1, 2]})
+    file = sweep_file(
+        {name: ARMS[name] for name in ("baseline", "internal")},
+        train={"epochs": 2},
+        evaluation={"at": [1, 2]},
+    )
     space = {"foresight.weight": {"low": 0.1, "high": 10, "log": True}, "foresight.k": [1, 2]}
     search = {"arm": "internal", "samples": 4, "reduction": 2, "space": space}
     file.write_text(file.read_text() + yaml.safe_dump({"search": search}))

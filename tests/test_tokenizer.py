@@ -31,7 +31,11 @@ from mirai_bench.utils.hashing import file_sha256
 
 CPU = torch.device("cpu")
 KEYS = json.loads((Path(__file__).parent / "fixtures" / "vq16_keys.json").read_text())
-SIZES = {"pixel": (1, 17, 8), "vq_small": (4, 64, 32), "vq16": (16, 16384, 32)}  # down-sampling, codes, pixels a side
+SIZES = {
+    "pixel": (1, 17, 8),
+    "vq_small": (4, 64, 32),
+    "vq16": (16, 16384, 32),
+}  # down-sampling, codes, pixels a side
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,9 @@ def official():
     state = {}
     for key, shape in KEYS.items():
         fan_in = max(1, int(np.prod(shape[1:])))
-        state[key] = torch.randn(shape, generator=generator) * fan_in**-0.5 if len(shape) > 1 else torch.ones(shape)
+        state[key] = (
+            torch.randn(shape, generator=generator) * fan_in**-0.5 if len(shape) > 1 else torch.ones(shape)
+        )
         if key.endswith("bias"):
             state[key] = torch.zeros(shape)
     return state
@@ -79,15 +85,23 @@ def tokenizers(weights):
 def test_contract(tokenizers, name):
     tokenizer, config = tokenizers(name)
     downsample, vocabulary, side = SIZES[name]
-    images = torch.randint(0, 256, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     codes = tokenizer.encode(images)
     assert codes.shape == (3, (side // downsample) ** 2) and codes.dtype == torch.long
-    assert codes.min() >= 0 and codes.max() < vocabulary == tokenizer.vocabulary and tokenizer.downsample == downsample
+    assert (
+        codes.min() >= 0
+        and codes.max() < vocabulary == tokenizer.vocabulary
+        and tokenizer.downsample == downsample
+    )
     assert torch.equal(tokenizer.encode(images), codes)
     decoded = tokenizer.decode(codes)
     assert decoded.shape == images.shape and decoded.dtype == torch.uint8
     assert torch.equal(tokenizer.decode(codes), decoded)
-    assert tokenizer.identity == tokenizer_identity(config) and {"name", "sha256"} <= tokenizer.identity.keys()
+    assert (
+        tokenizer.identity == tokenizer_identity(config) and {"name", "sha256"} <= tokenizer.identity.keys()
+    )
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -142,7 +156,9 @@ def test_vq16_reads_the_official_layout_and_a_bare_state_dict(official, weights,
         assert torch.equal(value, official[key])
     assert torch.allclose(model.quantize.codebook().norm(dim=1), torch.ones(16384))
     torch.save(official, tmp_path / "bare.pt")
-    assert torch.equal(vq16.read_model(tmp_path / "bare.pt").encoder.conv_in.weight, official["encoder.conv_in.weight"])
+    assert torch.equal(
+        vq16.read_model(tmp_path / "bare.pt").encoder.conv_in.weight, official["encoder.conv_in.weight"]
+    )
 
 
 def test_vq16_codes_survive_a_round_trip(tokenizers):
@@ -184,10 +200,14 @@ def test_vq16_refuses_other_files_by_reason(official, tmp_path, damage):
 
 def test_vq_small_refuses_another_size(weights, tmp_path):
     with pytest.raises(UserError, match=r"vocabulary is 65, but vq_small\.safetensors has 64"):
-        load_tokenizer(Tokenizer(name="vq_small", downsample=4, vocabulary=65, weights=weights["vq_small"]), CPU)
+        load_tokenizer(
+            Tokenizer(name="vq_small", downsample=4, vocabulary=65, weights=weights["vq_small"]), CPU
+        )
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="not a weight file"):
-        load_tokenizer(Tokenizer(name="vq_small", downsample=4, vocabulary=64, weights=tmp_path / "x.safetensors"), CPU)
+        load_tokenizer(
+            Tokenizer(name="vq_small", downsample=4, vocabulary=64, weights=tmp_path / "x.safetensors"), CPU
+        )
     with pytest.raises(UserError, match="No vq_small weights ship for down-sampling 8"):
         load_tokenizer(Tokenizer(name="vq_small", downsample=8, vocabulary=64), CPU)
 
@@ -227,7 +247,9 @@ def vgg(tmp_path_factory):
     path, widths = tmp_path_factory.mktemp("vgg") / "vgg.pt", (64, 64, 128, 128, 256, 256, 256)
     generator, state, before = torch.Generator().manual_seed(0), {}, 3
     for layer, width in zip(CONVOLUTIONS, widths, strict=True):
-        state[f"{layer}.weight"] = torch.randn(width, before, 3, 3, generator=generator) * (2 / (9 * before)) ** 0.5
+        state[f"{layer}.weight"] = (
+            torch.randn(width, before, 3, 3, generator=generator) * (2 / (9 * before)) ** 0.5
+        )
         state[f"{layer}.bias"], before = torch.zeros(width), width
     torch.save(state, path)
     return path
@@ -236,7 +258,9 @@ def vgg(tmp_path_factory):
 def test_perceptual_distance(vgg):
     distance, images = Perceptual(vgg), torch.rand(2, 3, 16, 16) * 2 - 1
     assert distance(images, images) == 0
-    near, far = (distance((images + amount * torch.randn_like(images)).clamp(-1, 1), images) for amount in (0.05, 0.5))
+    near, far = (
+        distance((images + amount * torch.randn_like(images)).clamp(-1, 1), images) for amount in (0.05, 0.5)
+    )
     assert 0 < near < far <= 2
 
 
@@ -254,7 +278,9 @@ def small_config(runs: Path):
     )
 
 
-RECIPE = Recipe(channels=8, blocks=1, width=4, epochs=4, batch_size=300, lr=5e-3, perceptual_part=0.02, precision="fp32")
+RECIPE = Recipe(
+    channels=8, blocks=1, width=4, epochs=4, batch_size=300, lr=5e-3, perceptual_part=0.02, precision="fp32"
+)
 
 
 def test_training_goes_on_bit_for_bit(vgg, tmp_path):
@@ -287,15 +313,36 @@ def test_training_learns_and_writes_its_record(vgg, tmp_path, capsys):
         "perceptual-part": 0.02,
         "precision": "fp32",
     }
-    arguments = ["train", str(tmp_path / "run.json"), "--vgg", str(vgg), "--reconstructions", str(tmp_path / "images.npz")]
+    arguments = [
+        "train",
+        str(tmp_path / "run.json"),
+        "--vgg",
+        str(vgg),
+        "--reconstructions",
+        str(tmp_path / "images.npz"),
+    ]
     assert main(arguments + [part for key, value in flags.items() for part in (f"--{key}", str(value))]) == 0
     shown = json.loads(capsys.readouterr().out)
     record = json.loads(Path(shown["file"]).with_suffix(".json").read_text())
-    assert record["heldout"]["n"] == 297 and record["heldout"]["usage"] > 0.9 and record["heldout"]["psnr_db"] > 11
-    assert record["training"]["seed"] == 0 and record["training"]["seconds"] >= 0 and "no GPU" in record["hardware"]
+    assert (
+        record["heldout"]["n"] == 297
+        and record["heldout"]["usage"] > 0.9
+        and record["heldout"]["psnr_db"] > 11
+    )
+    assert (
+        record["training"]["seed"] == 0
+        and record["training"]["seconds"] >= 0
+        and "no GPU" in record["hardware"]
+    )
     with np.load(tmp_path / "images.npz") as arrays:
-        assert arrays["arr_0"].shape == (297, 8, 8, 3) and arrays["arr_0"].dtype == np.uint8 and arrays["arr_1"].shape == (297,)
-    tokenizer = load_tokenizer(Tokenizer(name="vq_small", downsample=4, vocabulary=16, weights=Path(shown["file"])), CPU)
+        assert (
+            arrays["arr_0"].shape == (297, 8, 8, 3)
+            and arrays["arr_0"].dtype == np.uint8
+            and arrays["arr_1"].shape == (297,)
+        )
+    tokenizer = load_tokenizer(
+        Tokenizer(name="vq_small", downsample=4, vocabulary=16, weights=Path(shown["file"])), CPU
+    )
     assert tokenizer.identity["sha256"] == record["weights"]["sha256"]
     assert measure(tokenizer, open_dataset(config, "heldout"), 8, CPU) == record["heldout"]
     assert main(["measure", str(tmp_path / "run.json"), "--set", f"tokenizer.weights={shown['file']}"]) == 0
@@ -320,7 +367,10 @@ def test_rfid_joins_the_record(weights_with_record, tmp_path, capsys):
     shown, record = json.loads(capsys.readouterr().out), summary(weights_with_record)
     assert record["heldout"] == {key: shown[key] for key in record["heldout"]} and record["data"] == "kept"
     rfid = record["heldout"]["rfid"]
-    assert rfid["n"] == record["heldout"]["n"] == rfid["reference"]["n"] == 297 and rfid["extractor"]["name"] == "digits"
+    assert (
+        rfid["n"] == record["heldout"]["n"] == rfid["reference"]["n"] == 297
+        and rfid["extractor"]["name"] == "digits"
+    )
     config = small_config(tmp_path)
     extractor = open_extractor(config, "digits", CPU)
     reference = open_reference(config, "heldout", extractor)
@@ -330,7 +380,13 @@ def test_rfid_joins_the_record(weights_with_record, tmp_path, capsys):
 
 def test_a_record_is_only_written_to_where_it_belongs(weights_with_record, tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps(small_config(tmp_path).model_dump(mode="json")))
-    arguments = ["measure", str(tmp_path / "run.json"), "--set", f"tokenizer.weights={weights_with_record}", "--write-record"]
+    arguments = [
+        "measure",
+        str(tmp_path / "run.json"),
+        "--set",
+        f"tokenizer.weights={weights_with_record}",
+        "--write-record",
+    ]
     for flags, message in (
         (["--rfid"], "write --reconstructions"),
         (["--set", "tokenizer={name: pixel, downsample: 1, weights: null}"], "which has no record"),
@@ -371,10 +427,14 @@ SHIPPED = sorted(vq_small.SHIPPED.glob("*.safetensors"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_weights_are_those_of_their_record(path):
     record = json.loads(path.with_suffix(".json").read_text())
-    config = Tokenizer(name="vq_small", downsample=record["sizes"]["downsample"], vocabulary=record["sizes"]["vocabulary"])
+    config = Tokenizer(
+        name="vq_small", downsample=record["sizes"]["downsample"], vocabulary=record["sizes"]["vocabulary"]
+    )
     assert tokenizer_identity(config)["sha256"] == record["weights"]["sha256"] and path.stat().st_size <= 12e6
     assert record["heldout"]["usage"] > 0.9 and record["heldout"]["n"] == 10_000
-    assert not re.search(r"\"\.{0,2}/", path.with_suffix(".json").read_text()), "a path of the machine that made it"
+    assert not re.search(r"\"\.{0,2}/", path.with_suffix(".json").read_text()), (
+        "a path of the machine that made it"
+    )
     tokenizer = load_tokenizer(config, CPU)
     gradient = torch.linspace(20, 230, 32).to(torch.uint8).view(1, 1, 32, 1).expand(2, 32, 32, 3).contiguous()
     error = (tokenizer.decode(tokenizer.encode(gradient)).float() - gradient.float()).square().mean()
@@ -383,14 +443,19 @@ def test_shipped_weights_are_those_of_their_record(path):
 
 def test_cifar10_profile_fits_the_shipped_weights():
     config = load_run(Path("cifar10"))
-    assert load_tokenizer(config.tokenizer, CPU).vocabulary == config.tokenizer.vocabulary and config.grid == (8, 8)
+    assert load_tokenizer(
+        config.tokenizer, CPU
+    ).vocabulary == config.tokenizer.vocabulary and config.grid == (8, 8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_weights_measure_as_recorded(path):
     record = json.loads(path.with_suffix(".json").read_text())
-    settings = [f"machine.data={asset('cifar10.npz')}", f"tokenizer.downsample={record['sizes']['downsample']}"]
+    settings = [
+        f"machine.data={asset('cifar10.npz')}",
+        f"tokenizer.downsample={record['sizes']['downsample']}",
+    ]
     config = load_run(Path("cifar10"), settings)
     tokenizer = load_tokenizer(config.tokenizer, CPU)
     assert tokenizer.identity["sha256"] == record["weights"]["sha256"]

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from synthetic import START, evaluation_line, injection_level, plan_of, shared_store, train_line, write_plan, write_run
+from synthetic import (
+    START,
+    evaluation_line,
+    injection_level,
+    plan_of,
+    shared_store,
+    train_line,
+    write_plan,
+    write_run,
+)
 
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking import ship as tracking
@@ -35,18 +44,27 @@ def cell(tmp_path, request):
 
 
 def children(store, plan):
-    found = store.search_runs([mlflow_store.experiment_id(store, "")], f"tags.axis = '{plan['axis']}' and tags.kind = 'run'")
+    found = store.search_runs(
+        [mlflow_store.experiment_id(store, "")], f"tags.axis = '{plan['axis']}' and tags.kind = 'run'"
+    )
     return list(found)
 
 
 def points(store, run):
     """(key, step) → number of points."""
-    return Counter((key, m.step) for key in run.data.metrics for m in store.get_metric_history(run.info.run_id, key))
+    return Counter(
+        (key, m.step) for key in run.data.metrics for m in store.get_metric_history(run.info.run_id, key)
+    )
 
 
 def expected_points(folder):
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    return {(m.key, m.step): 1 for line in lines if line["kind"] in tracking.PREFIX for m in tracking._points(line)}
+    return {
+        (m.key, m.step): 1
+        for line in lines
+        if line["kind"] in tracking.PREFIX
+        for m in tracking._points(line)
+    }
 
 
 def test_ship_sends_everything_once(store, cell, tmp_path):
@@ -60,7 +78,15 @@ def test_ship_sends_everything_once(store, cell, tmp_path):
     assert ("train/foresight", 10) not in points(store, run), "a non-finite value is no point"
     assert {key for key in run.data.metrics if key.startswith("eval/")} == {
         f"eval/{key}"
-        for key in ("epoch", "FD-digits", "precision", "train_flops", "train_seconds", "sample_seconds", "evaluate_seconds")
+        for key in (
+            "epoch",
+            "FD-digits",
+            "precision",
+            "train_flops",
+            "train_seconds",
+            "sample_seconds",
+            "evaluate_seconds",
+        )
     }
     tags = run.data.tags
     assert {key: tags[key] for key in ("axis", "arm", "seed", "fingerprint", "git_commit", "git_dirty", "profile", "mlflow.parentRunId")} == {
@@ -96,7 +122,9 @@ def test_growing_and_rewound_journal_adds_no_duplicate(store, tmp_path, cell):
     config = injection_level(only=["baseline"], seeds=[7]).cells[0].config
     whole = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
     (folder / "done.json").unlink()
-    (folder / "journal.jsonl").write_text("".join(whole[:9]) + whole[9][:20])  # the last line is being written
+    (folder / "journal.jsonl").write_text(
+        "".join(whole[:9]) + whole[9][:20]
+    )  # the last line is being written
     labels = {"parent": tracking.start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 7}
     assert tracking.ship(folder, **labels)
     assert children(store, plan)[0].info.status == "RUNNING"
@@ -105,7 +133,10 @@ def test_growing_and_rewound_journal_adds_no_duplicate(store, tmp_path, cell):
     for epoch in range(4, 7):
         journal.append(train_line(10 * epoch, 2.0 * epoch, 1e12 * epoch) | {"time": START + 500 + epoch})
         if epoch in (4, 6):
-            journal.append(evaluation_line(config, 10 * epoch, METRICS, 2.0 * epoch, 1e12) | {"time": START + 501 + epoch})
+            journal.append(
+                evaluation_line(config, 10 * epoch, METRICS, 2.0 * epoch, 1e12)
+                | {"time": START + 501 + epoch}
+            )
         assert tracking.ship(folder, **labels)
     (run,) = children(store, plan)
     assert points(store, run) == expected_points(folder)
@@ -163,11 +194,15 @@ def test_killed_at_any_call(store, cell, monkeypatch, moment):
     assert points(store, run) == expected_points(folder)
 
 
-@pytest.mark.parametrize("seconds", [1.5, pytest.param(30.0, marks=pytest.mark.slow)])  # SQLite itself waits for 20
+@pytest.mark.parametrize(
+    "seconds", [1.5, pytest.param(30.0, marks=pytest.mark.slow)]
+)  # SQLite itself waits for 20
 def test_locked_sqlite_is_waited_for(store, cell, seconds):
     folder, plan = cell
     parent = tracking.start_sweep(plan)
-    connection = sqlite3.connect(store.tracking_uri.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        store.tracking_uri.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False
+    )
     connection.execute("BEGIN EXCLUSIVE")
     release = threading.Timer(seconds, lambda: connection.execute("COMMIT"))
     release.start()
@@ -204,7 +239,12 @@ def test_away_is_said_once_and_replayed_later(store, cell, monkeypatch, capsys, 
         for _ in range(3):
             assert not tracking.ship(folder, parent=None, axis=plan["axis"], arm="baseline", seed=7)
         said = capsys.readouterr().err
-        assert said.count("is away") == 1 and "127.0.0.1:9" in said and "secret" not in said and "someone" not in said
+        assert (
+            said.count("is away") == 1
+            and "127.0.0.1:9" in said
+            and "secret" not in said
+            and "someone" not in said
+        )
         with pytest.raises(UserError, match="did not take"):
             tracking.command(["replay", str(folder)])
     assert not children(store, plan)
@@ -242,7 +282,8 @@ def test_missing_sqlite_is_not_created_by_a_worker(cell, monkeypatch, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "argv, message", [(["send", "x"], "Unknown action 'send'"), (["replay", "nowhere"], "is not a run folder")]
+    "argv, message",
+    [(["send", "x"], "Unknown action 'send'"), (["replay", "nowhere"], "is not a run folder")],
 )
 def test_command_refuses(argv, message):
     with pytest.raises(UserError, match=message):

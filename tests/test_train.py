@@ -33,7 +33,9 @@ ARMS = {
 
 
 def golden_losses(config, shared_runs: Path) -> list[float]:
-    config = config.model_copy(update={"machine": config.machine.model_copy(update={"runs": shared_runs, "device": "cpu"})})
+    config = config.model_copy(
+        update={"machine": config.machine.model_copy(update={"runs": shared_runs, "device": "cpu"})}
+    )
     teacher = teacher_run(config)
     if teacher is not None:  # a stand-in for the trained baseline: its initial weights
         folder = run_dir_of(teacher) / "checkpoints/step_00000000"
@@ -47,9 +49,15 @@ def golden_losses(config, shared_runs: Path) -> list[float]:
 
 @pytest.mark.skipif(not os.environ.get("MIRAI_BENCH_WRITE_GOLDEN"), reason="writes the golden file")
 def test_write_golden(tmp_path):
-    lines = [f"{arm} {step} {loss:.7f}" for arm, c in ARMS.items() for step, loss in enumerate(golden_losses(c, tmp_path))]
+    lines = [
+        f"{arm} {step} {loss:.7f}"
+        for arm, c in ARMS.items()
+        for step, loss in enumerate(golden_losses(c, tmp_path))
+    ]
     GOLDEN.write_text(
-        "# arm step loss: the digits profile, seed 0, no warm-up, a masked-token teacher of 1 epoch\n" + "\n".join(lines) + "\n"
+        "# arm step loss: the digits profile, seed 0, no warm-up, a masked-token teacher of 1 epoch\n"
+        + "\n".join(lines)
+        + "\n"
     )
     assert len(lines) == GOLDEN_STEPS * len(ARMS)
 
@@ -61,12 +69,18 @@ def test_golden_losses(arm, tmp_path_factory, shared_runs):
 
 
 def state_of(run_dir: Path) -> dict[str, dict[str, torch.Tensor]]:
-    return {name: load_file(saved(run_dir)[-1] / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
+    return {
+        name: load_file(saved(run_dir)[-1] / f"{name}.safetensors") for name in ("model", "ema", "optimizer")
+    }
 
 
 def losses_of(run_dir: Path) -> list[tuple]:
     keys = ("step", "loss", "ntp", "foresight", "grad_norm", "lr")
-    return [tuple(line[key] for key in keys) for line in read_journal(run_dir / "journal.jsonl") if line["kind"] == "train"]
+    return [
+        tuple(line[key] for key in keys)
+        for line in read_journal(run_dir / "journal.jsonl")
+        if line["kind"] == "train"
+    ]
 
 
 class Killed(Exception):
@@ -75,7 +89,12 @@ class Killed(Exception):
 
 @pytest.mark.parametrize(
     "variant",
-    [{"level": "none"}, {"level": "output"}, {"level": "internal", "warmup": 0.5}, {"level": "internal", "source": "encoder"}],
+    [
+        {"level": "none"},
+        {"level": "output"},
+        {"level": "internal", "warmup": 0.5},
+        {"level": "internal", "source": "encoder"},
+    ],
     ids=lambda v: v.get("source", v["level"]),
 )
 def test_resume_is_bitwise(variant, make_config, tmp_path, monkeypatch):
@@ -103,9 +122,16 @@ def test_resume_is_bitwise(variant, make_config, tmp_path, monkeypatch):
     for name in whole:
         assert whole[name].keys() == cut[name].keys()
         assert all(torch.equal(whole[name][key], cut[name][key]) for key in whole[name])
-    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "cut") and len(losses_of(tmp_path / "whole")) == 6
+    assert (
+        losses_of(tmp_path / "whole") == losses_of(tmp_path / "cut")
+        and len(losses_of(tmp_path / "whole")) == 6
+    )
     evaluations = [
-        [line["metrics"] for line in read_journal(tmp_path / name / "journal.jsonl") if line["kind"] == "evaluation"]
+        [
+            line["metrics"]
+            for line in read_journal(tmp_path / name / "journal.jsonl")
+            if line["kind"] == "evaluation"
+        ]
         for name in ("whole", "cut")
     ]
     assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 1
@@ -121,7 +147,9 @@ def test_an_evaluation_that_was_killed_is_made_up_for(make_config, tmp_path, mon
             train(config, tmp_path)
     assert not (tmp_path / "done.json").exists()
     train(config, tmp_path)
-    assert [line["step"] for line in read_journal(tmp_path / "journal.jsonl") if line["kind"] == "evaluation"] == [3]
+    assert [
+        line["step"] for line in read_journal(tmp_path / "journal.jsonl") if line["kind"] == "evaluation"
+    ] == [3]
 
 
 def test_a_finished_run_is_not_touched(trained_run, make_config):
@@ -135,7 +163,9 @@ def test_a_record_carries_its_provenance(trained_run):
     wanted = {"metrics", "config", "fingerprint", "git", "versions", "device", "seed", "epoch", "step", "train_flops", "train_seconds",
               "protocol", "protocol_digest", "extractor", "reference", "precision", "parameters", "grid"}  # fmt: skip
     assert wanted <= record.keys()
-    assert {"FD-digits", "KID-digits", "precision", "recall", "class_accuracy", "heldout_ntp"} <= record["metrics"].keys()
+    assert {"FD-digits", "KID-digits", "precision", "recall", "class_accuracy", "heldout_ntp"} <= record[
+        "metrics"
+    ].keys()
     assert (trained_run / record["grid"]).is_file()
     assert str(trained_run.parent) not in json.dumps(record)
 
@@ -163,13 +193,21 @@ def test_non_finite_updates_are_skipped_counted_and_end_the_run(make_config, tmp
     trainer.step(0)
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     trainer.step(1)
-    assert all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters()) and trainer.skipped == 1
+    assert (
+        all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
+        and trainer.skipped == 1
+    )
     trainer.step(2)
-    assert not all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters()) and trainer.skipped_in_a_row == 0
+    assert (
+        not all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
+        and trainer.skipped_in_a_row == 0
+    )
     with pytest.raises(RunFailed, match="3 updates in a row were not finite, up to step 7"):
         train(config, tmp_path)
     assert json.loads((tmp_path / "failed.json").read_text())["step"] == 7
-    assert [line["skipped"] for line in read_journal(tmp_path / "journal.jsonl") if line["kind"] == "train"] == [
+    assert [
+        line["skipped"] for line in read_journal(tmp_path / "journal.jsonl") if line["kind"] == "train"
+    ] == [
         0,
         1,
         1,
@@ -185,7 +223,9 @@ def test_projectors_do_not_decay_during_warmup(make_config):
     before = [p.clone() for p in trainer.objective.foresight.parameters()]
     for step in range(3):
         assert trainer.step(step)["foresight_weight"] == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.objective.foresight.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, trainer.objective.foresight.parameters(), strict=True)
+    )
 
 
 def test_micro_batches_give_the_same_update(make_config):
@@ -258,7 +298,10 @@ def test_two_processes_equal_one(make_config, tmp_path):
         config = make_config(model=no_dropout, foresight={"level": "internal", "warmup": 0.3}, train={"batch_size": 250},
                              evaluation={"protocol": protocol}, machine={"runs": str(tmp_path / str(workers)), "log_every": 1})  # fmt: skip
         (tmp_path / "config.json").write_text(config.model_dump_json())
-        launcher = [sys.executable, *(["-m", "torch.distributed.run", "--nproc-per-node", "2"] if workers == 2 else [])]
+        launcher = [
+            sys.executable,
+            *(["-m", "torch.distributed.run", "--nproc-per-node", "2"] if workers == 2 else []),
+        ]
         words = [str(tmp_path / "script.py"), str(tmp_path / "config.json")]
         done = subprocess.run([*launcher, *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -268,8 +311,14 @@ def test_two_processes_equal_one(make_config, tmp_path):
         for key, tensor in results[1][name].items():
             torch.testing.assert_close(results[2][name][key], tensor, atol=1e-4, rtol=1e-3)
     rows = {path.suffix: path.read_text() for path in tmp_path.glob("config.json.*")}
-    assert rows == {".alone": "range(0, 500) range(500, 600) ", ".0": "range(0, 500) ", ".1": "range(500, 600) "}
-    (record,) = [line for line in read_journal(run_dir_of(config) / "journal.jsonl") if line["kind"] == "evaluation"]
+    assert rows == {
+        ".alone": "range(0, 500) range(500, 600) ",
+        ".0": "range(0, 500) ",
+        ".1": "range(500, 600) ",
+    }
+    (record,) = [
+        line for line in read_journal(run_dir_of(config) / "journal.jsonl") if line["kind"] == "evaluation"
+    ]
     _, model, *_ = load_for_sampling(run_dir_of(config), "ema", torch.device("cpu"))
     assert evaluate_model(model, config, torch.device("cpu")).metrics == record["metrics"]
 

@@ -46,7 +46,9 @@ def by_torchrun(config, runs):
     config = config.model_copy(update={"machine": config.machine.model_copy(update={"runs": runs})})
     (runs.parent / "alone.json").write_text(config.model_dump_json())
     words = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mirai_bench.train"]
-    subprocess.run([sys.executable, "-m", *words, str(runs.parent / "alone.json")], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", *words, str(runs.parent / "alone.json")], check=True, capture_output=True
+    )
     return runs / config.fingerprint()
 
 
@@ -54,7 +56,11 @@ def by_torchrun(config, runs):
 
 
 def nodes(monkeypatch, *sizes):
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}} for cpus, gpus in sizes])
+    monkeypatch.setattr(
+        ray,
+        "nodes",
+        lambda: [{"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}} for cpus, gpus in sizes],
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,9 @@ def nodes(monkeypatch, *sizes):
         ({"cpus": 2}, [(3, 0), (9, 0)], 5, 4),
     ],
 )
-def test_trials_that_fit_are_counted_node_by_node(make_config, monkeypatch, machine, sizes, fitting, on_one_node):
+def test_trials_that_fit_are_counted_node_by_node(
+    make_config, monkeypatch, machine, sizes, fitting, on_one_node
+):
     nodes(monkeypatch, *sizes)
     machine = make_config(train={"batch_size": 64}, machine=machine).machine
     assert executor.slots(machine, local=False) == fitting
@@ -79,7 +87,10 @@ def test_trials_that_fit_are_counted_node_by_node(make_config, monkeypatch, mach
 
 def test_what_does_not_fit_is_said(make_config, monkeypatch, capsys):
     nodes(monkeypatch, (2, 0))
-    with pytest.raises(UserError, match=r"machine.cpus is 3 for each trial, but this machine has 2: write --set machine.cpus=2"):
+    with pytest.raises(
+        UserError,
+        match=r"machine.cpus is 3 for each trial, but this machine has 2: write --set machine.cpus=2",
+    ):
         executor.slots(make_config(machine={"cpus": 3}).machine, local=True)
     nodes(monkeypatch, (2, 0), (2, 0))
     assert executor.slots(make_config(machine={"cpus": 3}).machine, local=False) == 1
@@ -99,7 +110,9 @@ def test_a_node_with_another_folder_of_runs_is_refused(tmp_path):
     assert first.accepted()
     second.begin()
     assert second.accepted() and len(list((tmp_path / "sweeps").glob("*.seen-*"))) == 1
-    with pytest.raises(UserError, match=r"is not the same folder on all nodes .* write machine.runs: a folder on storage"):
+    with pytest.raises(
+        UserError, match=r"is not the same folder on all nodes .* write machine.runs: a folder on storage"
+    ):
         first.accepted()
 
 
@@ -161,7 +174,9 @@ def test_a_kill_changes_nothing(sweep_file, tmp_path, trained_run, killed):
 @pytest.mark.slow  # a start of Ray
 def test_asked_to_stop_all_ranks_save_and_leave(sweep_file, trained_run):
     file = sweep_file(
-        {"baseline": ARMS["baseline"]}, seeds=(0, 1), **TWO | {"train": {"epochs": 400}, "evaluation": {"at": [400]}}
+        {"baseline": ARMS["baseline"]},
+        seeds=(0, 1),
+        **TWO | {"train": {"epochs": 400}, "evaluation": {"at": [400]}},
     )
     driver = start(file)
     first, second = (run_dir_of(cell) for cell in plan_at(file).sweep.cells)
@@ -174,7 +189,9 @@ def test_asked_to_stop_all_ranks_save_and_leave(sweep_file, trained_run):
     assert code == 130 and "Traceback" not in err, err
     assert state_of(first) == "pending" and not (first / "failed.json").exists()
     newest = int(saved(first)[-1].name.removeprefix("step_"))
-    assert newest % 23 and newest % 10 == 0, "a step at which the ranks ask each other, not one of the regular checkpoints"
+    assert newest % 23 and newest % 10 == 0, (
+        "a step at which the ranks ask each other, not one of the regular checkpoints"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -220,15 +237,23 @@ def test_a_worker_out_of_memory_is_followed_by_smaller_parts_without_a_retry(
     config = make_config(train={"batch_size": 150}, machine=machine)
     workers.train_in_workers(config, job_of(config, tmp_path))
     folder = tmp_path / config.fingerprint()
-    assert [(line["step"], line["config"]["machine"]["micro_batches"]) for line in starts_of(folder)] == [(0, 1), (3, 3)]
+    assert [(line["step"], line["config"]["machine"]["micro_batches"]) for line in starts_of(folder)] == [
+        (0, 1),
+        (3, 3),
+    ]
     assert state_of(folder) == "done" and not (folder / "failed.json").exists()
 
 
 @pytest.mark.slow  # a start of Ray
 def test_a_run_that_fails_by_itself_is_not_tried_again(make_config, tmp_path, session, trained_run):
     machine = {"runs": str(tmp_path), "workers": 2, "cpus": 2, "log_every": 1}
-    config = make_config(foresight={"level": "internal", "weight": 1e38}, train={"max_bad_steps": 3}, machine=machine)
+    config = make_config(
+        foresight={"level": "internal", "weight": 1e38}, train={"max_bad_steps": 3}, machine=machine
+    )
     workers.train_in_workers(config, job_of(config, tmp_path))
     folder = tmp_path / config.fingerprint()
-    assert failure_left(folder)["final"] and "3 updates in a row were not finite" in failure_left(folder)["reason"]
+    assert (
+        failure_left(folder)["final"]
+        and "3 updates in a row were not finite" in failure_left(folder)["reason"]
+    )
     assert len(starts_of(folder)) == 1 and state_of(folder) == "failed"

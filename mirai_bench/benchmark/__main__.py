@@ -38,11 +38,15 @@ def build_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=what, description=module.__doc__)
         options.add_arguments(sub)
         module.add_arguments(sub)
-    every = commands.add_parser("targets", help="all that the project's targets need on this device; then the report")
+    every = commands.add_parser(
+        "targets", help="all that the project's targets need on this device; then the report"
+    )
     options.add_arguments(every)
     again = commands.add_parser("report", help="tables and chart again from the JSON files of a folder")
     again.add_argument("folder", type=Path)
-    commands.add_parser("parity", help="the same weights and inputs through this code and the official code", add_help=False)
+    commands.add_parser(
+        "parity", help="the same weights and inputs through this code and the official code", add_help=False
+    )
     return parser
 
 

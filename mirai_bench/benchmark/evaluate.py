@@ -31,7 +31,9 @@ from mirai_bench.utils.assets import find_asset
 WIDTH = 2048  # of Inception's features
 
 
-SIDES = {"digits": 8}  # pixels of the images; elsewhere 32, as CIFAR-10's (every extractor resizes to its own side)
+SIDES = {
+    "digits": 8
+}  # pixels of the images; elsewhere 32, as CIFAR-10's (every extractor resizes to its own side)
 
 
 FILES = {"inception": (COMPAT_FILE,), "inception_2015": tuple(TORCHSCRIPT_FILES), "dinov2": DINOV2_FILES}
@@ -42,12 +44,22 @@ Row = dict[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", type=Path, default=Path("digits"), help="a run file or the name of a profile (default: digits)"
+        "--config",
+        type=Path,
+        default=Path("digits"),
+        help="a run file or the name of a profile (default: digits)",
     )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="settings")
-    parser.add_argument("--statistics", type=int, default=5000, metavar="N", help="features of the statistics (default: 5000)")
     parser.add_argument(
-        "--memory", type=int, nargs="*", default=[5000, 50_000], metavar="N", help="images of the memory readings (5000 50000)"
+        "--statistics", type=int, default=5000, metavar="N", help="features of the statistics (default: 5000)"
+    )
+    parser.add_argument(
+        "--memory",
+        type=int,
+        nargs="*",
+        default=[5000, 50_000],
+        metavar="N",
+        help="images of the memory readings (5000 50000)",
     )
 
 
@@ -58,7 +70,9 @@ def measure(args: argparse.Namespace, options: Options) -> list[Row]:
     rows += statistics_speed(args.statistics)
     for n in args.memory:
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # whose peak is this reading's alone
-            rows.append({"kind": "memory", "status": "measured"} | fresh.submit(peak_memory, config, n).result())
+            rows.append(
+                {"kind": "memory", "status": "measured"} | fresh.submit(peak_memory, config, n).result()
+            )
     return rows
 
 
@@ -67,7 +81,9 @@ def whole(config: RunConfig, options: Options) -> Row:
     model = build_model(config).to(options.device)
     results = [evaluate_model(model, config, options.device) for _ in range(1 + options.rounds)][1:]
     number = config.evaluation.protocol.num_samples
-    seconds = {part: spread([getattr(r, f"{part}_seconds") for r in results if r]) for part in ("sample", "evaluate")}
+    seconds = {
+        part: spread([getattr(r, f"{part}_seconds") for r in results if r]) for part in ("sample", "evaluate")
+    }
     return {
         "kind": "evaluate", "status": "measured", "profile": config.profile, "samples": number, "seconds": seconds,
         "images_per_second": {part: number / value["median"] for part, value in seconds.items()},
@@ -147,7 +163,14 @@ def statistics_speed(n: int) -> list[Row]:
     samples.add({"pool": x})
     spent["all metrics"] = timed(lambda: compare(samples, Reference("", "", n, theirs, None, y), cpu), cpu)
     return [
-        {"kind": "statistics", "status": "measured", "what": what, "features": n, "dimensions": WIDTH, "seconds": sample.wall}
+        {
+            "kind": "statistics",
+            "status": "measured",
+            "what": what,
+            "features": n,
+            "dimensions": WIDTH,
+            "seconds": sample.wall,
+        }
         for what, sample in spent.items()
     ]
 

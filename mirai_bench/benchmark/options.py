@@ -39,11 +39,19 @@ class Options:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
-    parser.add_argument("--rounds", type=int, default=9, help="that count, after two that do not (default: 9)")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: 2)")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a GPU")
     parser.add_argument(
-        "--peer", type=Path, action="append", default=[], help="checkout of Mirai or LlamaGen; may be given twice"
+        "--rounds", type=int, default=9, help="that count, after two that do not (default: 9)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: 2)")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a GPU"
+    )
+    parser.add_argument(
+        "--peer",
+        type=Path,
+        action="append",
+        default=[],
+        help="checkout of Mirai or LlamaGen; may be given twice",
     )
     parser.add_argument("--out", type=Path, help="JSON file, for instance reports/benchmarks/train_cpu.json")
 

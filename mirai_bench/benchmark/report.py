@@ -13,7 +13,10 @@ from mirai_bench.utils.files import write_atomic
 NOT_MEASURED = "not measured"
 
 
-TABLES = ("<!-- tables -->", "<!-- end of tables -->")  # marks in README.md between which the tables are written
+TABLES = (
+    "<!-- tables -->",
+    "<!-- end of tables -->",
+)  # marks in README.md between which the tables are written
 
 
 def write_json(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
@@ -37,7 +40,10 @@ def ratio_text(value: dict[str, float] | None) -> str:
 
 def train_line(row: Row) -> list[str]:
     peer, phases = row.get("peer", {}), sum(row["phases_ms"].values())
-    parts = ", ".join(f"{name} {ms / phases:.0%}" for name, ms in sorted(row["phases_ms"].items(), key=lambda item: -item[1]))
+    parts = ", ".join(
+        f"{name} {ms / phases:.0%}"
+        for name, ms in sorted(row["phases_ms"].items(), key=lambda item: -item[1])
+    )
     against = [peer.get(name, {}) for name in ("fp32", "bf16")]
     memory = next((a["memory"] for a in against if a.get("memory") is not None), None)
     return [
@@ -87,7 +93,11 @@ def other_line(row: Row) -> list[str]:
         cost = f"with / without foresight training {ratio_text(row['foresight_cost'])}"
         peer = row.get("peer")
         beside = f"{ratio_text(peer['busy'])} times {peer['name']}'s; " if peer else ""
-        return ["sample", f"{row['size']}, batch {row['batch']}, CFG {row['cfg_scale']:g}, {row['precision']}", beside + cost]
+        return [
+            "sample",
+            f"{row['size']}, batch {row['batch']}, CFG {row['cfg_scale']:g}, {row['precision']}",
+            beside + cost,
+        ]
     if row["kind"] == "data":
         return [
             "data",
@@ -98,7 +108,9 @@ def other_line(row: Row) -> list[str]:
         return [row["kind"], *EVALUATION[row["kind"]](row)]
     total = sum(row["slot_seconds"].values())
     parts = ", ".join(f"{part} {seconds / total:.1%}" for part, seconds in row["slot_seconds"].items())
-    cells = f"{row['axis']}, {row['cells']} cells of {row['cell_seconds']:.0f} s, {row['at_a_time']} at a time"
+    cells = (
+        f"{row['axis']}, {row['cells']} cells of {row['cell_seconds']:.0f} s, {row['at_a_time']} at a time"
+    )
     return ["sweep", cells, f"overhead {row['overhead']:.1%}: {parts}"]
 
 
@@ -108,7 +120,9 @@ def table(rows: list[Row]) -> str:
     lines = [train_line(row) for row in measured if row["kind"] == "train"]
     others = [other_line(row) for row in measured if row["kind"] != "train"]
     failed = [
-        [row["kind"], f"{row.get('size', '')} {row.get('arm', '')}".strip(), row["status"]] for row in rows if row not in measured
+        [row["kind"], f"{row.get('size', '')} {row.get('arm', '')}".strip(), row["status"]]
+        for row in rows
+        if row not in measured
     ]
     parts = [markdown(TRAIN_HEAD, lines)] if lines else []
     parts += [markdown(["what", "of", "result"], others + failed)] if others or failed else []
@@ -142,7 +156,13 @@ def chart(rows: list[Row], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 0.6 + 0.32 * len(bars)), layout="constrained")
     for place, (_, value, precision) in enumerate(reversed(bars)):
         error = [[value["median"] - value["q1"]], [value["q3"] - value["median"]]]
-        axes.barh(place, value["median"], xerr=error, color={"fp32": "#4c72b0", "bf16": "#dd8452"}[precision], height=0.7)
+        axes.barh(
+            place,
+            value["median"],
+            xerr=error,
+            color={"fp32": "#4c72b0", "bf16": "#dd8452"}[precision],
+            height=0.7,
+        )
     axes.set_yticks(range(len(bars)), [name for name, *_ in reversed(bars)])
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as fast as the official training step (median, quartiles)")

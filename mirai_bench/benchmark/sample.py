@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace, options: Options) -> list[dict[str, Any]]:
     gpu = options.device.type == "cuda"
-    sizes, batches = args.sizes or (["B"] if gpu else ["small"]), args.batch_sizes or ([16, 64, 256, 1024] if gpu else [1, 8, 32])
+    sizes, batches = (
+        args.sizes or (["B"] if gpu else ["small"]),
+        args.batch_sizes or ([16, 64, 256, 1024] if gpu else [1, 8, 32]),
+    )
     cells = [(size, batch, scale) for size in sizes for batch in batches for scale in args.cfg_scales]
     rows = []
     for size, batch, scale in progress(cells, "benchmark sample", len(cells), "cells"):
@@ -37,14 +40,25 @@ def measure(args: argparse.Namespace, options: Options) -> list[dict[str, Any]]:
             rows.append(measure_cell(size, batch, scale, options))
         except torch.OutOfMemoryError:
             say(f"{size}, batch {batch}: out of memory")
-            rows.append({"kind": "sample", "size": size, "batch": batch, "cfg_scale": scale, "status": "out of memory"})
+            rows.append(
+                {
+                    "kind": "sample",
+                    "size": size,
+                    "batch": batch,
+                    "cfg_scale": scale,
+                    "status": "out of memory",
+                }
+            )
     return rows
 
 
 def measure_cell(size: str, batch: int, scale: float, options: Options) -> dict[str, Any]:
     device = options.device
     precision = "bf16" if device.type == "cuda" else "fp32"
-    configs = {arm: run_config(SHAPES[size], arm, precision, device, False, options.threads) for arm in ("ntp", "mirai-e-k3")}
+    configs = {
+        arm: run_config(SHAPES[size], arm, precision, device, False, options.threads)
+        for arm in ("ntp", "mirai-e-k3")
+    }
     protocol = Protocol(name="benchmark", num_samples=batch, cfg_scale=scale)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
@@ -70,7 +84,9 @@ def measure_cell(size: str, batch: int, scale: float, options: Options) -> dict[
     return row
 
 
-def peer_sampler(peer: Peer, config: RunConfig, batch: int, scale: float, device: torch.device, dtype: torch.dtype) -> Any:
+def peer_sampler(
+    peer: Peer, config: RunConfig, batch: int, scale: float, device: torch.device, dtype: torch.dtype
+) -> Any:
     """LlamaGen's generate as its sample_c2i_ddp drives it: eval mode, every code allowed."""
     model: nn.Module = build(peer, config, foresight=False).to(device=device, dtype=dtype).eval()
     labels = torch.arange(batch, device=device) % config.data.classes

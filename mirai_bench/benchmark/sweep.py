@@ -34,12 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", default=ARMS, metavar="ARM", help=f"(default: {' '.join(ARMS)})")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="(default: 0 1)")
     parser.add_argument(
-        "--set", action="append", dest="settings", metavar="A.B=C", help="(default: as many epochs as a cell trains in a minute)"
+        "--set",
+        action="append",
+        dest="settings",
+        metavar="A.B=C",
+        help="(default: as many epochs as a cell trains in a minute)",
     )
 
 
 def epochs(number: int) -> list[str]:
-    return [f"train.epochs={number}", f"evaluation.at={list(range(EVERY, number + 1, EVERY))}".replace(" ", "")]
+    return [
+        f"train.epochs={number}",
+        f"evaluation.at={list(range(EVERY, number + 1, EVERY))}".replace(" ", ""),
+    ]
 
 
 def a_minute(args: argparse.Namespace, folder: Path) -> list[str]:
@@ -47,8 +54,17 @@ def a_minute(args: argparse.Namespace, folder: Path) -> list[str]:
     it imports and starts, the measured one has to import and start again."""
     settings = [*epochs(EVERY), f"machine.runs={folder}/first", f"machine.device={args.device}"]
     only, seeds = args.only[:2], args.seeds[:1]
-    words = [str(args.file), "--only", *only, "--seeds", *map(str, seeds), *(f"--set={setting}" for setting in settings)]
-    if subprocess.run([sys.executable, "-m", "mirai_bench.sweep", *words], stdout=subprocess.DEVNULL).returncode:
+    words = [
+        str(args.file),
+        "--only",
+        *only,
+        "--seeds",
+        *map(str, seeds),
+        *(f"--set={setting}" for setting in settings),
+    ]
+    if subprocess.run(
+        [sys.executable, "-m", "mirai_bench.sweep", *words], stdout=subprocess.DEVNULL
+    ).returncode:
         raise UserError(
             "the short sweep that finds how long a minute is did not end well: write --set train.epochs=N to do without it"
         )
@@ -63,7 +79,9 @@ def row_of(plan: Plan, report: Report) -> dict[str, Any]:
     spent = {part: sum(run[part] for run in runs) for part in runs[0]}
     useful, total = sum(spent.values()), report.slots * sum(report.phases.values())
     spent["imports and checks in trials"] = report.ready_seconds
-    spent["checkpoints, journals and the rest of trials"] = report.trial_seconds - report.ready_seconds - useful
+    spent["checkpoints, journals and the rest of trials"] = (
+        report.trial_seconds - report.ready_seconds - useful
+    )
     spent["waiting for a trial"] = report.slots * report.phases["trials"] - report.trial_seconds
     spent |= {phase: report.slots * seconds for phase, seconds in report.phases.items() if phase != "trials"}
     done = all(state_of(run_dir_of(cell)) == "done" for cell in plan.sweep.cells)

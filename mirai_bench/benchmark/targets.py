@@ -33,7 +33,11 @@ class Target:
 
 def rows_of(rows: Iterable[Row], device: str, **fields: Any) -> list[Row]:
     return [
-        r for r in rows if r["status"] == "measured" and r["device"] == device and all(r.get(k) == v for k, v in fields.items())
+        r
+        for r in rows
+        if r["status"] == "measured"
+        and r["device"] == device
+        and all(r.get(k) == v for k, v in fields.items())
     ]
 
 
@@ -42,7 +46,9 @@ def faster(device: str, size: str, arm: str, asked: str, peer: str) -> Callable[
 
     def value(rows: list[Row]) -> float | None:
         found = [
-            r for r in rows_of(rows, device, kind="train", size=size, arm=arm, asked_precision=asked) if peer in r.get("peer", {})
+            r
+            for r in rows_of(rows, device, kind="train", size=size, arm=arm, asked_precision=asked)
+            if peer in r.get("peer", {})
         ]
         return found[-1]["peer"][peer]["busy"]["median"] if found else None
 
@@ -53,8 +59,12 @@ def overhead(arm: str, over: float) -> Callable[[list[Row]], float | None]:
     """Time of the arm over NTP's, divided by what their FLOPs say (`over`)."""
 
     def value(rows: list[Row]) -> float | None:
-        pair = [rows_of(rows, "cuda", kind="train", size="B", arm=a, asked_precision="bf16") for a in (arm, "ntp")]
-        return pair[0][-1]["step_ms"]["median"] / pair[1][-1]["step_ms"]["median"] / over if all(pair) else None
+        pair = [
+            rows_of(rows, "cuda", kind="train", size="B", arm=a, asked_precision="bf16") for a in (arm, "ntp")
+        ]
+        return (
+            pair[0][-1]["step_ms"]["median"] / pair[1][-1]["step_ms"]["median"] / over if all(pair) else None
+        )
 
     return value
 
@@ -65,7 +75,9 @@ def sweep_overhead(rows: list[Row]) -> float | None:
     return found[-1]["overhead"] if found else None
 
 
-def last(device: str, path: tuple[str, ...], best: bool = False, **fields: Any) -> Callable[[list[Row]], float | None]:
+def last(
+    device: str, path: tuple[str, ...], best: bool = False, **fields: Any
+) -> Callable[[list[Row]], float | None]:
     def value(rows: list[Row]) -> float | None:
         found = []
         for row in rows_of(rows, device, **fields):

@@ -57,7 +57,9 @@ def alternate(
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    low, middle, high = (
+        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    )
     return {"median": middle, "q1": low, "q3": high, "n": len(values)}
 
 
@@ -85,7 +87,11 @@ class Memory:
             self.base = torch.cuda.memory_allocated(device)
 
     def peak(self) -> float | None:
-        return (torch.cuda.max_memory_allocated(self.device) - self.base) / 2**20 if self.device.type == "cuda" else None
+        return (
+            (torch.cuda.max_memory_allocated(self.device) - self.base) / 2**20
+            if self.device.type == "cuda"
+            else None
+        )
 
 
 class Phases:
@@ -101,7 +107,9 @@ class Phases:
         synchronize(self.device)
         now = time.perf_counter()
         if self._stack:
-            self.seconds[self._stack[-1][0]] = self.seconds.get(self._stack[-1][0], 0.0) + now - self._stack[-1][1]
+            self.seconds[self._stack[-1][0]] = (
+                self.seconds.get(self._stack[-1][0], 0.0) + now - self._stack[-1][1]
+            )
         if name is None:
             self._stack.pop()
         else:

@@ -22,9 +22,13 @@ GPU_STEPS = 10  # of one round: one alone is as short as the launch of it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sizes", nargs="+", choices=list(SHAPES), help="default: small medium; on a GPU B L")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=list(SHAPES), help="default: small medium; on a GPU B L"
+    )
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="default: ntp mirai-e-k3; on a GPU all")
-    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16", "auto"), help="default: fp32 auto; on a GPU bf16")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=("fp32", "bf16", "auto"), help="default: fp32 auto; on a GPU bf16"
+    )
     parser.add_argument("--batch-size", type=int, help="instead of the size's own")
 
 
@@ -46,14 +50,21 @@ def measure(args: argparse.Namespace, options: Options) -> list[dict[str, Any]]:
 
 
 def measure_cell(
-    size: str, arm: str, precisions: list[str], batch: int | None, options: Options, ceilings: dict[str, float]
+    size: str,
+    arm: str,
+    precisions: list[str],
+    batch: int | None,
+    options: Options,
+    ceilings: dict[str, float],
 ) -> list[dict[str, Any]]:
     """All precisions of ours and the peer's step, alternating → one row for each of ours."""
     device, shape = options.device, SHAPES[size]
     shape = shape if batch is None else type(shape)(**(vars(shape) | {"batch": batch}))
     ours, configs, works, memory = {}, {}, {}, {}
     for precision in precisions:
-        configs[precision] = config = run_config(shape, arm, precision, device, options.compile, options.threads)
+        configs[precision] = config = run_config(
+            shape, arm, precision, device, options.compile, options.threads
+        )
         start = Memory(device)
         works[precision] = ours[precision] = Ours(config)
         memory[precision] = _peak(ours[precision], start)
@@ -100,7 +111,9 @@ def _row(size: str, arm: str, config: RunConfig, work: Ours, precision: str) -> 
     }  # fmt: skip
 
 
-def _speed(row: dict[str, Any], samples: list[Any], steps: int, batch: int, ceiling_flops: float) -> dict[str, Any]:
+def _speed(
+    row: dict[str, Any], samples: list[Any], steps: int, batch: int, ceiling_flops: float
+) -> dict[str, Any]:
     wall, busy = (spread([getattr(s, clock) / steps for s in samples]) for clock in ("wall", "busy"))
     images = batch / wall["median"]
     cells = row["grid"][0] * row["grid"][1]
@@ -112,7 +125,9 @@ def _speed(row: dict[str, Any], samples: list[Any], steps: int, batch: int, ceil
     }  # fmt: skip
 
 
-def _against(samples: dict[str, list[Any]], precision: str, memory: dict[str, float | None]) -> dict[str, Any]:
+def _against(
+    samples: dict[str, list[Any]], precision: str, memory: dict[str, float | None]
+) -> dict[str, Any]:
     """Ratios to the peer in each of its precisions: above 1 is faster, memory below 1 is smaller."""
     out: dict[str, Any] = {}
     for name in (name for name in samples if name.startswith("peer ")):

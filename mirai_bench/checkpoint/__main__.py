@@ -23,9 +23,14 @@ def command(argv: list[str]) -> int:
     export.add_argument("run", type=Path, help="a run folder")
     export.add_argument("out", type=Path)
     export.add_argument(
-        "--weights", choices=("raw", "ema"), default="raw", help="what stands under `model` (ema: without projectors)"
+        "--weights",
+        choices=("raw", "ema"),
+        default="raw",
+        help="what stands under `model` (ema: without projectors)",
     )
-    load = actions.add_parser("import", help="an official file → a run folder that can be sampled and evaluated")
+    load = actions.add_parser(
+        "import", help="an official file → a run folder that can be sampled and evaluated"
+    )
     load.add_argument("file", type=Path)
     load.add_argument("config", type=Path, help="a run file, a run's config.json, or the name of a profile")
     load.add_argument("out", type=Path, help="a new folder")
@@ -35,7 +40,9 @@ def command(argv: list[str]) -> int:
         print(import_official(args.file, load_run(args.config, args.settings), args.out))
         return 0
     content = export_official(args.run, args.out, args.weights)
-    say(f"step {content['steps']}: {len(content['model'])} tensors under `model`, {len(content['ema'])} under `ema`")
+    say(
+        f"step {content['steps']}: {len(content['model'])} tensors under `model`, {len(content['ema'])} under `ema`"
+    )
     print(args.out)
     return 0
 

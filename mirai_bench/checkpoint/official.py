@@ -51,7 +51,9 @@ def split_projectors(official: State) -> tuple[State, State]:
     heads = {tuple(sorted(stack)) for stack in parts.values()}
     if len(heads) > 1 or any(heads_ != tuple(range(len(heads_))) for heads_ in heads):
         raise UserError(f"The checkpoint's projectors are incomplete: heads {sorted(heads)} by layer")
-    return generator, {name: torch.stack([stack[k] for k in sorted(stack)]) for name, stack in sorted(parts.items())}
+    return generator, {
+        name: torch.stack([stack[k] for k in sorted(stack)]) for name, stack in sorted(parts.items())
+    }
 
 
 def to_official(tensors: State) -> State:
@@ -64,7 +66,11 @@ def to_official(tensors: State) -> State:
             kind, layer = name.split(".")
             part = stack[head if len(stack) > 1 else 0]
             place = f"projectors.{head}.{2 * int(layer)}."
-            official |= {place + "weight": part.T.contiguous()} if kind == "weights" else {place + "bias": part[0].clone()}
+            official |= (
+                {place + "weight": part.T.contiguous()}
+                if kind == "weights"
+                else {place + "bias": part[0].clone()}
+            )
     return official
 
 
@@ -97,9 +103,15 @@ def read_official(path: Path, config: RunConfig) -> tuple[State, State, State, i
         check_fits(model, ema, f"{path} (ema)")
     f = config.foresight
     if projector and f.level == "internal":
-        width = projector[f"weights.{f.projector.layers - 1}"].shape[-1] if len(projector) == 2 * f.projector.layers else 0
+        width = (
+            projector[f"weights.{f.projector.layers - 1}"].shape[-1]
+            if len(projector) == 2 * f.projector.layers
+            else 0
+        )
         with torch.device("meta"):
-            check_fits(Projector(f.projector, f.k, config.model.width, width), projector, f"{path} (projectors)")
+            check_fits(
+                Projector(f.projector, f.k, config.model.width, width), projector, f"{path} (projectors)"
+            )
     return generator, ema, projector, int(content.get("steps", 0))
 
 
@@ -114,7 +126,9 @@ def import_official(path: Path, config: RunConfig, run_dir: Path) -> Path:
     model = generator | {OURS + name: tensor.contiguous() for name, tensor in projector.items()}
     tensors = {"model": model, "ema": dict(ema), "optimizer": {}}
     run_dir.mkdir(parents=True, exist_ok=True)
-    folder = save_checkpoint(run_dir, steps, Checkpoint(tensors, {"imported_from": path.name, "train_seconds": 0.0}), keep=1)
+    folder = save_checkpoint(
+        run_dir, steps, Checkpoint(tensors, {"imported_from": path.name, "train_seconds": 0.0}), keep=1
+    )
     write_atomic(run_dir / "config.json", config.model_dump_json(indent=2))
     return folder
 

@@ -43,8 +43,12 @@ def save_checkpoint(run_dir: Path, step: int, checkpoint: Checkpoint, keep: int)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        hashes = {name: _write(temporary / f"{name}.safetensors", save(checkpoint.tensors[name])) for name in FILES}
-        _write(temporary / "state.json", json.dumps(checkpoint.state | {"step": step, "sha256": hashes}).encode())
+        hashes = {
+            name: _write(temporary / f"{name}.safetensors", save(checkpoint.tensors[name])) for name in FILES
+        }
+        _write(
+            temporary / "state.json", json.dumps(checkpoint.state | {"step": step, "sha256": hashes}).encode()
+        )
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     except OSError as error:
@@ -124,7 +128,13 @@ def unwrap(content: dict[str, Any], key: str = "model") -> dict[str, Tensor]:
 
     The prefixes that torch.compile and DDP add are cut off; what the model computes itself (`freqs_cis`, key/value caches) is left out.
     """
-    found = next((content[k] for k in (key, "module", "state_dict") if isinstance(content.get(k), dict)), content)
-    names = {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in found.items()}
+    found = next(
+        (content[k] for k in (key, "module", "state_dict") if isinstance(content.get(k), dict)), content
+    )
+    names = {
+        name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in found.items()
+    }
     computed = ("freqs_cis", "causal_mask")
-    return {name: tensor for name, tensor in names.items() if name not in computed and ".kv_cache." not in name}
+    return {
+        name: tensor for name, tensor in names.items() if name not in computed and ".kv_cache." not in name
+    }

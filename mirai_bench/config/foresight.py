@@ -132,7 +132,16 @@ class Foresight(Section):
         if self.level == "none":
             return {"level": "none"}
         if self.level == "output":
-            drop |= {"source", "layer", "teacher_layer", "projector", "pairing", "class_token", "share_label_drop", "target_norm"}
+            drop |= {
+                "source",
+                "layer",
+                "teacher_layer",
+                "projector",
+                "pairing",
+                "class_token",
+                "share_label_drop",
+                "target_norm",
+            }
         if self.schedule == "constant":
             drop |= {"final_weight"}
         if self.schedule != "step":
@@ -144,7 +153,9 @@ class Foresight(Section):
         if not self.uses_encoder:
             drop |= {"encoder"}
         elif self.encoder.name != "masked_tokens":
-            fields["encoder"] = {key: fields["encoder"][key] for key in ("name", "weights", "context", "cache")}
+            fields["encoder"] = {
+                key: fields["encoder"][key] for key in ("name", "weights", "context", "cache")
+            }
         if (
             self.level == "output"
             or (self.source not in ("frozen", "random") and not self.uses_encoder)

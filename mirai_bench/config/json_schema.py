@@ -27,13 +27,20 @@ def profile_schema() -> dict[str, Any]:
         "description": "all that the published Mirai code does otherwise than the paper says, for the source beside it (presets.py)",
     }
     names = {"enum": list(PROTOCOLS)}
-    sections["Protocol"]["properties"]["base"] = names | {"description": "the protocol that the other fields are laid over"}
+    sections["Protocol"]["properties"]["base"] = names | {
+        "description": "the protocol that the other fields are laid over"
+    }
     evaluation = sections["Evaluation"]["properties"]
-    evaluation["protocol"] = {"anyOf": [names, {"$ref": "#/$defs/Protocol"}], "description": "by name, or its own fields"}
+    evaluation["protocol"] = {
+        "anyOf": [names, {"$ref": "#/$defs/Protocol"}],
+        "description": "by name, or its own fields",
+    }
     for section in sections.values():
         for field in section.get("properties", {}).values():
             field.pop("default", None) if field.get("default") in ({}, None) else None
-    return {"$schema": DIALECT, "title": "mirai_bench profile"} | {key: value for key, value in schema.items() if key != "title"}
+    return {"$schema": DIALECT, "title": "mirai_bench profile"} | {
+        key: value for key, value in schema.items() if key != "title"
+    }
 
 
 def sweep_schema() -> dict[str, Any]:

@@ -40,10 +40,14 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             raise UserError(f"{key_node.start_mark}: a key must be a word, found {key!r}")
         if key in seen:
             mark = key_node.start_mark
-            raise UserError(f"{mark.name}, line {mark.line + 1}: {key!r} is written twice: give each its own name")
+            raise UserError(
+                f"{mark.name}, line {mark.line + 1}: {key!r} is written twice: give each its own name"
+            )
         seen.add(key)
     loader.flatten_mapping(node)
-    return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
+    return {
+        loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value
+    }
 
 
 def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:
@@ -72,7 +76,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 )
             value = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, OSError, ValueError, RecursionError, TypeError) as error:
-        raise UserError(f"{path} is not readable YAML: {str(error).strip() or type(error).__name__}") from None
+        raise UserError(
+            f"{path} is not readable YAML: {str(error).strip() or type(error).__name__}"
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold `key: value` lines, found {type(value).__name__}")
     return value
@@ -132,7 +138,9 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         nested = [
-            a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, BaseModel)
+            a
+            for a in (annotation, *getattr(annotation, "__args__", ()))
+            if isinstance(a, type) and issubclass(a, BaseModel)
         ]
         if nested:
             model = nested[0]
@@ -148,7 +156,9 @@ def _expand_protocol(fields: dict[str, Any]) -> dict[str, Any]:
         return fields
     if name not in PROTOCOLS:
         raise unknown("evaluation protocol", name, PROTOCOLS)
-    own = {key: value for key, value in protocol.items() if key != "base"} if isinstance(protocol, dict) else {}
+    own = (
+        {key: value for key, value in protocol.items() if key != "base"} if isinstance(protocol, dict) else {}
+    )
     return merge(fields, {"evaluation": {"protocol": None}}) | {
         "evaluation": evaluation | {"protocol": {"name": name} | PROTOCOLS[name] | own}
     }
@@ -162,7 +172,9 @@ def find_profile(name: str, beside: Path | None = None) -> Path:
     for folder in folders:
         if re.fullmatch(r"[A-Za-z0-9_.-]+", name) and (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    raise unknown("profile", name, sorted({path.stem for folder in folders for path in folder.glob("*.yaml")}))
+    raise unknown(
+        "profile", name, sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    )
 
 
 def read_profile(name: str, beside: Path | None = None) -> dict[str, Any]:

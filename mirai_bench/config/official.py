@@ -61,4 +61,8 @@ def expand_official(foresight: Mapping[str, Any]) -> dict[str, Any]:
 def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The same for a tree of config fields that may have a `foresight` section."""
     foresight = tree.get("foresight")
-    return dict(tree) | {"foresight": expand_official(foresight)} if isinstance(foresight, Mapping) else dict(tree)
+    return (
+        dict(tree) | {"foresight": expand_official(foresight)}
+        if isinstance(foresight, Mapping)
+        else dict(tree)
+    )

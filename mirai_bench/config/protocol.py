@@ -42,12 +42,23 @@ class Protocol(BaseModel):
 ADM_REFERENCE = "VIRTUAL_imagenet256_labeled.npz"
 
 
-PAPER = {"num_samples": 50_000, "class_rule": "uniform", "cfg_scale": 2.0, "extractor": "inception", "reference": ADM_REFERENCE}
+PAPER = {
+    "num_samples": 50_000,
+    "class_rule": "uniform",
+    "cfg_scale": 2.0,
+    "extractor": "inception",
+    "reference": ADM_REFERENCE,
+}
 
 
 PROTOCOLS = {
     "paper": PAPER,
     "paper_xl": PAPER | {"cfg_scale": 1.75},
-    "cifar10_10k": {"num_samples": 10_000, "cfg_scale": 1.5, "extractor": "inception_2015", "reference": "train"},
+    "cifar10_10k": {
+        "num_samples": 10_000,
+        "cfg_scale": 1.5,
+        "extractor": "inception_2015",
+        "reference": "train",
+    },
     "digits": {"num_samples": 1_000, "cfg_scale": 1.0, "extractor": "digits", "reference": "train"},
 }

@@ -87,7 +87,9 @@ class Model(Section):
                 f"model.width is {self.width} with {self.heads} heads: 2-D RoPE needs a head width (width / heads) that is a multiple of 4"
             )
         if self.heads % self.kv_heads:
-            raise ValueError(f"model.kv_heads is {self.kv_heads}, which does not divide model.heads = {self.heads}")
+            raise ValueError(
+                f"model.kv_heads is {self.kv_heads}, which does not divide model.heads = {self.heads}"
+            )
         return self
 
 
@@ -120,7 +122,9 @@ class Evaluation(Section):
     @model_validator(mode="after")
     def _check(self) -> Evaluation:
         if not self.at or list(self.at) != sorted(set(self.at)):
-            raise ValueError(f"evaluation.at is {list(self.at)}: write increasing epochs, for instance [5, 10, 20]")
+            raise ValueError(
+                f"evaluation.at is {list(self.at)}: write increasing epochs, for instance [5, 10, 20]"
+            )
         return self
 
 
@@ -193,7 +197,9 @@ class RunConfig(Section):
                     f"{name} is {str(path)!r}, which does not exist: write the path of a file, or leave it out to use the project's own"
                 )
         if self.evaluation.at[-1] > self.train.epochs:
-            raise ValueError(f"evaluation.at ends at epoch {self.evaluation.at[-1]:g}, after train.epochs = {self.train.epochs}")
+            raise ValueError(
+                f"evaluation.at ends at epoch {self.evaluation.at[-1]:g}, after train.epochs = {self.train.epochs}"
+            )
         if self.train.batch_size % (self.machine.workers * self.machine.micro_batches):
             raise ValueError(
                 f"train.batch_size is {self.train.batch_size}, which machine.workers x machine.micro_batches = "

@@ -69,9 +69,13 @@ class SweepFile(Section):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds is {list(self.seeds)}: each seed once")
         if self.baseline not in self.arms:
-            raise ValueError(f"baseline is {self.baseline!r}, which is not an arm: write one of {', '.join(self.arms)}")
+            raise ValueError(
+                f"baseline is {self.baseline!r}, which is not an arm: write one of {', '.join(self.arms)}"
+            )
         if self.search is not None and self.search.arm not in self.arms:
-            raise ValueError(f"search.arm is {self.search.arm!r}, which is not an arm: write one of {', '.join(self.arms)}")
+            raise ValueError(
+                f"search.arm is {self.search.arm!r}, which is not an arm: write one of {', '.join(self.arms)}"
+            )
         return self
 
 
@@ -105,7 +109,12 @@ class Sweep:
 
 
 def load_sweep(
-    path: Path, *, profile: str | None = None, seeds: Iterable[int] = (), only: Iterable[str] = (), settings: Iterable[str] = ()
+    path: Path,
+    *,
+    profile: str | None = None,
+    seeds: Iterable[int] = (),
+    only: Iterable[str] = (),
+    settings: Iterable[str] = (),
 ) -> Sweep:
     """A sweep file and the command line's choices → cells. `only` keeps these arms (the baseline is one like the others)."""
     file = checked(SweepFile, read_yaml(path), str(path))
@@ -116,7 +125,12 @@ def load_sweep(
     arms = {arm: fields for arm, fields in file.arms.items() if not only or arm in set(only)}
     sets, kept = parse_sets(settings), tuple(dict.fromkeys(seeds)) or file.seeds
     cells = [
-        Cell(arm, build_run(merge(base, {"foresight": expand_official(fields), "seed": seed}), f"{path}, arm {arm}", sets))
+        Cell(
+            arm,
+            build_run(
+                merge(base, {"foresight": expand_official(fields), "seed": seed}), f"{path}, arm {arm}", sets
+            ),
+        )
         for seed in kept
         for arm, fields in arms.items()
     ]

@@ -19,7 +19,15 @@ from mirai_bench.config.run_config import Data, RunConfig
 from mirai_bench.data.images.crops import all_views, base_sizes, read_bases
 from mirai_bench.data.images.datasets import Dataset, Split, open_dataset
 from mirai_bench.data.pixels import Pixels
-from mirai_bench.data.shards import Joined, codes_folder, expected, open_shards, read_manifest, refuse_difference, split_data
+from mirai_bench.data.shards import (
+    Joined,
+    codes_folder,
+    expected,
+    open_shards,
+    read_manifest,
+    refuse_difference,
+    split_data,
+)
 from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
 from mirai_bench.utils.device import fits
 from mirai_bench.utils.errors import UserError
@@ -71,7 +79,9 @@ class Codes:
         self._reader = ThreadPoolExecutor(1)  # starts no thread before it is used
 
     def _load(self) -> Tensor:
-        tokens = torch.empty(self.num_images, self.num_views, self.num_tokens, dtype=torch.int16, device=self.device)
+        tokens = torch.empty(
+            self.num_images, self.num_views, self.num_tokens, dtype=torch.int16, device=self.device
+        )
         for start, part in zip(self._codes.starts, self._codes.parts, strict=False):
             tokens[start : start + len(part)] = torch.from_numpy(np.array(part).view(np.int16))
         return tokens
@@ -133,7 +143,9 @@ class Codes:
         return torch.from_numpy(first).to(self.device), self.labels
 
 
-def encode_bases(bases: Sequence[np.ndarray], data: Data, tokenizer: Tokenizer, device: torch.device) -> np.ndarray:
+def encode_bases(
+    bases: Sequence[np.ndarray], data: Data, tokenizer: Tokenizer, device: torch.device
+) -> np.ndarray:
     """Bases uint8 (n, S, S, 3) for each crop range → uint16 (n, R, T)."""
     views = all_views([torch.from_numpy(base).to(device) for base in bases], data)
     codes = [tokenizer.encode(part).cpu() for part in views.flatten(0, 1).split(ENCODE_BATCH)]
@@ -145,14 +157,19 @@ def _encode_now(config: RunConfig, split: Split, device: torch.device) -> Codes:
     bases = [read_bases(dataset, range(len(dataset)), size) for size in base_sizes(config.data)]
     codes = encode_bases(bases, config.data, load_tokenizer(config.tokenizer, device), device)
     pixels = Pixels(lambda: dataset, np.arange(len(dataset)), config.data, device)
-    manifest = expected(config, split) | {"dataset": dataset.identity, "class_names": list(dataset.class_names)}
+    manifest = expected(config, split) | {
+        "dataset": dataset.identity,
+        "class_names": list(dataset.class_names),
+    }
     return Codes(Joined([codes]), dataset.labels, pixels, manifest, device)
 
 
 def _open_images(config: RunConfig, split: Split, manifest: dict[str, Any]) -> Dataset:
     dataset = open_dataset(config, split)
     advice = "set machine.data to the images that the codes were prepared from"
-    refuse_difference(config.machine.data or Path(dataset.name), dataset.identity, manifest["dataset"], advice)
+    refuse_difference(
+        config.machine.data or Path(dataset.name), dataset.identity, manifest["dataset"], advice
+    )
     return dataset
 
 
@@ -163,8 +180,12 @@ def _read_prepared(config: RunConfig, split: Split, device: torch.device) -> Cod
     labels, rows = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("labels", "rows"))
     bases = range(len(base_sizes(config.data))) if manifest["pixels"] else ()
     stored = [open_shards(folder, manifest["shards"], f".base{number}") for number in bases]
-    pixels = Pixels(lambda: _open_images(config, split, manifest), rows, config.data, device, stored, config.machine.cpus)
-    return Codes(codes, labels, pixels, manifest, device, fits(sum(part.nbytes for part in codes.parts), device))
+    pixels = Pixels(
+        lambda: _open_images(config, split, manifest), rows, config.data, device, stored, config.machine.cpus
+    )
+    return Codes(
+        codes, labels, pixels, manifest, device, fits(sum(part.nbytes for part in codes.parts), device)
+    )
 
 
 def open_codes(config: RunConfig, split: Split, device: torch.device) -> Codes:
@@ -179,7 +200,9 @@ def has_heldout(config: RunConfig) -> bool:
     return config.data.dataset != "folder" or (codes_folder(config) / "heldout").is_dir()
 
 
-def images_of(config: RunConfig, split: Split, batch_size: int = 256) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def images_of(
+    config: RunConfig, split: Split, batch_size: int = 256
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(uint8 (B, s, s, 3), labels (B,)) of a split in its own order: each image once, as its centre crop (ten-crop data too)."""
     dataset = open_dataset(config, split)
     for start in range(0, len(dataset), batch_size):

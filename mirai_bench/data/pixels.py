@@ -32,7 +32,13 @@ class Pixels:
         stored: Sequence[Joined] = (),
         threads: int = 1,
     ) -> None:
-        self.open_images, self.rows, self.data, self.device, self.threads = open_images, rows, data, device, threads
+        self.open_images, self.rows, self.data, self.device, self.threads = (
+            open_images,
+            rows,
+            data,
+            device,
+            threads,
+        )
         self.stored = stored
         self.resident: dict[int, Tensor] = {}
 
@@ -62,7 +68,11 @@ class Pixels:
             return torch.from_numpy(self.stored[number].take(index.cpu().numpy())).to(self.device)
         if self.dataset.images is not None:
             if number not in self.resident:
-                self.resident[number] = torch.from_numpy(read_bases(self.dataset, self.rows, size)).to(self.device)
+                self.resident[number] = torch.from_numpy(read_bases(self.dataset, self.rows, size)).to(
+                    self.device
+                )
             return self.resident[number][index.to(self.device)]
-        parts = self.pool.map(lambda row: read_bases(self.dataset, [row], size), self.rows[index.cpu().numpy()])
+        parts = self.pool.map(
+            lambda row: read_bases(self.dataset, [row], size), self.rows[index.cpu().numpy()]
+        )
         return torch.from_numpy(np.concatenate(list(parts))).to(self.device)

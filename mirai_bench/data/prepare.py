@@ -73,10 +73,14 @@ class Worker:
         """Writes shard `number`, which is made of `images` → how many they are."""
         kept: list[int] = []
         skipped: list[dict[str, str]] = []
-        codes = [np.empty((0, self.data.num_views, self.job.config.grid[0] * self.job.config.grid[1]), np.uint16)]
+        codes = [
+            np.empty((0, self.data.num_views, self.job.config.grid[0] * self.job.config.grid[1]), np.uint16)
+        ]
         bases = [[np.empty((0, side, side, 3), np.uint8)] for side in base_sizes(self.data)]
         for start in range(0, len(images), ENCODED_TOGETHER):
-            good, arrays = self.read(images, range(start, min(start + ENCODED_TOGETHER, len(images))), skipped)
+            good, arrays = self.read(
+                images, range(start, min(start + ENCODED_TOGETHER, len(images))), skipped
+            )
             if good:
                 kept += [number * self.job.shard_size + row for row in good]
                 codes.append(encode_bases(arrays, self.data, self.tokenizer, self.device))
@@ -89,7 +93,9 @@ class Worker:
         write_json(Path(f"{name}.json"), {"rows": kept, "skipped": skipped})
         return len(images)
 
-    def read(self, images: Dataset, rows: range, skipped: list[dict[str, str]]) -> tuple[list[int], list[np.ndarray]]:
+    def read(
+        self, images: Dataset, rows: range, skipped: list[dict[str, str]]
+    ) -> tuple[list[int], list[np.ndarray]]:
         """(rows that can be read, their bases uint8 (n, S, S, 3) for each crop range); the others are added to `skipped`."""
         good, crops = [], []
         for row in rows:
@@ -99,7 +105,9 @@ class Worker:
                 good.append(row)
             except UNREADABLE as error:
                 name = images.describe(row)
-                if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the image's
+                if (
+                    isinstance(error, OSError) and error.errno is not None
+                ):  # the disk's fault, not the image's
                     raise UserError(
                         f"{name} could not be opened ({error}): run the same command again when it can, it goes on"
                     ) from None
@@ -158,12 +166,18 @@ def encoded(job: Job, shards: Iterable[tuple[int, Dataset]], processes: int) -> 
                 "A process ended by itself (out of memory?): run the same command with fewer --processes, it goes on"
             ) from None
         finally:
-            pool.shutdown(cancel_futures=True)  # an error or Ctrl-C: shards in work are finished, the others are left
+            pool.shutdown(
+                cancel_futures=True
+            )  # an error or Ctrl-C: shards in work are finished, the others are left
 
 
 def begin(job: Job, dataset: Dataset) -> list[str]:
     """Writes the plan, or checks that it is the one that was begun here → names of all shards."""
-    plan = expected(job.config, job.split) | {"dataset": dataset.identity, "pixels": job.pixels, "shard_size": job.shard_size}
+    plan = expected(job.config, job.split) | {
+        "dataset": dataset.identity,
+        "pixels": job.pixels,
+        "shard_size": job.shard_size,
+    }
     (job.folder / "shards").mkdir(parents=True, exist_ok=True)
     if (job.folder / "plan.json").is_file():
         advice = "something else was begun in this folder; remove it, or set machine.codes to another"
@@ -202,11 +216,17 @@ def prepare(job: Job, processes: int, rank: int, world: int) -> dict[str, Any] |
     """→ the manifest, or None where other ranks are still at work."""
     dataset = open_dataset(job.config, job.split)
     names, size = begin(job, dataset), job.shard_size
-    mine = [(i, dataset.part(range(i * size, min((i + 1) * size, len(dataset))))) for i in range(rank, len(names), world)]
+    mine = [
+        (i, dataset.part(range(i * size, min((i + 1) * size, len(dataset)))))
+        for i in range(rank, len(names), world)
+    ]
     shards = [(i, part) for i, part in mine if not (job.folder / "shards" / f"{names[i]}.json").is_file()]
     if shards:
         images, left = (sum(len(part) for _, part in some) for some in (mine, shards))
-        say(f"encoding {job.split}: {left:,} images" + (f"; {images - left:,} are done" if left < images else ""))
+        say(
+            f"encoding {job.split}: {left:,} images"
+            + (f"; {images - left:,} are done" if left < images else "")
+        )
         work = encoded(job, shards, min(processes, len(shards)))
         for _ in progress(work, f"encoding {job.split}", images, "images", images - left, weigh=int):
             pass
@@ -233,35 +253,64 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("config", type=Path, help="a run file or the name of a profile")
     top.add_argument("--data", type=Path, help="images: a file or folder (machine.data)")
     top.add_argument("--set", action="append", default=[], metavar="A.B=C", help="a field of the config")
-    top.add_argument("--strict", action="store_true", help="end at the first image that cannot be read, instead of skipping it")
+    top.add_argument(
+        "--strict",
+        action="store_true",
+        help="end at the first image that cannot be read, instead of skipping it",
+    )
     top.add_argument(
         "--pixels",
         action="store_true",
         help="also store the cropped training images, for teachers that look at pixels (ImageNet: 303 GB)",
     )
-    top.add_argument("--processes", type=int, default=1, metavar="N", help="on this machine; they take its GPUs in turn")
-    top.add_argument("--shard-size", type=int, default=SHARD, metavar="N", help=f"images in a file (default {SHARD})")
+    top.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="on this machine; they take its GPUs in turn"
+    )
+    top.add_argument(
+        "--shard-size", type=int, default=SHARD, metavar="N", help=f"images in a file (default {SHARD})"
+    )
     return top
 
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    config = load_run(args.config, [*args.set, *([f"machine.data={json.dumps(str(args.data.absolute()))}"] if args.data else [])])
+    config = load_run(
+        args.config,
+        [*args.set, *([f"machine.data={json.dumps(str(args.data.absolute()))}"] if args.data else [])],
+    )
     if config.data.dataset == "digits":
         raise UserError("The digits are encoded when they are used: there is nothing to prepare")
     if args.processes < 1 or args.shard_size < 1:
-        raise UserError(f"--processes is {args.processes} and --shard-size {args.shard_size}: write 1 or more")
+        raise UserError(
+            f"--processes is {args.processes} and --shard-size {args.shard_size}: write 1 or more"
+        )
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     splits: list[Split] = ["train", *(["heldout"] if has_heldout_images(config) else [])]
     for split in splits:
         began = time.monotonic()
-        job = Job(config, split, codes_folder(config) / split, args.pixels and split == "train", args.strict, args.shard_size)
+        job = Job(
+            config,
+            split,
+            codes_folder(config) / split,
+            args.pixels and split == "train",
+            args.strict,
+            args.shard_size,
+        )
         manifest = prepare(job, args.processes, rank, world)
         if manifest is None:
             say(f"{split}: this rank's shards are written, other ranks are still at work")
             continue
-        shown = {"split": split, "folder": str(job.folder), "images": manifest["num_images"], "views": manifest["views"]}
-        print(json.dumps(shown | {"skipped": len(manifest["skipped"]), "seconds": round(time.monotonic() - began, 1)}))
+        shown = {
+            "split": split,
+            "folder": str(job.folder),
+            "images": manifest["num_images"],
+            "views": manifest["views"],
+        }
+        print(
+            json.dumps(
+                shown | {"skipped": len(manifest["skipped"]), "seconds": round(time.monotonic() - began, 1)}
+            )
+        )
     return 0
 
 

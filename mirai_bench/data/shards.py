@@ -58,7 +58,9 @@ def codes_folder(config: RunConfig) -> Path:
     if config.machine.codes is not None:
         return config.machine.codes.absolute()
     fields = expected(config, "train")
-    return config.machine.runs.absolute() / "codes" / f"{fields['data']}-{fields['image_size']}-{digest(fields)}"
+    return (
+        config.machine.runs.absolute() / "codes" / f"{fields['data']}-{fields['image_size']}-{digest(fields)}"
+    )
 
 
 def prepare_command(config: RunConfig) -> str:
@@ -70,7 +72,9 @@ def refuse_difference(where: Path, found: dict[str, Any], wanted: dict[str, Any]
     """Raises UserError with the first field of `wanted` that `found` says otherwise."""
     for key, value in wanted.items():
         if found.get(key) != value:
-            raise UserError(f"{where}: {key} is {found.get(key)!r}, but the config asks for {value!r}: {advice}")
+            raise UserError(
+                f"{where}: {key} is {found.get(key)!r}, but the config asks for {value!r}: {advice}"
+            )
 
 
 def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]]:
@@ -78,7 +82,9 @@ def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]
     folder = codes_folder(config) / split
     if not (folder / "manifest.json").is_file():
         state = "are only partly prepared" if (folder / "plan.json").is_file() else "are not prepared"
-        raise UserError(f"The codes of {config.data.dataset} ({split}) {state} in {folder}: run {prepare_command(config)}")
+        raise UserError(
+            f"The codes of {config.data.dataset} ({split}) {state} in {folder}: run {prepare_command(config)}"
+        )
     manifest = read_json(folder / "manifest.json")
     advice = "prepare codes for this config, or set machine.codes to a folder that has them"
     refuse_difference(folder / "manifest.json", manifest, expected(config, split), advice)
@@ -108,7 +114,9 @@ class Joined:
         for number in np.unique(holder):
             here = holder == number
             local = rows[here] - self.starts[number]
-            out[here] = self.parts[number][local] if second is None else self.parts[number][local, second[here]]
+            out[here] = (
+                self.parts[number][local] if second is None else self.parts[number][local, second[here]]
+            )
         return out
 
 

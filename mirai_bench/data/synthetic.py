@@ -32,6 +32,8 @@ class RandomPixels(Pixels):
 
 def random_codes(config: RunConfig, device: torch.device) -> Codes:
     rng, n = np.random.default_rng(0), BATCHES * config.train.batch_size
-    codes = rng.integers(config.tokenizer.vocabulary, size=(n, 1, config.grid[0] * config.grid[1])).astype(np.uint16)
+    codes = rng.integers(config.tokenizer.vocabulary, size=(n, 1, config.grid[0] * config.grid[1])).astype(
+        np.uint16
+    )
     labels = rng.integers(config.data.classes, size=n)
     return Codes(Joined([codes]), labels, RandomPixels(config.train.batch_size, device), {}, device)

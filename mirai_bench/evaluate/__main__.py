@@ -44,17 +44,34 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m mirai_bench.evaluate runs/a87d3a399400 --set evaluation.protocol.num_samples=2000 --npz samples.npz",
     )
     parser.add_argument("what", type=Path, metavar="RUN|IMAGES")
-    parser.add_argument("--protocol", metavar="NAME", help="digits, cifar10_10k, paper, …; by default the run's own")
     parser.add_argument(
-        "--config", metavar="PROFILE|FILE", help="IMAGES: whose data `train` and `heldout` mean (default: digits)"
+        "--protocol", metavar="NAME", help="digits, cifar10_10k, paper, …; by default the run's own"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="a field of evaluation or machine")
+    parser.add_argument(
+        "--config",
+        metavar="PROFILE|FILE",
+        help="IMAGES: whose data `train` and `heldout` mean (default: digits)",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="a field of evaluation or machine"
+    )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="the extractor's weight file")
-    parser.add_argument("--npz", type=Path, metavar="OUT", help="also write the images as ADM's TensorFlow evaluator takes them")
+    parser.add_argument(
+        "--npz",
+        type=Path,
+        metavar="OUT",
+        help="also write the images as ADM's TensorFlow evaluator takes them",
+    )
     parser.add_argument("--record", type=Path, metavar="FILE", help="also append the record to this file")
-    parser.add_argument("--extrapolate", action="store_true", help="also the Fréchet distance at n = ∞, from a line in 1/n")
+    parser.add_argument(
+        "--extrapolate", action="store_true", help="also the Fréchet distance at n = ∞, from a line in 1/n"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, help="of sampling: speed and memory only; by default by the size of the model")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help="of sampling: speed and memory only; by default by the size of the model",
+    )
     return parser
 
 
@@ -103,7 +120,9 @@ def _report(record: dict[str, Any], file: Path | None) -> None:
     reference, n = record["reference"], record["protocol"]["num_samples"]
     say(f"{numbers} (n = {n:,} against {reference['name']}, n = {reference['n'] or 'not stated'})")
     if "FID" in record["metrics"] and n < 10_000:
-        say(f"FID at n = {n:,} is biased upwards, and comparable at the same n alone: see KID, or --extrapolate")
+        say(
+            f"FID at n = {n:,} is biased upwards, and comparable at the same n alone: see KID, or --extrapolate"
+        )
     line = json.dumps(record)
     if file is not None:
         with open(file, "a", encoding="utf-8") as lines:
@@ -117,7 +136,11 @@ def _options(args: argparse.Namespace, config: RunConfig, n: int, ranks: Ranks) 
         say(f"extractor {config.evaluation.protocol.extractor} gives no logits: no Inception Score")
 
     def watch(units: Iterator[Unit]) -> Iterator[Unit]:
-        return progress(units, "evaluating", n, "images", weigh=attrgetter("num_images")) if ranks.rank == 0 else units
+        return (
+            progress(units, "evaluating", n, "images", weigh=attrgetter("num_images"))
+            if ranks.rank == 0
+            else units
+        )
 
     writer = NpzWriter(args.npz, n) if args.npz else None
     return {"ranks": ranks, "extrapolate": args.extrapolate, "writer": writer, "watch": watch}
@@ -129,10 +152,20 @@ def _record(
     opened = _opened(config, device, args.weights)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return (
-        {"kind": "evaluation", "time": time.time(), "metrics": measured.metrics, "sample_seconds": measured.sample_seconds}
+        {
+            "kind": "evaluation",
+            "time": time.time(),
+            "metrics": measured.metrics,
+            "sample_seconds": measured.sample_seconds,
+        }
         | {"evaluate_seconds": time.perf_counter() - start - measured.sample_seconds}
         | provenance_of(config.evaluation.protocol, *opened)
-        | {"git": provenance.git_state(), "versions": provenance.versions(), "device": name, "precision": "fp32"}
+        | {
+            "git": provenance.git_state(),
+            "versions": provenance.versions(),
+            "device": name,
+            "precision": "fp32",
+        }
     )
 
 
@@ -142,11 +175,18 @@ def _evaluate_run(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any] | No
     device = torch.device(args.device)
     settled = _settled(load_run(args.what / "config.json"), args)
     config, model, _, step = load_for_sampling(args.what, settled.evaluation.protocol.weights, device)
-    options, start = _options(args, settled, settled.evaluation.protocol.num_samples, ranks), time.perf_counter()
+    options, start = (
+        _options(args, settled, settled.evaluation.protocol.num_samples, ranks),
+        time.perf_counter(),
+    )
     measured = measure_model(model, settled, device, args.batch_size, args.weights, **options)
     if measured is None:
         return None
-    lines = [line for line in read_journal(args.what / "journal.jsonl") if line["step"] == step and "train_flops" in line]
+    lines = [
+        line
+        for line in read_journal(args.what / "journal.jsonl")
+        if line["step"] == step and "train_flops" in line
+    ]
     spent = {key: lines[-1][key] for key in ("epoch", "train_flops", "train_seconds")} if lines else {}
     identity = {
         "fingerprint": config.fingerprint(),
@@ -160,7 +200,9 @@ def _evaluate_run(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any] | No
 
 def _evaluate_images(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any] | None:
     if not args.protocol:
-        raise UserError(f"{args.what} is not a run folder (it has no config.json); to evaluate images, name a --protocol")
+        raise UserError(
+            f"{args.what} is not a run folder (it has no config.json); to evaluate images, name a --protocol"
+        )
     images, device = open_images(args.what), torch.device(args.device)
     config = _settled(load_run(Path(args.config or "digits")), args)
     protocol = config.evaluation.protocol
@@ -173,7 +215,9 @@ def _evaluate_images(args: argparse.Namespace, ranks: Ranks) -> dict[str, Any] |
             f"protocol {protocol.name} is of {protocol.num_samples:,} images, {args.what} has {len(images):,}: n is {len(images):,}"
         )
         config = build_run(
-            config.model_dump(mode="json"), "images", parse_sets([f"evaluation.protocol.num_samples={len(images)}"])
+            config.model_dump(mode="json"),
+            "images",
+            parse_sets([f"evaluation.protocol.num_samples={len(images)}"]),
         )
     options, start = _options(args, config, len(images), ranks), time.perf_counter()
     opened = _opened(config, device, args.weights)

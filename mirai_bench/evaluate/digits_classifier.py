@@ -47,7 +47,9 @@ class DigitsClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convolution = nn.Linear(9, CHANNELS)  # of 3x3 patches: as a matrix product, 5x as fast here as a float64 convolution
+        self.convolution = nn.Linear(
+            9, CHANNELS
+        )  # of 3x3 patches: as a matrix product, 5x as fast here as a float64 convolution
         self.hidden = nn.Linear(64 * CHANNELS, WIDTH)
         self.output = nn.Linear(WIDTH, 10)
         self.double()
@@ -121,7 +123,10 @@ def classifier_file(config: RunConfig) -> Path:
             model = train_classifier(config)
         finally:
             torch.set_num_threads(threads)
-        save_file({name: tensor.float() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {name: tensor.float() for name, tensor in model.state_dict().items()},
+            folder / "model.safetensors",
+        )
         record = {"recipe": RECIPE, "seed": SEED, "heldout_accuracy": accuracy(model, config, "heldout")}
         (folder / "record.json").write_text(json.dumps(record))
 

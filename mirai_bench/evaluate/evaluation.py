@@ -30,7 +30,9 @@ from mirai_bench.utils.distributed import Ranks
 HELDOUT_BATCH = 256
 
 
-LOCAL_PATHS = {"machine": {"runs", "data", "codes", "assets"}}  # of the machine, nothing to a reader of the record
+LOCAL_PATHS = {
+    "machine": {"runs", "data", "codes", "assets"}
+}  # of the machine, nothing to a reader of the record
 
 
 class Result(NamedTuple):
@@ -95,7 +97,12 @@ def provenance_of(protocol: Protocol, extractor: Extractor, reference: Reference
 
 
 def evaluate_model(
-    model: ARModel, config: RunConfig, device: torch.device, *, batch_size: int | None = None, ranks: Ranks | None = None
+    model: ARModel,
+    config: RunConfig,
+    device: torch.device,
+    *,
+    batch_size: int | None = None,
+    ranks: Ranks | None = None,
 ) -> Result | None:
     """Samples what the run's protocol says and measures it, held-out loss included where the data has a held-out split.
 
@@ -113,7 +120,12 @@ def evaluate_model(
 
 
 def measure_model(
-    model: ARModel, config: RunConfig, device: torch.device, batch_size: int | None, weights: Path | None = None, **options: Any
+    model: ARModel,
+    config: RunConfig,
+    device: torch.device,
+    batch_size: int | None,
+    weights: Path | None = None,
+    **options: Any,
 ) -> Measured | None:
     """`options` are measure's. None at ranks other than 0."""
     protocol = config.evaluation.protocol

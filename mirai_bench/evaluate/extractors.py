@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.evaluate.digits_classifier import classifier_file, load_classifier
 from mirai_bench.evaluate.metrics import Array, InceptionScore, Moments
-from mirai_bench.evaluate.networks import Dinov2, Inception2015, InceptionCompat, locate_2015, locate_compat, locate_dinov2
+from mirai_bench.evaluate.networks import (
+    Dinov2,
+    Inception2015,
+    InceptionCompat,
+    locate_2015,
+    locate_compat,
+    locate_dinov2,
+)
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.hashing import file_sha256
 
@@ -63,7 +70,15 @@ def _locate_digits(config: RunConfig, weights: Path | None) -> Path:
 
 EXTRACTORS = {
     "digits": Entry(
-        Digits, _locate_digits, ("pool", "logits"), "FD-digits", "KID-digits", 250, (20, 500), image_size=8, labels=True
+        Digits,
+        _locate_digits,
+        ("pool", "logits"),
+        "FD-digits",
+        "KID-digits",
+        250,
+        (20, 500),
+        image_size=8,
+        labels=True,
     ),
     "inception": Entry(InceptionCompat, locate_compat, ("pool", "spatial", "logits"), "FID", "KID"),
     "inception_2015": Entry(Inception2015, locate_2015, ("pool", "spatial"), "FID", "KID"),
@@ -86,7 +101,9 @@ def _register(name: str, entry: Entry) -> None:
         return
 
     class Registered(FeatureExtractorBase):
-        def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any) -> None:
+        def __init__(
+            self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any
+        ) -> None:
             super().__init__(name, features_list)
             self.network = entry.network(Path(feature_extractor_weights_path))
 
@@ -119,7 +136,11 @@ class Extractor:
         self.sha256 = file_sha256(weights)
         _register(f"mirai-{name}", self.entry)
         self.module = create_feature_extractor(
-            f"mirai-{name}", list(self.entry.features), cuda=False, verbose=False, feature_extractor_weights_path=str(weights)
+            f"mirai-{name}",
+            list(self.entry.features),
+            cuda=False,
+            verbose=False,
+            feature_extractor_weights_path=str(weights),
         ).to(device)
 
     @property
@@ -138,8 +159,12 @@ class Extractor:
         # TF32 would move features in their third digit, and autotuning would choose other kernels on another day
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             for start in range(0, len(images), self.entry.batch):
-                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self.entry.batch])).to(self.device)
-                parts.append(self.module.convert_features_tuple_to_dict(self.module(batch.permute(0, 3, 1, 2))))
+                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self.entry.batch])).to(
+                    self.device
+                )
+                parts.append(
+                    self.module.convert_features_tuple_to_dict(self.module(batch.permute(0, 3, 1, 2)))
+                )
         return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in self.entry.features}
 
 
@@ -178,6 +203,8 @@ class Collected:
         self.scores.add(logits)
 
 
-def open_extractor(config: RunConfig, name: str, device: torch.device, weights: Path | None = None) -> Extractor:
+def open_extractor(
+    config: RunConfig, name: str, device: torch.device, weights: Path | None = None
+) -> Extractor:
     """Raises UserError for an unknown name, and where the weights cannot be had."""
     return Extractor(name, entry_of(name).locate(config, weights), device)

@@ -63,7 +63,9 @@ def sampling_batch(model: ARModel, protocol: protocols.Protocol) -> int:
 class Sampled:
     """The samples of a model under a protocol. `batch_size` is speed and memory only; by default as much as is sensible."""
 
-    def __init__(self, model: ARModel, tokenizer: Tokenizer, protocol: protocols.Protocol, batch_size: int | None) -> None:
+    def __init__(
+        self, model: ARModel, tokenizer: Tokenizer, protocol: protocols.Protocol, batch_size: int | None
+    ) -> None:
         self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
         self.batch_size = batch_size or sampling_batch(model, protocol)
 
@@ -71,7 +73,9 @@ class Sampled:
         return self.protocol.num_samples
 
     def read(self, rows: range) -> tuple[np.ndarray, np.ndarray]:
-        parts = list(sample_images(self.model, self.tokenizer, self.protocol, rows, batch_size=self.batch_size))
+        parts = list(
+            sample_images(self.model, self.tokenizer, self.protocol, rows, batch_size=self.batch_size)
+        )
         images, labels = (torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True))
         return images, labels
 
@@ -117,7 +121,9 @@ def in_turns(count: int, make: Callable[[int], T], ranks: Ranks) -> Iterator[T]:
             yield from (each for each in gathered if each is not None)
 
 
-def units(source: Source, extractor: Extractor, resize: int, ranks: Ranks, keep_images: bool) -> Iterator[Unit]:
+def units(
+    source: Source, extractor: Extractor, resize: int, ranks: Ranks, keep_images: bool
+) -> Iterator[Unit]:
     def make(number: int) -> Unit:
         start = time.perf_counter()
         images, labels = source.read(range(number * UNIT, min((number + 1) * UNIT, len(source))))
@@ -174,9 +180,13 @@ def measure(
 def compare(samples: Collected, reference: Reference, device: torch.device) -> dict[str, float]:
     """The metrics of samples against a reference; those that lack something (spatial features, reference images) are not there."""
     entry = samples.entry
-    values = {entry.frechet: frechet(samples.moments["pool"].gaussian(), reference.pool, reference.roots["pool"])}
+    values = {
+        entry.frechet: frechet(samples.moments["pool"].gaussian(), reference.pool, reference.roots["pool"])
+    }
     if "spatial" in samples.moments and reference.spatial is not None:
-        values["sFID"] = frechet(samples.moments["spatial"].gaussian(), reference.spatial, reference.roots["spatial"])
+        values["sFID"] = frechet(
+            samples.moments["spatial"].gaussian(), reference.spatial, reference.roots["spatial"]
+        )
     if samples.scores is not None:
         values["IS"] = samples.scores.value()
     if reference.features is not None:
@@ -193,10 +203,16 @@ def image_to_image(samples: Collected, real: np.ndarray, device: torch.device) -
     pair = torch.from_numpy(fake), torch.from_numpy(real)
     subsets, size = samples.entry.kid
     size = min(size, len(fake), len(real))
-    kid = kid_features_to_metric(*pair, kid_subsets=subsets, kid_subset_size=size, rng_seed=KID_SEED, verbose=False)
+    kid = kid_features_to_metric(
+        *pair, kid_subsets=subsets, kid_subset_size=size, rng_seed=KID_SEED, verbose=False
+    )
     on_device = (features.to(device) for features in pair)
     prc = prc_features_to_metric(
-        *on_device, prc_neighborhood=NEIGHBOURS, prc_batch_size=DISTANCE_ROWS, save_cpu_ram=True, verbose=False
+        *on_device,
+        prc_neighborhood=NEIGHBOURS,
+        prc_batch_size=DISTANCE_ROWS,
+        save_cpu_ram=True,
+        verbose=False,
     )
     density, coverage = density_coverage(fake, real)
     return {

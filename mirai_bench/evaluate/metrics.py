@@ -84,7 +84,9 @@ def line_in_inverse_n(sizes: Sequence[int], values: Sequence[float]) -> tuple[fl
     return float(intercept), float(slope)
 
 
-def frechet_at_infinity(features: NDArray[np.floating], reference: Gaussian, points: int = 10, seed: int = 0) -> float:
+def frechet_at_infinity(
+    features: NDArray[np.floating], reference: Gaussian, points: int = 10, seed: int = 0
+) -> float:
     """The Fréchet distance without the bias of n samples (Chong and Forsyth, arXiv 1911.07023): a line in 1/n through nested subsets
     of n/5 to n of `features` (n, d), extended to 1/n = 0. The bias of the reference's own size stays."""
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(features))
@@ -105,8 +107,12 @@ class InceptionScore:
 
     def __init__(self, n: int, classes: int, splits: int = 10, seed: int = 2020) -> None:
         if n < splits:
-            raise ValueError(f"an Inception Score of {splits} splits needs {splits} images or more, found {n}")
-        order = np.random.RandomState(seed).permutation(n)  # a split is a run of this order, as in torch-fidelity
+            raise ValueError(
+                f"an Inception Score of {splits} splits needs {splits} images or more, found {n}"
+            )
+        order = np.random.RandomState(seed).permutation(
+            n
+        )  # a split is a run of this order, as in torch-fidelity
         self.split = np.empty(n, np.int64)
         bounds = np.arange(splits + 1) * n // splits
         for number, (start, stop) in enumerate(pairwise(bounds)):
@@ -150,7 +156,9 @@ def density_coverage(samples: Array, reference: Array, k: int = 5) -> tuple[floa
     density: how many balls a sample lies in, over k (1 where the two sets are alike); coverage: part of the balls that hold a sample.
     """
     if len(reference) <= k:
-        raise ValueError(f"density and coverage with k = {k} need more than {k} reference images, found {len(reference)}")
+        raise ValueError(
+            f"density and coverage with k = {k} need more than {k} reference images, found {len(reference)}"
+        )
     inside, covered = 0, 0
     radius = np.empty(len(reference))
     for rows, block in distances(reference, reference):

@@ -22,7 +22,9 @@ from mirai_bench.utils.tensors import read_tensors
 INCEPTION_SIDE = 299  # pixels
 
 
-SPATIAL_CHANNELS = 7  # of mixed_6's first branch, 17x17 each: 2,023 dimensions (ADM's sFID, after arXiv 2103.03841)
+SPATIAL_CHANNELS = (
+    7  # of mixed_6's first branch, 17x17 each: 2,023 dimensions (ADM's sFID, after arXiv 2103.03841)
+)
 
 
 COMPAT_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -87,7 +89,9 @@ def locate_compat(config: RunConfig, weights: Path | None) -> Path:
         say(f"downloading the 2015 Inception from {COMPAT_URL} to {hub}")
         hub.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(COMPAT_URL, str(hub), COMPAT_SHA256.removeprefix("sha256:"), progress=False)
+            torch.hub.download_url_to_file(
+                COMPAT_URL, str(hub), COMPAT_SHA256.removeprefix("sha256:"), progress=False
+            )
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"the 2015 Inception could not be downloaded ({error}): fetch {COMPAT_URL} and write --weights FILE, "
@@ -156,7 +160,9 @@ class Dinov2(nn.Module):
         try:
             self.model.load_state_dict(checkpoint_filter_fn(state, self.model))
         except (RuntimeError, KeyError) as error:
-            raise UserError(f"{weights} does not hold the weights of {model}: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"{weights} does not hold the weights of {model}: {str(error).splitlines()[0]}"
+            ) from None
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
 

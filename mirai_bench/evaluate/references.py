@@ -33,9 +33,7 @@ from mirai_bench.utils.hashing import digest, file_sha256
 SPLITS = ("train", "heldout")
 
 
-FEATURES_KEPT = (
-    10_000  # evenly spaced reference images for precision, recall, density, coverage and KID, as many as ADM's batch has
-)
+FEATURES_KEPT = 10_000  # evenly spaced reference images for precision, recall, density, coverage and KID, as many as ADM's batch has
 
 
 INCEPTION_SHAPES = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
@@ -81,7 +79,12 @@ def write_reference(
     manifest = source | {"n": n, "extractor": extractor.identity, "recipe": RECIPE}
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        np.savez(file, **arrays, features=collected.kept.astype(np.float32), manifest=np.array(json.dumps(manifest)))
+        np.savez(
+            file,
+            **arrays,
+            features=collected.kept.astype(np.float32),
+            manifest=np.array(json.dumps(manifest)),
+        )
     os.replace(temporary, path)
     return manifest
 
@@ -99,20 +102,30 @@ def _read_own(path: Path, extractor: Extractor) -> Reference:
     return Reference(manifest["name"], manifest["sha256"], manifest["n"], pool, spatial, features)
 
 
-def _cached(config: RunConfig, batches: Iterable[np.ndarray], n: int, source: dict[str, Any], extractor: Extractor) -> Reference:
+def _cached(
+    config: RunConfig, batches: Iterable[np.ndarray], n: int, source: dict[str, Any], extractor: Extractor
+) -> Reference:
     def build(folder: Path) -> None:
         write_reference(folder / "reference.npz", batches, n, source, extractor)
 
     identity = digest([RECIPE, source, extractor.identity])
-    return _read_own(cached(config.machine.runs / "cache" / f"reference-{identity}", build) / "reference.npz", extractor)
+    return _read_own(
+        cached(config.machine.runs / "cache" / f"reference-{identity}", build) / "reference.npz", extractor
+    )
 
 
 def split_images(config: RunConfig, split: str) -> tuple[Iterator[np.ndarray], int, dict[str, Any]]:
     """(batches, number, identity) of a data split's images, one view each."""
     if split == "heldout" and not has_heldout_images(config):
-        raise UserError("protocol.reference is heldout, but the data has no held-out split: write reference: train")
+        raise UserError(
+            "protocol.reference is heldout, but the data has no held-out split: write reference: train"
+        )
     dataset = open_dataset(config, split)
-    source = {"name": f"{dataset.name}/{split}", "sha256": f"sha256:{dataset.sha256}", "image_size": config.data.image_size}
+    source = {
+        "name": f"{dataset.name}/{split}",
+        "sha256": f"sha256:{dataset.sha256}",
+        "image_size": config.data.image_size,
+    }
     return (images for images, _ in images_of(config, split)), len(dataset), source
 
 
@@ -139,7 +152,9 @@ def _of_path(config: RunConfig, path: Path, extractor: Extractor) -> Reference:
     if path.is_dir():
         return _cached(config, *path_images(path), extractor)
     if path.suffix != ".npz":
-        raise UserError(f"{path} is not a reference: write an .npz file or a folder of images (pickles are not read)")
+        raise UserError(
+            f"{path} is not a reference: write an .npz file or a folder of images (pickles are not read)"
+        )
     arrays = npz_arrays(path)
     if "manifest" in arrays:
         return _read_own(path, extractor)
@@ -168,7 +183,11 @@ def _of_statistics(config: RunConfig, path: Path, extractor: Extractor, with_ima
             )
     with np.load(path, allow_pickle=False) as file:
         pool = Gaussian(file["mu"].astype(np.float64), file["sigma"].astype(np.float64))
-        spatial = Gaussian(file["mu_s"].astype(np.float64), file["sigma_s"].astype(np.float64)) if "mu_s" in arrays else None
+        spatial = (
+            Gaussian(file["mu_s"].astype(np.float64), file["sigma_s"].astype(np.float64))
+            if "mu_s" in arrays
+            else None
+        )
     features = _cached(config, *path_images(path), extractor).features if with_images else None
     if features is None:
         say(f"{path.name} holds statistics without images: no precision, recall, density, coverage or KID")
@@ -189,7 +208,9 @@ def command(argv: list[str]) -> int:
         epilog="example: python -m mirai_bench.evaluate reference heldout digits_heldout.npz --extractor digits",
     )
     parser.add_argument(
-        "images", metavar="train|heldout|IMAGES", help="a split of --config's data, a folder, or an .npz with arr_0"
+        "images",
+        metavar="train|heldout|IMAGES",
+        help="a split of --config's data, a folder, or an .npz with arr_0",
     )
     parser.add_argument("out", type=Path, metavar="OUT.npz")
     parser.add_argument("--extractor", required=True)

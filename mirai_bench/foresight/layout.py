@@ -25,7 +25,9 @@ def raster_1d(height: int, width: int, k: int) -> Table:
 
 def grid_2d(height: int, width: int, k: int) -> Table:
     """The K nearest cells (Euclidean) that are not in the past, ties in raster order; nothing wraps, row and bottom edges are masked."""
-    offsets = [(down, right) for down in range(height) for right in range(1 - width, width) if down or right >= 0]
+    offsets = [
+        (down, right) for down in range(height) for right in range(1 - width, width) if down or right >= 0
+    ]
     offsets.sort(key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset))
     down, right = np.array(offsets[:k]).T  # (K)
     rows, columns = (axis.reshape(-1, 1) for axis in np.divmod(np.arange(height * width), width))
@@ -44,4 +46,8 @@ def _flat(cells: int, offsets: np.ndarray) -> Table:
     return Table(np.where(targets < cells, targets, 0), targets < cells)
 
 
-LAYOUTS: dict[str, Callable[[int, int, int], Table]] = {"raster_1d": raster_1d, "grid_2d": grid_2d, "grid_2d_flat": grid_2d_flat}
+LAYOUTS: dict[str, Callable[[int, int, int], Table]] = {
+    "raster_1d": raster_1d,
+    "grid_2d": grid_2d,
+    "grid_2d_flat": grid_2d_flat,
+}

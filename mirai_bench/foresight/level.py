@@ -53,7 +53,10 @@ class OutputLevel(Level):
         weights = self.valid.T / (self.valid.T.sum(1, keepdim=True).clamp(min=1) * len(labels))  # (K-1, T)
         weights = weights[:, None].expand(-1, len(labels), -1).flatten(1)  # (K-1, B·T)
         final = states.final.flatten(0, 1)
-        losses = [linear_cross_entropy(final, *of_head) for of_head in zip(self.heads, targets, weights, strict=True)]
+        losses = [
+            linear_cross_entropy(final, *of_head)
+            for of_head in zip(self.heads, targets, weights, strict=True)
+        ]
         return reduce_heads(torch.stack(losses), self.valid, self.config.reduce)
 
 

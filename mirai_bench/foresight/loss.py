@@ -16,7 +16,9 @@ from mirai_bench.model.kernels import HeadByHead
 from mirai_bench.model.transformer import INIT_STD
 
 
-def pair(table: Table, pairing: Literal["consumed", "predicting"], explicit: bool, class_token: bool) -> Table:
+def pair(
+    table: Table, pairing: Literal["consumed", "predicting"], explicit: bool, class_token: bool
+) -> Table:
     """Layout over cells → pairs over states: row s of the result says which of the source's T features state s is matched to.
 
     A bidirectional source's feature j belongs to cell j. An explicit source is a causal model over the same T inputs: its feature s is
@@ -42,7 +44,10 @@ class Projector(nn.Module):
     def __init__(self, config: ProjectorConfig, heads: int, width: int, target_width: int) -> None:
         super().__init__()
         sizes = [width, *[config.hidden] * (config.layers - 1), target_width]
-        stacks = [1 if config.shared_trunk and layer < config.layers - 1 else heads for layer in range(config.layers)]
+        stacks = [
+            1 if config.shared_trunk and layer < config.layers - 1 else heads
+            for layer in range(config.layers)
+        ]
         shapes = list(zip(stacks, sizes, sizes[1:], strict=False))
         self.weights = nn.ParameterList(torch.zeros(shape) for shape in shapes)
         self.biases = nn.ParameterList(torch.zeros(stack, 1, out) for stack, _, out in shapes)
@@ -78,7 +83,9 @@ def cosine_loss(projected: Tensor, targets: Tensor, index: Tensor, valid: Tensor
     with torch.autocast(projected.device.type, enabled=False):
         student = F.normalize(projected.float(), dim=-1)
         teacher = F.normalize(targets.float(), dim=-1)
-        cosines = [(student[k] * teacher[:, index[:, k]]).sum(-1).mean(0) for k in range(len(projected))]  # K x (T)
+        cosines = [
+            (student[k] * teacher[:, index[:, k]]).sum(-1).mean(0) for k in range(len(projected))
+        ]  # K x (T)
         weights = valid.T / valid.T.sum(1, keepdim=True).clamp(min=1)  # (K, T)
         return ((1 - torch.stack(cosines)) * weights).sum(1)
 

@@ -48,7 +48,9 @@ class CausalStates:
         self.width = teacher.config.width
 
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
-        return self.teacher.states(batch.tokens, labels if self.share_label_drop else batch.labels, self.layer)
+        return self.teacher.states(
+            batch.tokens, labels if self.share_label_drop else batch.labels, self.layer
+        )
 
 
 class EncoderFeatures:

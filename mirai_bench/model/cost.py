@@ -37,7 +37,10 @@ VITS = {
 }  # fmt: skip
 
 
-LITE0_PER_PIXEL = {32: 14502.44, 16: 9696.625}  # EfficientNet-Lite0 up to the stage of this stride, per pixel of its input
+LITE0_PER_PIXEL = {
+    32: 14502.44,
+    16: 9696.625,
+}  # EfficientNet-Lite0 up to the stage of this stride, per pixel of its input
 
 
 def encoder_flops(name: str, side: int) -> float:
@@ -45,7 +48,9 @@ def encoder_flops(name: str, side: int) -> float:
     if name in VITS:
         blocks, width, prefix, patch = VITS[name]
         tokens = side**2 + prefix
-        return blocks * (24.0 * tokens * width**2 + 4.0 * tokens**2 * width) + 6.0 * (side * patch) ** 2 * width
+        return (
+            blocks * (24.0 * tokens * width**2 + 4.0 * tokens**2 * width) + 6.0 * (side * patch) ** 2 * width
+        )
     if name == "efficientnet_lite0":
         stride = 32 if side <= 14 else 16  # inputs up to twice the 224 pixels of its training
         return LITE0_PER_PIXEL[stride] * (stride * side) ** 2
@@ -57,7 +62,10 @@ def projector_layers(config: RunConfig) -> list[tuple[int, int, int]]:
     f, width = config.foresight, config.model.width
     target = VITS[f.encoder.name][1] if f.uses_encoder and f.encoder.name in VITS else width
     sizes = [width, *[f.projector.hidden] * (f.projector.layers - 1), target]
-    copies = [1 if f.projector.shared_trunk and layer < f.projector.layers - 1 else f.k for layer in range(f.projector.layers)]
+    copies = [
+        1 if f.projector.shared_trunk and layer < f.projector.layers - 1 else f.k
+        for layer in range(f.projector.layers)
+    ]
     return list(zip(copies, sizes, sizes[1:], strict=False))
 
 
@@ -77,7 +85,9 @@ def teacher_flops(config: RunConfig) -> float:
     if f.level != "internal":
         return 0.0
     if f.explicit:
-        return resolve_layer(f.teacher_layer or f.layer, config.model.depth) * block_flops(config.model, cells)
+        return resolve_layer(f.teacher_layer or f.layer, config.model.depth) * block_flops(
+            config.model, cells
+        )
     if f.source == "random" or f.encoder.name == "masked_tokens":
         return f.encoder.depth * block_flops(config.model, cells)
     return 0.0 if f.encoder.cache else encoder_flops(f.encoder.name, config.grid[0])
@@ -91,8 +101,12 @@ def step_flops(config: RunConfig, foresight_on: bool = True) -> float:
 
 def training_flops(config: RunConfig, steps: int, total_steps: int) -> float:
     """The first `steps` of `total_steps`: no foresight is computed during its warm-up."""
-    warmup = min(steps, -(-config.foresight.warmup * total_steps // 1)) if config.foresight.level != "none" else 0
-    return config.train.batch_size * (warmup * step_flops(config, False) + (steps - warmup) * step_flops(config))
+    warmup = (
+        min(steps, -(-config.foresight.warmup * total_steps // 1)) if config.foresight.level != "none" else 0
+    )
+    return config.train.batch_size * (
+        warmup * step_flops(config, False) + (steps - warmup) * step_flops(config)
+    )
 
 
 class DeviceBytes(NamedTuple):
@@ -109,7 +123,9 @@ def projector_states(config: RunConfig, narrow: int) -> float:
     if f.level != "internal":
         return 0.0
     trunks = 1 if f.projector.shared_trunk else f.k
-    return trunks * (f.projector.layers - 1) * 2 * narrow * f.projector.hidden + f.k * 3 * 4 * config.model.width
+    return (
+        trunks * (f.projector.layers - 1) * 2 * narrow * f.projector.hidden + f.k * 3 * 4 * config.model.width
+    )
 
 
 def logit_bytes(config: RunConfig, rows: int, narrow: int) -> tuple[int, int]:
@@ -126,7 +142,9 @@ def device_bytes(config: RunConfig, half: bool, world: int | None = None) -> Dev
     T x T scores are never kept by the kernels of a GPU."""
     generator, heads = num_parameters(config)
     m, cells = config.model, config.grid[0] * config.grid[1]
-    rows = cells * config.train.batch_size // ((world or config.machine.workers) * config.machine.micro_batches)
+    rows = (
+        cells * config.train.batch_size // ((world or config.machine.workers) * config.machine.micro_batches)
+    )
     narrow = 2 if half else 4
     block = narrow * (6 * m.width + 4 * ffn_width(m.width)) + 4 * 4 * m.width + 2 * m.width
     token = m.depth * block + projector_states(config, narrow)
@@ -144,7 +162,9 @@ def num_images(config: RunConfig) -> int | None:
     data = config.data
     name = data.name if data.dataset == "folder" else data.dataset
     codes = config.machine.codes
-    folders = [codes] if codes is not None else (config.machine.runs / "codes").glob(f"{name}-{data.image_size}-*")
+    folders = (
+        [codes] if codes is not None else (config.machine.runs / "codes").glob(f"{name}-{data.image_size}-*")
+    )
     for folder in folders if data.dataset == "folder" else []:
         try:
             return int(json.loads((folder / "train" / "manifest.json").read_bytes())["num_images"])
@@ -155,14 +175,21 @@ def num_images(config: RunConfig) -> int | None:
 
 def block_parameters(model: Model) -> int:
     width, head_width = model.width, model.width // model.heads
-    return width * (model.heads + 2 * model.kv_heads) * head_width + width**2 + 3 * width * ffn_width(width) + 2 * width
+    return (
+        width * (model.heads + 2 * model.kv_heads) * head_width
+        + width**2
+        + 3 * width * ffn_width(width)
+        + 2 * width
+    )
 
 
 def num_parameters(config: RunConfig) -> tuple[int, int]:
     """(generator, foresight heads), as they are built."""
     m, f, vocabulary = config.model, config.foresight, config.tokenizer.vocabulary
     width = m.width
-    generator = 2 * vocabulary * width + (config.data.classes + 1) * width + m.depth * block_parameters(m) + width
+    generator = (
+        2 * vocabulary * width + (config.data.classes + 1) * width + m.depth * block_parameters(m) + width
+    )
     if f.level == "none":
         return generator, 0
     if f.level == "output":

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS = {"cpu": 2**20, "cuda": 2**26}  # of a part: on a CPU they stay in its cache between two products, on a GPU they fill it
+LOGITS = {
+    "cpu": 2**20,
+    "cuda": 2**26,
+}  # of a part: on a CPU they stay in its cache between two products, on a GPU they fill it
 
 
 ROWS = 512  # of a part at least: with fewer the products themselves get slow
@@ -25,10 +28,14 @@ def part_rows(vocabulary: int, kind: str) -> int:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         rows = part_rows(len(head), x.device.type)
         narrow, loss, of_x, of_head = head.to(dtype), weights.new_zeros(()), [], torch.zeros_like(head)
-        for part, target, weight in zip(x.split(rows), targets[:, None].split(rows), weights[:, None].split(rows), strict=True):
+        for part, target, weight in zip(
+            x.split(rows), targets[:, None].split(rows), weights[:, None].split(rows), strict=True
+        ):
             part = part.to(dtype)
             log_p = (part @ narrow.T).float().log_softmax(-1)
             loss -= (log_p.gather(1, target) * weight).sum()

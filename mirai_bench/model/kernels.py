@@ -41,7 +41,9 @@ class FusedRMSNorm(torch.autograd.Function):
         normal, weight, scale = ctx.saved_tensors
         product = grad * normal
         along = (product @ weight)[..., None]  # (…, 1) ⟨g·w, n⟩
-        return torch.addcmul(grad * weight, normal, along, value=-1 / len(weight)).mul_(scale), product.flatten(0, -2).sum(0)
+        return torch.addcmul(grad * weight, normal, along, value=-1 / len(weight)).mul_(
+            scale
+        ), product.flatten(0, -2).sum(0)
 
 
 class HeadByHead(torch.autograd.Function):

@@ -62,7 +62,9 @@ class Place(NamedTuple):
         if isinstance(self.position, int):
             return None
         future = torch.arange(self.length, device=self.position.device) > self.position
-        return torch.zeros(self.length, dtype=dtype, device=future.device).masked_fill(future, -torch.inf)[None, None, None]
+        return torch.zeros(self.length, dtype=dtype, device=future.device).masked_fill(future, -torch.inf)[
+            None, None, None
+        ]
 
 
 def rope_table(height: int, width: int, head_width: int, base: float = 10_000.0) -> Tensor:
@@ -109,8 +111,14 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: Model) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.width // config.heads
-        self.wqkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * self.head_width, bias=False)
+        self.heads, self.kv_heads, self.head_width = (
+            config.heads,
+            config.kv_heads,
+            config.width // config.heads,
+        )
+        self.wqkv = nn.Linear(
+            config.width, (config.heads + 2 * config.kv_heads) * self.head_width, bias=False
+        )
         self.wo = nn.Linear(config.width, config.width, bias=False)
 
     def heads_of(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,7 +133,9 @@ class Attention(nn.Module):
         if causal and q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16:
             y = causal_attention(q, k, v)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads)
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
+            )
         return self.wo(y.transpose(1, 2).flatten(2))
 
 
@@ -151,18 +161,28 @@ class Block(nn.Module):
         self.residual_dropout, self.ffn_dropout = config.residual_dropout, config.ffn_dropout
 
     def forward(
-        self, x: Tensor, rope: Tensor, *, mask: Tensor | None = None, causal: bool = True, dropout: bool = False
+        self,
+        x: Tensor,
+        rope: Tensor,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = True,
+        dropout: bool = False,
     ) -> Tensor:
         q, k, v = self.attention.heads_of(self.attention_norm(x), rope)
         x = x + drop(self.attention.attend(q, k, v, mask, causal), self.residual_dropout, dropout)
         return x + drop(self.feed_forward(self.ffn_norm(x)), self.ffn_dropout, dropout)
 
-    def decode(self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, place: Place, mask: Tensor | None) -> Tensor:
+    def decode(
+        self, x: Tensor, rope: Tensor, keys: Tensor, values: Tensor, place: Place, mask: Tensor | None
+    ) -> Tensor:
         """x (B, 1, D), the state at `place`; its key and value are written to the cache."""
         q, k, v = self.attention.heads_of(self.attention_norm(x), rope)
         place.write(keys, 2, k)
         place.write(values, 2, v)
-        x = x + self.attention.attend(q, keys[:, :, : place.length], values[:, :, : place.length], mask, False)
+        x = x + self.attention.attend(
+            q, keys[:, :, : place.length], values[:, :, : place.length], mask, False
+        )
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -198,9 +218,13 @@ class ARModel(nn.Module):
 
     def embed(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """(B, t) tokens and (B,) labels → (B, 1 + t, D)."""
-        return torch.cat([self.cls_embedding.embedding_table(labels)[:, None], self.tok_embeddings(tokens)], 1)
+        return torch.cat(
+            [self.cls_embedding.embedding_table(labels)[:, None], self.tok_embeddings(tokens)], 1
+        )
 
-    def trunk(self, tokens: Tensor, labels: Tensor, *, dropout: bool = False, tap: int | None = None) -> States:
+    def trunk(
+        self, tokens: Tensor, labels: Tensor, *, dropout: bool = False, tap: int | None = None
+    ) -> States:
         """Teacher forcing up to the head. tokens (B, T): x_s is predicted by state s, so the last token is never an input. labels (B,), null =
         classes."""
         x = drop(self.embed(tokens[:, :-1], labels), self.config.token_dropout, dropout)
@@ -211,7 +235,9 @@ class ARModel(nn.Module):
                 hidden = x
         return States(hidden, self.norm(x))
 
-    def forward(self, tokens: Tensor, labels: Tensor, *, dropout: bool = False, tap: int | None = None) -> Output:
+    def forward(
+        self, tokens: Tensor, labels: Tensor, *, dropout: bool = False, tap: int | None = None
+    ) -> Output:
         """As `trunk`, with the logits; training has no use for those as a whole (cross_entropy.py)."""
         states = self.trunk(tokens, labels, dropout=dropout, tap=tap)
         return Output(self.output(states.final), *states)
@@ -226,7 +252,12 @@ class ARModel(nn.Module):
     def new_cache(self, batch: int) -> Cache:
         c, like = self.config, self.tok_embeddings.weight
         shape = (batch, c.kv_heads, self.tokens, c.width // c.heads)
-        return Cache(*([torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in self.layers] for _ in range(2)))
+        return Cache(
+            *(
+                [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in self.layers]
+                for _ in range(2)
+            )
+        )
 
     def decode(self, x: Tensor, place: Place, cache: Cache) -> Tensor:
         """x (B, D), the embedding of the input at `place` (0: class token, p: x_{p-1}) → logits (B, V) of the token there."""

@@ -38,7 +38,11 @@ def _of_arm(what: str, runs: Path) -> list[dict[str, Any]]:
     from mirai_bench.results.reading import read_journals, read_jsonl
 
     axis, _, arm = what.rpartition("/")
-    sweeps = read_jsonl([Path(axis)]) if Path(axis).is_file() else [s for s in read_journals(runs) if s.axis == axis]
+    sweeps = (
+        read_jsonl([Path(axis)])
+        if Path(axis).is_file()
+        else [s for s in read_journals(runs) if s.axis == axis]
+    )
     if not sweeps:
         known = ", ".join(f"{sweep.axis}/{name}" for sweep in read_journals(runs) for name in sweep.arms)
         raise UserError(
@@ -83,14 +87,18 @@ def differences(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> list[tuple[
     """One row a metric that both have: name, n, mean of A, mean of B, B - A, half width of its interval, p."""
     values = [{record["seed"]: record["metrics"] for record in side} for side in (a, b)]
     seeds = sorted(values[0].keys() & values[1].keys())
-    names = [name for name in values[0][seeds[0]] if all(name in side[seed] for side in values for seed in seeds)]
+    names = [
+        name for name in values[0][seeds[0]] if all(name in side[seed] for side in values for seed in seeds)
+    ]
     rows = []
     for name in names:
         ours, theirs = ({seed: side[seed][name] for seed in seeds} for side in values)
         estimate = paired(theirs, ours)
         means = (sum(side.values()) / len(seeds) for side in (ours, theirs))
         spread = ("—", "—") if math.isnan(estimate.half) else (f"± {estimate.half:.4g}", f"{estimate.p:.3g}")
-        rows.append((name, str(estimate.n), *(f"{mean:.5g}" for mean in means), f"{estimate.mean:+.4g}", *spread))
+        rows.append(
+            (name, str(estimate.n), *(f"{mean:.5g}" for mean in means), f"{estimate.mean:+.4g}", *spread)
+        )
     return rows
 
 
@@ -98,7 +106,9 @@ def table(rows: list[tuple[str, ...]]) -> str:
     head = ("metric", "n", "A", "B", "B - A", f"{CONFIDENCE:.0%} interval", "p")
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in (head, *rows)
     ]
     return "\n".join(lines)
@@ -111,10 +121,14 @@ def command(argv: list[str]) -> int:
         "One seed gives a difference without an interval.",
         epilog="example: python -m mirai_bench.evaluate compare injection_level/baseline injection_level/internal-2d",
     )
-    parser.add_argument("a", metavar="A", help="a run folder, a file of records, AXIS/ARM, or reports/data/FILE.jsonl/ARM")
+    parser.add_argument(
+        "a", metavar="A", help="a run folder, a file of records, AXIS/ARM, or reports/data/FILE.jsonl/ARM"
+    )
     parser.add_argument("b", metavar="B", help="likewise")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs, for AXIS/ARM")
-    parser.add_argument("--epoch", type=float, help="by default the last at which both sides have the most seeds")
+    parser.add_argument(
+        "--epoch", type=float, help="by default the last at which both sides have the most seeds"
+    )
     args = parser.parse_args(argv)
     a, b = records_of(args.a, args.runs), records_of(args.b, args.runs)
     epoch = last_common_epoch(a, b) if args.epoch is None else args.epoch
@@ -123,6 +137,8 @@ def command(argv: list[str]) -> int:
         raise UserError(f"--epoch is {epoch:g}, at which A and B have no seed in common")
     refuse_difference([*a, *b])
     protocol = a[0]["protocol"]
-    say(f"A = {args.a}, B = {args.b}, epoch {epoch:g}, protocol {protocol['name']}: {protocol['num_samples']:,} samples a record")
+    say(
+        f"A = {args.a}, B = {args.b}, epoch {epoch:g}, protocol {protocol['name']}: {protocol['num_samples']:,} samples a record"
+    )
     print(table(differences(a, b)))
     return 0

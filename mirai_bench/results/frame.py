@@ -116,7 +116,9 @@ def _of(record: dict[str, Any]) -> str:
 
 def with_protocol(results: Results, digest: str) -> Results:
     """Only the evaluations under the protocol of this digest or name."""
-    kept = [r for r in results.records if digest in (r["run"]["protocol_digest"], r["run"]["protocol"]["name"])]
+    kept = [
+        r for r in results.records if digest in (r["run"]["protocol_digest"], r["run"]["protocol"]["name"])
+    ]
     if not kept:
         known = {r["run"]["protocol_digest"]: r["run"]["protocol"]["name"] for r in results.records}
         raise unknown("protocol", digest, [*known, *dict.fromkeys(known.values())])

@@ -35,14 +35,24 @@ def read_paper(axis: str, size: str) -> list[dict[str, str]]:
         return []
     with open(PAPER_VALUES, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["size"] == size]
-    return [row | {"arm": arm.split("/")[1]} for row in rows for arm in row["arms"].split() if arm.startswith(f"{axis}/")]
+    return [
+        row | {"arm": arm.split("/")[1]}
+        for row in rows
+        for arm in row["arms"].split()
+        if arm.startswith(f"{axis}/")
+    ]
 
 
 def paper_values(results: Results, epoch: float) -> dict[tuple[str, str], Paper]:
     """(arm, metric) → what the paper reports for it: at the epoch nearest to ours where the profile is the paper's, else at 80."""
     target = epoch if is_papers(results) else 80
-    rows = sorted(read_paper(results.axis, paper_size(results)), key=lambda row: -abs(int(row["epochs"]) - target))
-    return {(row["arm"], row["metric"]): Paper(float(row["value"]), int(row["epochs"]), row["mark"]) for row in rows}
+    rows = sorted(
+        read_paper(results.axis, paper_size(results)), key=lambda row: -abs(int(row["epochs"]) - target)
+    )
+    return {
+        (row["arm"], row["metric"]): Paper(float(row["value"]), int(row["epochs"]), row["mark"])
+        for row in rows
+    }
 
 
 def is_papers(results: Results) -> bool:

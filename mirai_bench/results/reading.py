@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from mirai_bench.results.frame import Results, refuse_mixed_protocols
 from mirai_bench.tracking.journal import read_journal
-from mirai_bench.tracking.mlflow_store import answers, artifact, children, connect, experiment_id, shown, store_uri
+from mirai_bench.tracking.mlflow_store import (
+    answers,
+    artifact,
+    children,
+    connect,
+    experiment_id,
+    shown,
+    store_uri,
+)
 from mirai_bench.tracking.records import MEASURED, PROVENANCE, pack, read_plans, unpack
 from mirai_bench.utils.cli import say
 from mirai_bench.utils.errors import UserError
@@ -31,7 +39,9 @@ PROGRESS = ("pending", "running", "failed", "done")  # of a cell
 STATUS = {"FINISHED": "done", "FAILED": "failed", "KILLED": "failed", "RUNNING": "running"}
 
 
-def _from_plan(plan: dict[str, Any], runs: dict[tuple[str, str], tuple[str, Path | None, Path | str]]) -> Results:
+def _from_plan(
+    plan: dict[str, Any], runs: dict[tuple[str, str], tuple[str, Path | None, Path | str]]
+) -> Results:
     """plan and (arm, fingerprint) → (status, file with evaluation lines: a journal, or packed; source)."""
     results = Results(plan["axis"], plan["profile"], plan["question"], plan["baseline"], plan["arms"], [])
     for cell in plan["cells"]:
@@ -67,7 +77,9 @@ def read_journals(runs: Path, axis: str | None = None, profile: str | None = Non
     for plan in read_plans(runs):
         if axis in (None, plan["axis"]) and profile in (None, plan["profile"]):
             cells = [(cell["arm"], cell["fingerprint"], runs / cell["fingerprint"]) for cell in plan["cells"]]
-            states = {(arm, mark): (_state(folder), folder / "journal.jsonl", folder) for arm, mark, folder in cells}
+            states = {
+                (arm, mark): (_state(folder), folder / "journal.jsonl", folder) for arm, mark, folder in cells
+            }
             found.append(_from_plan(plan, states))
     return found
 
@@ -80,20 +92,30 @@ def _state(folder: Path) -> str:
 
 
 @_no_collection()
-def read_mlflow(axis: str | None = None, profile: str | None = None, sweep: str | None = None) -> list[Results]:
+def read_mlflow(
+    axis: str | None = None, profile: str | None = None, sweep: str | None = None
+) -> list[Results]:
     """Every sweep in the store (or the one of this axis, profile, or parent run id). An empty list where there is no store at all."""
     uri = store_uri()
     if not answers(uri):
         if uri.startswith("http"):
-            raise UserError(f"MLflow at {shown(uri)} does not answer: start it, or read run folders with --runs FOLDER")
+            raise UserError(
+                f"MLflow at {shown(uri)} does not answer: start it, or read run folders with --runs FOLDER"
+            )
         return []
     client = connect(uri)
     experiment = experiment_id(client, uri)
     found = []
     with tempfile.TemporaryDirectory() as scratch:
-        for parent in client.search_runs([experiment], "tags.kind = 'sweep'", order_by=["attributes.start_time ASC"]):
+        for parent in client.search_runs(
+            [experiment], "tags.kind = 'sweep'", order_by=["attributes.start_time ASC"]
+        ):
             tags = parent.data.tags
-            if axis in (None, tags["axis"]) and profile in (None, tags["profile"]) and sweep in (None, parent.info.run_id):
+            if (
+                axis in (None, tags["axis"])
+                and profile in (None, tags["profile"])
+                and sweep in (None, parent.info.run_id)
+            ):
                 found.append(_read_sweep(client, experiment, parent, Path(scratch)))
     return [results for results in found if results is not None]
 
@@ -105,7 +127,10 @@ def _read_sweep(client: MlflowClient, experiment: str, parent: Run, scratch: Pat
         return None
     plan = json.loads(plan_path.read_text(encoding="utf-8"))
     planned = {(cell["arm"], cell["fingerprint"]) for cell in plan["cells"]}
-    runs = {(run.data.tags["arm"], run.data.tags["fingerprint"]): run for run in children(client, experiment, parent)}
+    runs = {
+        (run.data.tags["arm"], run.data.tags["fingerprint"]): run
+        for run in children(client, experiment, parent)
+    }
 
     def fetch(run: Run) -> tuple[str, Path | None, Path | str]:
         evaluated = "eval/epoch" in run.data.metrics
@@ -144,7 +169,9 @@ def freeze(results: Results, path: Path) -> None:
             last = record["run"]
             lines.append({"kind": "run", "arm": record["arm"], "seed": record["seed"]} | last)
         own = {key: record[key] for key in MEASURED if key in record and key != "grid"}
-        lines.append({"kind": "evaluation", "axis": results.axis, "arm": record["arm"], "seed": record["seed"]} | own)
+        lines.append(
+            {"kind": "evaluation", "axis": results.axis, "arm": record["arm"], "seed": record["seed"]} | own
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -163,12 +190,18 @@ def read_jsonl(paths: Iterable[Path]) -> list[Results]:
 
 
 def _joined(first: Results, more: Results, path: Path) -> Results:
-    ours, theirs = ({(record["arm"], record["seed"]) for record in results.records} for results in (first, more))
+    ours, theirs = (
+        {(record["arm"], record["seed"]) for record in results.records} for results in (first, more)
+    )
     if ours & theirs:
         arm, seed = min(ours & theirs)
-        raise UserError(f"{path}: an earlier file has records of {arm}, seed {seed}, too: leave one of the two out")
+        raise UserError(
+            f"{path}: an earlier file has records of {arm}, seed {seed}, too: leave one of the two out"
+        )
     if first.baseline != more.baseline:
-        raise UserError(f"{path}: its baseline is {more.baseline}, an earlier file's of the same sweep is {first.baseline}")
+        raise UserError(
+            f"{path}: its baseline is {more.baseline}, an earlier file's of the same sweep is {first.baseline}"
+        )
     arms = list(dict.fromkeys([*first.arms, *more.arms]))
     cells: dict[tuple[str, int], dict[str, Any]] = {}
     for cell in sorted((*first.cells, *more.cells), key=lambda cell: PROGRESS.index(cell["status"])):
@@ -182,13 +215,17 @@ def _read_frozen(path: Path) -> Results:
         raise UserError(f"there is no file {str(path)!r}: frozen records are in reports/data/")
     try:
         head, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-        results = Results(**{key: head[key] for key in ("axis", "profile", "question", "baseline", "arms", "cells")})
+        results = Results(
+            **{key: head[key] for key in ("axis", "profile", "question", "baseline", "arms", "cells")}
+        )
         run: dict[str, Any] = {}
         for line in lines:
             if line["kind"] == "run":
                 run = {key: line[key] for key in PROVENANCE if key in line}
             else:
-                results.records.append({key: line[key] for key in (*MEASURED, "arm", "seed") if key in line} | {"run": run})
+                results.records.append(
+                    {key: line[key] for key in (*MEASURED, "arm", "seed") if key in line} | {"run": run}
+                )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a file of frozen records ({type(error).__name__}: {error})") from None
     return results

@@ -45,7 +45,9 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estim
     return Estimate(n, mean, half, p)
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE) -> Estimate | None:
+def paired(
+    ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Estimate | None:
     """ours - theirs over the seeds that both have; p is the paired t-test's."""
     return t_interval([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())], confidence)
 

@@ -42,7 +42,9 @@ class Table:
     """whether seconds are shown; without them the table of a sweep is the same however often it was interrupted"""
 
 
-def build_table(results: Results, *, metric: str | None = None, epoch: float | None = None, timing: bool = True) -> Table:
+def build_table(
+    results: Results, *, metric: str | None = None, epoch: float | None = None, timing: bool = True
+) -> Table:
     """The arms at one evaluation: the last that any of them reached, or that of `epoch`. Raises UserError for mixed protocols."""
     refuse_mixed_protocols(results)
     step, at = _evaluation(results, epoch)
@@ -58,7 +60,12 @@ def build_table(results: Results, *, metric: str | None = None, epoch: float | N
             if test:
                 row.differences[name] = replace(test, p=p)
     return Table(
-        f"{results.axis}: {results.question}", results.baseline, metrics, rows, _notes(results, at, rows, first, timing), timing
+        f"{results.axis}: {results.question}",
+        results.baseline,
+        metrics,
+        rows,
+        _notes(results, at, rows, first, timing),
+        timing,
     )
 
 
@@ -71,30 +78,42 @@ def _evaluation(results: Results, epoch: float | None) -> tuple[int, float]:
         return there[-1]
     nearest = min(there, key=lambda pair: abs(pair[1] - epoch))
     if abs(nearest[1] - epoch) > 0.01 * epoch:
-        raise UserError(f"no evaluation at epoch {epoch:g}: there are {', '.join(f'{e:g}' for _, e in there)}")
+        raise UserError(
+            f"no evaluation at epoch {epoch:g}: there are {', '.join(f'{e:g}' for _, e in there)}"
+        )
     return nearest
 
 
-def _row(results: Results, arm: str, metrics: list[str], cells: Mapping, paper: Mapping[tuple[str, str], Paper]) -> Row:
+def _row(
+    results: Results, arm: str, metrics: list[str], cells: Mapping, paper: Mapping[tuple[str, str], Paper]
+) -> Row:
     def by_seed(of: str, value: Callable[[dict], float | None]) -> dict[int, float]:
         found = {seed: value(cells[of, seed]) for seed in results.seeds(of) if (of, seed) in cells}
-        return {seed: number for seed, number in found.items() if number is not None and math.isfinite(number)}
+        return {
+            seed: number for seed, number in found.items() if number is not None and math.isfinite(number)
+        }
 
     def ratios(key: str) -> Estimate | None:
         ours, theirs = by_seed(arm, lambda r: r[key]), by_seed(results.baseline, lambda r: r[key])
-        return t_interval([ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys()) if theirs[seed] > 0])
+        return t_interval(
+            [ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys()) if theirs[seed] > 0]
+        )
 
     values, differences = {}, {}
     for name in metrics:
         ours = by_seed(arm, lambda r, name=name: r["metrics"].get(name))
         values[name] = t_interval(list(ours.values()))
         if arm != results.baseline:
-            differences[name] = paired(ours, by_seed(results.baseline, lambda r, name=name: r["metrics"].get(name)))
+            differences[name] = paired(
+                ours, by_seed(results.baseline, lambda r, name=name: r["metrics"].get(name))
+            )
     flops, primary = ratios("train_flops"), values[metrics[0]]
     known = {name: paper[arm, key] for name in metrics if (arm, key := papers_name(name)) in paper}
     n = primary.n if primary else 0
     seconds = ratios("train_seconds")
-    return Row(arm, len(results.seeds(arm)), n, values, differences, known, flops.mean if flops else None, seconds)
+    return Row(
+        arm, len(results.seeds(arm)), n, values, differences, known, flops.mean if flops else None, seconds
+    )
 
 
 def _notes(results: Results, epoch: float, rows: list[Row], metric: str, timing: bool) -> list[str]:
@@ -113,7 +132,11 @@ def _notes(results: Results, epoch: float, rows: list[Row], metric: str, timing:
         notes.append(
             f"Paper: as published for LlamaGen-{paper_size(results)} on ImageNet 256×256 @epochs, and how it was read "
             "(reports/data/README.md)"
-            + ("." if is_papers(results) else "; another data set, model and metric: compare the order of arms, not the values.")
+            + (
+                "."
+                if is_papers(results)
+                else "; another data set, model and metric: compare the order of arms, not the values."
+            )
         )
     absent = [f"{c['arm']} seed {c['seed']} ({c['status']})" for c in results.cells if c["status"] != "done"]
     if absent:

@@ -41,7 +41,9 @@ def _difference(estimate: Estimate | None, metric: str) -> str:
     if estimate is None:
         return MISSING
     low, high = number(estimate.low, metric, sign=True), number(estimate.high, metric, sign=True)
-    return number(estimate.mean, metric, sign=True) + ("" if math.isnan(estimate.half) else f" [{low}, {high}]")
+    return number(estimate.mean, metric, sign=True) + (
+        "" if math.isnan(estimate.half) else f" [{low}, {high}]"
+    )
 
 
 def _grids(table: Table) -> list[list[list[str]]]:
@@ -53,7 +55,11 @@ def _grids(table: Table) -> list[list[list[str]]]:
     main = [header + [f"paper: {papers_name(first)}"] * with_paper + ["FLOPs ×"] + ["time ×"] * table.timing]
     for row in table.rows:
         change, paper = row.differences.get(first), row.paper.get(first)
-        line = [row.arm, str(row.n) if row.n == row.planned else f"{row.n} of {row.planned}", _plus_minus(row, first)]
+        line = [
+            row.arm,
+            str(row.n) if row.n == row.planned else f"{row.n} of {row.planned}",
+            _plus_minus(row, first),
+        ]
         line += [_difference(change, first), p_value(change.p) if change else MISSING]
         line += [f"{paper.value:.2f} @{paper.epochs} [{paper.mark}]" if paper else MISSING] * with_paper
         line += [f"{row.flops:.2f}" if row.flops else MISSING]
@@ -124,7 +130,11 @@ def latex_escape(text: str) -> str:
 
 def latex(table: Table) -> str:
     """A `table` with booktabs rules; the other metrics in a second tabular below."""
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_escape(' '.join([table.title, *table.notes]))}}}"]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex_escape(' '.join([table.title, *table.notes]))}}}",
+    ]
     for grid in _grids(table):
         header, *rows = [" & ".join(map(latex_escape, line)) + r" \\" for line in grid]
         lines += [
@@ -145,7 +155,10 @@ def html_page(table: Table) -> str:
     for grid in _grids(table):
         header, *rows = [[html.escape(text) for text in line] for line in grid]
         head = "".join(f"<th>{text}</th>" for text in header)
-        body = "\n".join(f"<tr><th>{line[0]}</th>" + "".join(f"<td>{text}</td>" for text in line[1:]) + "</tr>" for line in rows)
+        body = "\n".join(
+            f"<tr><th>{line[0]}</th>" + "".join(f"<td>{text}</td>" for text in line[1:]) + "</tr>"
+            for line in rows
+        )
         parts.append(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n")
     parts += [f"<p>{html.escape(note)}</p>\n" for note in table.notes]
     style = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}th,td{padding:.3em .8em;text-align:right}"

@@ -24,7 +24,9 @@ def command(argv: list[str]) -> None:
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--num", type=int, default=64, help="number of images, of indices 0, 1, …")
-    parser.add_argument("--grid", type=Path, help="PNG with all images, ten (or the number of classes, if fewer) a row")
+    parser.add_argument(
+        "--grid", type=Path, help="PNG with all images, ten (or the number of classes, if fewer) a row"
+    )
     parser.add_argument("--npz", type=Path, help="uint8 images as arr_0, labels as arr_1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch-size", type=int, default=256, help="speed and memory only")
@@ -47,7 +49,9 @@ def write_samples(args: argparse.Namespace, changes: dict[str, object]) -> None:
 
     from mirai_bench.config.load import checked
 
-    config, model, tokenizer, step = load_for_sampling(args.run, str(changes.get("weights", "ema")), torch.device(args.device))
+    config, model, tokenizer, step = load_for_sampling(
+        args.run, str(changes.get("weights", "ema")), torch.device(args.device)
+    )
     protocol = checked(Protocol, config.evaluation.protocol.model_dump() | changes, "sampling")
     batches = sample_images(model, tokenizer, protocol, range(args.num), batch_size=args.batch_size)
     parts = list(progress(batches, "sampling", total=-(-args.num // args.batch_size), unit="batches"))
@@ -56,7 +60,9 @@ def write_samples(args: argparse.Namespace, changes: dict[str, object]) -> None:
         np.savez(args.npz, arr_0=images, arr_1=torch.cat([labels for _, labels in parts]).numpy())
     if args.grid:
         Image.fromarray(image_grid(images, min(10, model.classes))).save(args.grid)
-    say(f"{args.num} images from step {step} ({protocol.weights} weights, CFG {protocol.cfg_scale:g}, seed {protocol.seed})")
+    say(
+        f"{args.num} images from step {step} ({protocol.weights} weights, CFG {protocol.cfg_scale:g}, seed {protocol.seed})"
+    )
     print("\n".join(str(path) for path in (args.npz, args.grid) if path))
 
 

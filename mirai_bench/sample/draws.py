@@ -46,5 +46,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """logits (B, V), uniform (B,) → codes (B,) by inverting the cumulative distribution, in float64 so that a batch cannot tip a draw."""
     cumulative = logits.double().softmax(-1).cumsum(-1)
     codes = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
-    last = (logits > -torch.inf).long().cumsum(-1).argmax(-1)  # rounding must not step past the last allowed code
+    last = (
+        (logits > -torch.inf).long().cumsum(-1).argmax(-1)
+    )  # rounding must not step past the last allowed code
     return torch.minimum(codes, last)

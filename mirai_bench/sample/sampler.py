@@ -46,7 +46,9 @@ class Sampler:
     @torch.inference_mode()
     def __call__(self, labels: Tensor, indices: Sequence[int]) -> Tensor:
         """labels (batch,) of images `indices` → codes (batch, T), on the model's device."""
-        draws = np.stack([uniforms(self.protocol.seed, index, 1 + self.model.tokens)[1:] for index in indices])
+        draws = np.stack(
+            [uniforms(self.protocol.seed, index, 1 + self.model.tokens)[1:] for index in indices]
+        )
         self.uniform.copy_(torch.from_numpy(draws))
         classes = torch.cat([labels, torch.full_like(labels, self.model.classes)]) if self.guided else labels
         self.x.copy_(self.model.cls_embedding.embedding_table(classes.to(self.device)))
@@ -79,7 +81,9 @@ class Sampler:
         recorded, start, side = [], 0, torch.cuda.Stream(self.device)
         for end in stretches(self.model.tokens):
             side.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(side):  # once outside the recording: libraries choose kernels and allocate on their first call
+            with torch.cuda.stream(
+                side
+            ):  # once outside the recording: libraries choose kernels and allocate on their first call
                 self.next_step(end)
             torch.cuda.current_stream(self.device).wait_stream(side)
             self.position.zero_()
@@ -109,7 +113,9 @@ def sample_images(
         yield tokenizer.decode(sampler(labels, part)), labels
 
 
-def load_for_sampling(run_dir: Path, weights: str, device: torch.device) -> tuple[RunConfig, ARModel, Tokenizer, int]:
+def load_for_sampling(
+    run_dir: Path, weights: str, device: torch.device
+) -> tuple[RunConfig, ARModel, Tokenizer, int]:
     """The newest checkpoint of a run: `weights` is ema or raw. Returns also its step."""
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no config.json")
@@ -119,5 +125,12 @@ def load_for_sampling(run_dir: Path, weights: str, device: torch.device) -> tupl
         raise UserError(f"{run_dir} has no checkpoint yet")
     stored = checkpoint.tensors["ema" if weights == "ema" else "model"]
     model = build_model(config)
-    model.load_state_dict({name: tensor for name, tensor in stored.items() if not name.startswith("foresight.")})
-    return config, model.requires_grad_(False).to(device), load_tokenizer(config.tokenizer, device), checkpoint.state["step"]
+    model.load_state_dict(
+        {name: tensor for name, tensor in stored.items() if not name.startswith("foresight.")}
+    )
+    return (
+        config,
+        model.requires_grad_(False).to(device),
+        load_tokenizer(config.tokenizer, device),
+        checkpoint.state["step"],
+    )

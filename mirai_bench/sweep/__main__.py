@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dry-run", action="store_true", help="show the cells and what they will cost, start nothing")
     add("--only", nargs="+", action="extend", default=[], metavar="ARM", help="these arms alone")
-    add("--seeds", nargs="+", action="extend", type=int, default=[], metavar="N", help="instead of the file's")
+    add(
+        "--seeds", nargs="+", action="extend", type=int, default=[], metavar="N", help="instead of the file's"
+    )
     add("--profile", metavar="NAME", help="instead of the file's: digits, cifar10, … or the path of a file")
     add(
         "--set",
@@ -62,7 +64,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="ADDR",
         help="join this Ray cluster (auto, HOST:PORT, ray://…) instead of starting Ray here; also RAY_ADDRESS",
     )
-    add("--retries", type=int, default=2, metavar="N", help="attempts after a lost worker or a broken device (default 2)")
+    add(
+        "--retries",
+        type=int,
+        default=2,
+        metavar="N",
+        help="attempts after a lost worker or a broken device (default 2)",
+    )
     return top
 
 
@@ -73,7 +81,9 @@ def command(argv: list[str]) -> int:
     if action == "schema":
         return write_schemas(files)
     if len(files) != 1:
-        raise UserError(f"one sweep file at a time, found {len(files)}: write for instance {SWEEPS.name}/injection_level.yaml")
+        raise UserError(
+            f"one sweep file at a time, found {len(files)}: write for instance {SWEEPS.name}/injection_level.yaml"
+        )
     for name, value, least in (("--max-concurrent", args.max_concurrent, 1), ("--retries", args.retries, 0)):
         if value is not None and value < least:
             raise UserError(f"{name} is {value}: write {least} or more")
@@ -98,7 +108,9 @@ def train(plan: Plan, args: argparse.Namespace, file: str) -> int:
     show_table(plan)
     failed = [cell for cell in plan.sweep.cells if state_of(run_dir_of(cell)) == "failed"]
     for cell in failed:
-        say(f"failed: {cell.arm}, seed {cell.seed}: {failure_of(run_dir_of(cell))} (log: {run_dir_of(cell) / 'log.txt'})")
+        say(
+            f"failed: {cell.arm}, seed {cell.seed}: {failure_of(run_dir_of(cell))} (log: {run_dir_of(cell) / 'log.txt'})"
+        )
     again = f"python -m mirai_bench.sweep {file}"
     say(f"{len(failed)} cells failed; the same command tries them again: {again}" if failed else "next:")
     say("  mlflow ui                                # every run: parameters, curves, sample grids")
@@ -154,7 +166,17 @@ def dry_run(plan: Plan, max_concurrent: int | None) -> str:
             total_seconds += cost.seconds or 0.0
             total_disk += cost.disk
         disk = disk_used(cell) if state == "done" else cost.disk
-        rows.append([cell.arm, str(cell.seed), cell.fingerprint, state, flops(cost.flops), hours(cost.seconds), size(disk)])
+        rows.append(
+            [
+                cell.arm,
+                str(cell.seed),
+                cell.fingerprint,
+                state,
+                flops(cost.flops),
+                hours(cost.seconds),
+                size(disk),
+            ]
+        )
     machine = plan.sweep.cells[0].config.machine
     at_a_time = min(max_concurrent or (os.cpu_count() or 1) // machine.cpus or 1, max(1, missing))
     summary = f"{len(rows)} cells, {missing} to run: {flops(total_flops)} FLOPs of training, {size(total_disk)} of checkpoints"
@@ -175,11 +197,17 @@ def status(plan: Plan) -> str:
             detail = failure_of(run_dir)
         elif state != "done":
             progress = progress_of(run_dir, cell.config)
-            detail = f"epoch {progress.epoch:.1f} of {cell.config.train.epochs}" if progress.epoch or state == "running" else ""
+            detail = (
+                f"epoch {progress.epoch:.1f} of {cell.config.train.epochs}"
+                if progress.epoch or state == "running"
+                else ""
+            )
             if state == "running" and progress.seconds_left is not None:
                 detail += f", {duration(progress.seconds_left)} left"
         rows.append([cell.arm, str(cell.seed), cell.fingerprint, state, detail])
-    counts = {state: sum(row[3] == state for row in rows) for state in ("done", "running", "failed", "pending")}
+    counts = {
+        state: sum(row[3] == state for row in rows) for state in ("done", "running", "failed", "pending")
+    }
     return (
         table(["arm", "seed", "fingerprint", "state", ""], rows)
         + "\n"
@@ -189,7 +217,10 @@ def status(plan: Plan) -> str:
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
     return "\n".join(lines)
 
 

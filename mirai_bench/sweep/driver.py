@@ -79,7 +79,9 @@ class Report:
 
     def line(self) -> str:
         wall = sum(self.phases.values())
-        text = f"{wall:.1f} s: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.phases.items())
+        text = f"{wall:.1f} s: " + ", ".join(
+            f"{name} {seconds:.1f} s" for name, seconds in self.phases.items()
+        )
         if not self.slots:
             return text
         inside = self.trial_seconds - self.ready_seconds - self.measured_seconds
@@ -140,7 +142,9 @@ def train_missing(plan: Plan, cells: list[Cell], options: Options, shipper: Ship
     with contextlib.ExitStack() as stack:
         with report.phase("ray start"):
             stack.enter_context(executor.session(address, WORKERS))
-            report.slots = min(executor.slots(machine, local=not address), options.max_concurrent or len(cells), len(cells))
+            report.slots = min(
+                executor.slots(machine, local=not address), options.max_concurrent or len(cells), len(cells)
+            )
             job = replace(job, neighbours=executor.neighbours(machine, report.slots))
         # Tune sees what a trial of one process holds; of several, that is the workers'
         at_a_time = report.slots if machine.workers > 1 else options.max_concurrent

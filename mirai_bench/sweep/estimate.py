@@ -34,7 +34,9 @@ def cell_flops(config: RunConfig) -> float | None:
 
 def measured_rate(plan: Plan) -> float | None:
     """FLOPs a second of wall-clock, evaluation included: median of the newest finished runs of this profile; None before the first."""
-    finished = sorted(plan.runs.glob("*/done.json"), key=lambda path: path.stat().st_mtime, reverse=True)[:MEASURED_RUNS]
+    finished = sorted(plan.runs.glob("*/done.json"), key=lambda path: path.stat().st_mtime, reverse=True)[
+        :MEASURED_RUNS
+    ]
     rates = [rate for path in finished if (rate := _rate(path.parent, plan.profile)) is not None]
     return statistics.median(rates) if rates else None
 

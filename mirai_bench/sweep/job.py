@@ -39,7 +39,12 @@ class Job:
 
     @classmethod
     def beside(cls, configs: list[dict[str, Any]], folder: Path, name: str) -> Job:
-        return cls(configs, folder / f"{name}.check", folder / f"{name}.stop", folder / f"{name}.seen-{uuid.uuid4().hex}")
+        return cls(
+            configs,
+            folder / f"{name}.check",
+            folder / f"{name}.stop",
+            folder / f"{name}.seen-{uuid.uuid4().hex}",
+        )
 
     def begin(self) -> None:
         """By the driver that holds the sweep: what an earlier one left is no more."""
@@ -76,7 +81,9 @@ def preflight(configs: list[dict[str, Any]], beside: int = 1) -> list[str]:
     checked: set[str] = set()
     for fields in configs:
         config = RunConfig.model_validate(fields)
-        parts = [fields[key] for key in ("data", "tokenizer", "evaluation", "train")] + [fields["foresight"]["encoder"]]
+        parts = [fields[key] for key in ("data", "tokenizer", "evaluation", "train")] + [
+            fields["foresight"]["encoder"]
+        ]
         key = json.dumps([*parts, config.foresight.uses_encoder])
         try:
             check_memory(config, beside)
@@ -101,5 +108,7 @@ def _check(config: RunConfig) -> None:
         find_weights(encoder.name, entry_of(encoder.name), encoder.weights, assets_folder(config))
     images = open_codes(config, "train", device).num_images
     if config.train.batch_size > images:
-        raise UserError(f"train.batch_size is {config.train.batch_size}, but the training split has {images} images: write less")
+        raise UserError(
+            f"train.batch_size is {config.train.batch_size}, but the training split has {images} images: write less"
+        )
     open_reference(config, protocol.reference, open_extractor(config, protocol.extractor, device))

@@ -25,7 +25,9 @@ class Shipper(threading.Thread):
         self.error: Exception | None = None
         self.accepted = threading.Event()
         self.finish = threading.Event()
-        self.sent: dict[Path, tuple[int, bool]] = {}  # run folder → (evaluations and failures sent, whether that was all)
+        self.sent: dict[
+            Path, tuple[int, bool]
+        ] = {}  # run folder → (evaluations and failures sent, whether that was all)
 
     def run(self) -> None:
         try:
@@ -49,7 +51,9 @@ class Shipper(threading.Thread):
                 self.sent[run_dir] = now
 
     def _send(self, run_dir: Path, cell: Cell) -> bool:
-        return tracking.ship(run_dir, parent=self.parent, axis=self.plan.sweep.axis, arm=cell.arm, seed=cell.seed)
+        return tracking.ship(
+            run_dir, parent=self.parent, axis=self.plan.sweep.axis, arm=cell.arm, seed=cell.seed
+        )
 
     def end(self, *, failed: bool) -> None:
         """Sends the rest and closes the parent run. Raises UserError where there was no usable store."""

@@ -60,7 +60,12 @@ class Plan:
 
 
 def make_plan(
-    path: Path, *, profile: str | None = None, seeds: Iterable[int] = (), only: Iterable[str] = (), settings: Iterable[str] = ()
+    path: Path,
+    *,
+    profile: str | None = None,
+    seeds: Iterable[int] = (),
+    only: Iterable[str] = (),
+    settings: Iterable[str] = (),
 ) -> Plan:
     """The cells of a sweep file under the command line's choices, with absolute paths. Nothing is written. Raises UserError alone."""
     seeds, only, settings = list(seeds), list(only), list(settings)
@@ -83,18 +88,24 @@ def _planned(file: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not a readable plan ({error}): remove it, the runs themselves are not touched") from None
+        raise UserError(
+            f"{file} is not a readable plan ({error}): remove it, the runs themselves are not touched"
+        ) from None
 
 
 def _absolute(sweep: Sweep) -> Sweep:
     """Trials run in folders of their own: every path is made absolute from where the command was given."""
-    return replace(sweep, cells=tuple(replace(cell, config=with_absolute_paths(cell.config)) for cell in sweep.cells))
+    return replace(
+        sweep, cells=tuple(replace(cell, config=with_absolute_paths(cell.config)) for cell in sweep.cells)
+    )
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     def absolute(section: Any, *names: str) -> Any:
         paths = {name: getattr(section, name) for name in names}
-        return section.model_copy(update={name: Path(os.path.abspath(path)) for name, path in paths.items() if path is not None})
+        return section.model_copy(
+            update={name: Path(os.path.abspath(path)) for name, path in paths.items() if path is not None}
+        )
 
     foresight = absolute(config.foresight, "teacher")
     return config.model_copy(

@@ -32,7 +32,9 @@ class Screen:
         self.live = sys.stderr.isatty()
         self.last = time.monotonic()
         self.start: float | None = None  # of the first cell that ran
-        self.work = {cell.fingerprint: cell_flops(cell.config) or float(cell.config.train.epochs) for cell in cells}
+        self.work = {
+            cell.fingerprint: cell_flops(cell.config) or float(cell.config.train.epochs) for cell in cells
+        }
         self.begun = {cell.fingerprint: self._fraction(cell) for cell in cells}
         self.since = time.time()
         self.states: dict[str, State] = {cell.fingerprint: "pending" for cell in cells}
@@ -71,7 +73,8 @@ class Screen:
         ]
         left = self._seconds_left()
         parts = [
-            f"{self.before + ended.count('done')}/{self.total} done" + (f", {failed} failed" if failed else ""),
+            f"{self.before + ended.count('done')}/{self.total} done"
+            + (f", {failed} failed" if failed else ""),
             *running[:4],
         ]
         parts += [f"and {len(running) - 4} more"] if len(running) > 4 else []

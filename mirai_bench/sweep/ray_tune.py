@@ -24,7 +24,9 @@ from mirai_bench.utils.errors import UserError
 GRACE_SECONDS = 20.0  # for running cells to save a checkpoint, once the stop file is there
 
 
-OBJECT_STORE_BYTES = 128 * 2**20  # configs alone travel through it; by default Ray takes a third of the memory
+OBJECT_STORE_BYTES = (
+    128 * 2**20
+)  # configs alone travel through it; by default Ray takes a third of the memory
 
 
 Ended = tuple[int, dict[str, Any], BaseException | None]
@@ -45,7 +47,9 @@ def session(address: str | None, environment: dict[str, str]) -> Iterator[None]:
     try:
         ray.init(**(there if address else here), logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"Ray did not start{f' at {address}' if address else ''}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"Ray did not start{f' at {address}' if address else ''}: {str(error).splitlines()[0]}"
+        ) from None
     try:
         yield
     finally:
@@ -77,7 +81,9 @@ def slots(machine: Machine, local: bool) -> int:
         if wanted > there:
             message = f"machine.{key} is {wanted:g} for each trial, but {where} has {there:g}"
             if local:
-                raise UserError(f"{message}: write --set machine.{key}={there:g} or less, or join a cluster with --address")
+                raise UserError(
+                    f"{message}: write --set machine.{key}={there:g} or less, or join a cluster with --address"
+                )
             say(f"warning: {message} at the moment")
             return 1
     fitting = sum(processes_by_node(machine, nodes))
@@ -142,7 +148,13 @@ def fit(
 
 
 def execute(
-    job: Job, machine: Machine, scratch: Path, *, max_concurrent: int | None, retries: int, every_second: Callable[[], None]
+    job: Job,
+    machine: Machine,
+    scratch: Path,
+    *,
+    max_concurrent: int | None,
+    retries: int,
+    every_second: Callable[[], None],
 ) -> list[Ended]:
     """One trial a cell, in their order."""
     results = fit(
@@ -155,7 +167,9 @@ def execute(
         retries=retries,
         every_second=every_second,
     )
-    return [(result.config["cell"], result.metrics or {}, result.error) for result in results if result.config]
+    return [
+        (result.config["cell"], result.metrics or {}, result.error) for result in results if result.config
+    ]
 
 
 def _in_thread(fit: Callable[[], Any], every_second: Callable[[], None], stop_file: Path) -> Any:
@@ -180,7 +194,9 @@ def _in_thread(fit: Callable[[], Any], every_second: Callable[[], None], stop_fi
         raise KeyboardInterrupt
     error = answer.get("error")
     if isinstance(error, (ray.exceptions.RayError, tune.TuneError)):
-        raise UserError(f"Ray ended ({str(error).splitlines()[0]}): run the same command again to go on") from error
+        raise UserError(
+            f"Ray ended ({str(error).splitlines()[0]}): run the same command again to go on"
+        ) from error
     if error is not None:
         raise error
     return answer["results"]

@@ -83,9 +83,13 @@ def run_search(plan: Plan, path: Path, options: Options) -> list[dict[str, Any]]
         raise UserError(f"{path} has no `search:`: write for instance\n" + EXAMPLE)
     cell = next((cell for cell in plan.sweep.cells if cell.arm == search.arm), None)
     if cell is None:
-        raise UserError(f"search.arm is {search.arm!r}, which --only leaves out: write --only {search.arm}, or nothing")
+        raise UserError(
+            f"search.arm is {search.arm!r}, which --only leaves out: write --only {search.arm}, or nothing"
+        )
     if cell.config.machine.workers > 1:
-        raise UserError(f"machine.workers is {cell.config.machine.workers}, but a search trains in one process a run: write 1")
+        raise UserError(
+            f"machine.workers is {cell.config.machine.workers}, but a search trains in one process a run: write 1"
+        )
     lower = lower_is_better(search.metric)
     base = cell.config.model_dump(mode="json")
     space = {name: _domain(base, name, values) for name, values in search.space.items()}
@@ -95,13 +99,20 @@ def run_search(plan: Plan, path: Path, options: Options) -> list[dict[str, Any]]
     job = SearchJob(Job.beside([base], folder, name), search.metric)
     try:
         with FileLock(folder / f"{name}.lock", timeout=0):
-            rows = _run_locked(job, cell.config, space, search, options, folder.parent / ".ray" / f"search-{name}", lower)
+            rows = _run_locked(
+                job, cell.config, space, search, options, folder.parent / ".ray" / f"search-{name}", lower
+            )
     except Timeout:
         raise UserError(f"another process is at work on this search ({folder / name}.lock is held)") from None
     if rows and all(row["metric"] is None for row in rows):
-        say(f"{search.metric} was never measured: choose a metric of the profile's evaluation as search.metric")
+        say(
+            f"{search.metric} was never measured: choose a metric of the profile's evaluation as search.metric"
+        )
     rows.sort(key=lambda row: (row["metric"] is None, (row["metric"] or 0) * (1 if lower else -1)))
-    write_atomic(folder / f"{name}.json", json.dumps({"search": search.model_dump(mode="json"), "runs": rows}, indent=1))
+    write_atomic(
+        folder / f"{name}.json",
+        json.dumps({"search": search.model_dump(mode="json"), "runs": rows}, indent=1),
+    )
     for row in rows:
         if row["fingerprint"]:
             tracking.ship(plan.runs / row["fingerprint"], parent=None, axis=None, arm="", seed=cell.seed)
@@ -126,16 +137,28 @@ def _domain(base: dict[str, Any], name: str, values: Range | tuple[Any, ...]) ->
 
 
 def _run_locked(
-    job: SearchJob, config: RunConfig, space: dict[str, Any], search: Search, options: Options, scratch: Path, lower: bool
+    job: SearchJob,
+    config: RunConfig,
+    space: dict[str, Any],
+    search: Search,
+    options: Options,
+    scratch: Path,
+    lower: bool,
 ) -> list[dict[str, Any]]:
     os.environ.update(WORKERS | DRIVER)
     job.check.begin()
     tracking.create_store()
     address = options.address or os.environ.get("RAY_ADDRESS")
     with executor.session(address, WORKERS), stop_file_on_signal(job.check.stop_file):
-        at_a_time = min(executor.slots(config.machine, local=not address), options.max_concurrent or search.samples)
-        job = replace(job, check=replace(job.check, neighbours=executor.neighbours(config.machine, at_a_time)))
-        say(f"search of {search.samples} configs of {search.arm}, by {search.metric}; runs are in {config.machine.runs}")
+        at_a_time = min(
+            executor.slots(config.machine, local=not address), options.max_concurrent or search.samples
+        )
+        job = replace(
+            job, check=replace(job.check, neighbours=executor.neighbours(config.machine, at_a_time))
+        )
+        say(
+            f"search of {search.samples} configs of {search.arm}, by {search.metric}; runs are in {config.machine.runs}"
+        )
         ended = executor.fit(
             tune.with_parameters(run_trial, job=job),
             space,
@@ -146,10 +169,13 @@ def _run_locked(
                 metric=search.metric,
                 mode="min" if lower else "max",
                 num_samples=search.samples,
-                search_alg=BasicVariantGenerator(random_state=search.seed, max_concurrent=options.max_concurrent or 0),
+                search_alg=BasicVariantGenerator(
+                    random_state=search.seed, max_concurrent=options.max_concurrent or 0
+                ),
                 scheduler=ASHAScheduler(
                     time_attr="epoch",
-                    max_t=config.train.epochs + 1,  # at max_t ASHA stops a run, before it has written that it is done
+                    max_t=config.train.epochs
+                    + 1,  # at max_t ASHA stops a run, before it has written that it is done
                     grace_period=config.evaluation.at[0],
                     reduction_factor=search.reduction,
                 ),

@@ -38,12 +38,19 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
     train_ = commands.add_parser("train", help="train vq_small", epilog=TRAIN, formatter_class=raw)
-    measure_ = commands.add_parser("measure", help="measure a tokenizer on held-out images", epilog=MEASURE, formatter_class=raw)
+    measure_ = commands.add_parser(
+        "measure", help="measure a tokenizer on held-out images", epilog=MEASURE, formatter_class=raw
+    )
     for sub in (train_, measure_):
-        sub.add_argument("config", type=Path, help="a run file or the name of a profile: its data and tokenizer")
+        sub.add_argument(
+            "config", type=Path, help="a run file or the name of a profile: its data and tokenizer"
+        )
         sub.add_argument("--set", action="append", default=[], metavar="A.B=C", help="a field of the config")
         sub.add_argument(
-            "--reconstructions", type=Path, metavar="FILE", help="write the reconstructed held-out images to this .npz"
+            "--reconstructions",
+            type=Path,
+            metavar="FILE",
+            help="write the reconstructed held-out images to this .npz",
         )
     measure_.add_argument(
         "--rfid",
@@ -51,13 +58,23 @@ def parser() -> argparse.ArgumentParser:
         help="also the distance of --reconstructions to the held-out images, and KID, precision, recall",
     )
     measure_.add_argument(
-        "--write-record", action="store_true", help="vq_small: put the numbers into the record beside the weights"
+        "--write-record",
+        action="store_true",
+        help="vq_small: put the numbers into the record beside the weights",
     )
-    train_.add_argument("--vgg", type=Path, required=True, help="state dict of torchvision's VGG16 .features (perceptual loss)")
+    train_.add_argument(
+        "--vgg",
+        type=Path,
+        required=True,
+        help="state dict of torchvision's VGG16 .features (perceptual loss)",
+    )
     for field in fields(Recipe):
         kind = type(field.default)
         train_.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=f"default {field.default}"
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=field.default,
+            help=f"default {field.default}",
         )
     return top
 
@@ -70,7 +87,9 @@ def device_of(config: RunConfig) -> torch.device:
 
 def train_command(args: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
     if config.tokenizer.name != "vq_small":
-        raise UserError(f"tokenizer.name is {config.tokenizer.name!r}, which is not trained here: write vq_small")
+        raise UserError(
+            f"tokenizer.name is {config.tokenizer.name!r}, which is not trained here: write vq_small"
+        )
     if not args.vgg.is_file():
         raise UserError(f"--vgg: there is no file {str(args.vgg)!r}")
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
@@ -80,13 +99,17 @@ def train_command(args: argparse.Namespace, config: RunConfig) -> dict[str, Any]
 
 def measure_command(args: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
     if args.rfid and args.reconstructions is None:
-        raise UserError("--rfid is measured on the reconstructed images: write --reconstructions FILE.npz too")
+        raise UserError(
+            "--rfid is measured on the reconstructed images: write --reconstructions FILE.npz too"
+        )
     record = open_record(config.tokenizer) if args.write_record else None
     if args.rfid:
         check_evaluation(config)
     device, heldout = device_of(config), open_dataset(config, "heldout")
     tokenizer = load_tokenizer(config.tokenizer, device)
-    measured: dict[str, Any] = measure(tokenizer, heldout, config.data.image_size, device, args.reconstructions)
+    measured: dict[str, Any] = measure(
+        tokenizer, heldout, config.data.image_size, device, args.reconstructions
+    )
     if args.rfid:
         measured["rfid"] = reconstruction_distance(config, args.reconstructions, device)
     if record is not None:

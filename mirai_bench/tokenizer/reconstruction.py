@@ -19,7 +19,10 @@ from mirai_bench.utils.cli import progress
 
 def reconstruction_distance(config: RunConfig, reconstructions: Path, device: torch.device) -> dict[str, Any]:
     """Of the .npz that `tokenizer measure --reconstructions` writes: every metric of the evaluation, and what they were measured with."""
-    images, extractor = open_images(reconstructions), open_extractor(config, config.evaluation.protocol.extractor, device)
+    images, extractor = (
+        open_images(reconstructions),
+        open_extractor(config, config.evaluation.protocol.extractor, device),
+    )
     reference = open_reference(config, "heldout", extractor)
     watch = partial(progress, what="rFID", total=len(images), unit="images", weigh=attrgetter("num_images"))
     measured = measure(Stored(images), extractor, reference, watch=watch)

@@ -100,7 +100,9 @@ class Codebook:
 class Training:
     """Model, optimizer and codebook of one training; `step()` is a pure function of them and of the step's number."""
 
-    def __init__(self, config: RunConfig, recipe: Recipe, vgg: Path, dataset: Dataset, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, recipe: Recipe, vgg: Path, dataset: Dataset, device: torch.device
+    ) -> None:
         self.config, self.recipe, self.dataset, self.device = config, recipe, dataset, device
         torch.manual_seed(recipe.seed)
         t = config.tokenizer
@@ -108,7 +110,9 @@ class Training:
         self.model.to(device, memory_format=torch.channels_last)
         self.perceptual = Perceptual(vgg).to(device, memory_format=torch.channels_last)
         self.codebook = Codebook(self.model, recipe)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), recipe.lr, (0.9, 0.99), weight_decay=recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), recipe.lr, (0.9, 0.99), weight_decay=recipe.weight_decay
+        )
         self.per_epoch = len(dataset) // recipe.batch_size
         self.total = recipe.epochs * self.per_epoch
         self.done, self.seconds = 0, 0.0
@@ -119,7 +123,9 @@ class Training:
         rng = np.random.default_rng((self.recipe.seed, epoch))
         order, mirrored = rng.permutation(len(self.dataset)), rng.random(len(self.dataset)) < 0.5
         rows = order[position * self.recipe.batch_size :][: self.recipe.batch_size]
-        images = from_uint8(torch.from_numpy(read_bases(self.dataset, rows, self.config.data.image_size)).to(self.device))
+        images = from_uint8(
+            torch.from_numpy(read_bases(self.dataset, rows, self.config.data.image_size)).to(self.device)
+        )
         flips = torch.from_numpy(mirrored[rows]).to(self.device)[:, None, None, None]
         return torch.where(flips, images.flip(-1), images).contiguous(memory_format=torch.channels_last)
 
@@ -153,7 +159,12 @@ class Training:
         reborn = 0
         if step % REBIRTH_EVERY == REBIRTH_EVERY - 1 and step < r.rebirth_until * self.total:
             reborn = self.codebook.revive(rows.detach(), generator)
-        return {"l2": l2.item(), "perceptual": perceptual.item(), "commitment": commitment.item(), "reborn": reborn}
+        return {
+            "l2": l2.item(),
+            "perceptual": perceptual.item(),
+            "commitment": commitment.item(),
+            "reborn": reborn,
+        }
 
     def save(self, path: Path) -> None:
         state = {
@@ -181,18 +192,33 @@ def hardware(device: torch.device) -> str:
     return f"{os.cpu_count()} CPU cores, no GPU ({torch.get_num_threads()} thread)"
 
 
-def train(config: RunConfig, recipe: Recipe, vgg: Path, device: torch.device, keep: Path | None = None) -> Path:
+def train(
+    config: RunConfig, recipe: Recipe, vgg: Path, device: torch.device, keep: Path | None = None
+) -> Path:
     """Trains, or goes on with, the tokenizer of `config` → its weight file, beside which lies its record (.json)."""
     if config.tokenizer.downsample not in (2, 4, 8):
-        raise UserError(f"tokenizer.downsample is {config.tokenizer.downsample} with vq_small: write 2, 4 or 8")
+        raise UserError(
+            f"tokenizer.downsample is {config.tokenizer.downsample} with vq_small: write 2, 4 or 8"
+        )
     if recipe.channels % 8:
-        raise UserError(f"--channels is {recipe.channels}: write a multiple of 8 (the groups of its normalisation)")
+        raise UserError(
+            f"--channels is {recipe.channels}: write a multiple of 8 (the groups of its normalisation)"
+        )
     dataset, heldout = open_dataset(config, "train"), open_dataset(config, "heldout")
     if recipe.batch_size > len(dataset):
-        raise UserError(f"--batch-size is {recipe.batch_size}, but there are {len(dataset)} images: write {len(dataset)} or less")
+        raise UserError(
+            f"--batch-size is {recipe.batch_size}, but there are {len(dataset)} images: write {len(dataset)} or less"
+        )
     training = Training(config, recipe, vgg, dataset, device)
     t, side = config.tokenizer, config.grid[0]
-    identity = [asdict(recipe), dataset.identity, file_sha256(vgg), t.downsample, t.vocabulary, config.data.image_size]
+    identity = [
+        asdict(recipe),
+        dataset.identity,
+        file_sha256(vgg),
+        t.downsample,
+        t.vocabulary,
+        config.data.image_size,
+    ]
     name = f"vq_small_{dataset.name}_{side}x{side}"
     folder = config.machine.runs.absolute() / "tokenizers" / f"{name}-{digest(identity)}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,12 +229,15 @@ def train(config: RunConfig, recipe: Recipe, vgg: Path, device: torch.device, ke
     run(training, state)
     file = folder / f"{name}.safetensors"
     save_weights(training.model, file)
-    measured = measure(VQSmall(read_model(file).to(device), ""), heldout, config.data.image_size, device, keep)
+    measured = measure(
+        VQSmall(read_model(file).to(device), ""), heldout, config.data.image_size, device, keep
+    )
     record = {
         "weights": {"file": file.name, "sha256": file_sha256(file), "stored_as": "fp16, used as fp32"},
         "sizes": training.model.sizes | {"parameters": sum(p.numel() for p in training.model.parameters())},
         "heldout": measured,
-        "training": asdict(recipe) | {"images": len(dataset), "steps": training.total, "seconds": round(training.seconds)},
+        "training": asdict(recipe)
+        | {"images": len(dataset), "steps": training.total, "seconds": round(training.seconds)},
         "data": dataset.identity,
         "perceptual_weights": file_sha256(vgg),
         "hardware": hardware(device),
@@ -230,7 +259,9 @@ def run(training: Training, state: Path) -> None:
             raise FloatingPointError(f"the loss is not finite at step {step}")
         sums = {key: sums.get(key, 0.0) + value for key, value in losses.items()}
         if training.done % 100 == 0:
-            shown = ", ".join(f"{key} {value / (1 if key == 'reborn' else 100):.4g}" for key, value in sums.items())
+            shown = ", ".join(
+                f"{key} {value / (1 if key == 'reborn' else 100):.4g}" for key, value in sums.items()
+            )
             say(f"step {training.done}/{training.total}: {shown}")
             sums = {}
         if time.monotonic() - saved > SAVE_EVERY:
@@ -267,5 +298,7 @@ def open_record(config: settings.Tokenizer) -> Path:
             f"{file.with_suffix('.json')} is not the record of a training ({error}): leave out --write-record"
         ) from None
     if recorded != file_sha256(file):
-        raise UserError(f"{file.with_suffix('.json')} is the record of other weights than {file.name}: leave out --write-record")
+        raise UserError(
+            f"{file.with_suffix('.json')} is the record of other weights than {file.name}: leave out --write-record"
+        )
     return file

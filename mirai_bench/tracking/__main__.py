@@ -23,7 +23,9 @@ def _replay(run_dir: Path) -> int:
         cells += [(start_sweep(plan), plan["axis"], cell["arm"]) for cell in mine]
     for parent, axis, arm in cells or [(None, None, "")]:
         if not ship(run_dir, parent=parent, axis=axis, arm=arm, seed=config["seed"]):
-            raise UserError(f"MLflow at {shown(store_uri())} did not take {run_dir}: start the server and run this command again")
+            raise UserError(
+                f"MLflow at {shown(store_uri())} did not take {run_dir}: start the server and run this command again"
+            )
     return max(1, len(cells))
 
 
@@ -40,7 +42,9 @@ def command(argv: list[str]) -> int:
         raise unknown("action", args.action, ["replay"])
     for run_dir in args.runs:
         if not (run_dir / "config.json").is_file():
-            raise UserError(f"{str(run_dir)!r} is not a run folder (it has no config.json): write for instance runs/3f2a9c01b7de")
+            raise UserError(
+                f"{str(run_dir)!r} is not a run folder (it has no config.json): write for instance runs/3f2a9c01b7de"
+            )
     create_store()
     for run_dir in args.runs:
         print(f"{run_dir}: in {_replay(run_dir.absolute())} MLflow run(s)")

@@ -29,7 +29,9 @@ class Journal:
     def rewind(self, step: int) -> None:
         """Forgets what lies after `step` (it will be trained and written again), and any half-written last line."""
         if self.path.exists():
-            kept = [line for line in read_journal(self.path) if line["step"] <= step and line["kind"] != "end"]
+            kept = [
+                line for line in read_journal(self.path) if line["step"] <= step and line["kind"] != "end"
+            ]
             write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append(self, line: dict[str, Any], *, durable: bool = False) -> None:
@@ -41,7 +43,9 @@ class Journal:
                     file.flush()
                     os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(f"{self.path} could not be written: {error}. The last checkpoint is intact.") from error
+            raise UserError(
+                f"{self.path} could not be written: {error}. The last checkpoint is intact."
+            ) from error
 
     def has(self, kind: str, step: int) -> bool:
         return any(line["kind"] == kind and line["step"] == step for line in read_journal(self.path))

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 EXPERIMENT = "mirai_bench"
 
 
-TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # its page opens on the runs, not on traces of chats
+TRAINING = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # its page opens on the runs, not on traces of chats
 
 
 PATIENCE_SECONDS = 60.0  # for a locked sqlite file, on top of MLflow's own 20 s an attempt
@@ -41,7 +43,11 @@ _away: set[str] = set()  # stores that did not answer, already said
 def store_uri() -> str:
     """MLFLOW_TRACKING_URI, or sqlite in the current folder; sqlite paths are absolute, since trials run in folders of their own."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}" if uri.startswith("sqlite:///") else uri
+    return (
+        f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+        if uri.startswith("sqlite:///")
+        else uri
+    )
 
 
 def shown(text: str) -> str:
@@ -81,14 +87,18 @@ def create_store() -> str:
 
 def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the journal keeps everything: training need not wait
+    os.environ.setdefault(
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
+    )  # the journal keeps everything: training need not wait
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for results
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one bar a run
     import mlflow
 
     for name in ("mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_store", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # they print a traceback for each attempt on a locked file
+        logging.getLogger(name).setLevel(
+            logging.CRITICAL
+        )  # they print a traceback for each attempt on a locked file
     return mlflow.MlflowClient(uri)
 
 
@@ -148,7 +158,11 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         # beside the sqlite file, wherever this was called from; a server has its own artifact store
-        beside = Path(uri.removeprefix("sqlite:///")).parent / "mlruns" / name if uri.startswith("sqlite:///") else None
+        beside = (
+            Path(uri.removeprefix("sqlite:///")).parent / "mlruns" / name
+            if uri.startswith("sqlite:///")
+            else None
+        )
         try:
             folder = str(beside) if beside else None
             return client.create_experiment(name, artifact_location=folder, tags=TRAINING)
@@ -163,7 +177,10 @@ def children(client: MlflowClient, experiment: str, parent: Run) -> Iterator[Run
     token = None
     while True:
         page = client.search_runs(
-            [experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'", max_results=1000, page_token=token
+            [experiment],
+            f"tags.mlflow.parentRunId = '{parent.info.run_id}'",
+            max_results=1000,
+            page_token=token,
         )
         yield from page
         token = page.token

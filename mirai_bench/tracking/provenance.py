@@ -19,7 +19,9 @@ def git_state() -> dict[str, Any]:
     def git(*words: str) -> str | None:
         folder = Path(__file__).resolve().parent
         try:
-            answer = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
+            answer = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return answer.stdout.strip()

@@ -10,7 +10,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-MEASURED = ("step", "epoch", "metrics", "train_flops", "train_seconds", "sample_seconds", "evaluate_seconds", "grid")
+MEASURED = (
+    "step",
+    "epoch",
+    "metrics",
+    "train_flops",
+    "train_seconds",
+    "sample_seconds",
+    "evaluate_seconds",
+    "grid",
+)
 
 
 PROVENANCE = (
@@ -49,5 +58,7 @@ def unpack(lines: Iterable[dict[str, Any]], **labels: Any) -> list[dict[str, Any
 
 def read_plans(runs: Path) -> list[dict[str, Any]]:
     """The plans of all sweeps in this folder of runs: {axis, profile, question, baseline, arms, cells: [{arm, seed, fingerprint}]}."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((runs / "sweeps").glob("*.json"))]
+    found = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((runs / "sweeps").glob("*.json"))
+    ]
     return [plan for plan in found if isinstance(plan, dict) and "cells" in plan]

@@ -42,8 +42,12 @@ def start_sweep(plan: Mapping[str, Any]) -> str | None:
     def send(client: MlflowClient, uri: str) -> str:
         experiment = experiment_id(client, uri)
         tags = {"kind": "sweep", "axis": plan["axis"], "profile": plan["profile"]}
-        sweeps = client.search_runs([experiment], "tags.kind = 'sweep'", order_by=["attributes.start_time ASC"])
-        same = [sweep for sweep in sweeps if all(sweep.data.tags[key] == value for key, value in tags.items())]
+        sweeps = client.search_runs(
+            [experiment], "tags.kind = 'sweep'", order_by=["attributes.start_time ASC"]
+        )
+        same = [
+            sweep for sweep in sweeps if all(sweep.data.tags[key] == value for key, value in tags.items())
+        ]
         name = f"{plan['axis']} ({plan['profile']})"
         parent = (same or [client.create_run(experiment, tags=tags, run_name=name)])[0].info.run_id
         for key in ("question", "baseline"):
@@ -95,7 +99,9 @@ def ship(run_dir: Path, *, parent: str | None, axis: str | None, arm: str, seed:
         return bool(unless_away(send))
 
 
-def _find_or_create(client: MlflowClient, experiment: str, tags: dict[str, str], lines: list[dict[str, Any]]) -> Run:
+def _find_or_create(
+    client: MlflowClient, experiment: str, tags: dict[str, str], lines: list[dict[str, Any]]
+) -> Run:
     for found in client.search_runs([experiment], f"tags.fingerprint = '{tags['fingerprint']}'"):
         if all(found.data.tags.get(key) == tags.get(key) for key in ("mlflow.parentRunId", "arm")):
             return found
@@ -164,8 +170,14 @@ def _send_artifacts(
     client: MlflowClient, run_id: str, run_dir: Path, config: dict[str, Any], lines: list[dict[str, Any]]
 ) -> None:
     """config.yaml, records.jsonl (every evaluation so far, packed) and the sample grids; a file of the same size is there already."""
-    there = {info.path: info.file_size for folder in (None, "samples") for info in client.list_artifacts(run_id, folder)}
-    kept = config | {"machine": {key: value for key, value in config["machine"].items() if key not in LOCAL_PATHS}}
+    there = {
+        info.path: info.file_size
+        for folder in (None, "samples")
+        for info in client.list_artifacts(run_id, folder)
+    }
+    kept = config | {
+        "machine": {key: value for key, value in config["machine"].items() if key not in LOCAL_PATHS}
+    }
     records = [line for line in lines if line["kind"] == "evaluation"]
     texts = {
         "config.yaml": yaml.safe_dump(kept, sort_keys=False),
@@ -184,7 +196,9 @@ def _send_status(client: MlflowClient, found: Run, run_dir: Path, lines: list[di
     failed = run_dir / "failed.json"
     status = "FINISHED" if (run_dir / "done.json").is_file() else "FAILED" if failed.is_file() else "RUNNING"
     if status == "FAILED":
-        client.set_tag(found.info.run_id, "failed", json.loads(failed.read_text(encoding="utf-8"))["reason"][:4000])
+        client.set_tag(
+            found.info.run_id, "failed", json.loads(failed.read_text(encoding="utf-8"))["reason"][:4000]
+        )
     if status != found.info.status:
         if status == "RUNNING":
             client.update_run(found.info.run_id, status=status)

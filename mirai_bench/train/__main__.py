@@ -22,10 +22,16 @@ def command(argv: list[str]) -> int:
         epilog="examples: python -m mirai_bench.train digits --set foresight.level=internal --set train.epochs=2; "
         "torchrun --nproc-per-node 8 -m mirai_bench.train imagenet256_b",
     )
-    parser.add_argument("config", type=Path, help="a run file (YAML), a run's config.json, or the name of a profile")
+    parser.add_argument(
+        "config", type=Path, help="a run file (YAML), a run's config.json, or the name of a profile"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="settings")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and what it costs, train nothing")
-    parser.add_argument("--measure", action="store_true", help="with --dry-run: time a training step here, on random codes")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config and what it costs, train nothing"
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="with --dry-run: time a training step here, on random codes"
+    )
     args = parser.parse_args(argv)
     config = load_run(args.config, args.settings)
     if args.dry_run:

@@ -10,7 +10,14 @@ import yaml
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.synthetic import random_codes
-from mirai_bench.model.cost import checkpoint_bytes, device_bytes, num_images, num_parameters, step_flops, training_flops
+from mirai_bench.model.cost import (
+    checkpoint_bytes,
+    device_bytes,
+    num_images,
+    num_parameters,
+    step_flops,
+    training_flops,
+)
 from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import cpu_name, resolve_device, resolve_precision
@@ -33,7 +40,11 @@ def measured_step(config: RunConfig) -> MeasuredStep:
     device = resolve_device(config)
     share = config.train.batch_size // (config.machine.workers * config.machine.micro_batches)
     size = share if device.type == "cuda" else min(MEASURED_BATCH, share)
-    level = "none" if config.foresight.level == "internal" and config.foresight.source != "ema" else config.foresight.level
+    level = (
+        "none"
+        if config.foresight.level == "internal" and config.foresight.source != "ema"
+        else config.foresight.level
+    )
     changes = {
         "train": config.train.model_copy(update={"batch_size": size}),
         "foresight": config.foresight.model_copy(update={"level": level, "warmup": 0.0}),
@@ -46,14 +57,22 @@ def measured_step(config: RunConfig) -> MeasuredStep:
         began = time.perf_counter()
         float(trainer.step(step)["loss"])
         seconds.append(time.perf_counter() - began)
-    return MeasuredStep(sorted(seconds[1:])[MEASURED_STEPS // 2], size, step_flops(config) / step_flops(smaller))
+    return MeasuredStep(
+        sorted(seconds[1:])[MEASURED_STEPS // 2], size, step_flops(config) / step_flops(smaller)
+    )
 
 
 def pace(config: RunConfig, device: torch.device, steps: int | None) -> dict[str, str]:
     """What a measured step says of the time of a run of `steps`."""
     seconds, size, share = measured_step(config)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
-    left_out = f", without foresight: the run's own step has {share:.2f} times the FLOPs" if share != 1 else ""
+    where = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    )
+    left_out = (
+        f", without foresight: the run's own step has {share:.2f} times the FLOPs" if share != 1 else ""
+    )
     facts = {"measured step": f"{seconds:.3g} s for {size} images on {where}{left_out}"}
     if steps is not None:
         hours = steps * config.train.batch_size / size * seconds * share / 3600 / config.machine.workers

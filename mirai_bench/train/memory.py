@@ -20,7 +20,10 @@ def share_of_memory(config: RunConfig, device: torch.device, beside: int) -> tup
         total, gpus = torch.cuda.get_device_properties(device).total_memory, config.machine.gpus
         name = torch.cuda.get_device_name(device)
         return (int(total * gpus), f"machine.gpus: {gpus:g} of {name}") if 0 < gpus < 1 else (total, name)
-    return machine_bytes() // beside, "this machine" if beside == 1 else f"each of {beside} processes on this machine"
+    return (
+        machine_bytes() // beside,
+        "this machine" if beside == 1 else f"each of {beside} processes on this machine",
+    )
 
 
 def more_parts(config: RunConfig, least: int) -> int | None:
@@ -48,7 +51,9 @@ def check_memory(config: RunConfig, beside: int = 1) -> None:
     fixed, activations = device_bytes(config, half, world)
     own = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     there, what = share_of_memory(config, device, max(own, beside))
-    fewer = ", or --max-concurrent with fewer trials at a time" if device.type == "cpu" and beside > own else ""
+    fewer = (
+        ", or --max-concurrent with fewer trials at a time" if device.type == "cpu" and beside > own else ""
+    )
     if fixed > there:
         teacher = " and the frozen teacher" if teacher_parameters(config) else ""
         raise UserError(
@@ -67,7 +72,11 @@ def check_memory(config: RunConfig, beside: int = 1) -> None:
         parts = more_parts(config, parts + 1)
     raise UserError(
         f"{short}: write "
-        + (f"machine.micro_batches: {parts}" if parts else "a smaller model.size, one image at a time does not fit")
+        + (
+            f"machine.micro_batches: {parts}"
+            if parts
+            else "a smaller model.size, one image at a time does not fit"
+        )
         + fewer
     )
 

@@ -26,7 +26,9 @@ def foresight_weight(config: Foresight, progress: float) -> float:
         return 0.0
     if config.schedule == "step":
         return config.weight if progress < config.step_at else config.final_weight
-    return SCHEDULES[config.schedule](config.weight, config.final_weight, (progress - config.warmup) / (1 - config.warmup))
+    return SCHEDULES[config.schedule](
+        config.weight, config.final_weight, (progress - config.warmup) / (1 - config.warmup)
+    )
 
 
 def foresight_rests(config: Foresight) -> bool:
@@ -39,7 +41,9 @@ def learning_rate(config: Train, progress: float, step_size: float) -> float:
     """Learning rate of the step that starts at `progress`; step_size is the progress of one step, so that the warm-up's first is not zero."""
     if progress < config.lr_warmup:
         return config.lr * min(1.0, (progress + step_size) / config.lr_warmup)
-    return SCHEDULES[config.lr_schedule](config.lr, 0.0, (progress - config.lr_warmup) / (1 - config.lr_warmup))
+    return SCHEDULES[config.lr_schedule](
+        config.lr, 0.0, (progress - config.lr_warmup) / (1 - config.lr_warmup)
+    )
 
 
 def build_optimizer(config: Train, parameters: Iterable[Tensor]) -> torch.optim.AdamW:
@@ -48,7 +52,10 @@ def build_optimizer(config: Train, parameters: Iterable[Tensor]) -> torch.optim.
     for parameter in parameters:
         groups[parameter.dim() >= 2 and 1 not in parameter.shape[-2:-1]].append(parameter)
     return torch.optim.AdamW(
-        [{"params": groups[True], "weight_decay": config.weight_decay}, {"params": groups[False], "weight_decay": 0.0}],
+        [
+            {"params": groups[True], "weight_decay": config.weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
         lr=config.lr,
         betas=config.betas,
         fused=True,

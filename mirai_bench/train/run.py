@@ -42,7 +42,9 @@ ASK_EVERY = 10  # steps: how often several ranks ask each other whether to stop
 class Run:
     """A trainer with its folder: journal, checkpoints, evaluations. Only rank 0 writes."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None], stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None], stop: Callable[[], bool]
+    ) -> None:
         self.config, self.run_dir, self.on_evaluation, self.stop = config, run_dir, on_evaluation, stop
         rank, world = rank_and_world()
         self.trainer = Trainer(config, rank, world)
@@ -63,22 +65,36 @@ class Run:
     def write(self, kind: str, step: int, fields: dict[str, Any], durable: bool = False) -> None:
         if self.leads:
             epoch = step / self.trainer.steps_per_epoch
-            self.journal.append({"kind": kind, "time": time.time(), "step": step, "epoch": epoch} | fields, durable=durable)
+            self.journal.append(
+                {"kind": kind, "time": time.time(), "step": step, "epoch": epoch} | fields, durable=durable
+            )
 
     def go(self) -> None:
         trainer, config = self.trainer, self.config
         start = self._resume()
-        evaluations = {round(epoch * trainer.steps_per_epoch) for epoch in config.evaluation.at} | {trainer.total_steps}
-        saves = set(range(0, trainer.total_steps, max(1, round(config.machine.checkpoint_every * trainer.steps_per_epoch))))
+        evaluations = {round(epoch * trainer.steps_per_epoch) for epoch in config.evaluation.at} | {
+            trainer.total_steps
+        }
+        saves = set(
+            range(
+                0,
+                trainer.total_steps,
+                max(1, round(config.machine.checkpoint_every * trainer.steps_per_epoch)),
+            )
+        )
         if start in evaluations and not of_rank_0(lambda: self.journal.has("evaluation", start)):
             self._evaluate(start)
         clock, logged = time.perf_counter(), start
         steps = range(start, trainer.total_steps)
-        for step in progress(steps, self.run_dir.name, trainer.total_steps, "steps", start) if self.leads else steps:
+        for step in (
+            progress(steps, self.run_dir.name, trainer.total_steps, "steps", start) if self.leads else steps
+        ):
             values = trainer.step(step)
             done = step + 1
             if done % config.machine.log_every == 0 or done in evaluations:
-                values = {name: float(value) for name, value in values.items()}  # the only host synchronisation of the loop
+                values = {
+                    name: float(value) for name, value in values.items()
+                }  # the only host synchronisation of the loop
                 clock, elapsed = time.perf_counter(), time.perf_counter() - clock
                 self.seconds += elapsed
                 self._log(done, values, (done - logged) / elapsed)
@@ -94,7 +110,9 @@ class Run:
                 clock = time.perf_counter()
         if self.leads:
             self.write("end", trainer.total_steps, {"train_seconds": self.seconds}, durable=True)
-            write_atomic(self.run_dir / "done.json", json.dumps({"step": trainer.total_steps, "seconds": self.seconds}))
+            write_atomic(
+                self.run_dir / "done.json", json.dumps({"step": trainer.total_steps, "seconds": self.seconds})
+            )
         self.on_evaluation()
 
     def _stop_agreed(self, step: int) -> bool:
@@ -141,7 +159,11 @@ class Run:
             "train_seconds": self.seconds,
             "train_flops": training_flops(self.config, step, trainer.total_steps),
         }
-        self.write("train", step, {name: value if math.isfinite(value) else None for name, value in values.items()} | extra)
+        self.write(
+            "train",
+            step,
+            {name: value if math.isfinite(value) else None for name, value in values.items()} | extra,
+        )
         if in_a_row >= self.config.train.max_bad_steps:
             found = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
             raise RunFailed(f"{in_a_row} updates in a row were not finite, up to step {step} ({found})", step)
@@ -149,14 +171,21 @@ class Run:
     def _save(self, step: int) -> None:
         if self.leads:
             save_checkpoint(
-                self.run_dir, step, self.trainer.checkpoint({"train_seconds": self.seconds}), self.config.machine.keep_checkpoints
+                self.run_dir,
+                step,
+                self.trainer.checkpoint({"train_seconds": self.seconds}),
+                self.config.machine.keep_checkpoints,
             )
 
     @cached_property
     def ranks(self) -> Ranks:
         """All of them share an evaluation; features travel from CPU to CPU, whatever backend the gradients take."""
         rank, world = self.trainer.rank, self.trainer.world
-        return Ranks(rank, world, torch.distributed.new_group(backend="gloo", timeout=PATIENCE)) if world > 1 else Ranks()
+        return (
+            Ranks(rank, world, torch.distributed.new_group(backend="gloo", timeout=PATIENCE))
+            if world > 1
+            else Ranks()
+        )
 
     def _evaluate(self, step: int) -> None:
         from PIL import Image
@@ -176,7 +205,9 @@ class Run:
             "sample_seconds": result.sample_seconds,
             "evaluate_seconds": result.evaluate_seconds,
         }
-        record = {"metrics": result.metrics} | spent | result.provenance | self.identity() | {"grid": str(grid)}
+        record = (
+            {"metrics": result.metrics} | spent | result.provenance | self.identity() | {"grid": str(grid)}
+        )
         self.write("evaluation", step, record, durable=True)
         self.on_evaluation()
 
@@ -213,7 +244,9 @@ def train(
             _train_locked(config, run_dir, on_evaluation, stop)
 
 
-def _train_locked(config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None], stop: Callable[[], bool]) -> None:
+def _train_locked(
+    config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None], stop: Callable[[], bool]
+) -> None:
     torch.set_num_threads(config.machine.threads)
     while (parts := _attempt(config, run_dir, on_evaluation, stop)) is not None:
         say(f"out of memory: going on from the last checkpoint with the batch in {parts} parts")
@@ -222,7 +255,9 @@ def _train_locked(config: RunConfig, run_dir: Path, on_evaluation: Callable[[], 
         config = in_parts(config, parts)
 
 
-def _attempt(config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None], stop: Callable[[], bool]) -> int | None:
+def _attempt(
+    config: RunConfig, run_dir: Path, on_evaluation: Callable[[], None], stop: Callable[[], bool]
+) -> int | None:
     """→ after too little memory the number of parts to go on with.
 
     Several ranks cannot: the others wait for the one that ran out. It ends, all are ended with it, and the next attempt reads the number.

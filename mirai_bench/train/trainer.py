@@ -23,7 +23,14 @@ from mirai_bench.foresight.level import Level
 from mirai_bench.foresight.source import Parts
 from mirai_bench.model.cross_entropy import linear_cross_entropy
 from mirai_bench.model.transformer import ARModel, build_model
-from mirai_bench.train.optim import build_optimizer, clone_as_ema, foresight_rests, foresight_weight, learning_rate, update_ema
+from mirai_bench.train.optim import (
+    build_optimizer,
+    clone_as_ema,
+    foresight_rests,
+    foresight_weight,
+    learning_rate,
+    update_ema,
+)
 from mirai_bench.utils.device import default_generator_of, resolve_compile, resolve_device, resolve_precision
 from mirai_bench.utils.errors import UserError
 
@@ -96,7 +103,9 @@ class Trainer:
         if world > 1:
             # Gradients are reduced bucket by bucket while backward goes on, and live in the buckets: without the view, each is held twice.
             self.forward = nn.parallel.DistributedDataParallel(
-                self.objective, find_unused_parameters=foresight_rests(config.foresight), gradient_as_bucket_view=True
+                self.objective,
+                find_unused_parameters=foresight_rests(config.foresight),
+                gradient_as_bucket_view=True,
             )
         self.compiled = resolve_compile(config, self.device)
         if self.compiled:
@@ -126,7 +135,10 @@ class Trainer:
     def step(self, step: int) -> dict[str, Tensor | float]:
         """Optimizer step number `step` (from 0) → its losses, λ, learning rate and gradient norm. A non-finite update is skipped and counted."""
         c, progress_ = self.config, step / self.total_steps
-        weight, lr = foresight_weight(c.foresight, progress_), learning_rate(c.train, progress_, 1 / self.total_steps)
+        weight, lr = (
+            foresight_weight(c.foresight, progress_),
+            learning_rate(c.train, progress_, 1 / self.total_steps),
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         losses = self._accumulate(step, weight)
@@ -152,14 +164,20 @@ class Trainer:
     def _accumulate(self, step: int, weight: float) -> Tensor:
         """Gradients of the global batch over micro-batches and ranks → (3,) mean loss, NTP, foresight of this rank."""
         c, parts = self.config, self.config.machine.micro_batches
-        batch = self.codes.batch(seed=c.seed, step=step, rank=self.rank, world=self.world, batch_size=c.train.batch_size)
+        batch = self.codes.batch(
+            seed=c.seed, step=step, rank=self.rank, world=self.world, batch_size=c.train.batch_size
+        )
         dropped = torch.from_numpy(dropped_labels(c, step, self.rank, self.world)).to(self.device)
         labels = batch.labels.masked_fill(dropped, c.data.classes)
         masks = np.random.SeedSequence([c.seed, step, self.rank]).generate_state(1, np.uint64)[0] >> 1
         self.dropout_generator.manual_seed(int(masks))
-        scale = torch.tensor(weight) if weight > 0 else None  # no number: a compiler would make a graph of each
+        scale = (
+            torch.tensor(weight) if weight > 0 else None
+        )  # no number: a compiler would make a graph of each
         total = torch.zeros(3, device=self.device)
-        for index, (part, part_labels) in enumerate(zip(batch.split(parts), labels.chunk(parts), strict=True)):
+        for index, (part, part_labels) in enumerate(
+            zip(batch.split(parts), labels.chunk(parts), strict=True)
+        ):
             last = index == parts - 1
             with nullcontext() if self.world == 1 or last else self.forward.no_sync():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -172,11 +190,18 @@ class Trainer:
         names = [name for name, _ in self.objective.named_parameters()]
         parameters = dict(self.objective.named_parameters())
         moments = {
-            f"{key}.{name}": value for name in names for key, value in self.optimizer.state.get(parameters[name], {}).items()
+            f"{key}.{name}": value
+            for name in names
+            for key, value in self.optimizer.state.get(parameters[name], {}).items()
         }
         model = {name.removeprefix("model."): parameter.detach() for name, parameter in parameters.items()}
-        counters = counters | {"skipped": self.skipped.item(), "skipped_in_a_row": self.skipped_in_a_row.item()}
-        return Checkpoint({"model": model, "ema": dict(self.ema.state_dict()), "optimizer": moments}, counters)
+        counters = counters | {
+            "skipped": self.skipped.item(),
+            "skipped_in_a_row": self.skipped_in_a_row.item(),
+        }
+        return Checkpoint(
+            {"model": model, "ema": dict(self.ema.state_dict()), "optimizer": moments}, counters
+        )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         weights = checkpoint.tensors["model"]

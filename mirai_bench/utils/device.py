@@ -16,7 +16,9 @@ from mirai_bench.utils.errors import UserError
 def is_out_of_memory(error: BaseException) -> bool:
     """Of the device, or of the machine as PyTorch's allocator on the CPU says it."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error) and "allocate memory" in str(error)
+        isinstance(error, RuntimeError)
+        and "DefaultCPUAllocator" in str(error)
+        and "allocate memory" in str(error)
     )
 
 
@@ -51,7 +53,9 @@ def default_generator_of(device: torch.device) -> torch.Generator:
     if device.type == "cpu":
         return torch.default_generator
     torch.cuda.init()
-    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return torch.cuda.default_generators[
+        torch.cuda.current_device() if device.index is None else device.index
+    ]
 
 
 @lru_cache

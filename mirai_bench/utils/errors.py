@@ -15,4 +15,6 @@ def unknown(what: str, name: object, known: Iterable[object]) -> UserError:
     names = [str(k) for k in known]
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"Unknown {what} {str(name)!r}.{hint} Known: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}")
+    return UserError(
+        f"Unknown {what} {str(name)!r}.{hint} Known: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
+    )

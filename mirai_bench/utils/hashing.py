@@ -19,7 +19,11 @@ def file_sha256(path: str | Path) -> str:
     path = Path(path).resolve()
     if not path.is_dir():
         return "sha256:" + _sha256(str(path), path.stat().st_size, path.stat().st_mtime_ns)
-    lines = [f"{file.relative_to(path)} {file_sha256(file)}\n" for file in sorted(path.rglob("*")) if file.is_file()]
+    lines = [
+        f"{file.relative_to(path)} {file_sha256(file)}\n"
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    ]
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -32,7 +32,10 @@ MIRAI_MODEL = "autoregressive/models/Mirai.py"
 GENERATE = "autoregressive/models/generate.py"
 
 
-TRAINERS = {"E": "autoregressive/train/train_c2i_Mirai_E.py", "I": "autoregressive/train/train_c2i_Mirai_I.py"}
+TRAINERS = {
+    "E": "autoregressive/train/train_c2i_Mirai_E.py",
+    "I": "autoregressive/train/train_c2i_Mirai_I.py",
+}
 
 
 LLAMAGEN_TRAINER = "autoregressive/train/train_c2i.py"
@@ -58,7 +61,11 @@ class Peer:
 @contextmanager
 def peer_packages(path: Path) -> Iterator[None]:
     """The checkout's package names resolve to its folders (several have no __init__.py), and are forgotten again."""
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("utils", "autoregressive")}
+    before = {
+        name: module
+        for name, module in sys.modules.items()
+        if name.split(".")[0] in ("utils", "autoregressive")
+    }
     for name in before:
         del sys.modules[name]
     for name in PACKAGES:
@@ -81,7 +88,9 @@ def function_of(file: Path, name: str, names: dict[str, Any]) -> Callable[..., A
         raise UserError(f"{file} has no function {name}: is this checkout another version?")
     found[0].decorator_list = []
     space = dict(names)
-    exec(compile(ast.Module(found, []), str(file), "exec"), space)  # the user's own checkout, named on the command line
+    exec(
+        compile(ast.Module(found, []), str(file), "exec"), space
+    )  # the user's own checkout, named on the command line
     return space[name]
 
 
@@ -89,18 +98,24 @@ def load_peer(path: Path) -> Peer:
     """Raises UserError for a folder that is no checkout of LlamaGen or Mirai."""
     path = path.expanduser().absolute()
     if not (path / MODEL).is_file():
-        raise UserError(f"--peer {path} holds no {MODEL}: write the folder of a checkout of LlamaGen or Mirai")
+        raise UserError(
+            f"--peer {path} holds no {MODEL}: write the folder of a checkout of LlamaGen or Mirai"
+        )
     is_mirai = (path / MIRAI_MODEL).is_file()
     with peer_packages(path):
         gpt = importlib.import_module("autoregressive.models.gpt")
         mirai = importlib.import_module("autoregressive.models.Mirai") if is_mirai else None
-        generate = importlib.import_module("autoregressive.models.generate") if (path / GENERATE).is_file() else None
+        generate = (
+            importlib.import_module("autoregressive.models.generate") if (path / GENERATE).is_file() else None
+        )
         update_ema = importlib.import_module("utils.ema").update_ema
     trainer = path / (TRAINERS["E"] if is_mirai else LLAMAGEN_TRAINER)
     optimizer = function_of(trainer, "creat_optimizer", {"torch": torch, "inspect": inspect})
     names = {"torch": torch, "F": F}
     losses = (
-        {kind: function_of(path / file, "calculate_foresight_loss", names) for kind, file in TRAINERS.items()} if is_mirai else {}
+        {kind: function_of(path / file, "calculate_foresight_loss", names) for kind, file in TRAINERS.items()}
+        if is_mirai
+        else {}
     )
     return Peer(
         "Mirai" if is_mirai else "LlamaGen", _commit(path), gpt, mirai, generate, update_ema,
@@ -114,14 +129,23 @@ def _resize(trainer: Path) -> Callable[[torch.Tensor], torch.Tensor]:
 
     from mirai_bench.foresight.encoders.zoo import IMAGENET
 
-    names = {"torch": torch, "Normalize": Normalize, "IMAGENET_DEFAULT_MEAN": IMAGENET[0], "IMAGENET_DEFAULT_STD": IMAGENET[1]}
+    names = {
+        "torch": torch,
+        "Normalize": Normalize,
+        "IMAGENET_DEFAULT_MEAN": IMAGENET[0],
+        "IMAGENET_DEFAULT_STD": IMAGENET[1],
+    }
     return function_of(trainer, "preprocess_raw_image", names)
 
 
 def _commit(path: Path) -> str | None:
     try:
         answer = subprocess.run(
-            ["git", "-C", str(path), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(path), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -28,24 +28,39 @@ def compare_sampling(setup: Setup, cfg_scale: float) -> list[Row]:
     now and then a number falls into a neighbour's, and the images go apart from there: what is measured is how far outside.
     """
     rows, count = [], len(setup.batch.labels)
-    kinds = SAMPLING if setup.peer.generate is not None else {PLAIN: SAMPLING[PLAIN]}  # no filter there to compare with
+    kinds = (
+        SAMPLING if setup.peer.generate is not None else {PLAIN: SAMPLING[PLAIN]}
+    )  # no filter there to compare with
     for label, choices in kinds.items():
         protocol = Protocol(name="parity", num_samples=2, cfg_scale=cfg_scale, **choices)
         free = Sampler(setup.model, protocol, count)(setup.batch.labels, range(count))
         theirs, logits = peer_sample(setup, protocol)
         ours = our_logits(setup, theirs, cfg_scale)
         if not choices:
-            rows.append(difference("guided logits while decoding", ours, logits, f"CFG {cfg_scale:g}, along the peer's codes"))
+            rows.append(
+                difference(
+                    "guided logits while decoding", ours, logits, f"CFG {cfg_scale:g}, along the peer's codes"
+                )
+            )
         outside = distance_outside(ours, theirs, uniform_numbers(setup, protocol), protocol)
         inside, equal, all_ = int((outside == 0).sum()), int((free == theirs).sum()), theirs.numel()
         note = f"{inside} of {all_} equal along the peer's codes, {equal} in free running"
-        rows.append(Row(f"codes, {label}: uniform number outside its interval", outside.max().item(), outside.max().item(), note))
+        rows.append(
+            Row(
+                f"codes, {label}: uniform number outside its interval",
+                outside.max().item(),
+                outside.max().item(),
+                note,
+            )
+        )
     return rows
 
 
 def uniform_numbers(setup: Setup, protocol: Protocol) -> Tensor:
     """(B, T), those of our sampler."""
-    draws = [uniforms(protocol.seed, index, 1 + setup.model.tokens)[1:] for index in range(len(setup.batch.labels))]
+    draws = [
+        uniforms(protocol.seed, index, 1 + setup.model.tokens)[1:] for index in range(len(setup.batch.labels))
+    ]
     return torch.from_numpy(np.stack(draws)).to(setup.device)
 
 
@@ -69,28 +84,43 @@ def peer_sample(setup: Setup, protocol: Protocol) -> tuple[Tensor, Tensor]:
     labels, count = setup.batch.labels, setup.model.tokens
     uniform, seen = uniform_numbers(setup, protocol), []
 
-    def sample(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, **_: Any) -> tuple[Tensor, Tensor]:
+    def sample(
+        logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, **_: Any
+    ) -> tuple[Tensor, Tensor]:
         """In the place of the peer's: its own filter, then our uniform numbers instead of multinomial's."""
         logits = logits[:, -1].float()
         seen.append(logits.clone())
-        allowed = setup.peer.generate.top_k_top_p_filtering(logits / temperature, top_k, top_p) if setup.peer.generate else logits
+        allowed = (
+            setup.peer.generate.top_k_top_p_filtering(logits / temperature, top_k, top_p)
+            if setup.peer.generate
+            else logits
+        )
         return draw(allowed, uniform[:, len(seen) - 1])[:, None], allowed
 
     with torch.no_grad():
         if setup.peer.generate is not None:
             setup.peer.generate.sample = sample
-            options = {"cfg_scale": protocol.cfg_scale, "temperature": 1.0, "top_k": protocol.top_k, "top_p": protocol.top_p}
+            options = {
+                "cfg_scale": protocol.cfg_scale,
+                "temperature": 1.0,
+                "top_k": protocol.top_k,
+                "top_p": protocol.top_p,
+            }
             codes = setup.peer.generate.generate(peer, labels, count, **options)
         else:
             codes = decode_loop(peer, labels, count, protocol.cfg_scale, sample)
     return codes.long(), torch.stack(seen, 1)
 
 
-def decode_loop(peer: Any, labels: Tensor, count: int, scale: float, sample: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+def decode_loop(
+    peer: Any, labels: Tensor, count: int, scale: float, sample: Callable[..., tuple[Tensor, Tensor]]
+) -> Tensor:
     """Prefill with the class, then token by token through the peer's key/value cache, guided at every token."""
     both = torch.cat([labels, torch.full_like(labels, peer.num_classes)])
     with labels.device:
-        peer.setup_caches(max_batch_size=len(both), max_seq_length=1 + count, dtype=peer.tok_embeddings.weight.dtype)
+        peer.setup_caches(
+            max_batch_size=len(both), max_seq_length=1 + count, dtype=peer.tok_embeddings.weight.dtype
+        )
     codes: list[Tensor] = []
     for position in range(count):
         token = codes[-1].repeat(2, 1) if codes else None

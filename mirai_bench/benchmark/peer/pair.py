@@ -44,7 +44,9 @@ def difference(quantity: str, ours: Tensor, theirs: Tensor, note: str = "") -> R
 
 def largest(quantity: str, pairs: Iterable[tuple[Tensor, Tensor]], note: str = "") -> Row:
     """Over many tensors: absolute difference over the largest value of all of them."""
-    rows = [(difference(quantity, ours, theirs), theirs.detach().abs().max().item()) for ours, theirs in pairs]
+    rows = [
+        (difference(quantity, ours, theirs), theirs.detach().abs().max().item()) for ours, theirs in pairs
+    ]
     gap = max(row.absolute for row, _ in rows)
     return Row(quantity, gap, gap / max(max(scale for _, scale in rows), 1e-30), note)
 
@@ -69,7 +71,10 @@ class Setup:
             "seed": args.seed, "model": {"size": args.size} | no_dropout, "tokenizer": {"vocabulary": args.vocabulary},
             "data": {"image_size": 16 * args.grid, "classes": args.classes}, "train": {"precision": "fp32"},
         }  # fmt: skip
-        build = lambda **fields: build_run(read_profile("imagenet256_b"), "parity", settings | {"foresight": fields})  # noqa: E731
+
+        def build(**fields):
+            return build_run(read_profile("imagenet256_b"), "parity", settings | {"foresight": fields})
+
         self.e, self.i = build(official=True, k=args.k), build(official=True, source="encoder", k=args.k)
         self.generator = torch.Generator().manual_seed(args.seed)
         self.model = build_model(self.e)
@@ -81,7 +86,9 @@ class Setup:
         labels = torch.randint(args.classes, size[:1], generator=self.generator)
         index = torch.arange(args.images)
         self.batch = Batch(*(t.to(self.device) for t in (tokens, labels, index, torch.zeros_like(index))))
-        self.encoder_features = torch.randn(*size, self.e.model.width, generator=self.generator).to(self.device)
+        self.encoder_features = torch.randn(*size, self.e.model.width, generator=self.generator).to(
+            self.device
+        )
         for module in (self.model, self.ema):
             module.to(self.device)
         self.layer = resolve_layer(self.e.foresight.layer, self.e.model.depth)
@@ -109,10 +116,17 @@ class Setup:
         state = dict(model.state_dict())
         if level is not None:
             f = self.e.foresight
-            arguments |= {"encoder_depth": self.layer, "num_heads": f.k, "z_dims": [c.width], "projector_dim": f.projector.hidden}
+            arguments |= {
+                "encoder_depth": self.layer,
+                "num_heads": f.k,
+                "z_dims": [c.width],
+                "projector_dim": f.projector.hidden,
+            }
             state |= {OURS + name: tensor for name, tensor in level.projector.state_dict().items()}
         peer = module.Transformer(module.ModelArgs(**arguments)).to(self.device)
-        assert peer.layers[0].feed_forward.w1.out_features == ffn_width(c.width), "the same feed-forward width"
+        assert peer.layers[0].feed_forward.w1.out_features == ffn_width(c.width), (
+            "the same feed-forward width"
+        )
         peer.load_state_dict(to_official(state))
         peer.cls_embedding.dropout_prob = 0.0  # the null class stays in the table, but no label is dropped
         return peer.train()

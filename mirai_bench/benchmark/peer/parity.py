@@ -36,18 +36,28 @@ from mirai_bench.utils.files import write_atomic
 EMA_DECAY = 0.9  # with the official 0.9999 one step moves less than float32 can hold
 
 
-TOLERANCE = 1e-4  # relative: float32 through a dozen blocks leaves 1e-5, a wrong pairing or offset 1e-3 or more
+TOLERANCE = (
+    1e-4  # relative: float32 through a dozen blocks leaves 1e-5, a wrong pairing or offset 1e-3 or more
+)
 
 
 def compare_forward(setup: Setup) -> list[Row]:
     """Logits and tapped state of teacher forcing, with plain LlamaGen."""
     peer, seen = setup.theirs(setup.peer.gpt, setup.model), {}
-    peer.layers[setup.layer - 1].register_forward_hook(lambda module, inputs, output: seen.update(hidden=output))
+    peer.layers[setup.layer - 1].register_forward_hook(
+        lambda module, inputs, output: seen.update(hidden=output)
+    )
     tokens, labels = setup.batch.tokens, setup.batch.labels
     with torch.no_grad():
-        ours, logits = setup.model(tokens, labels, tap=setup.layer), peer(tokens[:, :-1], labels, targets=tokens)[0]
+        ours, logits = (
+            setup.model(tokens, labels, tap=setup.layer),
+            peer(tokens[:, :-1], labels, targets=tokens)[0],
+        )
     depth = f"after block {setup.layer} of {setup.e.model.depth}"
-    return [difference("logits", ours.logits, logits), difference("tapped hidden state", ours.hidden, seen["hidden"], depth)]
+    return [
+        difference("logits", ours.logits, logits),
+        difference("tapped hidden state", ours.hidden, seen["hidden"], depth),
+    ]
 
 
 def compare_heads(setup: Setup) -> list[Row]:
@@ -71,7 +81,11 @@ def compare_heads(setup: Setup) -> list[Row]:
         if kind == "E":
             rows.append(largest("projected states", zip(ours, projected, strict=True)))
         for head, (loss, expected) in enumerate(zip(losses, theirs, strict=True)):
-            rows.append(difference(f"loss of head {head} ({kind})", loss, expected, f"1 - cos = {expected.item():.6f}"))
+            rows.append(
+                difference(
+                    f"loss of head {head} ({kind})", loss, expected, f"1 - cos = {expected.item():.6f}"
+                )
+            )
     return rows
 
 
@@ -160,7 +174,11 @@ def compare_encoder_input(setup: Setup) -> list[Row]:
         return []
     images = torch.randint(256, (2, 256, 256, 3), generator=setup.generator, dtype=torch.uint8)
     theirs = setup.peer.resize(images.permute(0, 3, 1, 2).float().to(setup.device) / 255)
-    return [difference("encoder input (I)", encoder.prepare(images), theirs, "256 → 224 pixels, bicubic, normalised")]
+    return [
+        difference(
+            "encoder input (I)", encoder.prepare(images), theirs, "256 → 224 pixels, bicubic, normalised"
+        )
+    ]
 
 
 def compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
@@ -190,7 +208,10 @@ def table(facts: dict[str, Any], rows: list[Row]) -> str:
         f"({facts['model']['parameters']:,} parameters, {facts['model']['grid'][0]}x{facts['model']['grid'][1]} tokens, "
         f"{facts['vocabulary']} codes), {facts['images']} images, {facts['heads']} heads, float32 on {facts['device']}"
     )
-    lines = ["| quantity | largest absolute difference | relative to the largest value | |", "|---|---|---|---|"]
+    lines = [
+        "| quantity | largest absolute difference | relative to the largest value | |",
+        "|---|---|---|---|",
+    ]
     lines += [f"| {row.quantity} | {row.absolute:.2e} | {row.relative:.2e} | {row.note} |" for row in rows]
     return "\n".join([head, "", *lines, ""])
 
@@ -204,7 +225,9 @@ def command(argv: list[str]) -> int:
     )
     parser.add_argument("--peer", type=Path, required=True, help="folder of the checkout")
     parser.add_argument("--size", choices=list(MODEL_SIZES), default="B")
-    parser.add_argument("--grid", type=int, default=16, help="tokens a side; the official offsets of Mirai are those of 16")
+    parser.add_argument(
+        "--grid", type=int, default=16, help="tokens a side; the official offsets of Mirai are those of 16"
+    )
     parser.add_argument("--vocabulary", type=int, default=16384)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--images", type=int, default=2)
@@ -220,7 +243,10 @@ def command(argv: list[str]) -> int:
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         stem = args.out / f"parity_{facts['peer'].lower()}"
-        write_atomic(stem.with_suffix(".json"), json.dumps(facts | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        write_atomic(
+            stem.with_suffix(".json"),
+            json.dumps(facts | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n",
+        )
         write_atomic(stem.with_suffix(".md"), table(facts, rows))
     apart = [row.quantity for row in rows if row.relative > args.tolerance]
     if apart:

@@ -31,7 +31,9 @@ WEIGHT = 2.0  # of each head
 
 def supports(peer: Peer, config: RunConfig) -> bool:
     """Mirai's code has what LlamaGen's has not; neither has multi-token heads."""
-    return config.foresight.level == "none" or (config.foresight.level == "internal" and peer.mirai is not None)
+    return config.foresight.level == "none" or (
+        config.foresight.level == "internal" and peer.mirai is not None
+    )
 
 
 class PeerStep:
@@ -41,7 +43,9 @@ class PeerStep:
         self.peer, self.config, self.codes, self.bf16 = peer, config, ours.trainer.codes, bf16
         self.device, self.steps, f = ours.trainer.device, 0, config.foresight
         if not supports(peer, config):
-            raise UserError(f"{peer.name} has no counterpart of foresight.level {f.level}: leave out --peer, or this arm")
+            raise UserError(
+                f"{peer.name} has no counterpart of foresight.level {f.level}: leave out --peer, or this arm"
+            )
         self.foresight = f.level == "internal"
         model = build(peer, config, foresight=self.foresight).to(self.device)
         self.ema = copy.deepcopy(model).requires_grad_(False).eval()
@@ -75,18 +79,24 @@ class PeerStep:
         self.peer.update_ema(self.ema, self.raw)
         if self.teacher is not None:
             self.teacher.load_state_dict(self.ema.state_dict())
-        values = [value.item() for value in (loss, *losses, primary)]  # a host synchronisation each, as the script has
+        values = [
+            value.item() for value in (loss, *losses, primary)
+        ]  # a host synchronisation each, as the script has
         return values[0]
 
     def _head_losses(self, batch: Any, states: list[Tensor]) -> list[Tensor]:
         if self.teacher is not None:
             with torch.no_grad():
-                features = self.teacher.forward_ema(cond_idx=batch.labels, idx=batch.tokens[:, :-1], targets=None)
+                features = self.teacher.forward_ema(
+                    cond_idx=batch.labels, idx=batch.tokens[:, :-1], targets=None
+                )
             return self.peer.head_losses["E"]([features], states)
         if isinstance(self.encoder, StoredFeatures):
             return self.peer.head_losses["I"]([self.encoder(batch, self.codes)], states)
         images = self.codes.pixels(batch.index, batch.view).permute(0, 3, 1, 2).float() / 255
-        features = self.encoder.forward_features(self.peer.resize(images))[:, self.encoder.num_prefix_tokens :]
+        features = self.encoder.forward_features(self.peer.resize(images))[
+            :, self.encoder.num_prefix_tokens :
+        ]
         return self.peer.head_losses["I"]([features.detach()], states)
 
 

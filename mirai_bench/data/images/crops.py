@@ -21,7 +21,11 @@ VIEWS_PER_BASE = {"center": 1, "flip": 2, "ten_crop": 10}
 
 def base_sizes(data: Data) -> tuple[int, ...]:
     """S of each base. LlamaGen's ten-crop rounds range x image_size down: 281 pixels for 1.1 x 256."""
-    return tuple(int(data.image_size * r) for r in data.crop_ranges) if data.views == "ten_crop" else (data.image_size,)
+    return (
+        tuple(int(data.image_size * r) for r in data.crop_ranges)
+        if data.views == "ten_crop"
+        else (data.image_size,)
+    )
 
 
 def crop_rule(data: Data) -> str:
@@ -39,7 +43,9 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     if scale != 1:
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        image = image.resize(
+            (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+        )
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return np.array(image.crop((left, top, left + size, top + size)))
 
@@ -70,7 +76,10 @@ def cut(bases: Tensor, view: Tensor, size: int, views: str, which: Tensor | None
 def all_views(bases: Sequence[Tensor], data: Data) -> Tensor:
     """The bases of n images, uint8 (n, S, S, 3) for each crop range → uint8 (n, data.num_views, s, s, 3)."""
     count, n, device = VIEWS_PER_BASE[data.views], len(bases[0]), bases[0].device
-    view, which = torch.arange(count, device=device).repeat(n), torch.arange(n, device=device).repeat_interleave(count)
+    view, which = (
+        torch.arange(count, device=device).repeat(n),
+        torch.arange(n, device=device).repeat_interleave(count),
+    )
     parts = [cut(base, view, data.image_size, data.views, which).unflatten(0, (n, count)) for base in bases]
     return torch.cat(parts, 1)
 

@@ -55,7 +55,12 @@ class Dataset:
 
     def part(self, rows: range) -> Dataset:
         images = None if self.images is None else self.images[rows.start : rows.stop]
-        return replace(self, labels=self.labels[rows.start : rows.stop], images=images, files=self.files[rows.start : rows.stop])
+        return replace(
+            self,
+            labels=self.labels[rows.start : rows.stop],
+            images=images,
+            files=self.files[rows.start : rows.stop],
+        )
 
     def describe(self, i: int) -> str:
         return self.files[i] if self.files else f"{self.name} image {i}"
@@ -157,7 +162,9 @@ def cifar10(config: RunConfig, split: Split) -> Dataset:
 
 
 def _class_folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def split_root(path: Path, split: Split) -> Path | None:
@@ -171,7 +178,9 @@ def split_root(path: Path, split: Split) -> Path | None:
 
 def _images_in(folder: Path) -> list[os.DirEntry[str]]:
     entries = os.scandir(folder) if folder.is_dir() else ()
-    return sorted((e for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES), key=lambda e: e.name)
+    return sorted(
+        (e for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES), key=lambda e: e.name
+    )
 
 
 def _size(entry: os.DirEntry[str]) -> int:
@@ -200,7 +209,9 @@ def _folder(path: Path, split: Split, name: str) -> Dataset:
             labels.append(label)
             listing.update(f"{class_name}/{entry.name} {_size(entry)}\n".encode())
     if not files:
-        raise UserError(f"{root} holds no image in its class folders (known endings: {', '.join(sorted(SUFFIXES))})")
+        raise UserError(
+            f"{root} holds no image in its class folders (known endings: {', '.join(sorted(SUFFIXES))})"
+        )
     return Dataset(name, listing.hexdigest(), tuple(classes), np.array(labels, np.int64), files=tuple(files))
 
 
@@ -208,7 +219,11 @@ def folder(config: RunConfig, split: Split) -> Dataset:
     return _folder(_data_path(config, "a folder of class/image files"), split, config.data.name)
 
 
-DATASETS: dict[str, Callable[[RunConfig, Split], Dataset]] = {"digits": digits, "cifar10": cifar10, "folder": folder}
+DATASETS: dict[str, Callable[[RunConfig, Split], Dataset]] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "folder": folder,
+}
 
 
 def open_dataset(config: RunConfig, split: Split) -> Dataset:

@@ -51,7 +51,9 @@ class NpzImages:
         shape, dtype = arrays.get("arr_0", ((), np.dtype(np.uint8)))
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not shape[0]:
             found = ", ".join(f"{name} {dtype} {shape}" for name, (shape, dtype) in arrays.items())
-            raise UserError(f"{path} holds no images: expected arr_0, uint8 (n, h, w, 3); found {found or 'nothing'}")
+            raise UserError(
+                f"{path} holds no images: expected arr_0, uint8 (n, h, w, 3); found {found or 'nothing'}"
+            )
         self.path, self.shape = path, shape
         self._archive = zipfile.ZipFile(path)
         self._file = self._archive.open("arr_0.npy")
@@ -76,7 +78,9 @@ class NpzImages:
         self._file.seek(self._start + rows.start * size)
         content = self._file.read(len(rows) * size)
         if len(content) < len(rows) * size:
-            raise UserError(f"{self.path} ends within image {rows.start + len(content) // size}: it is truncated")
+            raise UserError(
+                f"{self.path} ends within image {rows.start + len(content) // size}: it is truncated"
+            )
         return np.frombuffer(bytearray(content), np.uint8).reshape(len(rows), *self.shape[1:])
 
 
@@ -87,7 +91,9 @@ class FolderImages:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        self.files = sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+        )
         if not self.files:
             raise UserError(f"{path} holds no image (known endings: {', '.join(sorted(SUFFIXES))})")
         self.shape = (len(self.files), *self._read(self.files[0]).shape)
@@ -121,9 +127,13 @@ def open_images(path: Path) -> ImageSet:
     if path.is_dir():
         return FolderImages(path)
     if not path.exists():
-        raise UserError(f"There is no {str(path)!r}: write a run folder, a folder of images, or an .npz file with arr_0")
+        raise UserError(
+            f"There is no {str(path)!r}: write a run folder, a folder of images, or an .npz file with arr_0"
+        )
     if path.suffix != ".npz":
-        raise UserError(f"{path} is neither a folder nor an .npz file: write a folder of images, or an .npz file with arr_0")
+        raise UserError(
+            f"{path} is neither a folder nor an .npz file: write a folder of images, or an .npz file with arr_0"
+        )
     return NpzImages(path)
 
 
@@ -136,7 +146,12 @@ def resized(images: np.ndarray, side: int) -> np.ndarray:
     """To side x side by Pillow's bicubic filter, which widens with the scale (antialiasing); uint8 in, uint8 out. 0 leaves them as they are."""
     if side == 0 or images.shape[1:3] == (side, side):
         return images
-    return np.stack([np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)) for image in images])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+            for image in images
+        ]
+    )
 
 
 class NpzWriter:
@@ -148,7 +163,9 @@ class NpzWriter:
         self.path, self.n, self.seen = path, n, 0
         self.labels: list[np.ndarray] = []
         self.temporary = path.with_name(path.name + ".tmp")
-        self._archive: zipfile.ZipFile | None = None  # opened by the first images: of several processes one writes
+        self._archive: zipfile.ZipFile | None = (
+            None  # opened by the first images: of several processes one writes
+        )
         self._file: IO[bytes] | None = None
 
     def add(self, images: np.ndarray, labels: np.ndarray | None) -> None:
@@ -163,10 +180,14 @@ class NpzWriter:
             self.labels.append(labels)
 
     def close(self) -> None:
-        assert self.seen == self.n and self._archive is not None and self._file is not None, "as many images as announced"
+        assert self.seen == self.n and self._archive is not None and self._file is not None, (
+            "as many images as announced"
+        )
         self._file.close()
         if self.labels:
             with self._archive.open("arr_1.npy", "w") as file:
-                np.lib.format.write_array(file, np.concatenate(self.labels).astype(np.int64), allow_pickle=False)
+                np.lib.format.write_array(
+                    file, np.concatenate(self.labels).astype(np.int64), allow_pickle=False
+                )
         self._archive.close()
         os.replace(self.temporary, self.path)

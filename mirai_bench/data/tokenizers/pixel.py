@@ -32,7 +32,9 @@ def load(config: settings.Tokenizer, device: torch.device) -> Pixel:
     if config.downsample != 1:
         raise UserError(f"tokenizer.downsample is {config.downsample} with the pixel tokenizer: write 1")
     if config.vocabulary > 256:
-        raise UserError(f"tokenizer.vocabulary is {config.vocabulary} with the pixel tokenizer: write 256 grey levels or fewer")
+        raise UserError(
+            f"tokenizer.vocabulary is {config.vocabulary} with the pixel tokenizer: write 256 grey levels or fewer"
+        )
     return Pixel(config.vocabulary)
 
 

@@ -86,7 +86,9 @@ class Up(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, attention after each at the smallest, and the step to the next resolution."""
 
-    def __init__(self, channels: int, out: int, blocks: int, attends: bool, step: tuple[str, type[nn.Module]] | None) -> None:
+    def __init__(
+        self, channels: int, out: int, blocks: int, attends: bool, step: tuple[str, type[nn.Module]] | None
+    ) -> None:
         super().__init__()
         self.res = nn.ModuleList(ResBlock(channels if i == 0 else out, out) for i in range(blocks))
         self.attn = nn.ModuleList(Attention(out) for _ in range(blocks if attends else 0))
@@ -113,7 +115,10 @@ class Encoder(nn.Module):
         inputs = (WIDTHS[0], *WIDTHS[:-1])
         self.conv_in = nn.Conv2d(3, WIDTHS[0], 3, padding=1)
         self.conv_blocks = nn.Sequential(
-            *(Level(inputs[i], WIDTHS[i], 2, i == last, ("downsample", Down) if i < last else None) for i in range(last + 1))
+            *(
+                Level(inputs[i], WIDTHS[i], 2, i == last, ("downsample", Down) if i < last else None)
+                for i in range(last + 1)
+            )
         )
         self.mid = _middle(WIDTHS[-1])
         self.norm_out, self.conv_out = _norm(WIDTHS[-1]), nn.Conv2d(WIDTHS[-1], LATENT, 3, padding=1)
@@ -134,7 +139,10 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(LATENT, widths[0], 3, padding=1)
         self.mid = _middle(widths[0])
         self.conv_blocks = nn.Sequential(
-            *(Level(inputs[i], widths[i], 3, i == 0, ("upsample", Up) if i < last else None) for i in range(last + 1))
+            *(
+                Level(inputs[i], widths[i], 3, i == 0, ("upsample", Up) if i < last else None)
+                for i in range(last + 1)
+            )
         )
         self.norm_out, self.conv_out = _norm(widths[-1]), nn.Conv2d(widths[-1], 3, 3, padding=1)
 
@@ -155,7 +163,9 @@ class Quantizer(nn.Module):
 
     def nearest(self, rows: Tensor) -> Tensor:
         """(n, 8) → (n,): on the unit sphere the nearest code is the one of largest inner product."""
-        return torch.cat([(part @ self.codebook().T).argmax(1) for part in F.normalize(rows, dim=-1).split(8192)])
+        return torch.cat(
+            [(part @ self.codebook().T).argmax(1) for part in F.normalize(rows, dim=-1).split(8192)]
+        )
 
 
 class VQ16Model(nn.Module):
@@ -185,7 +195,9 @@ class VQ16:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        parts = [self.model.quantize.nearest(self.model.rows(from_uint8(part))) for part in images.split(BATCH)]
+        parts = [
+            self.model.quantize.nearest(self.model.rows(from_uint8(part))) for part in images.split(BATCH)
+        ]
         return torch.cat(parts).view(len(images), -1)
 
     @torch.no_grad()
@@ -217,7 +229,10 @@ def read_model(path: Path) -> VQ16Model:
 
 
 def _weights(config: settings.Tokenizer) -> Path:
-    for name, value, only in (("downsample", config.downsample, DOWNSAMPLE), ("vocabulary", config.vocabulary, VOCABULARY)):
+    for name, value, only in (
+        ("downsample", config.downsample, DOWNSAMPLE),
+        ("vocabulary", config.vocabulary, VOCABULARY),
+    ):
         if value != only:
             raise UserError(f"tokenizer.{name} is {value} with vq16: write {name}: {only}")
     if config.weights is None:

@@ -43,7 +43,11 @@ def _blocks(channels: int, count: int) -> list[nn.Module]:
 
 def build_encoder(downsample: int, channels: int, blocks: int, width: int) -> nn.Sequential:
     """(B, 3, h, w) → (B, Z, H, W)."""
-    layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, channels, 3, padding=1), *_blocks(channels, blocks)]
+    layers: list[nn.Module] = [
+        nn.PixelUnshuffle(2),
+        nn.Conv2d(12, channels, 3, padding=1),
+        *_blocks(channels, blocks),
+    ]
     while downsample > 2:
         layers += [nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1), *_blocks(2 * channels, blocks)]
         channels, downsample = 2 * channels, downsample // 2
@@ -58,14 +62,27 @@ def build_decoder(downsample: int, channels: int, blocks: int, width: int) -> nn
         layers += [nn.Conv2d(wide, 2 * wide, 3, padding=1), nn.PixelShuffle(2), *_blocks(wide // 2, blocks)]
         wide //= 2
     few = max(8, channels // 4)
-    layers += [nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, 4 * few, 3, padding=1), nn.PixelShuffle(2)]
+    layers += [
+        nn.GroupNorm(8, channels),
+        nn.SiLU(),
+        nn.Conv2d(channels, 4 * few, 3, padding=1),
+        nn.PixelShuffle(2),
+    ]
     return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(few, 3, 3, padding=1))
 
 
 class SmallVQ(nn.Module):
-    def __init__(self, downsample: int, vocabulary: int, channels: int = 64, blocks: int = 2, width: int = 16) -> None:
+    def __init__(
+        self, downsample: int, vocabulary: int, channels: int = 64, blocks: int = 2, width: int = 16
+    ) -> None:
         super().__init__()
-        self.sizes = {"downsample": downsample, "vocabulary": vocabulary, "channels": channels, "blocks": blocks, "width": width}
+        self.sizes = {
+            "downsample": downsample,
+            "vocabulary": vocabulary,
+            "channels": channels,
+            "blocks": blocks,
+            "width": width,
+        }
         self.encoder = build_encoder(downsample, channels, blocks, width)
         self.decoder = build_decoder(downsample, channels, blocks, width)
         self.register_buffer("codebook", torch.zeros(vocabulary, width))
@@ -102,7 +119,8 @@ class VQSmall:
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         parts = [
-            to_uint8(self.model.images(self.model.codebook[part.flatten()], len(part))) for part in codes.split(DECODE_BATCH)
+            to_uint8(self.model.images(self.model.codebook[part.flatten()], len(part)))
+            for part in codes.split(DECODE_BATCH)
         ]
         return torch.cat(parts)
 
@@ -114,7 +132,9 @@ def read_model(path: Path) -> SmallVQ:
             model = SmallVQ(**json.loads((file.metadata() or {})["sizes"]))
             model.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})  # noqa: SIM118 (not a dictionary)
     except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path} is not a weight file of `python -m mirai_bench.tokenizer train`: {error}") from None
+        raise UserError(
+            f"{path} is not a weight file of `python -m mirai_bench.tokenizer train`: {error}"
+        ) from None
     return model
 
 

@@ -36,7 +36,9 @@ def context_mask(config: RunConfig, device: torch.device) -> Tensor | None:
     """Which cells each cell sees, (T, T) bool; None: all."""
     context = config.foresight.encoder.context
     cells = config.grid[0] * config.grid[1]
-    return block_causal_mask(cells, context.block_causal, device) if isinstance(context, BlockCausal) else None
+    return (
+        block_causal_mask(cells, context.block_causal, device) if isinstance(context, BlockCausal) else None
+    )
 
 
 class TrainedTokens:
@@ -58,7 +60,9 @@ class RandomTokens:
     """Control: the same kind of network with random weights. It sees the whole image, but nothing was learned."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self.model = MaskedTokens(config).init_weights(torch.Generator().manual_seed(config.foresight.teacher_seed), gain=1.0)
+        self.model = MaskedTokens(config).init_weights(
+            torch.Generator().manual_seed(config.foresight.teacher_seed), gain=1.0
+        )
         self.model.requires_grad_(False).to(device)
         self.width = config.model.width
 

@@ -49,12 +49,24 @@ class CachedFeatures:
 
 def identity(encoder: PixelEncoder, config: RunConfig, codes: Codes) -> dict[str, Any]:
     """All that decides the features: the encoder and its weights, the crops, the images."""
-    rows = digest(codes.pixels.rows.tolist()) if codes.num_images != codes.manifest["dataset"]["images"] else "all"
+    rows = (
+        digest(codes.pixels.rows.tolist())
+        if codes.num_images != codes.manifest["dataset"]["images"]
+        else "all"
+    )
     views = {"rule": crop_rule(config.data), "views": codes.num_views}
-    return {"format": FORMAT, "encoder": encoder.identity(), "views": views, "data": codes.manifest["dataset"], "rows": rows}
+    return {
+        "format": FORMAT,
+        "encoder": encoder.identity(),
+        "views": views,
+        "data": codes.manifest["dataset"],
+        "rows": rows,
+    }
 
 
-def cached_features(encoder: PixelEncoder, config: RunConfig, codes: Codes, device: torch.device) -> CachedFeatures:
+def cached_features(
+    encoder: PixelEncoder, config: RunConfig, codes: Codes, device: torch.device
+) -> CachedFeatures:
     """The cache of this encoder on this data, made first where it is not there. Raises UserError where the disk is too small for it."""
     record = identity(encoder, config, codes)
 
@@ -80,11 +92,15 @@ def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> None:
         folder / "features.npy", "w+", np.float16, (codes.num_images, codes.num_views, cells, encoder.width)
     )
     rows = out.reshape(total, cells, encoder.width)
-    for start in progress(range(0, total, BATCH_SIZE), f"{encoder.name} features", -(-total // BATCH_SIZE), "batches"):
+    for start in progress(
+        range(0, total, BATCH_SIZE), f"{encoder.name} features", -(-total // BATCH_SIZE), "batches"
+    ):
         image, view = np.divmod(np.arange(start, min(start + BATCH_SIZE, total)), codes.num_views)
         index, view = (torch.from_numpy(a).to(codes.device) for a in (image, view))
         features = encoder.features(codes.pixels(index, view)).half().cpu().numpy()
         if not np.isfinite(features).all():
-            raise UserError(f"{encoder.name} gives features beyond half precision (65,504): write foresight.encoder.cache: false")
+            raise UserError(
+                f"{encoder.name} gives features beyond half precision (65,504): write foresight.encoder.cache: false"
+            )
         rows[start : start + len(features)] = features
     out.flush()

@@ -42,14 +42,18 @@ class MaskedTokens(nn.Module):
         self.layers = nn.ModuleList(Block(config.model) for _ in range(config.foresight.encoder.depth))
         self.norm = RMSNorm(config.model.width)
         self.output = nn.Linear(config.model.width, self.vocabulary, bias=False)
-        self.register_buffer("rope", rope_table(*config.grid, config.model.width // config.model.heads)[1:], persistent=False)
+        self.register_buffer(
+            "rope", rope_table(*config.grid, config.model.width // config.model.heads)[1:], persistent=False
+        )
 
     def init_weights(self, generator: torch.Generator, gain: float | None = None) -> MaskedTokens:
         """N(0, 0.02); with a gain N(0, gain/√fan_in), which lets an untrained network mix its inputs at full strength."""
         for parameter in self.parameters():
             if parameter.dim() >= 2:
                 nn.init.normal_(
-                    parameter, std=INIT_STD if gain is None else gain / math.sqrt(parameter.shape[-1]), generator=generator
+                    parameter,
+                    std=INIT_STD if gain is None else gain / math.sqrt(parameter.shape[-1]),
+                    generator=generator,
                 )
         return self
 
@@ -68,22 +72,32 @@ def identity(config: RunConfig) -> str:
     """Digest of all that decides the teacher's weights: codes, sizes, length, seed, recipe."""
     run, f = config.identity(), config.foresight
     model = {key: run["model"][key] for key in ("width", "heads", "kv_heads")}
-    return digest([RECIPE, run["data"], run["tokenizer"], model, f.encoder.depth, f.encoder.epochs, f.teacher_seed])
+    return digest(
+        [RECIPE, run["data"], run["tokenizer"], model, f.encoder.depth, f.encoder.epochs, f.teacher_seed]
+    )
 
 
-def train_masked_tokens(config: RunConfig, codes: Codes, device: torch.device, seed: int) -> tuple[MaskedTokens, float]:
+def train_masked_tokens(
+    config: RunConfig, codes: Codes, device: torch.device, seed: int
+) -> tuple[MaskedTokens, float]:
     """→ the trained teacher and its last epoch's mean loss (nats per masked token)."""
     generator = torch.Generator().manual_seed(seed)
     model = MaskedTokens(config).init_weights(generator).to(device)
     size = min(BATCH_SIZE, codes.num_images)
     per_epoch, epochs = codes.steps_per_epoch(size), config.foresight.encoder.epochs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
     losses = torch.zeros(per_epoch)
-    for step in progress(range(epochs * per_epoch), "masked-token teacher", total=epochs * per_epoch, unit="steps"):
+    for step in progress(
+        range(epochs * per_epoch), "masked-token teacher", total=epochs * per_epoch, unit="steps"
+    ):
         tokens = codes.batch(seed=seed, step=step, rank=0, world=1, batch_size=size).tokens
         ratio = torch.cos(torch.rand(size, 1, generator=generator) * math.pi / 2)  # MaskGIT's cosine schedule
-        hidden = (torch.rand(tokens.shape, generator=generator) < ratio.clamp(min=1 / tokens.shape[1])).to(device)
+        hidden = (torch.rand(tokens.shape, generator=generator) < ratio.clamp(min=1 / tokens.shape[1])).to(
+            device
+        )
         logits = model(tokens.masked_fill(hidden, model.vocabulary))
         loss = F.cross_entropy(logits[hidden].float(), tokens[hidden])
         optimizer.zero_grad()
@@ -105,9 +119,13 @@ def load_or_train(config: RunConfig, codes: Codes, device: torch.device) -> Mask
 
 def cache_folder(config: RunConfig, codes: Codes, device: torch.device) -> Path:
     def build(folder: Path) -> None:
-        say(f"training the masked-token teacher on the same codes, once ({config.foresight.encoder.epochs} epochs)")
+        say(
+            f"training the masked-token teacher on the same codes, once ({config.foresight.encoder.epochs} epochs)"
+        )
         model, loss = train_masked_tokens(config, codes, device, config.foresight.teacher_seed)
-        save_file({name: tensor.cpu() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {name: tensor.cpu() for name, tensor in model.state_dict().items()}, folder / "model.safetensors"
+        )
         (folder / "record.json").write_text(
             json.dumps({"loss_nats_per_masked_token": loss, "seed": config.foresight.teacher_seed})
         )

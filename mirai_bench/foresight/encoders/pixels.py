@@ -71,12 +71,16 @@ class PixelEncoder:
         self.size, self.stage = (entry.patch or 0) * grid[0], 0
         if entry.patch is None:
             with torch.device("meta"):
-                reductions = [stage["reduction"] for stage in import_timm().create_model(entry.timm).feature_info]
+                reductions = [
+                    stage["reduction"] for stage in import_timm().create_model(entry.timm).feature_info
+                ]
             self.stage, self.size = stage_for(entry, grid[0], reductions)
         self.model = create_network(entry, self.size, file, pretrained, **overrides)
         self.model.to(device, memory_format=torch.channels_last)  # as the images are, once permuted
         self.mask = None if cells is None else with_prefix(cells, self.model.num_prefix_tokens).to(device)
-        self.mean, self.std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in entry.mean_std)
+        self.mean, self.std = (
+            torch.tensor(values, device=device).view(1, 3, 1, 1) for values in entry.mean_std
+        )
         self.width = self._checked_width()
 
     def _checked_width(self) -> int:
@@ -98,7 +102,10 @@ class PixelEncoder:
         if x.shape[-2:] != (self.size, self.size):
             smaller = self.size < x.shape[-1]
             x = F.interpolate(
-                x, (self.size, self.size), mode=self.entry.interpolation, antialias=self.entry.antialias and smaller
+                x,
+                (self.size, self.size),
+                mode=self.entry.interpolation,
+                antialias=self.entry.antialias and smaller,
             )
         return (x - self.mean) / self.std
 
@@ -108,7 +115,9 @@ class PixelEncoder:
         with torch.autocast("cuda" if cuda else "cpu", torch.bfloat16, enabled=cuda):
             x = self.prepare(images)
             if self.entry.patch is None:
-                maps = self.model.forward_intermediates(x, indices=[self.stage], intermediates_only=True, stop_early=True)[0]
+                maps = self.model.forward_intermediates(
+                    x, indices=[self.stage], intermediates_only=True, stop_early=True
+                )[0]
                 return maps.flatten(2).transpose(1, 2).float()
             options = {} if self.mask is None else {"attn_mask": self.mask}
             return self.model.forward_features(x, **options)[:, self.model.num_prefix_tokens :].float()
@@ -122,6 +131,15 @@ class PixelEncoder:
         for name, tensor in sorted(self.model.state_dict().items()):
             weights.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         mask = None if self.mask is None else hashlib.sha256(self.mask.cpu().numpy().tobytes()).hexdigest()
-        facts = {"entry": self.entry.timm, "mean_std": self.entry.mean_std, "interpolation": self.entry.interpolation}
-        facts |= {"antialias": self.entry.antialias, "size": self.size, "stage": self.stage, "grid": list(self.grid)}
+        facts = {
+            "entry": self.entry.timm,
+            "mean_std": self.entry.mean_std,
+            "interpolation": self.entry.interpolation,
+        }
+        facts |= {
+            "antialias": self.entry.antialias,
+            "size": self.size,
+            "stage": self.stage,
+            "grid": list(self.grid),
+        }
         return facts | {"mask": mask, "weights": weights.hexdigest()}

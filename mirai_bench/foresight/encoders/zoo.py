@@ -131,7 +131,9 @@ def find_weights(name: str, entry: PixelEntry, weights: Path | None, assets: Pat
         )
     path = assets / entry.file
     if file_sha256(path) != entry.sha256:
-        raise UserError(f"{path} is not the file that {name} means ({entry.sha256}): write foresight.encoder.weights to use it")
+        raise UserError(
+            f"{path} is not the file that {name} means ({entry.sha256}): write foresight.encoder.weights to use it"
+        )
     return path
 
 
@@ -140,7 +142,13 @@ def official_lite0(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if "_conv_stem.weight" not in state:
         return state
     flat = [f"blocks.{stage}.{block}" for stage, count in enumerate(LITE0_STAGES) for block in range(count)]
-    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    outer = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     inner = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
     inner |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
@@ -168,7 +176,9 @@ def load_file_into(model: nn.Module, path: Path) -> None:
         state = convert(state, model) if convert else state
         missing = model.load_state_dict(state, strict=False).missing_keys
     except (RuntimeError, KeyError) as error:
-        raise UserError(f"{path} is of another architecture than {model.pretrained_cfg['architecture']}: {error}") from None
+        raise UserError(
+            f"{path} is of another architecture than {model.pretrained_cfg['architecture']}: {error}"
+        ) from None
     if missing:
         raise UserError(
             f"{path} lacks {len(missing)} of the tensors of {model.pretrained_cfg['architecture']}, for instance {missing[0]}: "
@@ -176,7 +186,9 @@ def load_file_into(model: nn.Module, path: Path) -> None:
         )
 
 
-def create_network(entry: PixelEntry, size: int, weights: Path | None, pretrained: bool, **overrides: Any) -> nn.Module:
+def create_network(
+    entry: PixelEntry, size: int, weights: Path | None, pretrained: bool, **overrides: Any
+) -> nn.Module:
     """timm's network for inputs of `size` pixels; `pretrained` without a file asks the hub. `overrides` go to timm (tests: depth)."""
     timm = import_timm()
     arguments = {"num_classes": 0} | ({"img_size": size} if entry.patch else {}) | overrides
