@@ -10,13 +10,8 @@ import pytest
 
 from mirai_bench.config.load import build_run, merge, read_profile
 from mirai_bench.config.run_config import RunConfig
-
-SMALL = {
-    "model": {"size": "nano", "depth": 3, "width": 32, "heads": 2},
-    "foresight": {"projector": {"hidden": 32}, "encoder": {"epochs": 1, "depth": 2}},
-    "train": {"epochs": 1, "batch_size": 16},
-    "evaluation": {"at": [1], "protocol": {"base": "digits", "num_samples": 100}},
-}
+from tests.support.paths import RECORDS
+from tests.support.small_run import SMALL
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +49,26 @@ def trained_run(make_config: Callable[..., RunConfig]) -> Path:
     config = make_config()
     train(config, run_dir_of(config))
     return run_dir_of(config)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to give commands in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def frozen():
+    """The committed records of one sweep."""
+    from mirai_bench.results.reading import read_jsonl
+
+    return read_jsonl([RECORDS])[0]
+
+
+@pytest.fixture
+def sweep_file(tmp_path, shared_runs):
+    """Writes a small sweep file into this test's folder."""
+    from tests.support.small_sweeps import sweep_writer
+
+    return sweep_writer(tmp_path, shared_runs)

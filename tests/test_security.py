@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small_sweeps import environment
 
-from mirai_bench.checkpoint import store as checkpoint
-from mirai_bench.config.load import SWEEPS, read_yaml
+from mirai_bench.checkpoint.store import load_weights
+from mirai_bench.config.load import read_yaml
 from mirai_bench.data.images.datasets import _cifar10
 from mirai_bench.data.images.image_sets import open_images
 from mirai_bench.data.shards import open_shards
@@ -21,8 +20,9 @@ from mirai_bench.evaluate.references import _read_own
 from mirai_bench.foresight.encoders.feature_cache import CachedFeatures
 from mirai_bench.tokenizer.perceptual import Perceptual
 from mirai_bench.utils.errors import UserError
+from tests.support.paths import ROOT
+from tests.support.small_sweeps import environment
 
-ROOT = SWEEPS.parent
 CPU = torch.device("cpu")
 
 
@@ -55,8 +55,8 @@ def npy(path, trap):
 
 
 READERS = {
-    "checkpoint.pt": (torch_file, checkpoint.load_weights),
-    "bare.pt": (bare_pickle, checkpoint.load_weights),
+    "checkpoint.pt": (torch_file, load_weights),
+    "bare.pt": (bare_pickle, load_weights),
     "vq_ds16_c2i.pt": (torch_file, vq16.read_model),
     "vgg16.pt": (torch_file, Perceptual),
     "images.npz": (npz, open_images),
@@ -100,7 +100,7 @@ FORBIDDEN = {
 }  # fmt: skip
 KEYWORDS = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
 # It runs functions of the official checkout that the user names on the command line, whose modules it imports besides.
-ALLOWED = {("mirai_bench/benchmark/peer.py", "exec")}
+ALLOWED = {("mirai_bench/benchmark/peer/checkout.py", "exec")}
 
 
 def calls(tree):
@@ -145,9 +145,9 @@ def test_the_check_of_the_source_sees_what_it_looks_for(tmp_path):
 
 LOCAL_RAY = """
 import os, subprocess, sys, ray
-from mirai_bench.sweep import executor
+from mirai_bench.sweep.ray_tune import session
 JOIN = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
-with executor.session(None, {}):
+with session(None, {}):
     words = [sys.executable, "-c", JOIN, ray.get_runtime_context().gcs_address]
     for more in ({}, {"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}):
         print(subprocess.run(words, env=os.environ | more, capture_output=True, timeout=60).returncode == 0)

@@ -1,0 +1,459 @@
+"""The scripts in analysis/, on committed records. After a wanted change of the golden texts:
+
+PYTHONPATH=analysis python -m tests.analysis.test_scripts        # writes them anew; read the difference before committing it
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import claims
+import common
+import fid_table
+import numpy as np
+import plot_convergence
+import pytest
+import sample_grid
+import speedup
+import yaml
+from matplotlib.colors import to_hex
+
+from mirai_bench.results.paper import read_paper
+from mirai_bench.results.reading import read_jsonl
+from mirai_bench.tracking.ship import ship, start_sweep
+from mirai_bench.utils import cli
+from mirai_bench.utils.errors import UserError
+from tests.support.paths import FIXTURES, RECORDS, ROOT
+from tests.support.synthetic import injection_level, shared_store, write_plan, write_run
+
+SCRIPTS = {
+    "fid_table": fid_table,
+    "plot_convergence": plot_convergence,
+    "claims": claims,
+    "sample_grid": sample_grid,
+}
+CLAIMS = yaml.safe_load((ROOT / "reports" / "claims.yaml").read_text())["claims"]
+
+
+@pytest.fixture(scope="session")
+def main_job(tmp_path_factory):
+    """A folder of runs of a whole sweep, shipped to MLflow under an axis of its own."""
+    runs, sweep = tmp_path_factory.mktemp("analysis") / "runs", injection_level(seeds=[20, 21])
+    plan = write_plan(runs, sweep)
+    for cell in sweep.cells:
+        write_run(
+            runs,
+            cell.config,
+            lambda epoch, c=cell: {"FD-digits": 20 / epoch - ("2d" in c.arm) + 0.1 * c.seed, "recall": 0.5},
+        )
+    return runs, plan
+
+
+# ---- speed-up
+
+
+def test_first_reach_by_hand():
+    curve = [(2.0, 9.0), (4.0, 7.0), (8.0, 5.0)]
+    assert speedup.first_reach(curve, 6.0, lower=True) == (6.0, False)
+    assert speedup.first_reach(curve, 5.0, lower=True) == (8.0, False)
+    assert speedup.first_reach(curve, 9.5, lower=True) == (2.0, True)
+    assert speedup.first_reach(curve, 4.9, lower=True) is None
+    assert speedup.first_reach([(x, -y) for x, y in curve], -6.0, lower=False) == (6.0, False)
+
+
+def test_speedup_of_the_papers_own_points():
+    """Its "10 times" and "5 times", by interpolation of the curves that it prints: LlamaGen-B needs 400 epochs for 5.23."""
+    rows = [row for row in read_paper("foresight_source", "B") if row["metric"] == "FID"]
+    points = {
+        arm: sorted((int(r["epochs"]), float(r["value"])) for r in rows if r["arm"] == arm)
+        for arm in ("baseline", "mirai-i-k1", "mirai-e-k3")
+    }
+    assert points["baseline"][-1] == (400, 5.23)
+    needed = {arm: speedup.first_reach(curve, 5.23, lower=True)[0] for arm, curve in points.items()}
+    assert needed["baseline"] / needed["mirai-i-k1"] == pytest.approx(400 / (40 + 20 * 0.02 / 0.31))
+    assert needed["baseline"] / needed["mirai-e-k3"] == pytest.approx(5.03, abs=0.01)
+
+
+def test_speedup_over_seeds(frozen):
+    one = speedup.speedup(frozen, "internal-2d", "FD-digits", "epochs", "final")
+    # seed 0: 5.0 is reached between epoch 4 (6.0) and 8 (4.9); seed 1: 5.4 likewise; seed 2: 5.2 likewise
+    each = [12 / (4 + 4 * 1.0 / 1.1), 12 / (4 + 4 * 1.0 / 1.2), 12 / (4 + 4 * 1.0 / 1.1)]
+    assert (one.n, one.reached, one.mean) == (3, 3, pytest.approx(np.exp(np.mean(np.log(each)))))
+    assert one.low < one.mean < one.high and one.sure_low == one.low and one.sure_high == one.high
+    flops = speedup.speedup(frozen, "internal-2d", "FD-digits", "flops", "final")
+    assert flops.mean == pytest.approx(one.mean / 1.5)
+    never = speedup.speedup(frozen, "output-1d", "FD-digits", "epochs", "final")
+    assert (str(never), never.sure_low) == ("not reached", 0.0) and never.sure_high == pytest.approx(1.0)
+    assert str(speedup.speedup(frozen, "pending", "FD-digits", "epochs", "final")) == "—"
+
+
+def test_reached_before_the_first_evaluation_is_a_lower_bound(frozen):
+    for record in frozen.records:
+        if record["arm"] == "internal-2d":
+            record["metrics"] = {"FD-digits": 1.0}
+    found = speedup.speedup(frozen, "internal-2d", "FD-digits", "epochs", "best")
+    assert str(found).startswith("≥ 6.00×") and found.sure_high == float("inf")
+
+
+def test_speedup_without_seconds(frozen):
+    with_seconds, without = (speedup.speedup_table(frozen, "FD-digits", timing) for timing in (True, False))
+    assert "training time" in with_seconds and "training time" not in without and "training FLOPs" in without
+
+
+def test_golden_speedup(frozen):
+    assert speedup.speedup_table(frozen, "FD-digits") == (FIXTURES / "speedup.md").read_text(encoding="utf-8")
+
+
+# ---- figures
+
+
+def test_figure_is_the_same_bytes_in_another_process_and_shows_the_records(frozen, tmp_path):
+    words = ["--records", str(RECORDS), "--out"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
+    script = str(ROOT / "analysis" / "plot_convergence.py")
+    subprocess.run(
+        [sys.executable, script, *words, str(tmp_path / "a")],
+        check=True,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    assert plot_convergence.command([*words, str(tmp_path / "b")]) == 0
+    for kind in ("svg", "pdf", "png"):
+        first, second = ((tmp_path / folder / f"injection_level.{kind}").read_bytes() for folder in "ab")
+        assert first == second and len(first) > 5000, kind
+    lines = {
+        line.get_color(): line
+        for line in plot_convergence.draw(frozen, "FD-digits", "epochs", "minmax", "linear").axes[0].lines
+    }
+    looks = common.look(frozen)
+    for arm in ("baseline", "output-1d", "internal-2d"):
+        mean = frozen.frame[frozen.frame.arm == arm].groupby("epoch")["FD-digits"].mean()
+        assert np.array_equal(lines[looks[arm][0]].get_xdata(), mean.index) and np.allclose(
+            lines[looks[arm][0]].get_ydata(), mean.values
+        )
+    assert len(lines) == 4, "an arm without records has no line"
+
+
+def band_at_the_end(results, arm, band):
+    """(low, high) of the band that the figure shows around an arm's last point."""
+    axes = plot_convergence.draw(results, "FD-digits", "epochs", band, "linear").axes[0]
+    colours = [to_hex(collection.get_facecolor()[0]) for collection in axes.collections]
+    corners = axes.collections[colours.index(common.look(results)[arm][0].lower())].get_paths()[0].vertices
+    last = corners[corners[:, 0] == corners[:, 0].max(), 1]
+    return last.min(), last.max()
+
+
+def test_bands(frozen):
+    assert np.allclose(band_at_the_end(frozen, "baseline", "minmax"), (5.0, 5.4))
+    half = 4.302653 * 0.2 / 3**0.5
+    assert np.allclose(band_at_the_end(frozen, "baseline", "t"), (5.2 - half, 5.2 + half))
+
+
+def test_a_line_ends_where_most_seeds_are(frozen):
+    begun = [r for r in frozen.records if (r["arm"], r["seed"]) != ("baseline", 1) or r["epoch"] <= 4]
+    points = plot_convergence.tidy(replace(frozen, records=begun), "FD-digits", "epochs")
+    assert sorted(points[points.arm == "baseline"].x.unique()) == [2, 4]
+
+
+def test_seeds_share_one_place_in_time(frozen):
+    points = plot_convergence.tidy(frozen, "FD-digits", "seconds")
+    baseline = points[points.arm == "baseline"]
+    assert baseline.groupby("x").seed.nunique().tolist() == [3] * baseline.x.nunique()
+
+
+def test_many_arms_have_a_panel_each_beside_the_baseline(frozen):
+    arms = ["baseline", *(f"arm-{i}" for i in range(7))]
+    records = [r | {"arm": arm} for r in frozen.records if r["arm"] == "baseline" for arm in arms]
+    many = replace(
+        frozen,
+        arms=arms,
+        records=records,
+        cells=[c | {"arm": arm} for c in frozen.cells if c["arm"] == "baseline" for arm in arms],
+    )
+    figure = plot_convergence.draw(many, "FD-digits", "epochs", "minmax", "auto")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == arms[1:]
+    looks = common.look(many)
+    mean = frozen.frame[frozen.frame.arm == "baseline"].groupby("epoch")["FD-digits"].mean()
+    figure = plot_convergence.draw(many, "FD-digits", "epochs", "minmax", "log")
+    for arm, axes in zip(arms[1:], figure.axes, strict=True):
+        assert all(np.allclose(line.get_ydata(), mean.values) for line in axes.lines if len(line.get_xdata()))
+        assert {line.get_color() for line in axes.lines if len(line.get_xdata())} == {
+            looks["baseline"][0],
+            looks[arm][0],
+        }
+
+
+def test_papers_curve_is_dashed_only_under_its_own_profile(frozen):
+    def dashed(results, metric="FID"):
+        axes = plot_convergence.draw(results, metric, "epochs", "minmax", "log").axes[0]
+        return [line for line in axes.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
+
+    for record in frozen.records:
+        record["metrics"] = {"FID": record["metrics"]["FD-digits"]}
+        record["run"]["config"]["model"]["size"] = "B"
+    assert not dashed(frozen)
+    lines = dashed(replace(frozen, profile="imagenet256_b"))
+    assert sorted(map(len, (line.get_xdata() for line in lines))) == [1, 5, 6], (
+        "output-1d (one point), internal-2d (Mirai-E), baseline"
+    )
+
+
+@pytest.mark.parametrize(
+    "metric, x", [("recall", "epochs"), ("KID-digits", "flops"), ("FD-digits", "seconds")]
+)
+def test_other_metrics_and_axes(frozen, metric, x):
+    figure = plot_convergence.draw(frozen, metric, x, "t", "log")
+    assert figure.get_supxlabel() == speedup.AXES[x][1] and figure.get_supylabel().startswith(metric)
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def test_figure_of_another_metric_has_another_name(tmp_path):
+    assert (
+        plot_convergence.command(
+            ["--records", str(RECORDS), "--out", str(tmp_path), "--metric", "recall", "--x", "flops"]
+        )
+        == 0
+    )
+    names = {f"injection_level_recall_flops.{kind}" for kind in ("svg", "pdf", "png")} | {
+        "injection_level_recall_speedup.md"
+    }
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_arms_have_colours_of_their_own(frozen):
+    many = replace(frozen, arms=["baseline", *(f"arm-{i}" for i in range(12))])
+    assert len({colour for colour, _ in common.look(many).values()}) == 13
+
+
+def test_differences_are_those_of_the_table_and_filled_where_significant(frozen, monkeypatch):
+    table = fid_table.build_table(frozen)
+    changes = {
+        row.arm: row.differences["FD-digits"] for row in table.rows if row.differences.get("FD-digits")
+    }
+    assert changes
+    for threshold in (0.0, 1.1):
+        monkeypatch.setattr(fid_table, "SIGNIFICANT", threshold)
+        axes = fid_table.draw_differences(frozen, table).axes[0]
+        points = [container.lines[0] for container in axes.containers]
+        assert [line.get_xdata()[0] for line in points] == [change.mean for change in changes.values()]
+        filled = [line.get_markerfacecolor() != "white" for line in points]
+        assert filled == [change.p < threshold for change in changes.values()] and any(filled) == (
+            threshold > 1
+        )
+    assert [text.get_text() for text in axes.get_yticklabels()] == [
+        arm for arm in frozen.arms if arm != "baseline"
+    ]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1], "the sweep's order, from above"
+
+
+# ---- claims
+
+
+def results_with(frozen, **finals):
+    """One evaluation per seed: arm → values by seed (underscores stand for hyphens)."""
+    run = frozen.records[0]["run"]
+    records = [
+        {"arm": arm.replace("_", "-"), "seed": seed, "step": 10, "epoch": 1.0, "metrics": {"FD-x": value}, "train_flops": 1.0,
+         "train_seconds": 1.0, "sample_seconds": 1.0, "evaluate_seconds": 1.0, "run": run}
+        for arm, values in finals.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    return replace(frozen, arms=[arm.replace("_", "-") for arm in finals], records=records)
+
+
+@pytest.mark.parametrize(
+    "ours, verdict",
+    [
+        ([6.0, 6.1, 6.2], "supported"),
+        ([4.0, 4.1, 4.2], "contradicted"),
+        ([4.0, 6.1, 5.2], "undecided"),
+        ([6.0], "undecided"),  # one seed never decides
+        ([], "not run"),
+    ],
+)
+def test_verdicts(frozen, ours, verdict):
+    claim = {
+        "claim": "it hurts",
+        "paper": "",
+        "tests": [{"axis": "injection_level", "better": "baseline", "than": "output-1d"}],
+    }
+    (row,) = claims.judge(claim, [results_with(frozen, baseline=[5.0, 5.15, 5.2], output_1d=ours)])
+    assert row[3] == verdict
+
+
+def test_a_claim_needs_all_its_comparisons(frozen):
+    tests = [{"axis": "injection_level", "better": a, "than": b} for a, b in (("a", "b"), ("b", "c"))]
+    claim = {"claim": "a > b > c", "paper": "", "tests": tests}
+
+    def judged(**values):
+        return claims.judge(claim, [results_with(frozen, **values)])[0][3]
+
+    up, low, wide = [5.0, 5.1, 5.25], [4.0, 4.15, 4.2], [4.0, 6.1, 5.2]
+    assert judged(a=low, b=up, c=[x + 1 + i / 50 for i, x in enumerate(up)]) == "supported"
+    assert judged(a=low, b=up, c=wide) == "undecided"
+    assert judged(a=low, b=up, c=low) == "contradicted"
+    assert judged(a=low, b=up) == "undecided", "one comparison was not run"
+
+
+def test_contradiction_is_corrected_for_the_number_of_comparisons(frozen):
+    """p of b - a is 0.03: it contradicts a claim of one comparison, not one of two."""
+    test = {"axis": "injection_level", "better": "a", "than": "b"}
+    d = np.array([-0.9, 0.1, 0.8])  # s = 0.854
+    values = results_with(frozen, baseline=[0.0] * 3, a=list(5 + d + 2.7), b=[5.0, 5.0, 5.0])
+    assert claims.paired(
+        {i: float(x) + 2.7 for i, x in enumerate(d)}, dict.fromkeys(range(3), 0.0)
+    ).p == pytest.approx(0.032, abs=0.002)
+    assert claims.judge({"claim": "", "paper": "", "tests": [test]}, [values])[0][3] == "contradicted"
+    assert claims.judge({"claim": "", "paper": "", "tests": [test, test]}, [values])[0][3] == "undecided"
+
+
+def test_speedup_and_sameness_claims(frozen):
+    def judged(**test):
+        return claims.judge(
+            {"claim": "", "paper": "", "tests": [{"axis": "injection_level", "arm": "internal-2d"} | test]},
+            [frozen],
+        )[0][3]
+
+    assert (
+        judged(speedup=1.4) == "supported"
+        and judged(speedup=10) == "contradicted"
+        and judged(speedup=1.6) == "undecided"
+    )
+    assert (
+        judged(same="parameters", within=0.0) == "supported"
+        and judged(same="sample_seconds", within=0.05) == "supported"
+    )
+    assert judged(same="train_flops", within=0.05) == "contradicted"
+    never = claims.judge(
+        {"claim": "", "paper": "", "tests": [{"axis": "injection_level", "arm": "output-1d", "speedup": 5}]},
+        [frozen],
+    )
+    assert never[0][3] == "contradicted" and "not reached" in never[0][4]
+
+
+@pytest.mark.parametrize("test, message", [({"bettr": "a"}, "Unknown kind of comparison 'bettr'"), ({"axis": "x", "better": "a"}, "lacks than"),
+                                           ({"axis": "x", "arm": "a", "speedup": 2, "x": 1}, "has x")])  # fmt: skip
+def test_bad_claims_are_refused(test, message):
+    with pytest.raises(UserError, match=message):
+        claims.kind_of(test)
+
+
+def test_shipped_claims_name_arms_that_a_sweep_has():
+    for claim in CLAIMS:
+        assert claim["paper"] and claim["tests"]
+        for test in claim["tests"]:
+            claims.kind_of(test)
+            path = ROOT / "sweeps" / f"{test['axis']}.yaml"
+            if path.is_file():
+                arms = yaml.safe_load(path.read_text())["arms"]
+                named = [test[key] for key in ("better", "than", "arm") if key in test]
+                assert all(arm in arms or arm.startswith("mirai-e-frozen-k") for arm in named), test
+
+
+def test_golden_claims(frozen):
+    assert claims.report(CLAIMS, [frozen]) == (FIXTURES / "claims.md").read_text(encoding="utf-8")
+
+
+# ---- scripts
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_nothing_to_read_says_what_to_run(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli.run(SCRIPTS[name].command, []) == 2
+    captured = capsys.readouterr()
+    assert common.MAIN_JOB in captured.err and captured.out == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--axis", "injection_levle"], "Did you mean 'injection_level'"),
+        (["--metric", "FD"], "Unknown metric 'FD'"),
+        (["--records", "absent.jsonl"], "no file"),
+    ],
+)
+def test_bad_words(words, message, tmp_path):
+    source = [] if "--records" in words else ["--records", str(RECORDS)]
+    with pytest.raises(UserError, match=message):
+        fid_table.command([*source, "--out", str(tmp_path), *words])
+
+
+def test_table_freezes_the_records_that_rebuild_it(tmp_path, capsys):
+    assert fid_table.command(["--records", str(RECORDS), "--out", str(tmp_path), "--freeze"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "injection_level.md").read_text() + "\n"
+    frozen = tmp_path / "data" / "injection_level_digits.jsonl"
+    assert fid_table.command(["--records", str(frozen), "--out", str(tmp_path / "again")]) == 0
+    for kind in ("md", "csv", "tex", "html"):
+        assert (tmp_path / f"injection_level.{kind}").read_bytes() == (
+            tmp_path / "again" / f"injection_level.{kind}"
+        ).read_bytes()
+
+
+def test_every_script_reads_mlflow_and_run_folders(main_job, tmp_path, tmp_path_factory, monkeypatch, capsys):
+    runs, plan = main_job
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_store(tmp_path_factory.getbasetemp()))
+    monkeypatch.chdir(tmp_path)
+    mine = plan | {"profile": "analysis"}
+    parent = start_sweep(mine)
+    for cell in plan["cells"]:
+        ship(runs / cell["fingerprint"], parent=parent, axis=plan["axis"], arm=cell["arm"], seed=cell["seed"])
+    for name, script in SCRIPTS.items():
+        capsys.readouterr()
+        assert script.command(["--profile", "analysis"]) == 0, name
+        from_mlflow = capsys.readouterr().out.replace("_analysis", "").replace("analysis", "digits")
+        assert script.command(["--runs", str(runs)]) == 0, name
+        assert from_mlflow == capsys.readouterr().out, name
+    written = {
+        path.name for path in (tmp_path / "reports").glob("injection_level*") if "analysis" not in path.name
+    }
+    kinds = ("md", "csv", "tex", "html", "svg", "pdf", "png")
+    assert written == {f"injection_level.{kind}" for kind in kinds} | {
+        "injection_level_speedup.md",
+        "injection_level_samples.png",
+        *(f"injection_level_differences.{kind}" for kind in ("svg", "pdf", "png")),
+    }
+
+
+def test_grids_stand_side_by_side(main_job, frozen, tmp_path):
+    runs, _ = main_job
+    (results,) = common.load(common.parser("x", "", "").parse_args(["--runs", str(runs)]))
+    figure = sample_grid.draw(results, sample_grid.chosen(results, None), [20, 21], tmp_path)
+    assert len(figure.axes) == 2 * 5 and all(len(axes.images) == 1 for axes in figure.axes)
+    assert [axes.get_title() for axes in figure.axes[:5]] == results.arms
+    earlier = sample_grid.chosen(results, 4.2)
+    assert {record["epoch"] for record in earlier.values()} == {4.0}
+    (runs / results.cells[0]["fingerprint"] / earlier["baseline", 20]["grid"]).unlink()
+    assert len(sample_grid.draw(results, earlier, [20], tmp_path).axes[0].images) == 0
+    with pytest.raises(UserError, match="no sample grids are at hand"):
+        sample_grid.draw(frozen, sample_grid.chosen(frozen, None), [0], tmp_path)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_has_an_example(name, capsys):
+    with pytest.raises(SystemExit):
+        SCRIPTS[name].command(["--help"])
+    assert f"example: python analysis/{name}.py" in " ".join(capsys.readouterr().out.split())
+
+
+def test_paper_values_are_marked():
+    rows = [
+        row
+        for axis in ("injection_level", "foresight_layout", "foresight_source")
+        for size in ("B", "L", "XL")
+        for row in read_paper(axis, size)
+    ]
+    assert (
+        len(rows) > 80
+        and {row["mark"] for row in rows} <= {"L-img", "L-vec", "L-px", "S1", "S2"}
+        and all(row["source"] for row in rows)
+    )
+
+
+if __name__ == "__main__":
+    (FIXTURES / "speedup.md").write_text(
+        speedup.speedup_table(read_jsonl([RECORDS])[0], "FD-digits"), encoding="utf-8"
+    )
+    (FIXTURES / "claims.md").write_text(claims.report(CLAIMS, read_jsonl([RECORDS])), encoding="utf-8")

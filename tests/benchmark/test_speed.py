@@ -1,0 +1,366 @@
+"""The benchmark's arithmetic and rows, on small shapes and beside a stand-in for a peer's checkout."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mirai_bench.benchmark import report, sweep, timing, train, workload
+from mirai_bench.benchmark.__main__ import KINDS, build_parser, command
+from mirai_bench.benchmark.options import Options
+from mirai_bench.benchmark.peer.checkout import Peer
+from mirai_bench.benchmark.peer.step import PeerStep, supports
+from mirai_bench.benchmark.targets import PLAN, TARGETS
+from mirai_bench.benchmark.timing import Phases, Sample, alternate, phases_of, ratio, spread
+from mirai_bench.evaluate.extractors import EXTRACTORS
+from mirai_bench.evaluate.metrics import BLOCK_BYTES
+from mirai_bench.sweep.__main__ import parser as sweep_parser
+from mirai_bench.sweep.driver import Report
+from mirai_bench.utils.errors import UserError
+from tests.support.synthetic import write_run
+
+CPU = torch.device("cpu")
+TINY = workload.Shape(3, 64, 4, 32, 4)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(workload.SHAPES, "small", TINY)
+    monkeypatch.setattr(train, "SHAPES", workload.SHAPES)
+    monkeypatch.setattr(timing, "CEILING_SIDE", {"cpu": 64})
+
+
+def run_cell(arm="ntp", precisions=("fp32",), peers=()):
+    rows = train.measure_cell(
+        "small", arm, list(precisions), None, Options(CPU, 2, 1, False, peers), {"fp32": 1e12, "bf16": 1e12}
+    )
+    return [row | {"device": "cpu"} for row in rows]
+
+
+@pytest.mark.parametrize("arm", [arm for arm in workload.ARMS if arm != "mirai-i-online"])
+def test_a_row_of_each_arm(arm, monkeypatch):
+    monkeypatch.setitem(
+        workload.ARMS, arm, workload.ARMS[arm] | ({"projector": {"hidden": 16}} if arm != "ntp" else {})
+    )
+    (row,) = run_cell(arm)
+    assert row["step_ms"]["median"] > 0 and row["images_per_second"] * 16 == pytest.approx(
+        row["tokens_per_second"]
+    )
+    assert {"forward", "backward", "optimizer", "EMA", "batch", "loss", "other"} <= row["phases_ms"].keys()
+    assert ("teacher" in row["phases_ms"]) == arm.startswith("mirai")
+    assert row["mfu"] == pytest.approx(row["step_flops"] / (row["busy_ms"]["median"] / 1e3) / 1e12)
+    assert row["status"] == "measured" and json.dumps(row)
+
+
+def test_an_online_encoder_needs_no_weights():
+    pytest.importorskip("timm")
+    config = workload.run_config(TINY, "mirai-i-online", "fp32", CPU)
+    ours = workload.Ours(config)
+    assert np.isfinite(ours()) and ours.trainer.objective.foresight.source.encoder.width == 768
+
+
+def test_alternation_ratio_and_spread():
+    order = []
+    samples = alternate(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, rounds=3, warmup=1
+    )
+    assert "".join(order) == "abababab" and len(samples["a"]) == len(samples["b"]) == 3
+    slow, fast = [Sample(4, 2), Sample(9, 2), Sample(8, 2)], [Sample(2, 2), Sample(3, 2), Sample(2, 2)]
+    assert ratio(slow, fast, "wall")["median"] == 3 and ratio(slow, fast, "busy")["median"] == 1
+    assert spread([5.0]) == {"median": 5.0, "q1": 5.0, "q3": 5.0, "n": 1}
+
+
+def test_phases_are_exclusive_and_leave_nothing_behind(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
+    phases = Phases(CPU)
+    with phases.part("outer"), phases.part("inner"):
+        pass
+    assert phases.seconds == {"outer": 2, "inner": 1}
+    monkeypatch.undo()
+    ours = workload.Ours(workload.run_config(TINY, "mirai-e-k3", "fp32", CPU))
+    before, backward = dict(vars(ours.trainer.model)), torch.Tensor.backward
+    phases_of(ours.trainer, 1, 0)
+    assert dict(vars(ours.trainer.model)) == before and torch.Tensor.backward is backward
+
+
+class StandIn(nn.Module):
+    """As much of the official model's interface as its training step uses."""
+
+    def __init__(self, args):
+        super().__init__()
+        self.args = args
+        self.table = nn.Embedding(args.vocab_size, args.dim)
+        self.projectors = nn.ModuleList(
+            nn.Linear(args.dim, w) for w in getattr(args, "z_dims", []) * getattr(args, "num_heads", 0)
+        )
+
+    def states(self, idx):
+        return self.table(F.pad(idx, (1, 0)))
+
+    def forward_ema(self, idx, cond_idx, targets=None):
+        return self.states(idx)
+
+    def forward(self, idx, cond_idx, targets):
+        h = self.states(idx)
+        logits = h @ self.table.weight.T
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return (logits, [p(h) for p in self.projectors], loss) if self.projectors else (logits, loss)
+
+
+def stand_in_peer(name="Mirai"):
+    module = ModuleType("stand_in")
+    module.Transformer, module.ModelArgs = StandIn, SimpleNamespace
+    calls = []
+
+    def update_ema(ema, model, decay=0.9):
+        calls.append("ema")
+        for e, p in zip(ema.parameters(), model.parameters(), strict=True):
+            e.data.lerp_(p.data, 1 - decay)
+
+    def losses(teacher, students):
+        calls.append(len(students))
+        return [-F.cosine_similarity(teacher[0], s, dim=-1).mean() for s in students]
+
+    def optimizer(model, decay, rate, betas):
+        return torch.optim.AdamW(model.parameters(), rate, betas, weight_decay=decay)
+
+    peer = Peer(
+        name,
+        "c0ffee",
+        module,
+        module if name == "Mirai" else None,
+        None,
+        update_ema,
+        optimizer,
+        {"E": losses},
+        None,
+    )
+    return peer, calls
+
+
+def test_the_peers_step_and_the_ratios(monkeypatch):
+    peer, calls = stand_in_peer()
+    config = workload.run_config(TINY, "mirai-e-k3", "fp32", CPU)
+    ours = workload.Ours(config)
+    step = PeerStep(peer, config, ours, bf16=False)
+    before = step.raw.table.weight.clone()
+    assert np.isfinite(step()) and calls == [3, "ema"]
+    assert not torch.equal(before, step.raw.table.weight)
+    assert all(
+        torch.equal(a, b) for a, b in zip(step.teacher.parameters(), step.ema.parameters(), strict=True)
+    )
+    monkeypatch.setattr(train, "peers_of", lambda options: [stand_in_peer("LlamaGen")[0], peer])
+    rows = run_cell("mirai-e-k3", ("fp32", "bf16"), peers=(Path("peer"),))
+    assert [row["peer"]["name"] for row in rows] == ["Mirai", "Mirai"]
+    assert all(row["peer"][p]["busy"]["n"] == 2 for row in rows for p in ("fp32", "bf16"))
+    assert "| small (3 x 64, 4x4, batch 4) | mirai-e-k3 | bf16 |" in report.table(rows)
+
+
+def test_arms_that_a_peer_lacks():
+    llamagen, mirai = stand_in_peer("LlamaGen")[0], stand_in_peer()[0]
+    configs = {arm: workload.run_config(TINY, arm, "fp32", CPU) for arm in ("ntp", "mirai-e-k3", "mtp")}
+    assert {arm: (supports(llamagen, c), supports(mirai, c)) for arm, c in configs.items()} == {
+        "ntp": (True, True), "mirai-e-k3": (False, True), "mtp": (False, False)
+    }  # fmt: skip
+    with pytest.raises(UserError, match="LlamaGen has no counterpart of foresight"):
+        PeerStep(llamagen, configs["mirai-e-k3"], workload.Ours(configs["mirai-e-k3"]), False)
+
+
+def test_out_of_memory_is_a_row(monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(train, "measure_cell", full)
+    args = build_parser().parse_args(["train", "--sizes", "small", "--arms", "ntp", "--rounds", "1"])
+    (row,) = train.measure(args, Options(CPU, 1, 1, False, ()))
+    assert row["status"] == "out of memory" and "out of memory" in report.table([row])
+
+
+def test_targets_without_rows_are_not_measured_and_with_rows_are_judged():
+    table = report.targets_table([])
+    assert table.count("not measured") == len(TARGETS)
+    row = {
+        "kind": "train",
+        "status": "measured",
+        "device": "cpu",
+        "size": "small",
+        "arm": "ntp",
+        "asked_precision": "fp32",
+    }
+    rows = [row | {"peer": {"fp32": {"busy": spread([1.5])}}}]
+    rows.append({"kind": "data", "status": "measured", "device": "cpu", "files_over_shards": spread([25.0])})
+    table = report.targets_table(rows)
+    assert "| CPU step, small, ntp, fp32 against fp32 | ≥ 2x | 1.50x | missed |" in table
+    assert "| codes, random access, cold Python | ≥ 20x | 25.00x | met |" in table
+    assert table.count("not measured") == len(TARGETS) - 2
+
+
+@pytest.mark.parametrize("device", PLAN)
+def test_the_plan_is_of_valid_commands(device):
+    for words in PLAN[device]:
+        assert build_parser().parse_args(words).kind in KINDS
+
+
+def test_without_a_gpu_the_gpu_targets_say_so(tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    assert command(["targets", "--device", "cuda", "--out", str(tmp_path)]) == 0
+    assert (
+        "not measured" in (tmp_path / "targets.md").read_text()
+        and "no CUDA device" in capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match="no CUDA device is visible"):
+        command(["train", "--device", "cuda"])
+
+
+def test_files_tables_and_chart_come_from_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "peers_of", lambda options: [stand_in_peer()[0]])
+    report.write_json(
+        tmp_path / "train_cpu.json", Options(CPU, 2, 1, False, ()).head(), run_cell(peers=(Path("peer"),))
+    )
+    (tmp_path / "parity_mirai.json").write_text(json.dumps({"rows": [{"quantity": "logits"}]}))
+    (tmp_path / "README.md").write_text("before\n<!-- tables -->\noutdated\n<!-- end of tables -->\nafter\n")
+    first = report.write_report(tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    assert (
+        readme.startswith("before\n")
+        and readme.endswith("after\n")
+        and first in readme
+        and "outdated" not in readme
+    )
+    assert first == report.write_report(tmp_path) and "| ntp | fp32 |" in first
+    drawn = (tmp_path / "speed.svg").read_bytes()
+    assert command(["report", str(tmp_path)]) == 0 and (tmp_path / "speed.svg").read_bytes() == drawn
+    head = json.loads((tmp_path / "train_cpu.json").read_text())
+    assert {"machine", "versions", "git", "statistic"} <= head.keys()
+
+
+def test_data_in_both_layouts_is_the_same(tmp_path):
+    from mirai_bench.benchmark import data
+    from mirai_bench.data.shards import open_shards
+
+    names = data.write_both(tmp_path, 1500)
+    rows = np.array([1400, 3, 1024])
+    shards = open_shards(tmp_path, names).take(rows, np.zeros_like(rows))
+    assert (shards == np.concatenate([np.load(tmp_path / "codes" / f"{row}.npy") for row in rows])).all()
+    assert data.read_shards(tmp_path, names, rows) > 0 and data.read_files(tmp_path, names, rows) > 0
+
+
+def test_extractors_whose_weights_are_not_at_hand_are_measured_with_random_ones(
+    make_config, monkeypatch, tmp_path
+):
+    from mirai_bench.benchmark import evaluate
+    from mirai_bench.evaluate.networks import Dinov2
+
+    monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
+    monkeypatch.setattr(evaluate, "noise", lambda n, side: np.zeros((1, side, side, 3), np.uint8))
+    row = evaluate.extractor_speed(make_config(), "inception", Options(CPU, 1, 1, False, ()))
+    assert (row["status"], row["weights"]) == (
+        "measured",
+        "random",
+    ) and "inception, batch 1, random weights |" in report.table([row])
+    assert evaluate.extractor_speed(make_config(), "inception_2015", Options(CPU, 1, 1, False, ()))[
+        "status"
+    ].startswith("not measured")
+    pytest.importorskip("timm")
+    small = "vit_small_patch14_dinov2"
+    monkeypatch.setattr(evaluate, "DINOV2_MODEL", small)
+    evaluate.UNTRAINED["dinov2"](tmp_path / "random.pth")
+    assert Dinov2(tmp_path / "random.pth", small).eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[
+        "pool"
+    ].shape == (1, 384)
+
+
+def test_evaluate(trained_run, monkeypatch):
+    from mirai_bench.benchmark import evaluate
+
+    monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
+    monkeypatch.setattr(evaluate, "UNTRAINED", {})  # they would take minutes
+    small = ["--statistics", "200", "--memory", "1000", "9000"]
+    args = build_parser().parse_args(["evaluate", "--config", str(trained_run / "config.json"), *small])
+    rows = KINDS["evaluate"][0].measure(args, Options(CPU, 1, 1, False, ()))
+    whole, extractors = rows[0], {row["size"]: row for row in rows if row["kind"] == "extractor"}
+    assert whole["samples"] == 100 and whole["images_per_second"]["sample"] > 0
+    assert extractors.keys() == EXTRACTORS.keys() and extractors["digits"]["images_per_second"]["median"] > 0
+    assert extractors["dinov2"]["status"].startswith("not measured")
+    statistics = {row["what"]: row["seconds"] for row in rows if row["kind"] == "statistics"}
+    assert len(statistics) == 4 and all(seconds > 0 for seconds in statistics.values())
+    few, many = (row for row in rows if row["kind"] == "memory")
+    # what grows with the number of images is their features (64 float64); blocks of distances are bounded
+    growth, features = (many[key] - few[key] for key in ("peak_megabytes", "features_megabytes"))
+    assert growth < 3 * features + 2 * BLOCK_BYTES / 2**20
+    assert report.table(rows).count("\n") == 2 + len(rows)
+
+
+def test_a_sweeps_wall_clock_is_accounted_for(monkeypatch):
+    """Two cells of 24 s + 7 evaluations of 1.5 s, side by side, in a command of 41 s: overhead is what is left of 2 x 41 s."""
+
+    def run(plan, options):
+        plan.write()
+        for cell in plan.sweep.cells:
+            write_run(plan.runs, cell.config, lambda epoch: {"FD-digits": 4.0}, seconds_per_epoch=1.0)
+        return Report(
+            {"ray start": 1.0, "trials": 39.0, "ray stop": 1.0},
+            slots=2,
+            trial_seconds=74.0,
+            ready_seconds=3.0,
+        )
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "restored afterwards")
+    monkeypatch.setattr(sweep, "run_sweep", run)
+    monkeypatch.setattr(Report, "phase", lambda self, name: nullcontext())
+    settings = ["--set=train.epochs=24", "--set=evaluation.at=[2,4,8,12,16,20,24]"]
+    args = build_parser().parse_args(["sweep", "--only", "baseline", "output-1d", "--seeds", "0", *settings])
+    (row,) = sweep.measure(args, Options(CPU, 1, 1, False, ()))
+    assert (row["status"], row["cells"], row["cell_seconds"], row["wall_seconds"]) == (
+        "measured",
+        2,
+        24 + 7 * 1.5,
+        41,
+    )
+    assert row["overhead"] == pytest.approx(1 - 69 / 82) and sum(
+        row["slot_seconds"].values()
+    ) == pytest.approx(82)
+    assert row["slot_seconds"]["checkpoints, journals and the rest of trials"] == 2
+    assert row["slot_seconds"]["waiting for a trial"] == 4
+    assert (
+        "| sweep | injection_level, 2 cells of 34 s, 2 at a time | overhead 15.9%: training steps 58.5%"
+        in report.table([row])
+    )
+    target = next(target for target in TARGETS if target.what.startswith("sweep"))
+    assert target.value([row | {"device": "cpu"}]) is None, "its cells are none of a minute"
+    assert target.value([row | {"device": "cpu", "cell_seconds": 60.0}]) == row[
+        "overhead"
+    ] and not target.met(row["overhead"])
+
+
+def test_the_cells_of_a_sweep_without_settings_take_a_minute(monkeypatch, tmp_path):
+    """Two epochs and an evaluation take 3.5 s: seventeen times as much is a minute."""
+
+    def run(command, **kwargs):
+        assert command[1:3] == ["-m", "mirai_bench.sweep"]
+        args = sweep_parser().parse_intermixed_args(command[3:])
+        (file,) = args.words
+        plan = sweep.make_plan(Path(file), seeds=args.seeds, only=args.only, settings=args.settings)
+        for cell in plan.sweep.cells:
+            write_run(plan.runs, cell.config, lambda epoch: {"FD-digits": 4.0}, seconds_per_epoch=1.0)
+        return SimpleNamespace(returncode=len(failing))
+
+    failing = []
+    monkeypatch.setattr(sweep.subprocess, "run", run)
+    settings = sweep.a_minute(build_parser().parse_args(["sweep", "--device", "cpu"]), tmp_path)
+    assert (
+        settings[0] == "train.epochs=34"
+        and settings[1].startswith("evaluation.at=[2,4,")
+        and settings[1].endswith(",34]")
+    )
+    failing.append("it")
+    with pytest.raises(UserError, match=r"the short sweep .* did not end well"):
+        sweep.a_minute(build_parser().parse_args(["sweep", "--device", "cpu"]), tmp_path)

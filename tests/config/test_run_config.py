@@ -1,0 +1,103 @@
+"""A run's configuration: what is refused, and what its fingerprint covers."""
+
+import pytest
+
+from mirai_bench.config.foresight import resolve_layer
+from mirai_bench.config.load import build_run, merge, read_profile
+from mirai_bench.utils.errors import UserError
+
+
+def digits(**sections):
+    return build_run(merge(read_profile("digits"), sections), "test")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"foresight": {"layr": 2}}, "Did you mean 'layer'"),
+        ({"trian": {}}, "Did you mean 'train'"),
+        ({"train": {"lr": "fast"}}, "train.lr is 'fast'"),
+        ({"train": {"epochs": 0}}, "train.epochs is 0"),
+        ({"train": {"lr": float("nan")}}, "train.lr is nan"),
+        ({"model": {"size": "M"}}, "model.size is 'M', which is not one of nano"),
+        ({"model": {"width": 66}}, "66 with 4 heads"),
+        ({"model": {"kv_heads": 3}}, "kv_heads is 3, which does not divide model.heads = 4"),
+        (
+            {"foresight": {"level": "internal", "layer": 4}},
+            "layer 4 is outside the model, which has 3 blocks: write 1 to 3",
+        ),
+        ({"foresight": {"level": "internal", "layer": "13/12"}}, "layer '13/12' is outside the model"),
+        ({"foresight": {"level": "internal", "layer": "x"}}, "foresight.layer"),
+        (
+            {"foresight": {"level": "internal", "k": 65}},
+            "k is 65, but the token grid has 8x8 = 64 cells: write k: 64 or less",
+        ),
+        ({"foresight": {"level": "output", "k": 1}}, "write k: 2 or more"),
+        (
+            {"foresight": {"level": "internal", "class_token": True, "pairing": "predicting"}},
+            "write pairing: consumed",
+        ),
+        (
+            {"foresight": {"level": "internal", "class_token": True, "source": "encoder"}},
+            "source: encoder has no class-token state",
+        ),
+        (
+            {"foresight": {"level": "internal", "source": "frozen", "teacher": "no/such"}},
+            "teacher is 'no/such', which does not exist",
+        ),
+        ({"foresight": {"encoder": {"context": {"block_causal": 0}}}}, "block_causal"),
+        ({"data": {"image_size": 9}, "tokenizer": {"downsample": 2}}, "image_size is 9, not a multiple"),
+        ({"evaluation": {"at": [4, 2]}}, "write increasing epochs"),
+        ({"evaluation": {"at": [2, 99]}}, "ends at epoch 99, after train.epochs"),
+        ({"evaluation": {"protocol": "digts"}}, "Did you mean 'digits'"),
+        ({"train": {"batch_size": 7}, "machine": {"micro_batches": 2}}, "batch_size is 7"),
+        ({"machine": {"workers": 4, "gpus": 2}}, "write gpus: 4, or 0 on CPUs"),
+    ],
+)
+def test_a_wrong_config_says_what_to_write(sections, message):
+    with pytest.raises(UserError) as error:
+        digits(**sections)
+    assert message in str(error.value)
+
+
+def test_fingerprint_covers_what_changes_a_number_and_nothing_else(tmp_path):
+    base = digits(foresight={"level": "internal"})
+    same = [{"machine": {"runs": "elsewhere", "threads": 2, "device": "cpu", "log_every": 1}}, {"foresight": {"final_weight": 0.3}},
+            {"foresight": {"teacher_seed": 5}}, {"data": {"crop_ranges": [1.05]}}, {"profile": "other"}]  # fmt: skip
+    other = [{"seed": 1}, {"train": {"lr": 1e-4}}, {"foresight": {"k": 2}}, {"foresight": {"pairing": "predicting"}},
+             {"evaluation": {"protocol": {"base": "digits", "num_samples": 50}}}, {"foresight": {"source": "random"}}]  # fmt: skip
+    fingerprints = {
+        digits(**merge({"foresight": {"level": "internal"}}, change)).fingerprint() for change in other
+    }
+    assert len(fingerprints | {base.fingerprint()}) == len(other) + 1
+    for change in same:
+        assert (
+            digits(**merge({"foresight": {"level": "internal"}}, change)).fingerprint() == base.fingerprint()
+        )
+
+
+def test_fingerprint_of_a_file_is_its_content(tmp_path):
+    prints = []
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+        prints.append(
+            digits(
+                foresight={"level": "internal", "source": "frozen", "teacher": str(tmp_path / name)}
+            ).fingerprint()
+        )
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_none_is_one_experiment_whatever_its_other_fields():
+    assert (
+        digits(foresight={"level": "none", "k": 9, "source": "encoder"}).fingerprint()
+        == digits().fingerprint()
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "depth", "index"),
+    [("8/12", 12, 8), ("8/12", 24, 16), ("8/12", 36, 24), ("8/12", 3, 2), (3, 3, 3), ("1/12", 3, 1)],
+)
+def test_layers_are_one_based_and_fractions_scale(layer, depth, index):
+    assert resolve_layer(layer, depth) == index

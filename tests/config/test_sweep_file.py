@@ -1,0 +1,49 @@
+"""Sweep files: the shipped ones are complete, and wrong ones say what to write."""
+
+import pytest
+
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.config.sweep_file import load_sweep
+from mirai_bench.utils.errors import UserError
+
+AXES = ["injection_level", "foresight_layout", "foresight_source"]
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_shipped_sweeps_are_whole(axis):
+    sweep = load_sweep(SWEEPS / f"{axis}.yaml")
+    assert sweep.axis == axis and sweep.baseline in sweep.arms
+    assert len(sweep.arms) >= 5 and len(sweep.cells) == 3 * len(sweep.arms)
+    assert len({cell.fingerprint for cell in sweep.cells}) == len(sweep.cells)
+
+
+def test_every_value_of_every_axis_has_an_arm():
+    from mirai_bench.foresight.layout import LAYOUTS
+    from mirai_bench.foresight.level import LEVELS
+    from mirai_bench.foresight.source import SOURCES
+
+    arms = [cell.config.foresight for axis in AXES for cell in load_sweep(SWEEPS / f"{axis}.yaml").cells]
+    assert {arm.level for arm in arms} == set(LEVELS)
+    assert {arm.layout for arm in arms if arm.level != "none"} == set(LAYOUTS)
+    assert {arm.source for arm in arms if arm.level == "internal"} == set(SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: {level: none}\n  a: {level: output}", "'a' is written twice"),
+        (
+            "baseline: {level: none}\n  twin: {level: none, k: 7}",
+            "'baseline' and 'twin' (seed 0) are the same experiment",
+        ),
+        ("other: {level: none}", "baseline is 'baseline', which is not an arm"),
+        ("../up: {level: none}", "arms"),
+        ("baseline: {levle: none}", "Did you mean 'level'"),
+    ],
+)
+def test_a_wrong_sweep_says_what_to_write(tmp_path, text, message):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"axis: test\nquestion: what\nseeds: [0]\narms:\n  {text}\n")
+    with pytest.raises(UserError) as error:
+        load_sweep(path)
+    assert message in str(error.value)

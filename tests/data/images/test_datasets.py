@@ -1,0 +1,123 @@
+"""Data sets: splits, the forms of CIFAR-10, and files that are refused."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mirai_bench.config.load import build_run, merge
+from mirai_bench.data.codes import has_heldout
+from mirai_bench.data.images.datasets import open_dataset
+from mirai_bench.data.tokenizers import load_tokenizer
+from mirai_bench.utils.errors import UserError
+from tests.support.images import folder_config, prepared, run_config
+
+CPU = torch.device("cpu")
+
+
+DIGITS_TRAIN_SHA256 = "f61836c3392b5462e7e91c7e39b2cb05e1f37fe6868db91a73884ee811e05343"
+
+
+def test_digits_split_is_fixed_and_stratified():
+    config = run_config()
+    train, heldout = (open_dataset(config, split) for split in ("train", "heldout"))
+    assert (len(train), len(heldout)) == (1500, 297)
+    assert train.sha256 == DIGITS_TRAIN_SHA256
+    total = np.bincount(np.concatenate([train.labels, heldout.labels]))
+    share = np.bincount(heldout.labels)
+    assert np.abs(share - total * 297 / 1797).max() < 1
+    assert (
+        len({image.tobytes() for image in heldout.images} & {image.tobytes() for image in train.images}) <= 1
+    )
+
+
+def cifar_config(path: Path):
+    fields = {"dataset": "cifar10", "image_size": 32, "views": "flip"}
+    return run_config({"data": fields, "machine": {"data": str(path), "runs": str(path.parent / "runs")}})
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """The same 50 + 10 images as cifar10.npz and as cifar-10-batches-py."""
+    root, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (60, 32, 32, 3), np.uint8), np.arange(60, dtype=np.uint8) % 10
+    np.savez(root / "cifar10.npz", x_train=x[:50], y_train=y[:50], x_test=x[50:], y_test=y[50:])
+    (root / "python" / "cifar-10-batches-py").mkdir(parents=True)
+    for i, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        rows = slice(10 * i, 10 * i + 10)
+        batch = {
+            b"data": x[rows].transpose(0, 3, 1, 2).reshape(10, -1),
+            b"labels": y[rows].tolist(),
+            b"batch_label": b"one",
+        }
+        (root / "python" / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(batch, protocol=4))
+    return root
+
+
+def test_both_forms_of_cifar10_are_the_same_data(cifar, tmp_path):
+    places = ["cifar10.npz", ".", "python", "python/cifar-10-batches-py"]
+    for split, count in (("train", 50), ("heldout", 10)):
+        found = [open_dataset(cifar_config(cifar / place), split) for place in places]
+        assert len({dataset.sha256 for dataset in found}) == 1
+        assert len(found[0]) == count and found[0].class_names[3] == "cat"
+    codes = prepared(cifar_config(cifar / "python"), tmp_path)
+    tokenizer = load_tokenizer(run_config().tokenizer, CPU)
+    batch = codes.batch(seed=0, step=2, rank=0, world=1, batch_size=8)
+    assert torch.equal(tokenizer.encode(codes.pixels(batch.index, batch.view)), batch.tokens)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"text"])
+def test_a_file_that_is_no_cifar10_is_refused(tmp_path, content):
+    (tmp_path / "cifar10.npz").write_bytes(content)
+    with pytest.raises(UserError, match="holds no CIFAR-10") as refusal:
+        open_dataset(cifar_config(tmp_path / "cifar10.npz"), "train")
+    assert "unsafely" not in str(refusal.value)
+
+
+def test_images_of_another_shape_are_not_cifar10(tmp_path):
+    arrays = {"x_train": np.zeros((2, 28, 28, 3), np.uint8), "y_train": np.zeros(2, np.uint8)}
+    np.savez(tmp_path / "cifar10.npz", **arrays)
+    with pytest.raises(UserError, match=r"\(2, 28, 28, 3\)"):
+        open_dataset(cifar_config(tmp_path / "cifar10.npz"), "train")
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps({b"data": Trap()}, protocol=4))
+    with pytest.raises(UserError, match="refused"):
+        open_dataset(cifar_config(tmp_path), "train")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"machine": {"data": "nowhere"}}, "does not exist"),
+        ({"machine": {"data": None}}, r"--set machine\.data=PATH"),
+        ({"data": {"classes": 4}}, "data.classes is 4, but toys has 3"),
+    ],
+)
+def test_missing_images_are_explained(images, tmp_path, change, message):
+    fields = merge(folder_config(images, tmp_path).model_dump(mode="json"), change)
+    with pytest.raises(UserError, match=message):
+        open_dataset(build_run(fields, "test"), "train")
+
+
+def test_a_folder_without_val_is_all_training(images, tmp_path):
+    config = folder_config(images / "train", tmp_path)
+    assert prepared(config, tmp_path).num_images == 21 and not has_heldout(config)
+    with pytest.raises(UserError, match="no class folders"):
+        open_dataset(config, "heldout")
+    both = folder_config(images, tmp_path / "both")
+    prepared(both, tmp_path)
+    assert has_heldout(both) and has_heldout(run_config())
+
+
+def test_a_cell_of_another_data_name_is_another_experiment(images, tmp_path):
+    a, b = (folder_config(images, tmp_path, name=name) for name in ("toys", "others"))
+    assert a.fingerprint() != b.fingerprint()

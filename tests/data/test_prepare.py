@@ -1,0 +1,161 @@
+"""Preparation of codes: it resumes after a kill, shares its work among processes, and names corrupt images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mirai_bench.data import prepare as prepare_module
+from mirai_bench.data.codes import images_of, open_codes
+from mirai_bench.data.prepare import main as prepare
+from mirai_bench.data.shards import codes_folder
+from mirai_bench.data.tokenizers import load_tokenizer
+from mirai_bench.utils import cli
+from mirai_bench.utils.errors import UserError
+from tests.support.images import all_codes, folder_config, prepared, write_config
+
+CPU = torch.device("cpu")
+
+
+def test_prepared_split_labels_and_manifest(images, tmp_path):
+    config = folder_config(images, tmp_path)
+    codes = prepared(config, tmp_path)
+    manifest = codes.manifest
+    assert (
+        manifest["class_names"] == ["ant", "bee", "cat"]
+        and manifest["grid"] == [16, 16]
+        and manifest["views"] == 10
+    )
+    assert (
+        manifest["tokenizer"] == "pixel-17"
+        and manifest["crop"].startswith("ten_crop")
+        and manifest["dataset"]["images"] == 21
+    )
+    assert codes.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7
+    heldout = open_codes(config, "heldout", CPU)
+    assert (heldout.num_images, heldout.num_views) == (6, 1)
+    pictures = np.concatenate([batch for batch, _ in images_of(config, "heldout")])
+    assert torch.equal(
+        load_tokenizer(config.tokenizer, CPU).encode(torch.from_numpy(pictures)), heldout.all()[0]
+    )
+    shard = np.load(codes_folder(config) / "train" / "shards" / "00000.npy", mmap_mode="r")
+    assert shard.dtype == np.uint16 and shard.shape == (5, 10, 256)
+
+
+def test_preparation_goes_on_after_a_kill(images, tmp_path, monkeypatch, capsys):
+    whole = all_codes(prepared(folder_config(images, tmp_path / "whole"), tmp_path))
+    config, encode = folder_config(images, tmp_path / "cut"), prepare_module.Worker.shard
+    arguments = [write_config(config, tmp_path / "cut.json"), "--shard-size", "5"]
+    seen = []
+
+    def killed(self, number, part):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(number)
+        return encode(self, number, part)
+
+    monkeypatch.setattr(prepare_module.Worker, "shard", killed)
+    assert cli.run(prepare, arguments) == 130
+    with pytest.raises(UserError, match="only partly prepared"):
+        open_codes(config, "train", CPU)
+    encoded = []
+
+    def counted(self, number, part):
+        encoded.append((self.job.split, number))
+        return encode(self, number, part)
+
+    monkeypatch.setattr(prepare_module.Worker, "shard", counted)
+    assert cli.run(prepare, arguments) == 0
+    assert [number for split, number in encoded if split == "train"] == [2, 3, 4]
+    assert "encoding train: 11 images; 10 are done" in capsys.readouterr().err
+    assert torch.equal(all_codes(open_codes(config, "train", CPU)), whole)
+    encoded.clear()
+    assert cli.run(prepare, arguments) == 0 and not encoded
+    assert len(capsys.readouterr().out.splitlines()) == 2  # one line a split, nothing else, on stdout
+
+
+def test_ranks_share_the_work(images, tmp_path, monkeypatch):
+    whole = all_codes(prepared(folder_config(images, tmp_path / "whole"), tmp_path))
+    config = folder_config(images, tmp_path / "ranks")
+    arguments = [write_config(config, tmp_path / "ranks.json"), "--shard-size", "5"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        with pytest.raises(UserError, match="prepare"):
+            open_codes(config, "train", CPU)
+        monkeypatch.setenv("RANK", rank)
+        assert prepare(arguments) == 0
+    assert torch.equal(all_codes(open_codes(config, "train", CPU)), whole)
+
+
+@pytest.mark.slow  # three processes import torch, twice
+def test_preparation_goes_on_after_kill_9(images, tmp_path):
+    """SIGKILL of the parent once shards lie there: its two processes end too, and the same command makes what an unbroken one makes."""
+    whole = all_codes(prepared(folder_config(images, tmp_path / "whole"), tmp_path))
+    config = folder_config(images, tmp_path / "cut")
+    command = [sys.executable, "-m", "mirai_bench.data.prepare", write_config(config, tmp_path / "cut.json")]
+    command += ["--shard-size", "1", "--processes", "2"]
+    shards = codes_folder(config) / "train" / "shards"
+    with subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as process:
+        while len(list(shards.glob("*.json"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    with pytest.raises(ProcessLookupError):  # none is left of its group
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+    (shards / "00020.npy.1.tmp").write_bytes(b"half a shard")
+    done = len(list(shards.glob("*.json")))
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done == 21 or f"encoding train: {21 - done} images; {done} are done" in again.stderr
+    assert torch.equal(all_codes(open_codes(config, "train", CPU)), whole) and not list(shards.glob("*.tmp"))
+
+
+@pytest.mark.slow  # two more processes import torch
+def test_processes_share_the_work(images, tmp_path, capfd):
+    whole = all_codes(prepared(folder_config(images, tmp_path / "whole"), tmp_path))
+    assert torch.equal(
+        all_codes(prepared(folder_config(images, tmp_path / "pool"), tmp_path, "--processes", "2")), whole
+    )
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_corrupt_images_are_named_counted_and_skipped(damaged, capsys):
+    config = folder_config(damaged / "images", damaged / "runs", classes=2, views="flip")
+    codes = prepared(config, damaged)
+    out = capsys.readouterr()
+    assert "2.jpg" in out.err and "4.jpg" in out.err and json.loads(out.out)["skipped"] == 2
+    assert codes.num_images == 8 and codes.labels.tolist() == [0] * 4 + [1] * 4
+    assert [Path(image["image"]).name for image in codes.manifest["skipped"]] == ["2.jpg", "4.jpg"]
+    batch = codes.batch(seed=0, step=0, rank=0, world=1, batch_size=8)
+    tokenizer = load_tokenizer(config.tokenizer, CPU)
+    assert torch.equal(
+        tokenizer.encode(codes.pixels(batch.index, batch.view)), batch.tokens
+    )  # rows still fit their images
+
+
+def test_strict_ends_at_a_corrupt_image(damaged, capsys):
+    config = folder_config(damaged / "images", damaged / "runs", classes=2)
+    arguments = [write_config(config, damaged / "run.json")]
+    assert cli.run(prepare, [*arguments, "--strict"]) == 2
+    assert "2.jpg" in capsys.readouterr().err
+    assert cli.run(prepare, arguments) == 0
+    assert cli.run(prepare, [*arguments, "--strict"]) == 2  # what an earlier run skipped is not forgotten
+    assert "2 images were skipped before" in capsys.readouterr().err
+
+
+def test_an_unreachable_image_is_not_a_corrupt_one(damaged, capsys):
+    (damaged / "images" / "b" / "5.jpg").symlink_to(damaged / "gone.jpg")
+    config = folder_config(damaged / "images", damaged / "runs", classes=2)
+    assert cli.run(prepare, [write_config(config, damaged / "run.json")]) == 2
+    assert "5.jpg" in capsys.readouterr().err

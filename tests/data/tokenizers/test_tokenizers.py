@@ -1,0 +1,247 @@
+"""Tokenizers: one contract for every entry, LlamaGen's VQ-16 by its published key list, and the shipped weights."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mirai_bench.config.load import load_run
+from mirai_bench.config.run_config import Tokenizer
+from mirai_bench.data.tokenizers import TOKENIZERS, load_tokenizer, tokenizer_identity, vq16, vq_small
+from mirai_bench.data.tokenizers.convert import from_uint8, to_uint8
+from mirai_bench.tokenizer.train import save_weights
+from mirai_bench.utils.errors import UserError
+from tests.support.paths import FIXTURES
+
+CPU = torch.device("cpu")
+KEYS = json.loads((FIXTURES / "vq16_keys.json").read_text())
+SIZES = {
+    "pixel": (1, 17, 8),
+    "vq_small": (4, 64, 32),
+    "vq16": (16, 16384, 32),
+}  # down-sampling, codes, pixels a side
+
+
+@pytest.fixture(scope="module")
+def official():
+    """A state dict of the published names and shapes, with random values of a sensible size."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for key, shape in KEYS.items():
+        fan_in = max(1, int(np.prod(shape[1:])))
+        state[key] = (
+            torch.randn(shape, generator=generator) * fan_in**-0.5 if len(shape) > 1 else torch.ones(shape)
+        )
+        if key.endswith("bias"):
+            state[key] = torch.zeros(shape)
+    return state
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, official):
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save({"model": official, "steps": 1}, folder / "vq16.pt")
+    torch.manual_seed(0)
+    model = vq_small.SmallVQ(4, 64, channels=8, blocks=1, width=4)
+    model.codebook.normal_(0, 0.3)
+    save_weights(model, folder / "vq_small.safetensors")
+    return {"vq16": folder / "vq16.pt", "vq_small": folder / "vq_small.safetensors", "pixel": None}
+
+
+@pytest.fixture(scope="module")
+def tokenizers(weights):
+    held = {}
+
+    def get(name):
+        downsample, vocabulary, _ = SIZES[name]
+        config = Tokenizer(name=name, downsample=downsample, vocabulary=vocabulary, weights=weights[name])
+        if name not in held:
+            held[name] = load_tokenizer(config, CPU)
+        return held[name], config
+
+    return get
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_contract(tokenizers, name):
+    tokenizer, config = tokenizers(name)
+    downsample, vocabulary, side = SIZES[name]
+    images = torch.randint(
+        0, 256, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    codes = tokenizer.encode(images)
+    assert codes.shape == (3, (side // downsample) ** 2) and codes.dtype == torch.long
+    assert (
+        codes.min() >= 0
+        and codes.max() < vocabulary == tokenizer.vocabulary
+        and tokenizer.downsample == downsample
+    )
+    assert torch.equal(tokenizer.encode(images), codes)
+    decoded = tokenizer.decode(codes)
+    assert decoded.shape == images.shape and decoded.dtype == torch.uint8
+    assert torch.equal(tokenizer.decode(codes), decoded)
+    assert (
+        tokenizer.identity == tokenizer_identity(config) and {"name", "sha256"} <= tokenizer.identity.keys()
+    )
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_codes_are_in_raster_order(tokenizers, name):
+    """Changing the last code changes pixels at the bottom right, and leaves the top left as it was where the decoder is local."""
+    tokenizer, _ = tokenizers(name)
+    codes = torch.zeros(1, 16, dtype=torch.long)
+    other = codes.clone()
+    other[0, -1] = 5
+    changed = (tokenizer.decode(codes) != tokenizer.decode(other)).any(-1)[0].float()
+    half = changed.shape[0] // 2
+    assert changed[half:, half:].sum() > 0
+    assert changed[half:, half:].sum() >= changed[:half, :half].sum()
+
+
+def test_an_unknown_tokenizer_and_wrong_sizes_are_refused():
+    with pytest.raises(UserError, match="downsample is 2"):
+        load_tokenizer(Tokenizer(name="pixel", downsample=2), CPU)
+    with pytest.raises(UserError, match="256 grey levels"):
+        load_tokenizer(Tokenizer(name="pixel", vocabulary=300), CPU)
+    with pytest.raises(UserError, match=r"vq_ds16_c2i\.pt"):
+        load_tokenizer(Tokenizer(name="vq16", downsample=16, vocabulary=16384), CPU)
+    with pytest.raises(UserError, match="downsample: 16"):
+        load_tokenizer(Tokenizer(name="vq16", downsample=8, vocabulary=16384), CPU)
+
+
+def test_uint8_conversion_is_exact_and_rounds():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
+    assert torch.equal(to_uint8(from_uint8(levels)), levels)
+    assert to_uint8(torch.tensor([-2.0, 0.0, 2.0]).view(1, 3, 1, 1)).flatten().tolist() == [0, 128, 255]
+
+
+def test_pixel_is_exact_on_its_levels():
+    tokenizer = load_tokenizer(Tokenizer(), CPU)
+    codes = torch.arange(17).repeat(4)[:64].view(1, 64)
+    assert torch.equal(tokenizer.encode(tokenizer.decode(codes)), codes)
+
+
+def test_vq16_has_the_published_names_and_shapes():
+    with torch.device("meta"):
+        ours = {key: list(value.shape) for key, value in vq16.VQ16Model().state_dict().items()}
+    assert ours == {key: shape for key, shape in KEYS.items() if key != vq16.UNUSED}
+    assert sum(np.prod(shape) for key, shape in KEYS.items() if key != vq16.UNUSED) == 71_883_403
+
+
+def test_vq16_reads_the_official_layout_and_a_bare_state_dict(official, weights, tmp_path):
+    model = vq16.read_model(weights["vq16"])
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, official[key])
+    assert torch.allclose(model.quantize.codebook().norm(dim=1), torch.ones(16384))
+    torch.save(official, tmp_path / "bare.pt")
+    assert torch.equal(
+        vq16.read_model(tmp_path / "bare.pt").encoder.conv_in.weight, official["encoder.conv_in.weight"]
+    )
+
+
+def test_vq16_codes_survive_a_round_trip(tokenizers):
+    """Random weights decode to noise; the codes of the codebook's own vectors must come back."""
+    model = tokenizers("vq16")[0].model
+    codes = torch.arange(0, 16384, 37)
+    assert torch.equal(model.quantize.nearest(model.quantize.codebook()[codes] * 3.0), codes)
+
+
+DAMAGES = {
+    "missing": r"not LlamaGen's VQ-16.*decoder\.conv_out\.bias",
+    "extra": r"decoder\.more",
+    "shape": "size mismatch",
+    "other": "no state dict",
+    "pickle": "cannot be read",
+    "text": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_vq16_refuses_other_files_by_reason(official, tmp_path, damage):
+    state = {key: value[:1] if value.ndim > 2 else value for key, value in official.items()}  # quick to write
+    path = tmp_path / "file.pt"
+    if damage == "missing":
+        state.pop("decoder.conv_out.bias")
+    elif damage == "extra":
+        state["decoder.more"] = torch.zeros(1)
+    torch.save({"model": 5 if damage == "other" else state}, path)
+    if damage == "pickle":
+        path.write_bytes(pickle.dumps(Path("x"), protocol=2))
+    elif damage == "text":
+        path.write_text("weights")
+    with pytest.raises(UserError, match=DAMAGES[damage]):
+        vq16.read_model(path)
+
+
+def test_vq_small_refuses_another_size(weights, tmp_path):
+    with pytest.raises(UserError, match=r"vocabulary is 65, but vq_small\.safetensors has 64"):
+        load_tokenizer(
+            Tokenizer(name="vq_small", downsample=4, vocabulary=65, weights=weights["vq_small"]), CPU
+        )
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="not a weight file"):
+        load_tokenizer(
+            Tokenizer(name="vq_small", downsample=4, vocabulary=64, weights=tmp_path / "x.safetensors"), CPU
+        )
+    with pytest.raises(UserError, match="No vq_small weights ship for down-sampling 8"):
+        load_tokenizer(Tokenizer(name="vq_small", downsample=8, vocabulary=64), CPU)
+
+
+@pytest.mark.parametrize(("downsample", "side"), [(2, 16), (4, 8), (8, 4)])
+def test_vq_small_grids(downsample, side):
+    model = vq_small.SmallVQ(downsample, 16, channels=8, blocks=1, width=4)
+    rows = model.rows(torch.zeros(2, 3, 32, 32))
+    assert rows.shape == (2 * side * side, 4) and model.images(rows, 2).shape == (2, 3, 32, 32)
+
+
+def test_nearest_is_the_smallest_distance():
+    model = vq_small.SmallVQ(4, 32, channels=8, blocks=1, width=4)
+    model.codebook.normal_(generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(100, 4, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model.nearest(rows), torch.cdist(rows, model.codebook).argmin(1))
+
+
+SHIPPED = sorted(vq_small.SHIPPED.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_weights_are_those_of_their_record(path):
+    record = json.loads(path.with_suffix(".json").read_text())
+    config = Tokenizer(
+        name="vq_small", downsample=record["sizes"]["downsample"], vocabulary=record["sizes"]["vocabulary"]
+    )
+    assert tokenizer_identity(config)["sha256"] == record["weights"]["sha256"] and path.stat().st_size <= 12e6
+    assert record["heldout"]["usage"] > 0.9 and record["heldout"]["n"] == 10_000
+    assert not re.search(r"\"\.{0,2}/", path.with_suffix(".json").read_text()), (
+        "a path of the machine that made it"
+    )
+    tokenizer = load_tokenizer(config, CPU)
+    gradient = torch.linspace(20, 230, 32).to(torch.uint8).view(1, 1, 32, 1).expand(2, 32, 32, 3).contiguous()
+    error = (tokenizer.decode(tokenizer.encode(gradient)).float() - gradient.float()).square().mean()
+    assert error < 15**2
+
+
+def test_cifar10_profile_fits_the_shipped_weights():
+    config = load_run(Path("cifar10"))
+    assert load_tokenizer(
+        config.tokenizer, CPU
+    ).vocabulary == config.tokenizer.vocabulary and config.grid == (8, 8)
+
+
+def test_to_uint8_agrees_with_both_conventions_in_use():
+    """127.5x + 128 cut off, and (x + 1)/2·255 rounded, are one rule but for values exactly between two levels; cutting the latter is not."""
+    x = torch.linspace(-1.1, 1.1, 100_003).repeat(3, 1)[None, :, None]
+    ours = to_uint8(x).permute(0, 3, 1, 2)
+    assert torch.equal(ours, (127.5 * x + 128).clamp(0, 255).to(torch.uint8))
+    between = (((x + 1) * 127.5) % 1 - 0.5).abs() < 1e-3
+    rounded = ((x.clamp(-1, 1) + 1) / 2 * 255).round().to(torch.uint8)
+    assert torch.equal(ours[~between], rounded[~between]) and between.float().mean() < 0.01
+    cut_off = ((x.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+    assert (ours != cut_off).float().mean() > 0.4
+    levels = torch.arange(256, dtype=torch.float32).expand(1, 3, 1, 256)
+    assert torch.equal(to_uint8(levels / 127.5 - 1).permute(0, 3, 1, 2), levels.to(torch.uint8))

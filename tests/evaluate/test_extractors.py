@@ -1,0 +1,265 @@
+"""The feature spaces: names, identities, shapes, and the 2015 Inception against torch-fidelity's own."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mirai_bench.config.protocol import PROTOCOLS
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.evaluate import networks
+from mirai_bench.evaluate.digits_classifier import (
+    RECIPE,
+    accuracy,
+    classifier_file,
+    load_classifier,
+    train_classifier,
+)
+from mirai_bench.evaluate.extractors import EXTRACTORS, entry_of, open_extractor
+from mirai_bench.evaluate.measure import Stored, measure
+from mirai_bench.evaluate.networks import TORCHSCRIPT_FILES, Dinov2, Inception2015, InceptionCompat
+from mirai_bench.evaluate.references import open_reference
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.hashing import file_sha256
+from tests.support.assets import asset
+
+CPU = torch.device("cpu")
+
+
+def noise(n, side=8, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_only_the_2015_inception_is_called_fid(name):
+    entry = EXTRACTORS[name]
+    assert entry.features[0] == "pool"
+    assert (entry.frechet == "FID") == (entry.kernel == "KID") == name.startswith("inception")
+    assert ("spatial" in entry.features) == name.startswith("inception")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_shipped_protocols_name_extractors_that_exist(name):
+    assert entry_of(PROTOCOLS[name]["extractor"])
+
+
+def test_an_unknown_extractor_gets_a_suggestion():
+    with pytest.raises(UserError, match="Did you mean 'inception_2015'"):
+        entry_of("inception2015")
+
+
+# ---- the digits classifier
+
+
+def test_the_classifier_is_the_same_each_time_it_is_trained(make_config):
+    config = make_config()
+    file = classifier_file(config)
+    kept = load_classifier(file)
+    assert accuracy(kept, config, "heldout") >= 0.97
+    again = train_classifier(config)
+    for one, other in zip(kept.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other) and torch.equal(one * 2 ** RECIPE["grid"] % 1, torch.zeros_like(one))
+    assert open_extractor(config, "digits", CPU).sha256 == file_sha256(file)
+
+
+def test_features_do_not_depend_on_who_asks_with_how_many(make_config):
+    extractor, images = open_extractor(make_config(), "digits", CPU), noise(600)
+    whole = extractor(images)
+    assert whole["pool"].shape == (600, 64) and whole["logits"].shape == (600, 10)
+    assert (extractor(images[250:500])["pool"] == whole["pool"][250:500]).all()
+
+
+def test_digits_are_for_digits(make_config):
+    config = make_config()
+    with pytest.raises(UserError, match="takes images of 8x8 pixels, found 16x16"):
+        open_extractor(config, "digits", CPU)(noise(2, side=16))
+    other = config.model_copy(update={"data": config.data.model_copy(update={"dataset": "cifar10"})})
+    with pytest.raises(UserError, match=r"protocol.extractor is digits, but data.dataset is cifar10"):
+        open_extractor(other, "digits", CPU)
+
+
+# ---- where weights come from
+
+
+@pytest.mark.parametrize("name", ["inception", "inception_2015"])
+def test_a_file_that_is_not_the_2015_inception_is_refused(make_config, tmp_path, name):
+    (tmp_path / "weights.pt").write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"weights.pt is not .*Inception.*its content is sha256:"):
+        EXTRACTORS[name].locate(make_config(), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="There is no file"):
+        EXTRACTORS[name].locate(make_config(), tmp_path / "nowhere.pt")
+
+
+def test_assets_are_looked_for_before_anything_is_fetched(make_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRAI_BENCH_ASSETS", str(tmp_path))
+    for name in (networks.COMPAT_FILE, "fid_inception.pt"):
+        (tmp_path / name).write_bytes(b"wrong content, but found")
+    for name, file in (("inception", networks.COMPAT_FILE), ("inception_2015", "fid_inception.pt")):
+        with pytest.raises(UserError, match=f"{file} is not"):
+            EXTRACTORS[name].locate(make_config(), None)
+
+
+def test_a_failed_download_says_what_to_do(make_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(UserError, match=r"could not be downloaded \(no network\).*--weights FILE"):
+        EXTRACTORS["inception"].locate(make_config(), None)
+    assert "downloading" in capsys.readouterr().err
+
+
+# ---- the networks
+
+
+def test_spatial_features_are_mixed_6s_first_seven_channels(monkeypatch):
+    """torch-fidelity's network with random weights: 7 · 17 · 17 = 2,023 numbers, height, width, channel, as ADM flattens them."""
+    from torch_fidelity import FeatureExtractorInceptionV3
+
+    monkeypatch.setattr(torch, "load", lambda *_, **__: {})
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+    torch.manual_seed(0)
+    network, seen = InceptionCompat(Path("no file")), []
+    network.network.Mixed_6d.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    features = network(torch.from_numpy(noise(2, side=32)).permute(0, 3, 1, 2))
+    assert {name: value.shape[1] for name, value in features.items()} == {
+        "pool": 2048,
+        "spatial": 2023,
+        "logits": 1008,
+    }
+    expected = seen[0][:, :7].permute(0, 2, 3, 1).reshape(2, -1)
+    assert torch.equal(features["spatial"], expected) and expected.std() > 0
+
+
+def test_dinov2_reads_a_file_of_its_model_and_no_other(tmp_path):
+    timm = pytest.importorskip("timm", reason="needs timm (pip install 'mirai-bench[encoders]')")
+    from safetensors.torch import save_file
+
+    small = "vit_small_patch14_dinov2"
+    torch.manual_seed(0)
+    state = timm.create_model(
+        small, pretrained=False, num_classes=0
+    ).state_dict()  # positions of 518 pixels, as published
+    save_file(state, tmp_path / "small.safetensors")
+    features = Dinov2(tmp_path / "small.safetensors", small).eval()(
+        torch.from_numpy(noise(2, side=32)).permute(0, 3, 1, 2)
+    )
+    assert features["pool"].shape == (2, 384) and features["pool"].isfinite().all()
+    save_file(
+        {name: tensor for name, tensor in state.items() if "norm" not in name}, tmp_path / "part.safetensors"
+    )
+    with pytest.raises(UserError, match="does not hold the weights of"):
+        Dinov2(tmp_path / "part.safetensors", small)
+
+
+# ---- with the real files
+
+
+def torch_fidelitys_network(weights: Path) -> torch.nn.Module:
+    """Its own implementation of the network with the TorchScript file's weights: two implementations, one set of numbers."""
+    from torch_fidelity import FeatureExtractorInceptionV3
+
+    script = Inception2015(weights).layers.state_dict()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "load", lambda *_, **__: {})
+        patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=""
+        )
+    theirs = {
+        name: value
+        for name, value in network.state_dict().items()
+        if "num_batches" not in name and not name.startswith("fc.")
+    }
+    layers = [name.removesuffix(".conv.weight") for name in theirs if name.endswith(".conv.weight")]
+    ours = [name.removesuffix(".weight") for name in script if name.endswith(".weight")]
+    assert len(layers) == len(ours) == 94
+    for layer, name in zip(layers, ours, strict=True):
+        values = (script[f"{name}.{part}"] for part in ("weight", "beta", "mean", "var"))
+        for part, value in zip(
+            ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var"), values, strict=True
+        ):
+            theirs[f"{layer}.{part}"].copy_(value)
+        theirs[f"{layer}.bn.weight"].fill_(1)
+    return network.eval()
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_torchscript_inception_is_torch_fidelitys():
+    network = torch_fidelitys_network(asset(*TORCHSCRIPT_FILES))
+    mixed_6 = []
+    network.Mixed_6d.register_forward_hook(lambda module, inputs, output: mixed_6.append(output))
+    images = torch.from_numpy(noise(4, side=48)).permute(0, 3, 1, 2)
+    ours, (theirs,) = Inception2015(asset(*TORCHSCRIPT_FILES))(images), network(images)
+    torch.testing.assert_close(ours["pool"], theirs, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours["spatial"], networks._spatial(mixed_6[0]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_channels_last_leaves_the_features_as_they_are():
+    """What the forward pass does on a CPU against the same layers on tensors in the usual order."""
+    network, images = (
+        Inception2015(asset(*TORCHSCRIPT_FILES)),
+        torch.from_numpy(noise(4, side=48)).permute(0, 3, 1, 2),
+    )
+    x = (networks._tensorflow_resize(images, networks.INCEPTION_SIDE) - 128) / 128
+    layers, first = dict(network.layers.named_children()), []
+    for name, layer in layers.items():
+        x = x if name == "output" else layer(x)
+    watch = torch.nn.Identity()  # hooks are not for scripted layers
+    watch.register_forward_hook(lambda module, inputs, output: first.append(output))
+    network.layers = torch.nn.ModuleDict({"watch": watch} | layers)
+    torch.testing.assert_close(network(images)["pool"], x.flatten(1), rtol=1e-4, atol=1e-5)
+    assert first[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.slow
+def test_fid_of_cifar10_train_and_test(make_config, monkeypatch):
+    """2,000 training against 2,000 test images: ours, and torch-fidelity's network, pipeline and statistics on the same images."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.utils import get_featuresdict_from_dataset
+
+    weights, data = asset(*TORCHSCRIPT_FILES), asset("cifar10.npz")
+    with np.load(data, allow_pickle=False) as arrays:
+        train, test = arrays["x_train"][:2000], arrays["x_test"][:2000]
+    config: RunConfig = make_config(machine={"assets": str(weights.parent)})
+    folder = config.machine.runs
+    np.savez(folder / "train.npz", arr_0=train)
+    extractor = open_extractor(config, "inception_2015", CPU)
+    source = type(
+        "Test",
+        (),
+        {
+            "labels": None,
+            "__len__": lambda self: len(test),
+            "read": lambda self, rows: test[rows.start : rows.stop],
+        },
+    )
+    ours = measure(
+        Stored(source()), extractor, open_reference(config, str(folder / "train.npz"), extractor)
+    ).metrics
+    network, theirs = torch_fidelitys_network(weights), []
+    for images in (test, train):
+        dataset = torch.utils.data.StackDataset(torch.from_numpy(images).permute(0, 3, 1, 2))
+        only = type(
+            "Images",
+            (torch.utils.data.Dataset,),
+            {"__len__": lambda s, d=dataset: len(d), "__getitem__": lambda s, i, d=dataset: d[i][0]},
+        )
+        features = get_featuresdict_from_dataset(only(), network, 64, False, True, False)["2048"]
+        theirs.append(fid_features_to_statistics(features.double()))
+    expected = fid_statistics_to_metric(*theirs, verbose=False)[KEY_METRIC_FID]
+    assert ours["FID"] == pytest.approx(expected, rel=0.02) and expected == pytest.approx(25.3, rel=0.03)
+    assert (
+        ours["sFID"] > 0
+        and ours["KID"] < 0.005
+        and ours["precision"] > 0.5
+        and ours["recall"] > 0.5
+        and "IS" not in ours
+    )

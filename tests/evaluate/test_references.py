@@ -1,0 +1,179 @@
+"""Reference statistics: every kind of file that is in use is read, and the wrong kind is refused by name."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mirai_bench.data.images.image_sets import npz_arrays
+from mirai_bench.evaluate import references
+from mirai_bench.evaluate.extractors import EXTRACTORS, Collected
+from mirai_bench.evaluate.metrics import gaussian_of
+from mirai_bench.evaluate.references import open_reference, write_reference
+from mirai_bench.utils.errors import UserError
+from tests.support.images import noise
+
+
+class Projection:
+    """Stands for an opened extractor of EXTRACTORS[name]: random projections, the same in every process."""
+
+    def __init__(self, name, sha256="sha256:stub"):
+        self.name, self.entry, self.device = name, EXTRACTORS[name], torch.device("cpu")
+        self.identity = {"name": name, "sha256": sha256}
+        self.calls = 0
+
+    def __call__(self, batch):
+        self.calls += 1
+        x = batch.reshape(len(batch), -1)[:, :64] / 255
+        widths = {"pool": 6, "spatial": 9, "logits": 10}
+        return {
+            name: x @ np.random.default_rng(widths[name]).normal(size=(64, widths[name]))
+            for name in self.entry.features
+        }
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_our_own_file_comes_back(make_config, tmp_path, name):
+    images, extractor, path = noise(120), Projection(name), tmp_path / "ours.npz"
+    manifest = write_reference(
+        path, iter(np.split(images, 3)), 120, {"name": "noise", "sha256": "sha256:x"}, extractor
+    )
+    assert manifest["n"] == 120 and manifest["extractor"] == extractor.identity
+    found = open_reference(make_config(), str(path), extractor)
+    features = extractor(images)
+    assert found.identity == {"name": "noise", "sha256": "sha256:x", "n": 120}
+    for part, name in ((found.pool, "pool"), (found.spatial, "spatial")):
+        if name in features:
+            np.testing.assert_allclose(part.mean, gaussian_of(features[name]).mean)
+            np.testing.assert_allclose(part.cov, gaussian_of(features[name]).cov)
+    np.testing.assert_allclose(found.features, features["pool"], rtol=1e-6)
+
+
+def test_our_own_file_of_another_extractor_is_refused(make_config, tmp_path):
+    path = tmp_path / "ours.npz"
+    write_reference(path, [noise(12)], 12, {"name": "noise", "sha256": "sha256:x"}, Projection("digits"))
+    for other in (Projection("dinov2"), Projection("digits", "sha256:other weights")):
+        with pytest.raises(UserError, match="was made with extractor"):
+            open_reference(make_config(), str(path), other)
+
+
+def test_images_are_seen_once_and_kept(make_config, tmp_path):
+    """A folder and an .npz of the same images, and the same again from the cache."""
+    images, extractor = noise(40, seed=1), Projection("dinov2")
+    np.savez(tmp_path / "images.npz", arr_0=images)
+    (tmp_path / "folder" / "deeper").mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(
+            tmp_path / "folder" / ("deeper" if number >= 20 else ".") / f"{number:03d}.png"
+        )
+    first = open_reference(make_config(), str(tmp_path / "images.npz"), extractor)
+    calls = extractor.calls
+    again = open_reference(make_config(), str(tmp_path / "images.npz"), extractor)
+    assert extractor.calls == calls and (again.pool.cov == first.pool.cov).all()
+    folder = open_reference(make_config(), str(tmp_path / "folder"), extractor)
+    np.testing.assert_allclose(folder.pool.cov, first.pool.cov)
+    assert folder.n == first.n == 40 and folder.sha256 != first.sha256
+
+
+def inception_statistics(**more):
+    """Of the right shape; float16 keeps the file small."""
+    return {"mu": np.zeros(2048, np.float16), "sigma": np.eye(2048, dtype=np.float16)} | more
+
+
+def test_files_of_edm_and_adm(make_config, tmp_path):
+    config, extractor = make_config(), Projection("inception_2015")
+    spatial = {"mu_s": np.ones(2023, np.float16), "sigma_s": np.eye(2023, dtype=np.float16)}
+    np.savez(tmp_path / "edm.npz", **inception_statistics())
+    np.savez(tmp_path / "adm.npz", arr_0=noise(30), **inception_statistics(**spatial))
+    edm, adm = (open_reference(config, str(tmp_path / f"{name}.npz"), extractor) for name in ("edm", "adm"))
+    assert edm.spatial is None and edm.features is None and edm.n is None
+    assert (
+        adm.spatial.mean.dtype == np.float64
+        and adm.spatial.mean[0] == 1
+        and adm.pool.cov.shape == (2048, 2048)
+    )
+    np.testing.assert_allclose(adm.features, extractor(noise(30))["pool"], rtol=1e-6)
+    for other in ("digits", "dinov2"):
+        with pytest.raises(
+            UserError,
+            match=r"edm.npz holds statistics of Inception features, but protocol.extractor is " + other,
+        ):
+            open_reference(config, str(tmp_path / "edm.npz"), Projection(other))
+
+
+def _npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+WRONG = {
+    "stats.pkl": (b"\x80\x04", "pickles are not read"),
+    "text.npz": (b"not a zip file", "not an .npz file"),
+    "cifar10.npz": (
+        _npz(x_train=noise(3), y_train=np.zeros(3)),
+        "it holds x_train, y_train; expected images",
+    ),
+    "floats.npz": (_npz(arr_0=np.zeros((4, 8, 8, 3))), "expected arr_0, uint8"),
+    "latents.npz": (_npz(arr_0=np.zeros((4, 8, 8, 4), np.uint8)), "expected arr_0, uint8"),
+    "other_width.npz": (_npz(mu=np.zeros(768), sigma=np.eye(768)), "mu is float64 (768,), expected"),
+    "integers.npz": (
+        _npz(mu=np.zeros(2048, int), sigma=np.zeros((2, 2))),
+        "not statistics of the 2015 Inception",
+    ),
+    "objects.npz": (_npz(arr_0=np.array([{}], dtype=object)), "cannot be read safely|can be read safely"),
+    "empty.npz": (_npz(), "it holds nothing"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_file_of_the_wrong_kind_is_refused_by_name(make_config, tmp_path, name):
+    content, message = WRONG[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        open_reference(make_config(), str(tmp_path / name), Projection("inception_2015"))
+    assert name in str(refused.value) and any(part in str(refused.value) for part in message.split("|"))
+
+
+def test_a_reference_is_looked_for_among_the_assets(make_config, tmp_path, monkeypatch):
+    config = make_config()
+    np.savez(tmp_path / "images.npz", arr_0=noise(20))
+    monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
+    with pytest.raises(UserError, match=r"'images.npz', which is not there"):
+        references.find_reference(config, "images.npz")
+    monkeypatch.setenv("MIRAI_BENCH_ASSETS", str(tmp_path))
+    assert references.find_reference(config, "images.npz") == tmp_path / "images.npz"
+    monkeypatch.delenv("MIRAI_BENCH_ASSETS")
+    assert references.find_reference(make_config(machine={"assets": str(tmp_path)}), "images.npz").is_file()
+
+
+def test_few_of_many_features_are_kept_evenly():
+    extractor, images = Projection("dinov2"), noise(100)
+    collected = Collected(100, extractor.entry, keep=7)
+    for part in np.split(images, [13, 14, 60]):
+        collected.add(extractor(part))
+    np.testing.assert_allclose(collected.kept, extractor(images)["pool"][np.arange(7) * 100 // 7])
+    np.testing.assert_allclose(
+        collected.moments["pool"].gaussian().cov, gaussian_of(extractor(images)["pool"]).cov
+    )
+
+
+def test_reference_command(make_config, tmp_path, capsys):
+    out, runs = tmp_path / "heldout.npz", make_config().machine.runs
+    arguments = [
+        "heldout",
+        str(out),
+        "--extractor",
+        "digits",
+        "--set",
+        f"machine.runs={runs}",
+        "--device",
+        "cpu",
+    ]
+    assert references.command(arguments) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["name"] == "digits/heldout" and manifest["n"] == 297
+    assert npz_arrays(out)["mu"][0] == (64,)

@@ -1,0 +1,86 @@
+"""The cache of a frozen encoder's features: what it holds, and when it is made again."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mirai_bench.config.load import build_run, merge, read_profile
+from mirai_bench.data.codes import Codes, open_codes
+from mirai_bench.data.pixels import Pixels
+from mirai_bench.data.shards import Joined
+from mirai_bench.foresight.encoders.build import build_encoder
+from mirai_bench.foresight.encoders.feature_cache import cached_features
+from mirai_bench.foresight.encoders.pixels import PixelEncoder
+from mirai_bench.utils.errors import UserError
+
+pytest.importorskip("timm", reason="needs the optional extra: pip install -e '.[encoders]'")
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def digits_config(make_config, tmp_path):
+    """The digits profile with a tiny image encoder, whose random weights lie in a file."""
+    import timm
+
+    network = timm.create_model("test_vit", pretrained=False, num_classes=0, img_size=128)
+    save_file(network.state_dict(), tmp_path / "tiny.safetensors")
+    encoder = {"name": "timm:test_vit", "weights": str(tmp_path / "tiny.safetensors")}
+    return lambda **fields: make_config(
+        foresight={"level": "internal", "source": "encoder", "k": 1, "encoder": encoder | fields},
+        machine={"runs": str(tmp_path / "runs")},
+    )
+
+
+@pytest.fixture
+def few_codes(make_config):
+    """The first 40 digits."""
+    config = make_config()
+    codes = open_codes(config, "train", CPU)
+    pixels = Pixels(lambda: codes.pixels.dataset, np.arange(40), config.data, CPU)
+    tokens = codes.all()[0][:40, None].numpy().astype(np.uint16)
+    return Codes(Joined([tokens]), codes.labels[:40].numpy(), pixels, codes.manifest, CPU)
+
+
+def test_the_cache_holds_what_the_encoder_gives(digits_config, few_codes):
+    live, stored = digits_config(), digits_config(cache=True)
+    assert live.fingerprint() != stored.fingerprint()  # half precision changes numbers
+    encoder, cache = build_encoder(live, few_codes, CPU), build_encoder(stored, few_codes, CPU)
+    batch = few_codes.batch(seed=1, step=1, rank=0, world=1, batch_size=16)
+    assert cache.stored.shape == (40, 1, 64, encoder.width) and cache.stored.dtype == np.float16
+    assert isinstance(cache.stored, np.memmap) and cache.width == encoder.width
+    torch.testing.assert_close(
+        cache(batch, few_codes), encoder(batch, few_codes).half().float(), rtol=0, atol=2e-3
+    )
+
+
+def test_the_cache_is_made_once_and_again_for_another_encoder(digits_config, few_codes, monkeypatch):
+    config = digits_config(cache=True)
+    made = lambda: {path.name for path in (config.machine.runs / "cache").glob("features-*") if path.is_dir()}  # noqa: E731
+    build_encoder(config, few_codes, CPU)
+    assert len(made()) == 1
+    monkeypatch.setattr(
+        "mirai_bench.foresight.encoders.feature_cache.write_features", lambda *_: pytest.fail("made twice")
+    )
+    build_encoder(config, few_codes, CPU)
+    monkeypatch.undo()
+    cached_features(PixelEncoder("timm:test_vit", config.grid, CPU, pretrained=False), config, few_codes, CPU)
+    build_encoder(digits_config(cache=True, context={"block_causal": 8}), few_codes, CPU)
+    assert len(made()) == 3
+
+
+def test_a_run_trains_on_cached_features(digits_config, few_codes, monkeypatch):
+    from mirai_bench.train import trainer
+
+    monkeypatch.setattr(trainer, "open_codes", lambda *_: few_codes)
+    work = trainer.Trainer(digits_config(cache=True))
+    losses = [float(work.step(step)["foresight"]) for step in range(6)]
+    assert 0 < losses[-1] < losses[0]
+
+
+def test_the_built_in_teacher_needs_no_cache():
+    fields = merge(read_profile("digits"), {"foresight": {"encoder": {"cache": True}}})
+    with pytest.raises(UserError, match="write cache: false"):
+        build_run(fields, "test")

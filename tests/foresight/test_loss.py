@@ -1,0 +1,89 @@
+"""The loss: pairs of states and targets, projectors, and reductions, each against a plain computation."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mirai_bench.config.foresight import Projector as ProjectorConfig
+from mirai_bench.foresight.layout import grid_2d
+from mirai_bench.foresight.loss import TARGET_NORMS, Projector, cosine_loss, pair, reduce_heads
+
+
+def test_pairs_on_a_2x2_grid_by_hand():
+    table = grid_2d(2, 2, 3)  # heads: here, right, below
+
+    def shown(t):
+        return [[int(i) if v else None for i, v in zip(*row, strict=True)] for row in zip(*t, strict=True)]
+
+    n = None
+    # an encoder: feature j is cell j; state s has consumed cell s-1
+    assert shown(pair(table, "consumed", False, False)) == [[n, n, n], [0, 1, 2], [1, n, 3], [2, 3, n]]
+    assert shown(pair(table, "predicting", False, False)) == [[0, 1, 2], [1, n, 3], [2, 3, n], [3, n, n]]
+    # a causal teacher: feature s is state s, cell j is feature j+1, and the last cell has none
+    assert shown(pair(table, "consumed", True, False)) == [[n, n, n], [1, 2, 3], [2, n, n], [3, n, n]]
+    assert shown(pair(table, "consumed", True, True)) == [[0, 0, 0], [1, 2, 3], [2, n, n], [3, n, n]]
+
+
+def test_cosine_loss_equals_the_formula_pair_by_pair():
+    generator = torch.Generator().manual_seed(0)
+    projected, targets = (
+        torch.randn(3, 2, 16, 5, generator=generator),
+        torch.randn(2, 16, 5, generator=generator),
+    )
+    table = pair(grid_2d(4, 4, 3), "consumed", False, False)
+    losses = cosine_loss(projected, targets, torch.from_numpy(table.targets), torch.from_numpy(table.valid))
+    for k in range(3):
+        pairs = [(s, table.targets[s, k]) for s in range(16) if table.valid[s, k]]
+        cosines = [
+            F.cosine_similarity(projected[k, b, s], targets[b, t], dim=0) for b in range(2) for s, t in pairs
+        ]
+        assert losses[k].item() == pytest.approx(1 - torch.stack(cosines).mean().item(), abs=1e-6)
+
+
+def test_mean_and_sum_over_heads_leave_out_heads_without_a_pair():
+    losses, valid = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([[True, True, False]])
+    assert reduce_heads(losses, valid, "mean").item() == 1.5
+    assert reduce_heads(losses, valid, "sum").item() == 3
+
+
+def test_stacked_projectors_equal_separate_mlps():
+    projector = Projector(ProjectorConfig(hidden=7), 3, 5, 4)
+    projector.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for bias in projector.biases:
+            bias.normal_()
+    hidden = torch.randn(2, 6, 5)
+    for k, ours in enumerate(projector(hidden)):
+        x = hidden
+        for index, (weight, bias) in enumerate(zip(projector.weights, projector.biases, strict=True)):
+            x = F.linear(F.silu(x) if index else x, weight[k].T, bias[k, 0])
+        torch.testing.assert_close(ours, x)
+
+
+def test_shared_trunk_has_one_trunk_and_k_last_layers():
+    projector = Projector(ProjectorConfig(hidden=7, shared_trunk=True), 3, 5, 4)
+    assert [tuple(w.shape) for w in projector.weights] == [(1, 5, 7), (1, 7, 7), (3, 7, 4)]
+    assert projector(torch.randn(2, 6, 5)).shape == (3, 2, 6, 4)
+
+
+def test_target_norms_by_hand():
+    x = torch.tensor([[[1.0, 3.0]], [[5.0, 1.0]]])
+    assert torch.equal(TARGET_NORMS["center"](x), torch.tensor([[[-2.0, 1.0]], [[2.0, -1.0]]]))
+    np.testing.assert_allclose(TARGET_NORMS["layer_norm"](x).numpy(), [[[-1, 1]], [[1, -1]]], atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_stack_of_projectors_equals_separate_ones(shared, make_config):
+    config = make_config(foresight={"projector": {"hidden": 16, "shared_trunk": shared}}).foresight.projector
+    stack = Projector(config, 3, 8, 12)
+    stack.init_weights(torch.Generator().manual_seed(0))
+    nn.init.normal_(stack.biases[1])
+    hidden = torch.randn(2, 5, 8)
+    for head, out in enumerate(stack(hidden)):
+        x = hidden
+        for index, (weight, bias) in enumerate(zip(stack.weights, stack.biases, strict=True)):
+            which = head if len(weight) > 1 else 0
+            x = (F.silu(x) if index else x) @ weight[which] + bias[which]
+        torch.testing.assert_close(out, x)

@@ -1,0 +1,114 @@
+"""Parameters, FLOPs and bytes are counted without building anything, and agree with what is built."""
+
+import pytest
+import torch
+
+from mirai_bench.benchmark.workload import Shape, run_config
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.data.synthetic import random_codes
+from mirai_bench.foresight.encoders.zoo import entry_of
+from mirai_bench.model import cost
+from mirai_bench.model.cost import (
+    VITS,
+    device_bytes,
+    encoder_parameters,
+    logit_bytes,
+    num_parameters,
+    teacher_flops,
+)
+from mirai_bench.sweep.estimate import cell_flops
+from mirai_bench.sweep.plan import make_plan
+from mirai_bench.train.trainer import Trainer
+
+AXES = ["injection_level", "foresight_layout", "foresight_source"]
+
+
+def test_memory_counts_five_floats_a_parameter_and_shrinks_with_micro_batches(make_config):
+    one, four = (make_config(machine={"micro_batches": n}) for n in (1, 4))
+    generator, heads = num_parameters(one)
+    assert device_bytes(one, False).fixed == 20 * generator + 16 * heads
+    assert device_bytes(one, True).fixed == 22 * generator + 18 * heads
+    # but for the head's gradient and one part of its logits
+    assert device_bytes(one, False).activations == pytest.approx(
+        4 * device_bytes(four, False).activations, rel=1e-2
+    )
+
+
+def kept_for_backward(config):
+    """Bytes of the tensors that autograd keeps of a forward pass, weights apart."""
+    trainer = Trainer(config, codes=random_codes(config, torch.device("cpu")))
+    weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.objective.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = tensor  # held, so that no other takes its address
+        return tensor
+
+    batch = trainer.codes.batch(seed=0, step=0, rank=0, world=1, batch_size=config.train.batch_size)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"),
+    ):
+        trainer.objective(batch, batch.labels, torch.tensor(1.0))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("arm", ["ntp", "mtp", "mirai-e-k1", "mirai-e-k9"])
+def test_activations_are_what_a_forward_pass_keeps(arm, precision):
+    config = run_config(Shape(2, 256, 8, 1024, 4), arm, precision, torch.device("cpu"), threads=1)
+    half = precision == "bf16"
+    copies = 2 * sum(num_parameters(config)) if half else 0
+    passing = logit_bytes(config, 4 * 64, 2 if half else 4)[1]
+    counted = device_bytes(config, half).activations + copies - passing
+    assert counted == pytest.approx(kept_for_backward(config), rel=0.2)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_parameters_and_checkpoint_size_are_those_built(axis, here, make_config, tmp_path):
+    import torch
+
+    from mirai_bench.foresight.level import LEVELS
+    from mirai_bench.model.transformer import build_model
+
+    for cell in make_plan(SWEEPS / f"{axis}.yaml", seeds=[0]).sweep.cells:
+        config = cell.config
+        generator, heads = cost.num_parameters(config)
+        assert generator == sum(p.numel() for p in build_model(config).parameters())
+        level = LEVELS[config.foresight.level]
+        if level is not None:
+            built = level(config, type("Source", (), {"width": config.model.width}))
+            assert heads == sum(p.numel() for p in built.parameters() if isinstance(p, torch.nn.Parameter))
+
+
+def test_disk_and_flops_of_a_real_run(trained_run, make_config, monkeypatch):
+    from mirai_bench.checkpoint.store import saved
+    from mirai_bench.data.images.datasets import open_dataset
+    from mirai_bench.tracking.journal import read_journal
+
+    config = make_config()
+    size = sum(path.stat().st_size for path in saved(trained_run)[-1].iterdir())
+    assert cost.checkpoint_bytes(config) == pytest.approx(size, rel=0.05)
+    assert cost.num_images(config) == len(open_dataset(config, "train"))
+    (record,) = [line for line in read_journal(trained_run / "journal.jsonl") if line["kind"] == "evaluation"]
+    assert cell_flops(config) == pytest.approx(record["train_flops"])
+
+
+@pytest.mark.parametrize("name", [*VITS, "efficientnet_lite0"])
+def test_image_encoders_are_counted_as_timm_builds_them(name):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = timm.create_model(entry_of(name).timm, pretrained=False, num_classes=0)
+    there = sum(p.numel() for p in model.parameters())
+    assert encoder_parameters(name) == pytest.approx(there, rel=0.05)
+
+
+def test_a_cached_teacher_costs_nothing_and_a_live_one_is_counted(make_config):
+    fields = {"level": "internal", "source": "encoder", "encoder": {"name": "efficientnet_lite0"}}
+    live, cached = (
+        make_config(foresight=fields),
+        make_config(foresight=fields | {"encoder": {"name": "efficientnet_lite0", "cache": True}}),
+    )
+    assert teacher_flops(live) == pytest.approx(950_431_744, rel=1e-4) and teacher_flops(cached) == 0

@@ -1,0 +1,86 @@
+"""The frame of evaluations: its rows, its metrics, and the protocols that are never mixed in it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mirai_bench.results.frame import lower_is_better, primary_metric, refuse_mixed_protocols, with_protocol
+from mirai_bench.results.reading import freeze
+from mirai_bench.results.table import build_table
+from mirai_bench.utils.errors import UserError
+
+
+def test_frame_has_a_row_for_each_evaluation_and_a_column_for_each_metric(frozen):
+    assert frozen.frame.shape[0] == len(frozen.records) == 36
+    assert {
+        "axis",
+        "arm",
+        "seed",
+        "epoch",
+        "step",
+        "train_flops",
+        "train_seconds",
+        "FD-digits",
+        "recall",
+    } <= set(frozen.frame)
+    assert frozen.frame["recall"].isna().sum() == 1
+
+
+@pytest.mark.parametrize("axis", ["../../x", "/etc/x", "a\0b", "..", "a/b"])
+def test_names_of_report_files_are_no_paths(frozen, axis):
+    name = replace(frozen, axis=axis, profile="../p").name
+    assert Path(name).name == name and not name.startswith(".") and "\0" not in name
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"protocol": {"cfg_scale": 2.0}},
+            r"protocol\.cfg_scale is 1\.0 for .*baseline, seed 0.* and 2\.0 for internal-2d, seed 0",
+        ),
+        ({"extractor": {"sha256": "sha256:other"}}, r"extractor\.sha256 is 'sha256:aa' .* 'sha256:other'"),
+        ({"reference": {"n": 10_000}}, r"reference\.n is 1437 .* 10000"),
+    ],
+)
+def test_protocols_are_never_mixed(frozen, change, message, tmp_path):
+    ((part, fields),) = change.items()
+    changed = {}
+    for record in frozen.records:
+        if record["arm"] == "internal-2d" and record["seed"] == 0:
+            run = record["run"]
+            record["run"] = changed.setdefault(
+                id(run), run | {part: run[part] | fields, "protocol_digest": "other"}
+            )
+    for use in (refuse_mixed_protocols, build_table, lambda results: freeze(results, tmp_path / "x.jsonl")):
+        with pytest.raises(UserError, match=message):
+            use(frozen)
+    chosen = with_protocol(frozen, "other")
+    assert {record["arm"] for record in chosen.records} == {"internal-2d"} and "metrics" not in vars(frozen)
+    with pytest.raises(UserError, match="Unknown protocol 'nothing'"):
+        with_protocol(frozen, "nothing")
+
+
+def test_protocols_name_may_differ(frozen):
+    frozen.records[-1]["run"] = frozen.records[-1]["run"] | {
+        "protocol": frozen.records[-1]["run"]["protocol"] | {"name": "alias"}
+    }
+    refuse_mixed_protocols(frozen)
+
+
+def test_directions_and_primary_metric():
+    assert (
+        lower_is_better("FD-digits")
+        and lower_is_better("FID")
+        and lower_is_better("sFID")
+        and not lower_is_better("recall")
+    )
+    assert (
+        primary_metric(["recall", "FD-digits", "FID"]) == "FID"
+        and primary_metric(["KID", "FD-DINOv2"]) == "FD-DINOv2"
+    )
+    with pytest.raises(UserError, match="Unknown metric"):
+        lower_is_better("colour")
+    with pytest.raises(UserError, match="no Fréchet distance"):
+        primary_metric(["recall"])

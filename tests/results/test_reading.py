@@ -1,0 +1,116 @@
+"""Records come back the same from journals, MLflow and frozen files."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from mirai_bench.results.reading import fetch_grid, freeze, read_journals, read_jsonl, read_mlflow
+from mirai_bench.results.table import build_table
+from mirai_bench.results.writers import markdown
+from mirai_bench.tracking.ship import ship, start_sweep
+from mirai_bench.utils.errors import UserError
+from tests.support.synthetic import injection_level, shared_store, write_plan, write_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two arms with three seeds, of which one failed and one has not begun."""
+    sweep = injection_level(only=["baseline", "internal-2d"])
+    write_plan(tmp_path / "runs", sweep)
+    for cell in sweep.cells:
+        state = {("internal-2d", 1): "failed", ("internal-2d", 2): None}.get((cell.arm, cell.seed), "done")
+        if state:
+            until = 4 if state == "failed" else 12
+            write_run(
+                tmp_path / "runs", cell.config, lambda epoch, s=cell.seed: {"FD-digits": 10 / epoch + s, "recall": 0.5}, until=until,
+                status=state,
+            )  # fmt: skip
+    return tmp_path / "runs"
+
+
+def test_the_same_records_from_journals_mlflow_and_frozen_files(
+    runs, tmp_path, tmp_path_factory, monkeypatch
+):
+    (journals,) = read_journals(runs)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_store(tmp_path_factory.getbasetemp()))
+    plan = json.loads((runs / "sweeps" / "injection_level-digits.json").read_text())
+    parent = start_sweep(plan)
+    for cell in plan["cells"]:
+        if (runs / cell["fingerprint"]).is_dir():
+            ship(
+                runs / cell["fingerprint"],
+                parent=parent,
+                axis=plan["axis"],
+                arm=cell["arm"],
+                seed=cell["seed"],
+            )
+    (mlflow,) = read_mlflow(axis="injection_level", profile="digits")
+    assert read_mlflow(sweep=parent)[0].cells == mlflow.cells
+    freeze(journals, tmp_path / "frozen.jsonl")
+    (frozen,) = read_jsonl([tmp_path / "frozen.jsonl"])
+    for other in (mlflow, frozen):
+        pd.testing.assert_frame_equal(other.frame, journals.frame)
+        assert (
+            other.cells == journals.cells
+            and other.arms == ["baseline", "internal-2d"]
+            and other.baseline == "baseline"
+        )
+    assert [cell["status"] for cell in journals.cells] == [
+        "done",
+        "done",
+        "done",
+        "failed",
+        "done",
+        "pending",
+    ]
+    assert len(journals.frame) == 4 * 5 + 2
+    row = journals.frame.query("arm == 'internal-2d' and seed == 1 and epoch == 4").iloc[0]
+    assert (row["FD-digits"], row["train_flops"], row["autocast"], row["fingerprint"]) == (
+        3.5,
+        4e12,
+        "fp32",
+        plan["cells"][3]["fingerprint"],
+    )
+    assert markdown(build_table(mlflow)) == markdown(build_table(journals)) == markdown(build_table(frozen))
+    for results in (journals, mlflow):
+        assert fetch_grid(results, results.records[0], tmp_path).read_bytes().startswith(b"\x89PNG")
+    assert fetch_grid(frozen, frozen.records[0], tmp_path) is None
+
+
+def test_no_store_is_an_empty_list(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'absent.db'}")
+    assert read_mlflow() == [] and not (tmp_path / "absent.db").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer"):
+        read_mlflow()
+
+
+@pytest.mark.parametrize("text", ["", "not json", '{"kind": "sweep"}', "[1, 2]"])
+def test_other_files_are_refused(tmp_path, text):
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(UserError, match="not a file of frozen records"):
+        read_jsonl([tmp_path / "x.jsonl"])
+    with pytest.raises(UserError, match="no file"):
+        read_jsonl([tmp_path / "absent.jsonl"])
+
+
+def test_files_of_one_sweep_are_joined(frozen, tmp_path):
+    """Seed 0 in one file, the others in the next: the same as all in one, whatever the order of the files."""
+
+    def part(name, mine):
+        cells = [cell if mine(cell["seed"]) else cell | {"status": "pending"} for cell in frozen.cells]
+        records = [record for record in frozen.records if mine(record["seed"])]
+        freeze(replace(frozen, cells=cells, records=records), tmp_path / name)
+        return tmp_path / name
+
+    paths = [part("first.jsonl", lambda seed: seed == 0), part("more.jsonl", lambda seed: seed != 0)]
+    for files in (paths, paths[::-1]):
+        (joined,) = read_jsonl(files)
+        assert {(c["arm"], c["seed"]): c["status"] for c in joined.cells} == {
+            (c["arm"], c["seed"]): c["status"] for c in frozen.cells
+        }
+        assert markdown(build_table(joined)) == markdown(build_table(frozen))
+    with pytest.raises(UserError, match=r"an earlier file has records of baseline, seed 0, too"):
+        read_jsonl([*paths, paths[0]])

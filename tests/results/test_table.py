@@ -1,0 +1,82 @@
+"""Tables. The golden ones are made from tests/fixtures/records.jsonl; after a wanted change of their form:
+
+python -m tests.results.test_table        # writes them anew; read the difference before committing it
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from mirai_bench.results.reading import read_jsonl
+from mirai_bench.results.table import build_table
+from mirai_bench.results.writers import LATEX, WRITERS, latex_escape, markdown
+from mirai_bench.utils.errors import UserError
+from tests.support.paths import FIXTURES, RECORDS
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_golden_table(frozen, kind):
+    assert WRITERS[kind](build_table(frozen)) == (FIXTURES / f"table.{kind}").read_text(encoding="utf-8")
+
+
+def test_rows_keep_the_order_of_the_sweep_and_show_what_is_missing(frozen):
+    table = build_table(frozen)
+    assert [row.arm for row in table.rows] == frozen.arms
+    text = markdown(table)
+    assert "| pending | 0 of 3 | — | — | — |" in text and "output-1d seed 2 (failed)" in text
+    change = table.rows[2].differences["FD-digits"]
+    assert change.mean == pytest.approx(-1.6 / 3) and change.p == pytest.approx(2 * 0.00388350, rel=1e-4), (
+        "Holm over two tests"
+    )
+
+
+def test_interrupted_sweep_gives_the_same_table_without_timing(frozen):
+    slower = replace(
+        frozen,
+        records=[record | {"train_seconds": record["train_seconds"] * 1.7 + 1} for record in frozen.records],
+    )
+    for kind, write in WRITERS.items():
+        assert write(build_table(frozen, timing=False)) == write(build_table(slower, timing=False)), kind
+    assert markdown(build_table(frozen)) != markdown(build_table(slower))
+
+
+def test_earlier_epoch_and_other_metric(frozen):
+    table = build_table(frozen, metric="precision", epoch=4)
+    assert table.metrics[0] == "precision" and table.rows[0].values["FD-digits"].mean == pytest.approx(7.2)
+    with pytest.raises(UserError, match="no evaluation at epoch 5: there are 2, 4, 8, 12"):
+        build_table(frozen, epoch=5)
+    with pytest.raises(UserError, match="no evaluation yet"):
+        build_table(replace(frozen, records=[]))
+
+
+def test_papers_value_is_of_the_same_size_and_nearest_epoch(frozen):
+    run = frozen.records[0]["run"]
+    run |= {"config": {"model": {"size": "XL"}}}
+    large = build_table(
+        replace(frozen, profile="imagenet256_xl", records=[r | {"run": run} for r in frozen.records])
+    )
+    assert large.rows[0].paper["FD-digits"].value == 4.40 and large.rows[0].paper["FD-digits"].epochs == 20
+    digits = build_table(read_jsonl([RECORDS])[0])
+    assert (digits.rows[0].paper["FD-digits"].value, digits.rows[0].paper["FD-digits"].epochs) == (6.36, 80)
+
+
+def test_latex_has_no_unescaped_special(frozen):
+    assert all(latex_escape(c) != c for c in "&%$#_{}~^\\<>±−Δ—")
+    text = WRITERS["tex"](build_table(frozen))
+    for body, columns in zip(text.split(r"\midrule")[1:], (8, 4), strict=True):
+        for line in body.split(r"\bottomrule")[0].strip().splitlines():
+            assert line.replace(r"\&", "").count("&") == columns - 1 and line.endswith(r" \\")
+    assert not set(text) - set(map(chr, range(128))), "plain ASCII: any LaTeX engine reads it"
+    assert "[" not in text.replace("{[}", "") and LATEX["_"] == r"\_"
+
+
+def test_html_escapes_arm_names(frozen):
+    text = WRITERS["html"](build_table(replace(frozen, arms=["<script>alert(1)</script>", *frozen.arms])))
+    assert "<script>" not in text and "&lt;script&gt;" in text
+
+
+if __name__ == "__main__":
+    for kind, write in WRITERS.items():
+        (FIXTURES / f"table.{kind}").write_text(
+            write(build_table(read_jsonl([RECORDS])[0])), encoding="utf-8"
+        )

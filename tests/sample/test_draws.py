@@ -1,0 +1,55 @@
+"""Random draws: distributions, cuts, guidance, and the class of each sample."""
+
+import torch
+from scipy.stats import chisquare
+
+from mirai_bench.config.protocol import Protocol
+from mirai_bench.sample.draws import classes_of, draw, guide, restrict, uniforms
+
+GRID = (4, 4)
+
+
+def protocol(**fields) -> Protocol:
+    return Protocol(name="test", num_samples=10, **fields)
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    uniform = torch.from_numpy(uniforms(0, 0, 20_000))
+    counts = torch.bincount(draw(logits.expand(20_000, 4), uniform), minlength=4).numpy()
+    assert (
+        chisquare(
+            counts, 20_000 * logits.softmax(-1).double().numpy() / logits.softmax(-1).double().sum().item()
+        ).pvalue
+        > 0.01
+    )
+
+
+def test_a_draw_never_takes_a_code_that_was_cut_off():
+    logits = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf]]).expand(3, 4)
+    assert draw(logits, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)).tolist() == [0, 2, 2]
+
+
+def test_top_k_and_top_p_by_hand():
+    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
+    kept = lambda *cut: (restrict(logits, *cut) > -torch.inf)[0].tolist()  # noqa: E731
+    assert kept(0, 1.0) == [True] * 4
+    assert kept(2, 1.0) == [False, False, True, True]
+    assert kept(0, 0.65) == [False, False, True, True]  # 0.4 < 0.65 <= 0.4 + 0.3
+    assert kept(0, 0.75) == [False, True, True, True]
+    assert kept(0, 0.01) == [False, False, False, True]
+    assert kept(1, 1.0) == [False, False, False, True]
+
+
+def test_guidance_by_hand_and_scale_one_is_none():
+    both = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
+    assert torch.equal(guide(both, 2.0), torch.tensor([[2.0, 0.0]]))
+    assert torch.equal(guide(both, 1.0), both[:1])
+
+
+def test_class_rules_depend_on_the_index_alone():
+    assert classes_of(protocol(), range(5), 3).tolist() == [0, 1, 2, 0, 1]
+    uniform = protocol(class_rule="uniform")
+    classes = classes_of(uniform, range(3000), 3)
+    assert torch.equal(classes_of(uniform, [7, 2900], 3), classes[[7, 2900]])
+    assert chisquare(torch.bincount(classes).numpy()).pvalue > 0.01

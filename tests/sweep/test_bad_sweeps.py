@@ -1,0 +1,356 @@
+"""Sweep files, profiles and command lines that are wrong: each ends in one message, nothing is started, nothing hangs."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from filelock import FileLock
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mirai_bench.config import json_schema
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.sweep.__main__ import command, dry_run
+from mirai_bench.sweep.driver import Options, run_sweep
+from mirai_bench.sweep.plan import make_plan
+from mirai_bench.utils import cli
+from mirai_bench.utils.errors import UserError
+
+FILE = SWEEPS / "injection_level.yaml"
+
+
+def refused(capsys, *argv):
+    assert cli.run(command, list(map(str, argv))) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["nowhere.yaml"], "no file 'nowhere.yaml'"),
+        ([FILE, "--only", "internal2d"], "Did you mean 'internal-2d'"),
+        ([FILE, "--profile", "digit"], "Did you mean 'digits'"),
+        ([FILE, "--set", "train.epoch=5"], "Did you mean 'epochs'"),
+        ([FILE, "--set", "foresight.k=65"], "write k: 64 or less"),
+        ([FILE, "--set", "train.epochs"], "write section.field=value"),
+        ([FILE, "--seeds", "-1"], "seed is -1"),
+        ([FILE, "--max-concurrent", "0"], "--max-concurrent is 0: write 1 or more"),
+        ([FILE, "--retries", "-1"], "--retries is -1: write 0 or more"),
+        ([FILE, FILE], "one sweep file at a time"),
+        (["schema", FILE], "schema takes no file"),
+        (["status"], "one sweep file at a time"),
+        ([FILE, "--set", "profile=../../elsewhere"], "profile is '../../elsewhere'"),
+    ],
+)
+def test_a_wrong_command_ends_in_one_message(argv, message, capsys, here):
+    assert message in refused(capsys, *argv)
+    assert not list(here.iterdir())
+
+
+def test_a_choice_written_twice_is_both(capsys, here):
+    assert (
+        command(
+            [
+                str(FILE),
+                "--only",
+                "baseline",
+                "--only",
+                "internal-2d",
+                "--seeds",
+                "0",
+                "--seeds",
+                "5",
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
+    assert "4 cells, 4 to run" in capsys.readouterr().out
+
+
+ESCAPES = ["../../etc", "/abs", "a/b", "nul\0", "x" * 65, "", ".", "..", "-rf", "a\nb", "a\n"]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+@pytest.mark.parametrize("place", ["axis", "arm", "profile", "data.name"])
+def test_names_cannot_leave_the_runs_folder(name, place, here, tmp_path):
+    content = yaml.safe_load(FILE.read_text())
+    if place == "arm":
+        content["arms"][name] = {"level": "output", "k": 5}
+    elif place == "axis":
+        content["axis"] = name
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError):
+        make_plan(
+            tmp_path / "sweep.yaml",
+            settings=[f"{place}={json.dumps(name)}"] if place in ("profile", "data.name") else [],
+        )
+
+
+def test_two_drivers_on_one_sweep(here):
+    plan = make_plan(FILE)
+    plan.write()
+    with (
+        FileLock(plan.file(".lock")),
+        pytest.raises(UserError, match="another process is at work on this sweep"),
+    ):
+        run_sweep(plan, Options())
+
+
+def test_the_console_script_dispatches(here):
+    def run(*argv):
+        return subprocess.run([sys.executable, "-m", "mirai_bench", *argv], capture_output=True, text=True)
+
+    assert "mirai-bench sweep" in run("--help").stdout
+    done = run("sweep", str(FILE), "--dry-run", "--seeds", "0")
+    assert done.returncode == 0 and "5 cells, 5 to run" in done.stdout
+    wrong = run("swep")
+    assert wrong.returncode == 2 and "Did you mean 'sweep'" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        (
+            {"arm": "internl", "space": {"foresight.k": [1, 3]}},
+            "search.arm is 'internl', which is not an arm",
+        ),
+        ({"arm": "internal-2d", "space": {}}, "search.space"),
+        ({"arm": "internal-2d", "space": {"foresight.weight": {"low": 2, "high": 1}}}, "write low < high"),
+        (
+            {"arm": "internal-2d", "space": {"foresight.weight": {"low": 0, "high": 1, "log": True}}},
+            "low > 0 with log: true",
+        ),
+        ({"arm": "internal-2d", "space": {"foresight.k": [1]}, "sampels": 3}, "Did you mean 'samples'"),
+    ],
+)
+def test_a_wrong_search_is_refused(search, message, here, tmp_path):
+    (tmp_path / "sweep.yaml").write_text(
+        yaml.safe_dump(yaml.safe_load(FILE.read_text()) | {"search": search})
+    )
+    with pytest.raises(UserError) as error:
+        make_plan(tmp_path / "sweep.yaml")
+    assert message in str(error.value)
+
+
+def test_every_value_of_a_search_fits_before_it_starts(here, tmp_path):
+    from mirai_bench.sweep.search import run_search
+
+    for space, message in (
+        ({"foresight.k": [3, 65]}, "write k: 64 or less"),
+        ({"foresight.wieght": [1.0]}, "Did you mean 'weight'"),
+    ):
+        search = {"arm": "internal-2d", "space": space}
+        (tmp_path / "sweep.yaml").write_text(
+            yaml.safe_dump(yaml.safe_load(FILE.read_text()) | {"search": search})
+        )
+        plan = make_plan(tmp_path / "sweep.yaml")
+        with pytest.raises(UserError, match=message):
+            run_search(plan, tmp_path / "sweep.yaml", Options())
+    with pytest.raises(UserError, match="has no `search:`"):
+        run_search(plan, FILE, Options())
+    assert not (tmp_path / "runs").exists()
+
+
+# ---- schemas
+
+
+def test_schemas_are_those_of_the_code_and_the_shipped_files_keep_to_them():
+    for name, make in json_schema.SCHEMAS.items():
+        committed = json.loads((SWEEPS / "schema" / f"{name}.schema.json").read_text())
+        assert committed == make(), "run: python -m mirai_bench.sweep schema"
+    for folder, name, pointer in (
+        (SWEEPS, "sweep", "schema/"),
+        (SWEEPS / "profiles", "profile", "../schema/"),
+    ):
+        for path in sorted(folder.glob("*.yaml")):
+            jsonschema.validate(yaml.safe_load(path.read_text()), json_schema.SCHEMAS[name]())
+            assert path.read_text().startswith(
+                f"# yaml-language-server: $schema={pointer}{name}.schema.json\n"
+            )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"arms": {"a": {"levl": "none"}}}, {"seeds": []}, {"machine": {"gpu": 1}}, {"arms": {"../a": {}}}],
+)
+def test_the_schema_refuses_what_the_planner_refuses(wrong, here, tmp_path):
+    content = yaml.safe_load(FILE.read_text()) | wrong
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError):
+        make_plan(tmp_path / "sweep.yaml")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, json_schema.sweep_schema())
+
+
+# ---- fuzzing: a thousand mutated files, each accepted or refused in one message, at once
+
+
+def shortened(sweep):
+    """One seed, three arms: the files are written and read a thousand times."""
+    return sweep | {"seeds": [0], "arms": dict(list(sweep["arms"].items())[::4])}
+
+
+SHIPPED = {
+    "sweep": [
+        shortened(yaml.safe_load((SWEEPS / f"{axis}.yaml").read_text()))
+        for axis in ("injection_level", "foresight_layout", "foresight_source")
+    ],
+    "profile": [yaml.safe_load(path.read_text()) for path in sorted((SWEEPS / "profiles").glob("*.yaml"))],
+}
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 70), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from([10**30, -1, 0, 1e308, "8/12", "0/0", "1/0", "999/1", "internal", "ema", "../x", "\0", "1e-4", "digits", "paper", "x" * 70]),
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=6), v, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(tree, path=()):
+    yield path
+    for key, value in (
+        tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    ):
+        yield from places(value, (*path, key))
+
+
+def mutate(draw, tree):
+    """One node is replaced, removed, renamed or given a neighbour."""
+    path = draw(st.sampled_from(list(places(tree))))
+    if not path:
+        return draw(VALUES)
+    *parents, last = path
+    holder = tree
+    for key in parents:
+        holder = holder[key]
+    action = draw(st.sampled_from(["replace", "replace", "replace", "remove", "rename", "add"]))
+    if action == "replace" or isinstance(holder, list):
+        number = isinstance(holder[last], (int, float)) and draw(st.booleans())
+        holder[last] = holder[last] * draw(st.sampled_from([1, 2, 4, 0.5])) if number else draw(VALUES)
+    elif action == "remove":
+        del holder[last]
+    else:
+        name = draw(
+            st.sampled_from(["k", "layer", "level", "encoder", "protocol", "baseline"]) | st.text(max_size=8)
+        )
+        holder[name] = holder.pop(last) if action == "rename" else draw(VALUES)
+    return tree
+
+
+STREWN = [
+    "\t",
+    ": ",
+    "- ",
+    "{",
+    "]",
+    "&a ",
+    "*a",
+    "!!python/object:os.system ",
+    "\x07",
+    "'",
+    "? ",
+    "<<: ",
+    "|",
+]
+
+
+def scramble(draw, text):
+    """Characters are removed, doubled, or strewn in."""
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(text)))
+        length = draw(st.integers(0, 12))
+        text = (
+            text[:at] + draw(st.sampled_from(["", text[at : at + length] * 2, *STREWN])) + text[at + length :]
+        )
+    return text
+
+
+@st.composite
+def files(draw):
+    texts = {}
+    victim = draw(st.sampled_from(["sweep", "profile"]))
+    for name, shipped in SHIPPED.items():
+        tree = json.loads(json.dumps(draw(st.sampled_from(shipped))))
+        if name == victim:
+            for _ in range(draw(st.integers(0, 2))):
+                tree = mutate(draw, tree)
+        texts[name] = yaml.safe_dump(tree, allow_unicode=draw(st.booleans()))
+    if draw(st.integers(0, 4)) == 0:
+        texts[victim] = scramble(draw, texts[victim])
+    return texts
+
+
+OUTCOMES = {"accepted": 0, "refused": 0}
+
+
+@settings(max_examples=1050, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(texts=files())
+def test_fuzzed_files_are_accepted_or_refused(texts, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name}.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    began = time.process_time()
+    try:
+        plan = make_plan(folder / "sweep.yaml", profile=str(folder / "profile.yaml"))
+        dry_run(plan, None)
+        OUTCOMES["accepted"] += 1
+    except UserError as error:
+        assert str(error)
+        OUTCOMES["refused"] += 1
+    assert time.process_time() - began < 2.0, "it hung"
+
+
+def test_the_fuzzing_saw_both_outcomes():
+    if not sum(OUTCOMES.values()):
+        pytest.skip("the fuzzing test did not run")
+    assert sum(OUTCOMES.values()) >= 1000 and min(OUTCOMES.values()) >= 100, OUTCOMES
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(BOMB + "axis: *j\n", id="a billion laughs"),
+        pytest.param(
+            "axis: x\nquestion: q\nseeds: [0]\narms: &a {baseline: *a}\n", id="a mapping within itself"
+        ),
+        pytest.param(
+            "axis: x\nquestion: q\nseeds: [0]\narms: {baseline: {encoder: &e {context: *e}}}\n",
+            id="a section within itself",
+        ),
+        pytest.param("axis: " + "[" * 5000, id="deep"),
+        pytest.param(
+            "axis: x\nquestion: q\nseeds: [" + "9" * 5000 + "]\narms: {baseline: {level: none}}\n",
+            id="a number of 5,000 digits",
+        ),
+        pytest.param("axis: 2001-99-99\n", id="a date that is none"),
+    ],
+)
+def test_hostile_yaml_is_refused_at_once(text, here, tmp_path):
+    (tmp_path / "sweep.yaml").write_text(text)
+    start = time.process_time()
+    with pytest.raises(UserError) as error:
+        make_plan(tmp_path / "sweep.yaml")
+    assert time.process_time() - start < 5 and len(str(error.value)) < 5000
+
+
+def test_file_names_that_are_no_files(here):
+    for path in (Path("x\0y"), Path("/dev/null"), Path("x" * 5000), Path(os.curdir)):
+        with pytest.raises(UserError):
+            make_plan(path)

@@ -1,0 +1,199 @@
+"""Planning: what is done, what is missing, and what it will cost. Nothing is trained in here."""
+
+import json
+import os
+import time
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.sweep.__main__ import dry_run, status
+from mirai_bench.sweep.driver import missing
+from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan, run_dir_of
+from mirai_bench.sweep.progress import Screen
+from mirai_bench.tracking.run_folder import state_of
+from mirai_bench.utils.errors import UserError
+from tests.support.synthetic import write_run
+
+FILE = SWEEPS / "injection_level.yaml"
+
+
+def plan_of(path=FILE, **choices) -> Plan:
+    plan = make_plan(path, **choices)
+    plan.write()
+    return plan
+
+
+def finish(cell, status="done", runs=None):
+    return write_run(
+        runs or cell.config.machine.runs, cell.config, lambda epoch: {"FD-digits": 4.0}, status=status
+    )
+
+
+def names(cells):
+    return [(cell.arm, cell.seed) for cell in cells]
+
+
+def test_states_are_read_from_the_folders(here):
+    cells = plan_of().sweep.cells
+    finish(cells[0])
+    finish(cells[1], status="failed")
+    finish(cells[2], status="running")
+    with FileLock(run_dir_of(cells[2]) / "run.lock"):
+        assert [state_of(run_dir_of(cell)) for cell in cells[:4]] == ["done", "failed", "running", "pending"]
+        text = status(plan_of())
+    assert "running  epoch" in text and "failed   10 updates in a row were not finite (step 5)" in text
+    assert text.endswith("1 done, 1 running, 1 failed, 12 pending")
+    assert state_of(run_dir_of(cells[2])) == "pending", "its process is gone: it will be resumed"
+
+
+def test_the_same_command_again_runs_what_is_missing(here):
+    plan = plan_of()
+    assert len(missing(plan)) == 15
+    for cell in plan.sweep.cells[:-1]:
+        finish(cell)
+    finish(plan.sweep.cells[-1], status="failed")
+    assert names(missing(plan_of())) == names(plan.sweep.cells[-1:]), "a failed cell is tried again"
+    finish(plan.sweep.cells[-1])
+    (run_dir_of(plan.sweep.cells[-1]) / "failed.json").unlink()
+    assert missing(plan_of()) == []
+
+
+def test_more_seeds_a_new_arm_or_a_changed_value_run_alone(here, tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(FILE.read_text())
+    for cell in plan_of(file).sweep.cells:
+        finish(cell)
+    assert {seed for _, seed in names(missing(plan_of(file, seeds=[0, 1, 2, 3, 4])))} == {3, 4}
+    content = yaml.safe_load(file.read_text())
+    content["arms"]["output-k9"] = {"level": "output", "k": 9}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert names(missing(plan_of(file))) == [("output-k9", seed) for seed in (0, 1, 2)]
+    content["arms"]["internal-2d"]["weight"] = 1.5
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert {arm for arm, _ in names(missing(plan_of(file, seeds=[0, 1, 2])))} == {"output-k9", "internal-2d"}
+
+
+def test_moving_runs_or_data_runs_nothing_again(here, tmp_path, monkeypatch):
+    for cell in plan_of().sweep.cells:
+        finish(cell)
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert (
+        missing(plan_of(settings=["machine.runs=elsewhere", "machine.data=some/other", "machine.threads=2"]))
+        == []
+    )
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert missing(plan_of(settings=["machine.runs=../elsewhere"])) == []
+
+
+def test_what_another_process_trains_comes_last(here):
+    plan = plan_of(seeds=[0])
+    first = missing(plan)[0]
+    run_dir_of(first).mkdir(parents=True)
+    with FileLock(run_dir_of(first) / "run.lock"):
+        assert missing(plan)[-1] is first
+
+
+def test_the_plan_keeps_earlier_cells_that_still_stand(here):
+    plan_of()
+    extended = plan_of(seeds=[3], only=["baseline", "internal-2d"])
+    content = json.loads(extended.file(".json").read_text())
+    assert len(extended.sweep.cells) == 2 and len(content["cells"]) == 17
+    assert content["arms"] == ["baseline", "output-1d", "output-2d", "internal-1d", "internal-2d"]
+    assert [cell["seed"] for cell in content["cells"]] == sorted(cell["seed"] for cell in content["cells"])
+    changed = plan_of(settings=["train.epochs=12", "evaluation.at=[12]"], seeds=[0])
+    assert len(json.loads(changed.file(".json").read_text())["cells"]) == 5, (
+        "cells of another config are no part of the table"
+    )
+
+
+def test_a_damaged_plan_is_named(here):
+    plan = plan_of()
+    plan.file(".json").write_text("{")
+    with pytest.raises(UserError, match=r"injection_level-digits.json is not a readable plan .* remove it"):
+        make_plan(FILE)
+
+
+def test_order_of_execution(here):
+    cells = plan_of(SWEEPS / "foresight_source.yaml").sweep.cells
+    order = names(in_order_of_execution(cells, "baseline"))
+    assert sorted(order) == sorted(names(cells))
+    assert order[:3] == [("baseline", 0), ("baseline", 1), ("baseline", 2)]
+    assert order[3] == ("mirai-i-k1", 0), "trains the teacher"
+    assert {arm for arm, _ in order[4:6]} <= {"mirai-e-k1", "mirai-e-k3"}, "… beside cells that need none"
+    frozen = [arm.startswith("mirai-e-frozen") for arm, _ in order]
+    assert frozen == sorted(frozen) and sum(frozen) >= 3, "last: the finished baseline is their teacher"
+
+
+def test_a_thousand_cells_are_planned_in_two_seconds(here):
+    plan = plan_of(seeds=range(200))
+    for cell in plan.sweep.cells[::10]:
+        run_dir_of(cell).mkdir(parents=True)
+        (run_dir_of(cell) / "done.json").write_text("{}")
+    start = time.process_time()  # not wall-clock: other tests may share the machine
+    assert len(missing(make_plan(FILE, seeds=range(200)))) == 900
+    assert time.process_time() - start < 2.0
+
+
+def test_paths_are_absolute_wherever_a_trial_runs(here, tmp_path):
+    (tmp_path / "w.bin").write_bytes(b"weights")
+    sets = [
+        "machine.data=images",
+        "machine.codes=codes",
+        "machine.assets=assets",
+        "tokenizer.weights=w.bin",
+        "foresight.encoder.weights=w.bin",
+    ]
+    config = make_plan(FILE, settings=sets).sweep.cells[-1].config
+    paths = [
+        config.machine.runs,
+        config.machine.data,
+        config.machine.codes,
+        config.machine.assets,
+        config.tokenizer.weights,
+        config.foresight.encoder.weights,
+    ]
+    assert paths == [tmp_path / name for name in ("runs", "images", "codes", "assets", "w.bin", "w.bin")]
+
+
+def test_the_screen_says_what_changes(here, capsys, monkeypatch):
+    plan = plan_of(seeds=[0])
+    first, second, third, *_ = cells = plan.sweep.cells
+    finish(first, status="failed")
+    os.utime(run_dir_of(first) / "failed.json", (1, 1))
+    screen = Screen(plan, list(cells))
+    screen.refresh()
+    finish(second)
+    finish(third, status="failed")
+    os.utime(run_dir_of(third) / "failed.json", (2e9, 2e9))
+    finish(first, status="running")
+    with FileLock(run_dir_of(first) / "run.lock"):
+        monkeypatch.setattr("mirai_bench.sweep.progress.EVERY_SECONDS", 0.0)
+        screen.refresh()
+    screen.refresh()
+    first_said, *said = capsys.readouterr().err.splitlines()
+    assert first_said.startswith("injection_level (digits): 5 cells, 0 done before, 5 to run")
+    ended = [
+        f"done: {second.arm}, seed 0",
+        f"failed: {third.arm}, seed 0: 10 updates in a row were not finite (step 5)",
+    ]
+    assert said[:2] == ended, "the failure of an earlier command is none of this one; each is said once"
+    assert said[2].startswith(
+        f"1/5 done, 1 failed · {first.arm} s0 epoch {first.config.train.epochs:.1f}/"
+    ) and said[2].endswith("left")
+    assert len([line for line in said if line.startswith(("done", "failed"))]) == 2
+
+
+def test_dry_run_shows_cells_and_costs_and_starts_nothing(here):
+    text = dry_run(make_plan(FILE), None)
+    assert "15 cells, 15 to run" in text and "hours are estimated once" in text
+    assert not (here / "runs").exists()
+    cells = plan_of().sweep.cells
+    for cell in cells[:5]:
+        finish(cell)
+    text = dry_run(make_plan(FILE), None)
+    assert "15 cells, 10 to run" in text and "h of trials" in text
+    assert all(cell.fingerprint in text for cell in cells)

@@ -1,0 +1,106 @@
+"""Sweeps run for real, on Ray: a cell that fails, the check before training, and a search."""
+
+import json
+
+import pytest
+import yaml
+
+from mirai_bench.sweep.driver import Options, missing, run_sweep
+from mirai_bench.sweep.plan import run_dir_of
+from mirai_bench.tracking import mlflow_store
+from mirai_bench.tracking.journal import read_journal
+from mirai_bench.tracking.run_folder import state_of
+from tests.support.small_sweeps import ARMS, finish, plan_at, start
+
+
+def test_a_sweep_with_a_cell_that_fails(sweep_file, tmp_path, monkeypatch, trained_run):
+    """The others go on, its reason stands at the end, the exit code is 1; the same command runs what is missing and nothing else."""
+    arms = {name: ARMS[name] for name in ("frozen", "baseline")} | {
+        "broken": ARMS["internal"] | {"weight": 1e38}
+    }
+    file = sweep_file(arms, train={"batch_size": 100})
+    code, out, err = finish(start(file))
+    assert code == 1, err
+    plan = plan_at(file)
+    states = {cell.arm: state_of(run_dir_of(cell)) for cell in plan.sweep.cells}
+    assert states == {"frozen": "done", "baseline": "done", "broken": "failed"}
+    assert (
+        "updates in a row were not finite" in err and "failed: broken, seed 0: " in err and "mlflow ui" in err
+    )
+    assert "Traceback" not in err and "Overhead" in err
+    assert (
+        out.startswith("**small: Does it run?")
+        and "baseline" in out
+        and "Configuration for experiment" not in out
+    )
+    kept = {"config.json", "journal.jsonl", "log.txt", "done.json", "failed.json", "checkpoints", "samples"}
+    assert {path.name for cell in plan.sweep.cells for path in run_dir_of(cell).iterdir()} <= kept | {
+        "run.lock",
+        "mlflow.lock",
+    }
+    assert not (tmp_path / "runs" / ".ray" / plan.name).exists()
+    _check_mlflow(plan, tmp_path, monkeypatch)
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/*.json*")}
+    assert [cell.arm for cell in missing(plan)] == ["broken"], "a failed cell is tried again"
+    rest = plan_at(file, only=["baseline", "frozen"])
+    assert "ray start" not in run_sweep(rest, Options()).phases, "nothing is missing: nothing is started"
+    runs = {path: at for path, at in before.items() if path.parent.name != "sweeps"}
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs
+    planned = json.loads(plan.file(".json").read_text())
+    assert planned["arms"] == ["frozen", "baseline", "broken"], "--only takes nothing out of the sweep"
+
+
+def _check_mlflow(plan, folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    client = mlflow_store.connect(mlflow_store.store_uri())
+    runs = client.search_runs([mlflow_store.experiment_id(client, mlflow_store.store_uri())])
+    (parent,) = [run for run in runs if run.data.tags["kind"] == "sweep"]
+    children = {run.data.tags["arm"]: run for run in runs if run.data.tags["kind"] == "run"}
+    assert parent.info.status == "FAILED" and len(runs) == 4
+    assert {arm: run.info.status for arm, run in children.items()} == {
+        "frozen": "FINISHED",
+        "baseline": "FINISHED",
+        "broken": "FAILED",
+    }
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    evaluations = [
+        line
+        for line in read_journal(plan.runs / children["frozen"].data.tags["fingerprint"] / "journal.jsonl")
+        if line["kind"] == "evaluation"
+    ]
+    assert (
+        len(client.get_metric_history(children["frozen"].info.run_id, "eval/FD-digits"))
+        == len(evaluations)
+        == 1
+    )
+
+
+@pytest.mark.slow  # a start of Ray
+def test_what_the_check_refuses_ends_before_any_training(sweep_file, tmp_path, trained_run):
+    code, out, err = finish(start(sweep_file({"baseline": ARMS["baseline"]}, train={"batch_size": 5000})))
+    assert (code, out) == (2, "") and "error: train.batch_size is 5000" in err and "Traceback" not in err
+    assert not list((tmp_path / "runs").glob("*/journal.jsonl")) and not list(
+        (tmp_path / "runs" / "sweeps").glob("*.json")
+    )
+
+
+@pytest.mark.slow  # a start of Ray
+def test_a_search_is_apart_from_the_sweep(sweep_file, tmp_path, trained_run):
+    file = sweep_file(
+        {name: ARMS[name] for name in ("baseline", "internal")},
+        train={"epochs": 2},
+        evaluation={"at": [1, 2]},
+    )
+    space = {"foresight.weight": {"low": 0.1, "high": 10, "log": True}, "foresight.k": [1, 2]}
+    search = {"arm": "internal", "samples": 4, "reduction": 2, "space": space}
+    file.write_text(file.read_text() + yaml.safe_dump({"search": search}))
+    code, out, err = finish(start(file, "search"))
+    assert code == 0, err
+    rows = json.loads((tmp_path / "runs" / "searches" / "small-small-internal.json").read_text())["runs"]
+    assert len(rows) == 4 == len(out.splitlines()) - 1 and len({row["fingerprint"] for row in rows}) == 4
+    values = [row["metric"] for row in rows]
+    assert values == sorted(values) and {row["state"] for row in rows} == {"done", "stopped early"}
+    assert all(row["epoch"] == 2 for row in rows if row["state"] == "done")
+    assert not list((tmp_path / "runs").glob("sweeps/*.json")), "no table of arms knows of them"
+    assert all(state_of(run_dir_of(cell)) == "pending" for cell in plan_at(file).sweep.cells)

@@ -1,0 +1,329 @@
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mirai_bench.tracking import mlflow_store
+from mirai_bench.tracking import ship as ship_module
+from mirai_bench.tracking.__main__ import command
+from mirai_bench.tracking.journal import Journal
+from mirai_bench.tracking.ship import end_sweep, ship, start_sweep
+from mirai_bench.utils.errors import UserError
+from tests.support.synthetic import (
+    START,
+    evaluation_line,
+    injection_level,
+    plan_of,
+    shared_store,
+    train_line,
+    write_plan,
+    write_run,
+)
+
+METRICS = {"FD-digits": 4.0, "precision": 0.5}
+
+
+@pytest.fixture
+def store(tmp_path_factory, monkeypatch):
+    uri = shared_store(tmp_path_factory.getbasetemp())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return mlflow_store.connect(uri)
+
+
+@pytest.fixture
+def cell(tmp_path, request):
+    """A finished run of the baseline, and its sweep under a name of this test's own."""
+    sweep = injection_level(only=["baseline"], seeds=[7])
+    folder = write_run(tmp_path / "runs", sweep.cells[0].config, lambda epoch: METRICS)
+    return folder, plan_of(sweep) | {"axis": request.node.name}
+
+
+def children(store, plan):
+    found = store.search_runs(
+        [mlflow_store.experiment_id(store, "")], f"tags.axis = '{plan['axis']}' and tags.kind = 'run'"
+    )
+    return list(found)
+
+
+def points(store, run):
+    """(key, step) → number of points."""
+    return Counter(
+        (key, m.step) for key in run.data.metrics for m in store.get_metric_history(run.info.run_id, key)
+    )
+
+
+def expected_points(folder):
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    return {
+        (m.key, m.step): 1
+        for line in lines
+        if line["kind"] in ship_module.PREFIX
+        for m in ship_module._points(line)
+    }
+
+
+def test_ship_sends_everything_once(store, cell, tmp_path):
+    folder, plan = cell
+    parent = start_sweep(plan)
+    assert start_sweep(plan) == parent, "the same sweep again has the same parent"
+    for _ in range(2):
+        assert ship(folder, parent=parent, axis=plan["axis"], arm="baseline", seed=7)
+    (run,) = children(store, plan)
+    assert points(store, run) == expected_points(folder)
+    assert ("train/foresight", 10) not in points(store, run), "a non-finite value is no point"
+    assert {key for key in run.data.metrics if key.startswith("eval/")} == {
+        f"eval/{key}"
+        for key in (
+            "epoch",
+            "FD-digits",
+            "precision",
+            "train_flops",
+            "train_seconds",
+            "sample_seconds",
+            "evaluate_seconds",
+        )
+    }
+    tags = run.data.tags
+    assert {key: tags[key] for key in ("axis", "arm", "seed", "fingerprint", "git_commit", "git_dirty", "profile", "mlflow.parentRunId")} == {
+        "axis": plan["axis"], "arm": "baseline", "seed": "7", "fingerprint": folder.name, "git_commit": "0" * 40, "git_dirty": "False",
+        "profile": "digits", "mlflow.parentRunId": parent,
+    }  # fmt: skip
+    assert run.data.params["train.lr"] == "0.002" and run.data.params["foresight.level"] == "none"
+    assert run.info.status == "FINISHED" and run.info.start_time == START * 1000
+    history = {m.step: m.timestamp for m in store.get_metric_history(run.info.run_id, "eval/FD-digits")}
+    assert history == {epoch * 10: int((START + 1 + 10 * epoch) * 1000) for epoch in (2, 4, 6, 8, 12)}
+    assert {info.path for info in store.list_artifacts(run.info.run_id, "samples")} == {
+        f"samples/epoch_{e:07.2f}.png" for e in (2, 4, 6, 8, 12)
+    }
+    artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert yaml.safe_load((artifacts / "config.yaml").read_text())["train"]["epochs"] == 12
+    journal = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    packed = [json.loads(line) for line in (artifacts / "records.jsonl").read_text().splitlines()]
+    run, *evaluations = packed
+    for line in (x for x in journal if x["kind"] == "evaluation"):
+        assert {key: line[key] for key in (run | evaluations[0]) if key in line} == run | evaluations.pop(0)
+
+
+def test_one_folder_under_two_sweeps(store, cell):
+    folder, plan = cell
+    second = plan | {"profile": "other"}
+    for each in (plan, second):
+        ship(folder, parent=start_sweep(each), axis=plan["axis"], arm="baseline", seed=7)
+    assert len({run.data.tags["mlflow.parentRunId"] for run in children(store, plan)}) == 2
+
+
+def test_growing_and_rewound_journal_adds_no_duplicate(store, tmp_path, cell):
+    folder, plan = cell
+    config = injection_level(only=["baseline"], seeds=[7]).cells[0].config
+    whole = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
+    (folder / "done.json").unlink()
+    (folder / "journal.jsonl").write_text(
+        "".join(whole[:9]) + whole[9][:20]
+    )  # the last line is being written
+    labels = {"parent": start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 7}
+    assert ship(folder, **labels)
+    assert children(store, plan)[0].info.status == "RUNNING"
+    journal = Journal(folder / "journal.jsonl")
+    journal.rewind(30)  # back to a checkpoint: the steps after it are trained again, at another time
+    for epoch in range(4, 7):
+        journal.append(train_line(10 * epoch, 2.0 * epoch, 1e12 * epoch) | {"time": START + 500 + epoch})
+        if epoch in (4, 6):
+            journal.append(
+                evaluation_line(config, 10 * epoch, METRICS, 2.0 * epoch, 1e12)
+                | {"time": START + 501 + epoch}
+            )
+        assert ship(folder, **labels)
+    (run,) = children(store, plan)
+    assert points(store, run) == expected_points(folder)
+    (folder / "failed.json").write_text(json.dumps({"reason": "not finite", "step": 60}))
+    assert ship(folder, **labels)
+    (run,) = children(store, plan)
+    assert (run.info.status, run.data.tags["failed"]) == ("FAILED", "not finite")
+    (folder / "failed.json").unlink()
+    assert ship(folder, **labels)
+    assert children(store, plan)[0].info.status == "RUNNING"
+
+
+def test_batches_hold_whole_lines_within_the_limit():
+    lines = [train_line(step, 1.0, 1.0) for step in range(0, 2000, 10)]
+    batches = list(ship_module._batches(iter(lines)))
+    assert all(len(batch) <= ship_module.BATCH for batch in batches) and sum(map(len, batches)) == 200 * 10
+    assert not {p.step for p in batches[0]} & {p.step for p in batches[1]}
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_at_any_call(store, cell, monkeypatch, moment):
+    """The sender dies before, or right after, each of its calls in turn; the next attempt sends exactly what is missing."""
+    folder, plan = cell
+    labels = {"parent": start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 7}
+    monkeypatch.setattr(ship_module, "BATCH", 40)
+    calls = {"left": 0}
+
+    class Dying:
+        def __init__(self, client):
+            self.client = client
+
+        def __getattr__(self, name):
+            def call(*args, **kwargs):
+                calls["left"] -= 1
+                if calls["left"] < 0 and moment == "before":
+                    raise ConnectionError("killed")
+                answer = getattr(self.client, name)(*args, **kwargs)
+                if calls["left"] < 0:
+                    raise ConnectionError("killed")
+                return answer
+
+            return call
+
+    real = mlflow_store.connect
+    monkeypatch.setattr(mlflow_store, "connect", lambda uri: Dying(real(uri)))
+    attempts = 0
+    while True:
+        calls["left"] = attempts % 20  # each time a little further
+        if ship(folder, **labels):
+            break
+        attempts += 1
+    assert attempts > 5
+    monkeypatch.setattr(mlflow_store, "connect", real)
+    (run,) = children(store, plan)
+    assert points(store, run) == expected_points(folder)
+
+
+@pytest.mark.parametrize(
+    "seconds", [1.5, pytest.param(30.0, marks=pytest.mark.slow)]
+)  # SQLite itself waits for 20
+def test_locked_sqlite_is_waited_for(store, cell, seconds):
+    folder, plan = cell
+    parent = start_sweep(plan)
+    connection = sqlite3.connect(
+        store.tracking_uri.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False
+    )
+    connection.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(seconds, lambda: connection.execute("COMMIT"))
+    release.start()
+    start = time.monotonic()
+    assert ship(folder, parent=parent, axis=plan["axis"], arm="baseline", seed=7)
+    assert time.monotonic() - start > seconds - 0.5
+    assert points(store, children(store, plan)[0]) == expected_points(folder)
+    connection.close()
+
+
+def test_lock_beyond_sqlites_own_patience_is_tried_again(monkeypatch):
+    monkeypatch.setattr(mlflow_store.time, "sleep", lambda seconds: None)
+    answers = iter([RuntimeError("(sqlite3.OperationalError) database is locked")] * 3 + ["sent"])
+
+    def attempt():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert mlflow_store.patiently(attempt) == "sent"
+    with pytest.raises(ValueError):
+        mlflow_store.patiently(lambda: int("another error is not waited for"))
+
+
+def test_away_is_said_once_and_replayed_later(store, cell, monkeypatch, capsys, tmp_path):
+    folder, plan = cell
+    (folder.parent / "sweeps").mkdir()
+    (folder.parent / "sweeps" / f"{plan['axis']}-digits.json").write_text(json.dumps(plan))
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+        mlflow_store.create_store()
+        assert start_sweep(plan) is None
+        for _ in range(3):
+            assert not ship(folder, parent=None, axis=plan["axis"], arm="baseline", seed=7)
+        said = capsys.readouterr().err
+        assert (
+            said.count("is away") == 1
+            and "127.0.0.1:9" in said
+            and "secret" not in said
+            and "someone" not in said
+        )
+        with pytest.raises(UserError, match="did not take"):
+            command(["replay", str(folder)])
+    assert not children(store, plan)
+    assert command(["replay", str(folder)]) == 0
+    assert command(["replay", str(folder)]) == 0
+    (run,) = children(store, plan)
+    assert points(store, run) == expected_points(folder)
+    assert run.data.tags["mlflow.parentRunId"] == start_sweep(plan)
+    end_sweep(run.data.tags["mlflow.parentRunId"], failed=True)
+    assert store.get_run(run.data.tags["mlflow.parentRunId"]).info.status == "FAILED"
+
+
+def test_worker_finds_the_parent_by_the_plan(store, cell, tmp_path):
+    """MLflow was away when the sweep started: the first ship that gets through makes the parent."""
+    folder, plan = cell
+    (folder.parent / "sweeps").mkdir()
+    (folder.parent / "sweeps" / f"{plan['axis']}-digits.json").write_text(json.dumps(plan))
+    assert ship(folder, parent=None, axis=plan["axis"], arm="baseline", seed=7)
+    assert children(store, plan)[0].data.tags["mlflow.parentRunId"] == start_sweep(plan)
+
+
+def test_run_of_no_sweep(store, tmp_path):
+    config = injection_level(only=["internal-2d"], seeds=[11]).cells[0].config
+    folder = write_run(tmp_path / "runs", config, lambda epoch: METRICS)
+    assert command(["replay", str(folder)]) == 0
+    (run,) = store.search_runs([mlflow_store.experiment_id(store, "")], f"tags.fingerprint = '{folder.name}'")
+    assert run.info.run_name == folder.name and "mlflow.parentRunId" not in run.data.tags
+
+
+def test_missing_sqlite_is_not_created_by_a_worker(cell, monkeypatch, tmp_path, capsys):
+    folder, _ = cell
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'absent.db'}")
+    assert not ship(folder, parent="0", axis="a", arm="baseline", seed=7)
+    assert not (tmp_path / "absent.db").exists() and "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [(["send", "x"], "Unknown action 'send'"), (["replay", "nowhere"], "is not a run folder")],
+)
+def test_command_refuses(argv, message):
+    with pytest.raises(UserError, match=message):
+        command(argv)
+
+
+def test_unusable_address(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:./mlruns")
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI is 'file:./mlruns'"):
+        mlflow_store.create_store()
+
+
+def test_relative_sqlite_becomes_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert mlflow_store.store_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+SHIP = """
+import sys
+from pathlib import Path
+from mirai_bench.tracking.ship import ship
+parent, axis, *folders = sys.argv[1:]
+for folder in folders:
+    assert ship(Path(folder), parent=parent, axis=axis, arm="baseline", seed=0)
+"""
+
+
+@pytest.mark.slow  # 20 s on two cores: sixteen Python processes import MLflow
+def test_sixteen_processes_at_once(store, tmp_path):
+    """Each sends its own run, and its neighbour's."""
+    sweep = injection_level(only=["baseline"], seeds=list(range(100, 116)))
+    plan = write_plan(tmp_path / "runs", sweep) | {"axis": "sixteen"}
+    folders = [str(write_run(tmp_path / "runs", cell.config, lambda epoch: METRICS)) for cell in sweep.cells]
+    parent = start_sweep(plan)
+    pairs = zip(folders, folders[1:] + folders[:1], strict=True)
+    workers = [subprocess.Popen([sys.executable, "-c", SHIP, parent, "sixteen", *pair]) for pair in pairs]
+    assert [worker.wait(timeout=600) for worker in workers] == [0] * 16
+    runs = children(store, plan)
+    assert len(runs) == 16
+    assert all(points(store, run) == expected_points(Path(folders[0])) for run in runs)

@@ -1,0 +1,65 @@
+"""What a GPU compiles by default, captured on a CPU: graphs, recompilations, and equal losses."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from mirai_bench.benchmark import workload
+from mirai_bench.foresight.encoders.build import ENCODERS
+from mirai_bench.foresight.encoders.pixels import PixelEncoder
+from mirai_bench.train.trainer import Trainer
+
+CPU = torch.device("cpu")
+TINY = workload.Shape(3, 64, 4, 32, 4)
+
+
+@pytest.mark.parametrize("arm", ["ntp", "mirai-e-k3", "mtp"])
+def test_a_step_is_one_graph(arm):
+    """No graph break in model, teacher and losses. The eager backend captures the graph and compiles nothing."""
+    eager, again = (workload.Ours(workload.run_config(TINY, arm, "fp32", CPU)) for _ in range(2))
+    again.trainer.forward = torch.compile(again.trainer.objective, backend="eager", fullgraph=True)
+    assert again() == pytest.approx(eager(), rel=1e-5)
+
+
+def test_a_changing_weight_compiles_no_graph_each():
+    """One without foresight, for its warm-up, and one with it."""
+    ours, counter = (
+        workload.Ours(workload.run_config(TINY, "mirai-e-k3", "fp32", CPU)),
+        CompileCounterWithBackend("eager"),
+    )
+    compiled = torch.compile(ours.trainer.objective, backend=counter, fullgraph=True, dynamic=False)
+    batch = ours.trainer.codes.batch(seed=0, step=0, rank=0, world=1, batch_size=4)
+    for weight in (None, None, 2.0, 1.5, 1.0):
+        compiled(batch, batch.labels, None if weight is None else torch.tensor(weight))
+    assert counter.frame_count == 2
+
+
+def test_a_teacher_that_reads_pixels_breaks_the_graph_and_no_number(make_config, monkeypatch):
+    pytest.importorskip("timm")
+
+    def build(config, codes, device):
+        return PixelEncoder("dinov2_s", config.grid, device, pretrained=False, depth=1)
+
+    monkeypatch.setitem(ENCODERS, "dinov2_s", build)
+    config = make_config(
+        foresight={"level": "internal", "source": "encoder", "encoder": {"name": "dinov2_s"}}
+    )
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        trainer = Trainer(config)
+        if compiled:
+            trainer.forward = torch.compile(trainer.objective, backend="aot_eager", dynamic=False)
+        losses.append([float(trainer.step(step)["foresight"]) for step in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[0][0] > 0
+
+
+@pytest.mark.slow
+def test_the_compilers_kernels_drop_the_same_numbers(make_config):
+    """Masks are a function of (seed, step, rank), compiled or not."""
+    model = {"token_dropout": 0.5, "residual_dropout": 0.5, "ffn_dropout": 0.5}
+    one, other = (
+        Trainer(make_config(model=model, machine={"compile": compiled})) for compiled in (False, True)
+    )
+    for step in range(3):
+        assert float(other.step(step)["loss"]) == pytest.approx(float(one.step(step)["loss"]), rel=1e-6)

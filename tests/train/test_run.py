@@ -1,0 +1,261 @@
+"""A run from start to end: exact resume, guards, records, and several processes."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mirai_bench.checkpoint.store import saved
+from mirai_bench.tracking.journal import read_journal
+from mirai_bench.tracking.run_folder import RunFailed
+from mirai_bench.train import trainer as trainer_module
+from mirai_bench.train.run import train
+from mirai_bench.train.trainer import Trainer, run_dir_of
+from mirai_bench.utils.errors import UserError
+
+
+def state_of(run_dir: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        name: load_file(saved(run_dir)[-1] / f"{name}.safetensors") for name in ("model", "ema", "optimizer")
+    }
+
+
+def losses_of(run_dir: Path) -> list[tuple]:
+    keys = ("step", "loss", "ntp", "foresight", "grad_norm", "lr")
+    return [
+        tuple(line[key] for key in keys)
+        for line in read_journal(run_dir / "journal.jsonl")
+        if line["kind"] == "train"
+    ]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"level": "none"},
+        {"level": "output"},
+        {"level": "internal", "warmup": 0.5},
+        {"level": "internal", "source": "encoder"},
+    ],
+    ids=lambda v: v.get("source", v["level"]),
+)
+def test_resume_is_bitwise(variant, make_config, tmp_path, monkeypatch):
+    """6 steps = 3 + restart + 3: weights, EMA, optimizer, logged losses and the evaluation."""
+    config = make_config(
+        foresight=variant, train={"batch_size": 250}, machine={"log_every": 1, "checkpoint_every": 0.5}
+    )  # 6 steps an epoch
+    train(config, tmp_path / "whole")
+    original = Trainer.step
+
+    def dies(self, step):
+        if step == 4:
+            raise Killed
+        return original(self, step)
+
+    monkeypatch.setattr(Trainer, "step", dies)
+    with pytest.raises(Killed):
+        train(config, tmp_path / "cut")
+    monkeypatch.setattr(Trainer, "step", original)
+    assert [path.name for path in saved(tmp_path / "cut")] == ["step_00000003"]
+    assert len(losses_of(tmp_path / "cut")) == 4
+    train(config, tmp_path / "cut")
+    whole, cut = state_of(tmp_path / "whole"), state_of(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    for name in whole:
+        assert whole[name].keys() == cut[name].keys()
+        assert all(torch.equal(whole[name][key], cut[name][key]) for key in whole[name])
+    assert (
+        losses_of(tmp_path / "whole") == losses_of(tmp_path / "cut")
+        and len(losses_of(tmp_path / "whole")) == 6
+    )
+    evaluations = [
+        [
+            line["metrics"]
+            for line in read_journal(tmp_path / name / "journal.jsonl")
+            if line["kind"] == "evaluation"
+        ]
+        for name in ("whole", "cut")
+    ]
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 1
+
+
+def test_an_evaluation_that_was_killed_is_made_up_for(make_config, tmp_path, monkeypatch):
+    from mirai_bench.evaluate import evaluation
+
+    config = make_config(train={"batch_size": 500})
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "evaluate_model", lambda *a, **k: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(config, tmp_path)
+    assert not (tmp_path / "done.json").exists()
+    train(config, tmp_path)
+    assert [
+        line["step"] for line in read_journal(tmp_path / "journal.jsonl") if line["kind"] == "evaluation"
+    ] == [3]
+
+
+def test_a_finished_run_is_not_touched(trained_run, make_config):
+    before = {path: path.stat().st_mtime_ns for path in trained_run.rglob("*") if path.is_file()}
+    train(make_config(), trained_run)
+    assert {path: path.stat().st_mtime_ns for path in trained_run.rglob("*") if path.is_file()} == before
+
+
+def test_a_record_carries_its_provenance(trained_run):
+    (record,) = [line for line in read_journal(trained_run / "journal.jsonl") if line["kind"] == "evaluation"]
+    wanted = {"metrics", "config", "fingerprint", "git", "versions", "device", "seed", "epoch", "step", "train_flops", "train_seconds",
+              "protocol", "protocol_digest", "extractor", "reference", "precision", "parameters", "grid"}  # fmt: skip
+    assert wanted <= record.keys()
+    assert {"FD-digits", "KID-digits", "precision", "recall", "class_accuracy", "heldout_ntp"} <= record[
+        "metrics"
+    ].keys()
+    assert (trained_run / record["grid"]).is_file()
+    assert str(trained_run.parent) not in json.dumps(record)
+
+
+def test_a_second_process_is_told(make_config, tmp_path):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / "run.lock"), pytest.raises(UserError, match="being trained by another process"):
+        train(make_config(), tmp_path)
+
+
+def test_non_finite_updates_are_skipped_counted_and_end_the_run(make_config, tmp_path, monkeypatch):
+    config = make_config(train={"max_bad_steps": 3, "batch_size": 100}, machine={"log_every": 1})
+    original = trainer_module.Objective.forward
+
+    def poisoned(self, batch, labels, weight):
+        loss, ntp, foresight = original(self, batch, labels, weight)
+        bad = self.calls in (1, 4, 5, 6)
+        self.calls += 1
+        return (loss * float("nan") if bad else loss), ntp, foresight
+
+    monkeypatch.setattr(trainer_module.Objective, "calls", 0, raising=False)
+    monkeypatch.setattr(trainer_module.Objective, "forward", poisoned)
+    trainer = Trainer(config)
+    trainer.step(0)
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    trainer.step(1)
+    assert (
+        all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
+        and trainer.skipped == 1
+    )
+    trainer.step(2)
+    assert (
+        not all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
+        and trainer.skipped_in_a_row == 0
+    )
+    with pytest.raises(RunFailed, match="3 updates in a row were not finite, up to step 7"):
+        train(config, tmp_path)
+    assert json.loads((tmp_path / "failed.json").read_text())["step"] == 7
+    assert [
+        line["skipped"] for line in read_journal(tmp_path / "journal.jsonl") if line["kind"] == "train"
+    ] == [
+        0,
+        1,
+        1,
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+SHARED_OUT = """
+import os, sys
+from mirai_bench.evaluate import measure
+from mirai_bench.train.__main__ import command
+from mirai_bench.utils.cli import run
+
+whole = measure.sample_images
+
+def noted(model, tokenizer, protocol, rows, **options):
+    with open(f"{sys.argv[1]}.{os.environ.get('RANK', 'alone')}", "a") as file:
+        file.write(f"{rows} ")
+    return whole(model, tokenizer, protocol, rows, **options)
+
+measure.sample_images = noted
+sys.exit(run(command))
+"""
+
+
+def test_two_processes_equal_one(make_config, tmp_path):
+    """gloo, 2 ranks of half the batch, against 1 rank of the whole; without dropout, whose masks are each rank's own. Both ranks sample, and
+    the numbers are those of one process with the same weights."""
+    import subprocess
+    import sys
+
+    from mirai_bench.evaluate.evaluation import evaluate_model
+    from mirai_bench.sample.sampler import load_for_sampling
+
+    (tmp_path / "script.py").write_text(SHARED_OUT)
+    protocol = {"base": "digits", "num_samples": 600}
+    no_dropout = {"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0}
+    results = {}
+    for workers in (1, 2):
+        config = make_config(model=no_dropout, foresight={"level": "internal", "warmup": 0.3}, train={"batch_size": 250},
+                             evaluation={"protocol": protocol}, machine={"runs": str(tmp_path / str(workers)), "log_every": 1})  # fmt: skip
+        (tmp_path / "config.json").write_text(config.model_dump_json())
+        launcher = [
+            sys.executable,
+            *(["-m", "torch.distributed.run", "--nproc-per-node", "2"] if workers == 2 else []),
+        ]
+        words = [str(tmp_path / "script.py"), str(tmp_path / "config.json")]
+        done = subprocess.run([*launcher, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(run_dir_of(config))
+        results[workers] = state_of(run_dir_of(config))
+    for name in ("model", "ema"):
+        for key, tensor in results[1][name].items():
+            torch.testing.assert_close(results[2][name][key], tensor, atol=1e-4, rtol=1e-3)
+    rows = {path.suffix: path.read_text() for path in tmp_path.glob("config.json.*")}
+    assert rows == {
+        ".alone": "range(0, 500) range(500, 600) ",
+        ".0": "range(0, 500) ",
+        ".1": "range(500, 600) ",
+    }
+    (record,) = [
+        line for line in read_journal(run_dir_of(config) / "journal.jsonl") if line["kind"] == "evaluation"
+    ]
+    _, model, *_ = load_for_sampling(run_dir_of(config), "ema", torch.device("cpu"))
+    assert evaluate_model(model, config, torch.device("cpu")).metrics == record["metrics"]
+
+
+def test_out_of_memory_goes_on_with_smaller_parts(make_config, tmp_path, monkeypatch):
+    original = Trainer.step
+
+    def step(self, step):
+        if step == 4 and self.config.machine.micro_batches < 4:
+            raise torch.OutOfMemoryError("no memory left")
+        return original(self, step)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    train(make_config(train={"batch_size": 300}, machine={"checkpoint_every": 0.4}), tmp_path)
+    record = [line for line in read_journal(tmp_path / "journal.jsonl") if line["kind"] == "evaluation"][-1]
+    assert record["config"]["machine"]["micro_batches"] == 4 and record["step"] == 5
+
+
+def test_sigterm_saves_and_leaves(make_config, tmp_path, monkeypatch):
+    import signal
+
+    original = Trainer.step
+
+    def step(self, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, step)
+
+    config = make_config(train={"batch_size": 250})
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path)
+    assert [path.name for path in saved(tmp_path)] == ["step_00000003"]
+    train(config, tmp_path)
+    assert (tmp_path / "done.json").exists()

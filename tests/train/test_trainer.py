@@ -1,0 +1,109 @@
+"""One update: golden losses, micro-batches, dropped labels, and FLOPs. The golden file is written anew by
+`MIRAI_BENCH_WRITE_GOLDEN=1 pytest tests/train/test_trainer.py -k write_golden`."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mirai_bench.config.load import SWEEPS
+from mirai_bench.config.sweep_file import load_sweep
+from mirai_bench.model.cost import step_flops
+from mirai_bench.train.trainer import Trainer, dropped_labels, run_dir_of, teacher_run
+from mirai_bench.utils.errors import UserError
+from tests.support.paths import FIXTURES
+
+GOLDEN = FIXTURES / "golden_losses.txt"
+GOLDEN_STEPS = 10
+# Relative, of the loss: float32 sums in another order (another CPU, another BLAS) differ by about 1e-6 a step and grow with the steps.
+GOLDEN_TOLERANCE = 2e-4
+ARMS = {
+    cell.arm: cell.config
+    for axis in ("injection_level", "foresight_layout", "foresight_source")
+    for cell in load_sweep(
+        SWEEPS / f"{axis}.yaml", seeds=[0], settings=["foresight.encoder.epochs=1", "foresight.warmup=0.0"]
+    ).cells
+}
+
+
+def golden_losses(config, shared_runs: Path) -> list[float]:
+    config = config.model_copy(
+        update={"machine": config.machine.model_copy(update={"runs": shared_runs, "device": "cpu"})}
+    )
+    teacher = teacher_run(config)
+    if teacher is not None:  # a stand-in for the trained baseline: its initial weights
+        folder = run_dir_of(teacher) / "checkpoints/step_00000000"
+        if not folder.exists():
+            from mirai_bench.checkpoint.store import save_checkpoint
+
+            save_checkpoint(run_dir_of(teacher), 0, Trainer(teacher).checkpoint({}), keep=1)
+    trainer = Trainer(config)
+    return [float(trainer.step(step)["loss"]) for step in range(GOLDEN_STEPS)]
+
+
+@pytest.mark.skipif(not os.environ.get("MIRAI_BENCH_WRITE_GOLDEN"), reason="writes the golden file")
+def test_write_golden(tmp_path):
+    lines = [
+        f"{arm} {step} {loss:.7f}"
+        for arm, c in ARMS.items()
+        for step, loss in enumerate(golden_losses(c, tmp_path))
+    ]
+    GOLDEN.write_text(
+        "# arm step loss: the digits profile, seed 0, no warm-up, a masked-token teacher of 1 epoch\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+    assert len(lines) == GOLDEN_STEPS * len(ARMS)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_golden_losses(arm, tmp_path_factory, shared_runs):
+    expected = [float(line.split()[2]) for line in GOLDEN.read_text().splitlines() if line.split()[0] == arm]
+    assert golden_losses(ARMS[arm], shared_runs / "golden") == pytest.approx(expected, rel=GOLDEN_TOLERANCE)
+
+
+def test_projectors_do_not_decay_during_warmup(make_config):
+    trainer = Trainer(make_config(foresight={"level": "internal", "warmup": 0.5}))
+    before = [p.clone() for p in trainer.objective.foresight.parameters()]
+    for step in range(3):
+        assert trainer.step(step)["foresight_weight"] == 0
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, trainer.objective.foresight.parameters(), strict=True)
+    )
+
+
+def test_micro_batches_give_the_same_update(make_config):
+    no_dropout = {"token_dropout": 0, "residual_dropout": 0, "ffn_dropout": 0}
+    trainers = [Trainer(make_config(model=no_dropout, machine={"micro_batches": n})) for n in (1, 4)]
+    for step in range(3):
+        for trainer in trainers:
+            trainer.step(step)
+    for one, four in zip(trainers[0].model.parameters(), trainers[1].model.parameters(), strict=True):
+        torch.testing.assert_close(one, four, atol=2e-4, rtol=1e-3)
+
+
+def test_dropped_labels_are_of_the_global_batch(make_config):
+    config = make_config(train={"batch_size": 64}, model={"class_dropout": 0.5})
+    whole = dropped_labels(config, 3, 0, 1)
+    assert [*dropped_labels(config, 3, 0, 2), *dropped_labels(config, 3, 1, 2)] == list(whole)
+    assert 10 < whole.sum() < 54 and list(whole) != list(dropped_labels(config, 4, 0, 1))
+
+
+def test_a_batch_larger_than_the_data_is_refused(make_config):
+    with pytest.raises(UserError, match="batch_size is 5000"):
+        Trainer(make_config(train={"batch_size": 5000}))
+
+
+@pytest.mark.parametrize("arm", ["baseline", "output-2d", "internal-2d", "mirai-e-k9", "mirai-i-k1"])
+def test_counted_flops_equal_torchs_counter(arm, shared_runs):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    machine = ARMS[arm].machine.model_copy(update={"runs": shared_runs / "golden", "device": "cpu"})
+    config = ARMS[arm].model_copy(update={"machine": machine})
+    trainer = Trainer(config)
+    # attention as its two products: torch's own kernels count their recomputed scores, or nothing at all, depending on the version
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        trainer.step(0)
+    assert counter.get_total_flops() / config.train.batch_size == pytest.approx(step_flops(config), rel=1e-3)
