@@ -223,3 +223,33 @@ def test_the_check_sees_neighbours_of_one_floor_and_circles():
     assert not runs_back_up(Import("mirai_bench.__main__", "mirai_bench.utils.cli", 1, False, False))
     graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": {"e"}, "e": {"f"}, "f": {"d"}}
     assert circles(graph) == [["b", "c"], ["d", "e", "f"]]
+
+
+SMALL_PACKAGE = {
+    "__init__.py": '"""A package."""\n',
+    "low.py": "from small.top import Top  # against the order\n\nlow, high = 1, 2\n",
+    "top.py": '"""Top."""\n\nimport small.low\n\n\ndef size(of: int, by):\n    """Docstring."""\n    return 1 if of else 2 if by else 3\n',
+}  # fmt: skip
+
+
+def test_measures_of_a_small_package_by_hand(tmp_path):
+    (tmp_path / "small").mkdir()
+    for name, text in SMALL_PACKAGE.items():
+        (tmp_path / "small" / name).write_text(text)
+    script = ROOT / "tests" / "support" / "measure_code.py"
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "small"], capture_output=True, text=True, check=True
+    )
+    measures = dict(line.strip("| ").split(" | ") for line in done.stdout.splitlines())
+    assert measures["files"] == "3"
+    assert measures["lines"] == "12"
+    assert measures["lines of code (no blank lines, comments, docstrings)"] == "5"
+    assert measures["lines of a function, median / p90 / longest"] == "3 / 3 / 3"
+    assert measures["arguments with a type"] == "50.0 %"
+    assert measures["functions with a docstring"] == "100.0 %"
+    assert measures["lines with a comment"] == "8.3 %"
+    assert measures["lines of docstrings"] == "25.0 %"
+    assert measures["`a, b = x, y` per 1,000 lines"] == "125.0"
+    assert measures["nested ternaries per 1,000 lines"] == "125.0"
+    assert measures["modules that lie flat"] == "2"
+    assert measures["circles of modules"] == "1"

@@ -102,7 +102,10 @@ def _names(node: ast.Import | ast.ImportFrom, package: str, modules: Collection[
 def all_imports(root: Path, folder: str = PACKAGE) -> list[Import]:
     """Returns every import of every module below root/folder."""
     files = module_files(root, folder)
-    return [found for module, path in files.items() for found in imports_of(module, path, files)]
+    found: list[Import] = []
+    for module, path in files.items():
+        found += imports_of(module, path, files)
+    return found
 
 
 def runs_back_up(found: Import) -> bool:
