@@ -6,8 +6,6 @@ from scipy.stats import chisquare
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.sample.draws import classes_of, draw, guide, restrict, uniforms
 
-GRID = (4, 4)
-
 
 def protocol(**fields) -> Protocol:
     return Protocol(name="test", num_samples=10, **fields)
