@@ -1,46 +1,59 @@
-"""TODO: checkpoint.__main__."""
+"""The command `python -m mirai_bench.checkpoint`: reads and writes the checkpoint files of LlamaGen and Mirai."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
-from mirai_bench.checkpoint.official import export_official, import_official
 from mirai_bench.config.load import load_run
-from mirai_bench.utils.cli import run, say
+from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.utils.cli import add_config, run
+
+log = logging.getLogger(__name__)
+
+EPILOG = """examples:
+  python -m mirai_bench.checkpoint import c2i_B_256.pt imagenet256_b imported/c2i_B_256
+  python -m mirai_bench.checkpoint export runs/0123456789ab out.pt --weights ema"""
 
 
-def command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    result = argparse.ArgumentParser(
         prog="python -m mirai_bench.checkpoint",
         description="Reads and writes the checkpoint files of LlamaGen and Mirai.",
-        epilog="examples: python -m mirai_bench.checkpoint import c2i_B_256.pt imagenet256_b imported/c2i_B_256; "
-        "python -m mirai_bench.checkpoint export runs/0123456789ab out.pt --weights ema",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", required=True)
-    export = actions.add_parser("export", help="the newest checkpoint of a run → an official file")
-    export.add_argument("run", type=Path, help="a run folder")
-    export.add_argument("out", type=Path)
+    actions = result.add_subparsers(dest="action", required=True)
+    export = actions.add_parser("export", help="write the newest checkpoint of a run as an official file")
+    export.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    export.add_argument("out", type=Path, metavar="OUT.pt", help="the file to write")
     export.add_argument(
         "--weights",
         choices=("raw", "ema"),
         default="raw",
-        help="what stands under `model` (ema: without projectors)",
+        help="the weights that stand under `model` (ema: without projectors); default raw",
     )
-    load = actions.add_parser(
-        "import", help="an official file → a run folder that can be sampled and evaluated"
-    )
-    load.add_argument("file", type=Path)
-    load.add_argument("config", type=Path, help="a run file, a run's config.json, or the name of a profile")
-    load.add_argument("out", type=Path, help="a new folder")
-    load.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="settings")
-    args = parser.parse_args(argv)
+    imports = actions.add_parser("import", help="make an official file a run that can be sampled and evaluated")
+    imports.add_argument("file", type=Path, metavar="FILE.pt", help="an official file")
+    add_config(imports)
+    imports.add_argument("out", type=Path, metavar="OUT", help="the folder of the new run")
+    return result
+
+
+def command(argv: list[str]) -> int:
+    """Runs the command and returns its exit code. Prints the path of what it wrote."""
+    args = parser().parse_args(argv)
+    # Imported here, so that --help needs no torch.
+    from mirai_bench.checkpoint.official import export_official, import_official
+
     if args.action == "import":
-        print(import_official(args.file, load_run(args.config, args.settings), args.out))
+        print(import_official(args.file, load_run(args.config, args.settings), RunFolder(args.out)))
         return 0
-    content = export_official(args.run, args.out, args.weights)
-    say(
+    content = export_official(RunFolder(args.run), args.out, args.weights)
+    log.info(
         f"step {content['steps']}: {len(content['model'])} tensors under `model`, {len(content['ema'])} under `ema`"
     )
     print(args.out)
@@ -48,6 +61,4 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from mirai_bench.checkpoint.__main__ import command
-
     sys.exit(run(command))

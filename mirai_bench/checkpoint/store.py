@@ -1,15 +1,15 @@
-"""Checkpoints: a folder of safetensors and JSON, written whole or not at all, checked by hash when read. No pickle.
+"""Checkpoints: a folder of safetensors and JSON, written whole or not at all, and checked by hash when read.
 
-`step_00000690/`: model (the generator and, under `foresight.`, its training heads), ema, optimizer, and state.json with the step, the
-counters and the sha256 of the other files. Nothing random is stored: data order, dropout and samples are functions of (seed, step).
+`step_00000690/` holds model.safetensors (the generator and, under `foresight.`, its training heads), ema.safetensors,
+optimizer.safetensors, and state.json with the step, the counters and the sha256 of the other files. There is no
+pickle. Nothing random is stored: data order, dropout and samples are functions of (seed, step).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,123 +18,134 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from mirai_bench.utils.cli import say
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import atomic, remove, remove_leftovers
 from mirai_bench.utils.tensors import read_tensors
+
+log = logging.getLogger(__name__)
 
 FILES = ("model", "ema", "optimizer")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """The state of a run after a step."""
+
     tensors: dict[str, dict[str, Tensor]]
-    """by file (model, ema, optimizer), by name"""
+    """Tensors by file (model, ema, optimizer) and by name."""
     state: dict[str, Any]
+    """The content of state.json: `step`, `sha256` of the files, and counters."""
 
 
-def folder_of(run_dir: Path, step: int) -> Path:
-    return run_dir / "checkpoints" / f"step_{step:08d}"
+def _path(folder: RunFolder, step: int) -> Path:
+    return folder.checkpoints / f"step_{step:08d}"
 
 
-def save_checkpoint(run_dir: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes the checkpoint of `step`, then removes all but the newest `keep`. Raises UserError where the disk is full; older ones stay."""
-    folder = folder_of(run_dir, step)
-    temporary = folder.with_suffix(".tmp")
+def saved(folder: RunFolder) -> list[Path]:
+    """Returns the checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.checkpoints.glob("step_*") if path.suffix != ".tmp")
+
+
+def save_checkpoint(folder: RunFolder, step: int, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes the checkpoint of `step` and removes all but the newest `keep`. Returns its path.
+
+    Raises UserError if the disk is full. Earlier checkpoints stay.
+    """
+    path = _path(folder, step)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        hashes = {
-            name: _write(temporary / f"{name}.safetensors", save(checkpoint.tensors[name])) for name in FILES
-        }
-        _write(
-            temporary / "state.json", json.dumps(checkpoint.state | {"step": step, "sha256": hashes}).encode()
-        )
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        with atomic(path) as temporary:
+            temporary.mkdir()
+            hashes = {}
+            for name in FILES:
+                content = save(checkpoint.tensors[name])
+                (temporary / f"{name}.safetensors").write_bytes(content)
+                hashes[name] = hashlib.sha256(content).hexdigest()
+            state = checkpoint.state | {"step": step, "sha256": hashes}
+            (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"The checkpoint of step {step} could not be written to {folder}: {error}. Earlier checkpoints are intact."
+            f"The checkpoint of step {step} could not be written to {path}: {error}. Earlier checkpoints are intact."
         ) from error
-    for old in saved(run_dir)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
+    for old in saved(folder)[:-keep]:
+        remove(old)
+    return path
 
 
-def _write(path: Path, content: bytes) -> str:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return hashlib.sha256(content).hexdigest()
+def read_checkpoint(folder: RunFolder, step: int) -> Checkpoint:
+    """Returns the checkpoint of `step`. Raises ValueError, naming the file, if one is missing, cut short or changed."""
+    return _read(_path(folder, step))
 
 
-def saved(run_dir: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
-    return sorted(path for path in run_dir.glob("checkpoints/step_*") if path.suffix != ".tmp")
-
-
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Raises ValueError, naming the file, where one is missing, cut short or changed."""
-    path = folder / "state.json"
+def _read(path: Path) -> Checkpoint:
+    file = path / "state.json"
     try:
-        state = json.loads(path.read_bytes())
-        hashes, _ = state["sha256"], state["step"]
+        state = json.loads(file.read_bytes())
+        hashes = state["sha256"]
+        int(state["step"])
         tensors = {}
         for name in FILES:
-            path = folder / f"{name}.safetensors"
-            content = path.read_bytes()
+            file = path / f"{name}.safetensors"
+            content = file.read_bytes()
             if hashlib.sha256(content).hexdigest() != hashes[name]:
                 raise ValueError("its content is not what was written")
             tensors[name] = load(content)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{file}: {error}") from error
     return Checkpoint(tensors, state)
 
 
-def load_latest(run_dir: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, with a warning for each broken one passed over; None where there is none.
+def load_latest(folder: RunFolder) -> Checkpoint | None:
+    """Returns the newest checkpoint that is undamaged, or None if the run has no checkpoint.
 
-    Raises UserError when there are checkpoints and all are broken: nothing is deleted, nothing is silently begun again.
+    It warns about each damaged one that it passes over. Raises UserError if all of them are damaged: nothing is
+    deleted, and no run silently starts again from step 0.
     """
-    broken = []
-    for folder in reversed(saved(run_dir)):
+    damaged = []
+    for path in reversed(saved(folder)):
         try:
-            return read_checkpoint(folder)
+            return _read(path)
         except ValueError as error:
-            broken.append(str(error))
-            say(f"warning: checkpoint passed over: {error}")
-    if broken:
+            damaged.append(str(error))
+            log.warning(f"checkpoint passed over: {error}")
+    if damaged:
         raise UserError(
-            f"Every checkpoint of {run_dir} is broken ({broken[0]}). Nothing was deleted: remove the folder to begin again."
+            f"Every checkpoint of {folder} is broken ({damaged[0]}). Nothing was deleted: remove the folder to begin "
+            "again."
         )
     return None
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Generator weights by official name, from a run folder, a checkpoint folder (EMA), a .safetensors, or an official .pt/.pth.
+    """Returns generator weights by their official names.
 
-    Of an official file these are the trained weights (not its EMA), without Mirai's projectors: `official.read` gives the rest.
+    `path` is a run's folder or a checkpoint's folder (whose EMA is read), a .safetensors, or an official .pt or .pth.
+    Of an official file these are the trained weights (not its EMA), without Mirai's projectors; `read_official` of
+    checkpoint/official.py returns the rest.
     """
     if path.is_dir():
-        newest = saved(path)
-        path = (newest[-1] if newest else path) / "ema.safetensors"
+        checkpoints = saved(RunFolder(path))
+        path = (checkpoints[-1] if checkpoints else path) / "ema.safetensors"
     weights = unwrap(read_tensors(path))
     return {name: tensor for name, tensor in weights.items() if not name.startswith("projectors.")}
 
 
 def unwrap(content: dict[str, Any], key: str = "model") -> dict[str, Tensor]:
-    """The state dict in an official file: under `key` (DDP), `module` (DeepSpeed) or `state_dict`, or the whole file (FSDP).
+    """Returns the state dict of an official file.
 
-    The prefixes that torch.compile and DDP add are cut off; what the model computes itself (`freqs_cis`, key/value caches) is left out.
+    It lies under `key` (DDP), `module` (DeepSpeed) or `state_dict`, or is the whole file (FSDP). The prefixes that
+    torch.compile and DDP add are removed, and so is what the model computes itself (`freqs_cis`, key/value caches).
     """
-    found = next(
-        (content[k] for k in (key, "module", "state_dict") if isinstance(content.get(k), dict)), content
-    )
-    names = {
-        name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in found.items()
-    }
-    computed = ("freqs_cis", "causal_mask")
-    return {
-        name: tensor for name, tensor in names.items() if name not in computed and ".kv_cache." not in name
-    }
+    found = content
+    for name in (key, "module", "state_dict"):
+        if isinstance(content.get(name), dict):
+            found = content[name]
+            break
+    weights = {}
+    for name, tensor in found.items():
+        name = name.removeprefix("module.").removeprefix("_orig_mod.")
+        if name not in ("freqs_cis", "causal_mask") and ".kv_cache." not in name:
+            weights[name] = tensor
+    return weights

@@ -1,7 +1,8 @@
-"""What every part of a configuration is made of, and the part that the project is about: one value of each axis of foresight."""
+"""The configuration of foresight: where it enters the model, which cells it looks at, and who provides it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,44 +15,77 @@ Layer = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[1-9]\d{0,
 
 
 def resolve_layer(layer: int | str, depth: int) -> int:
-    """1-based block index of `layer` in a model of `depth` blocks; "8/12" of 3 blocks is 2. Raises ValueError outside 1…depth."""
-    index = max(1, round(Fraction(layer) * depth)) if isinstance(layer, str) else layer
-    if not 1 <= index <= depth or (isinstance(layer, str) and Fraction(layer) > 1):
+    """Returns the 1-based index of `layer` in a model of `depth` blocks. "8/12" of 3 blocks is block 2.
+
+    Raises ValueError if the index is not in 1…depth.
+    """
+    as_fraction = isinstance(layer, str)
+    index = max(1, round(Fraction(layer) * depth)) if as_fraction else int(layer)
+    if not 1 <= index <= depth or (as_fraction and Fraction(layer) > 1):
         raise ValueError(
-            f"layer {layer!r} is outside the model, which has {depth} blocks: write 1 to {depth}, or a fraction such as '8/12'"
+            f"layer {layer!r} is outside the model, which has {depth} blocks: write 1 to {depth}, or a fraction "
+            "such as '8/12'"
         )
     return index
 
 
-class Projector(Section):
-    """Maps h (width D) to the target's width Z: Linear, SiLU, …, Linear (paper: 3 layers, hidden 2048)."""
+class ProjectorConfig(Section):
+    """The projector maps a hidden state (width D) to the width Z of its target: Linear, SiLU, …, Linear."""
 
     layers: Annotated[int, Field(ge=1, le=8)] = 3
+    """Number of linear layers (paper: 3)."""
     hidden: Positive = 2048
+    """Width of the hidden layers (paper: 2048)."""
     shared_trunk: bool = False
-    """one trunk for all K heads and a last layer for each, instead of K separate projectors"""
+    """Whether all K heads share every layer but the last one, instead of having K separate projectors."""
+
+    def shapes(self, heads: int, width: int, target_width: int) -> list[tuple[int, int, int]]:
+        """Returns (copies, inputs, outputs) of each linear layer of the projectors of `heads` heads.
+
+        There is one copy of a layer per head, or a single one if the layer belongs to a shared trunk.
+        """
+        widths = [width, *[self.hidden] * (self.layers - 1), target_width]
+        copies = [1 if self.shared_trunk else heads] * (self.layers - 1) + [heads]
+        return list(zip(copies, widths[:-1], widths[1:], strict=True))
 
 
 class BlockCausal(Section):
+    """A context that is cut off: each cell sees the cells up to the end of its own block."""
+
     block_causal: Positive
-    """cell i sees the cells of its own block of this many (in raster order) and of the earlier blocks"""
+    """Number of cells in a block, in raster order. A cell sees its own block and the earlier ones."""
 
 
-class Encoder(Section):
+class EncoderConfig(Section):
+    """The frozen bidirectional encoder whose features are the targets (Mirai-I)."""
+
     name: str = "masked_tokens"
-    """`masked_tokens` (built in, trained on the same codes), `efficientnet_lite0`, an entry of timm such as `dinov2_b`, or `timm:<model>`"""
-    weights: Path | None = None
-    """weight file; by default the entry's own (built in: trained once and cached; timm: from the hub)"""
+    """Which encoder: `masked_tokens` (built in, trained on the same codes), `efficientnet_lite0`, `dinov2_b` or \
+another entry of foresight/encoders/zoo.py, or `timm:<model>` for any model of timm."""
+    weights: Literal["random"] | Path | None = None
+    """Weight file, or `random` for an untrained image encoder. By default the encoder's own weights: masked_tokens is \
+trained once and cached, the others come from machine.assets or the hub."""
     context: Literal["full"] | BlockCausal = "full"
+    """Which cells each cell of the encoder sees: all of them, or `{block_causal: N}` for a control without foresight."""
     cache: bool = False
-    """image encoders: compute the features of all views once and keep them, in half precision, in `runs`; for small data sets"""
+    """Image encoders: whether the features of all views are computed once and kept in half precision in \
+machine.runs. Meant for small data sets."""
     depth: Positive = 3
-    """masked_tokens: blocks; its width and heads are the student's"""
+    """masked_tokens: number of blocks. Its width and its number of heads are those of the student."""
     epochs: Positive = 30
-    """masked_tokens: training length"""
+    """masked_tokens: length of its training in epochs."""
+
+    @property
+    def weight_file(self) -> Path | None:
+        """Returns the weight file that is named, or None."""
+        return self.weights if isinstance(self.weights, Path) else None
 
     @model_validator(mode="after")
-    def _check(self) -> Encoder:
+    def _check(self) -> EncoderConfig:
+        if self.weights == "random" and self.name == "masked_tokens":
+            raise ValueError(
+                "foresight.encoder.weights is random with name: masked_tokens: write foresight.source: random instead"
+            )
         if self.cache and self.name == "masked_tokens":
             raise ValueError(
                 "foresight.encoder.cache is true with name: masked_tokens, which reads no pixels: write cache: false"
@@ -59,111 +93,132 @@ class Encoder(Section):
         return self
 
 
-class Foresight(Section):
-    """One value of each axis, and everything the paper fixes or leaves open."""
+class ForesightConfig(Section):
+    """One value of each of the three axes, and everything that the paper fixes or leaves open."""
 
     level: Literal["none", "output", "internal"] = "none"
+    """Axis 1, where foresight enters: `none` is plain next-token prediction (NTP), `output` adds heads that predict \
+the tokens of later cells, `internal` aligns hidden states with features of later cells (the paper's choice)."""
     layout: Literal["raster_1d", "grid_2d", "grid_2d_flat"] = "grid_2d"
+    """Axis 2, which cells a state looks at: the next K in raster order, the K nearest on the 2-D grid, or the \
+official code's flat offsets, which wrap from the end of a row to the next row."""
     source: Literal["ema", "frozen", "encoder", "random", "shuffled"] = "ema"
+    """Axis 3, who provides the features: the model's own EMA (Mirai-E), a frozen finished model, a frozen \
+bidirectional encoder (Mirai-I), or a control: an untrained encoder, or the features of the wrong image."""
     k: Positive = 3
-    """foresight cells per state, the nearest first; k = 1 is the state's own cell"""
+    """Number of foresight cells K per state, the nearest first. k = 1 is the state's own cell."""
     layer: Layer = "8/12"
-    """student: the residual stream after this block, no final norm"""
+    """Alignment layer: the block of the student after which the residual stream is read, without a final norm. \
+A fraction of the depth means the same at every model size."""
     teacher_layer: Layer | None = None
-    """ema, frozen: the teacher's block; by default the student's"""
+    """Sources ema and frozen: the block of the teacher. By default the same as `layer`."""
     weight: Annotated[float, Field(ge=0)] = 2.0
-    """λ of L = NTP + λ·foresight"""
+    """Weight λ in the loss NTP + λ · foresight."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
-    """how λ goes from weight to final_weight over training; step changes at step_at"""
+    """How λ changes from `weight` to `final_weight` over training. `step` changes at `step_at`."""
     final_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Value of λ at the end of the schedule. Unused by `schedule: constant`."""
     step_at: Fraction01 = 0.5
+    """`schedule: step`: the fraction of training after which λ is `final_weight`."""
     warmup: Rate = 0.0
-    """fraction of training before foresight is switched on (paper, Mirai-E: 15 of 300 epochs)"""
+    """Fraction of training before foresight is switched on (paper, Mirai-E: 15 of 300 epochs)."""
     reduce: Literal["mean", "sum"] = "mean"
-    """over the K heads: the paper averages, the official code sums"""
-    projector: Projector = Projector()
+    """How the losses of the K heads are combined: the paper's text averages them, the official code sums them."""
+    projector: ProjectorConfig = ProjectorConfig()
+    """The projector of each head. Level `internal` only."""
     pairing: Literal["consumed", "predicting"] = "consumed"
-    """which state stands at cell i: the one that has consumed x_i (official code), or the one about to predict it (paper's formula)"""
+    """Which state belongs to cell i: the one that has consumed x_i (official code), or the one that is about to \
+predict it (the paper's formula)."""
     class_token: bool = False
-    """ema, frozen: also match the class-token state, in every head (official Mirai-E)"""
+    """Sources ema and frozen: whether the state of the class token is matched too, in every head (official Mirai-E)."""
     share_label_drop: bool = True
-    """ema, frozen: the teacher sees the null class where the student does (official code: false)"""
+    """Sources ema and frozen: whether the teacher sees the null class where the student does (official code: no)."""
     target_norm: Literal["none", "layer_norm", "center"] = "none"
-    """of the target before the cosine: as it is, LayerNorm without affine, or minus the batch mean"""
+    """What is done to the target before the cosine: nothing, LayerNorm without affine parameters, or subtracting \
+the mean over the batch."""
     teacher: Path | None = None
-    """frozen: a checkpoint folder or file; by default the finished baseline run of this profile with teacher_seed"""
+    """Source frozen: a checkpoint folder or file. By default the finished baseline run of this profile with \
+`teacher_seed`, which is trained first if it is missing."""
     teacher_seed: Annotated[int, Field(ge=0)] = 0
-    """frozen, encoder: seed of the teacher that the project trains; random: seed of its weights"""
+    """Seed of a teacher that the project trains (sources frozen and encoder), or of random weights (source random)."""
     shuffled_of: Literal["encoder", "ema"] = "encoder"
-    """shuffled: whose features are given to the wrong image"""
-    encoder: Encoder = Encoder()
+    """Source shuffled: whose features are given to the wrong image."""
+    encoder: EncoderConfig = EncoderConfig()
+    """The frozen encoder. Source encoder, and source shuffled of one."""
 
     @model_validator(mode="after")
-    def _check(self) -> Foresight:
+    def _check(self) -> ForesightConfig:
         if self.level == "output" and self.k < 2:
             raise ValueError(
                 "foresight.k is 1 with level: output, which adds no head to next-token prediction: write k: 2 or more"
             )
         if self.class_token and self.pairing == "predicting":
             raise ValueError(
-                "foresight.class_token is true with pairing: predicting, where the class state already stands at cell 0: write pairing: consumed"
+                "foresight.class_token is true with pairing: predicting, where the class state already stands at "
+                "cell 0: write pairing: consumed"
             )
         if self.class_token and self.level == "internal" and not self.explicit:
             raise ValueError(
-                f"foresight.class_token is true, but source: {self.source} has no class-token state: write class_token: false or source: ema"
+                f"foresight.class_token is true, but source: {self.source} has no class-token state: write "
+                "class_token: false or source: ema"
             )
         return self
 
     @property
+    def internal(self) -> bool:
+        """Tells whether hidden states are aligned, so that there are a source and projectors."""
+        return self.level == "internal"
+
+    @property
     def explicit(self) -> bool:
-        """The target is the state of a causal model of the student's shape, not a bidirectional encoder's feature."""
+        """Tells whether the target is a state of a causal model, and not a feature of a bidirectional encoder."""
         return self.source in ("ema", "frozen") or (self.source == "shuffled" and self.shuffled_of == "ema")
 
     @property
     def uses_encoder(self) -> bool:
-        return self.level == "internal" and (
-            self.source == "encoder" or (self.source == "shuffled" and self.shuffled_of == "encoder")
-        )
+        """Tells whether a frozen bidirectional encoder is needed."""
+        shuffled = self.source == "shuffled" and self.shuffled_of == "encoder"
+        return self.internal and (self.source == "encoder" or shuffled)
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Tells whether the teacher is a run of the project that has to be trained first."""
+        return self.internal and self.source == "frozen" and self.teacher is None
 
     def relevant(self) -> dict[str, Any]:
-        """The fields that can change a number, for the fingerprint: two spellings of one experiment are one experiment."""
-        fields = self.model_dump(mode="json")
-        drop: set[str] = set()
+        """Returns the fields that can change a number, for the fingerprint.
+
+        Two spellings of one experiment are then one experiment: a field that has no effect is left out.
+        """
         if self.level == "none":
             return {"level": "none"}
-        if self.level == "output":
-            drop |= {
-                "source",
-                "layer",
-                "teacher_layer",
-                "projector",
-                "pairing",
-                "class_token",
-                "share_label_drop",
-                "target_norm",
-            }
-        if self.schedule == "constant":
-            drop |= {"final_weight"}
-        if self.schedule != "step":
-            drop |= {"step_at"}
-        if self.k == 1:
-            drop |= {"reduce"}
-        if self.source != "shuffled" or self.level == "output":
-            drop |= {"shuffled_of"}
-        if not self.uses_encoder:
-            drop |= {"encoder"}
-        elif self.encoder.name != "masked_tokens":
-            fields["encoder"] = {
-                key: fields["encoder"][key] for key in ("name", "weights", "context", "cache")
-            }
-        if (
-            self.level == "output"
-            or (self.source not in ("frozen", "random") and not self.uses_encoder)
-            or self.teacher is not None
-        ):
-            drop |= {"teacher_seed"}
-        if not self.explicit:
-            drop |= {"teacher_layer", "share_label_drop"}
-        if self.level == "output" or self.source != "frozen":
-            drop |= {"teacher"}
-        return {key: value for key, value in fields.items() if key not in drop}
+        fields = self.model_dump(mode="json")
+        for name, matters in MATTERS.items():
+            if not matters(self):
+                del fields[name]
+        if "encoder" in fields and self.encoder.name != "masked_tokens":
+            for name in ("depth", "epochs"):
+                del fields["encoder"][name]
+        return fields
+
+
+# When a field can change a number. Fields that are not listed always can.
+MATTERS: dict[str, Callable[[ForesightConfig], bool]] = {
+    "source": lambda f: f.internal,
+    "layer": lambda f: f.internal,
+    "projector": lambda f: f.internal,
+    "pairing": lambda f: f.internal,
+    "class_token": lambda f: f.internal,
+    "target_norm": lambda f: f.internal,
+    "teacher_layer": lambda f: f.internal and f.explicit,
+    "share_label_drop": lambda f: f.internal and f.explicit,
+    "teacher": lambda f: f.internal and f.source == "frozen",
+    "teacher_seed": lambda f: (
+        f.internal and f.teacher is None and (f.source in ("frozen", "random") or f.uses_encoder)
+    ),
+    "shuffled_of": lambda f: f.internal and f.source == "shuffled",
+    "encoder": lambda f: f.uses_encoder,
+    "final_weight": lambda f: f.schedule != "constant",
+    "step_at": lambda f: f.schedule == "step",
+    "reduce": lambda f: f.k > 1,
+}

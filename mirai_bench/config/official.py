@@ -1,7 +1,9 @@
-"""The preset `official: true`: the foresight fields that do what the published Mirai code does, where it differs from the paper.
+"""The preset `official: true`: the foresight fields that do what the published Mirai code does.
 
-It stands for its fields wherever foresight fields are written (an arm, a run file, `--set foresight.official=true`); fields written beside
-it win. The source decides which: `ema` is Mirai-E, `encoder` is Mirai-I.
+The published code differs from the paper's text in several places. The preset may be written wherever foresight
+fields are written (an arm, a run file, `--set foresight.official=true`), and stands for its fields there. Fields
+that are written next to it override it. The source decides which preset is meant: `ema` is Mirai-E, `encoder` is
+Mirai-I.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from typing import Any
 
 from mirai_bench.utils.errors import UserError
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "level": "internal",
-    "layout": "grid_2d_flat",  # offsets in the flattened sequence, which wrap rows
+    "layout": "grid_2d_flat",  # offsets in the flattened sequence, which wrap from one row to the next
     "layer": "8/12",
     "weight": 2.0,  # of each head,
     "reduce": "sum",  # and the heads are summed
@@ -21,8 +23,6 @@ _COMMON = {
     "target_norm": "none",
     "projector": {"layers": 3, "shared_trunk": False},
 }
-
-
 OFFICIAL: dict[str, dict[str, Any]] = {
     "ema": _COMMON
     | {
@@ -31,7 +31,7 @@ OFFICIAL: dict[str, dict[str, Any]] = {
         "class_token": True,  # in every head
         "share_label_drop": False,  # the teacher always sees the true label
         "warmup": 0.05,  # 15 of 300 epochs
-        "schedule": "step",  # λ 2 → 1 at epoch 80 of 300
+        "schedule": "step",  # λ changes from 2 to 1 at epoch 80 of 300
         "final_weight": 1.0,
         "step_at": 80 / 300,
     },
@@ -40,7 +40,10 @@ OFFICIAL: dict[str, dict[str, Any]] = {
 
 
 def expand_official(foresight: Mapping[str, Any]) -> dict[str, Any]:
-    """One layer of foresight fields, with `official: true` replaced by what it stands for. Raises UserError for another value or source."""
+    """Replaces `official: true` among foresight fields by the fields that it stands for.
+
+    Raises UserError if `official` is not a bool, or if the published code does not have the source.
+    """
     fields = {key: value for key, value in foresight.items() if key != "official"}
     chosen = foresight.get("official", False)
     if not isinstance(chosen, bool):
@@ -50,19 +53,19 @@ def expand_official(foresight: Mapping[str, Any]) -> dict[str, Any]:
     source = fields.get("source", "ema")
     if source not in OFFICIAL:
         raise UserError(
-            f"foresight.official is true with source: {source}, which the published code does not have: write ema or encoder"
+            f"foresight.official is true with source: {source}, which the published code does not have: write ema "
+            "or encoder"
         )
-    preset = OFFICIAL[source]
+    expanded = OFFICIAL[source] | fields
     projector = fields.get("projector")
-    nested = {"projector": preset["projector"] | projector} if isinstance(projector, Mapping) else {}
-    return preset | fields | nested
+    if isinstance(projector, Mapping):
+        expanded["projector"] = OFFICIAL[source]["projector"] | projector
+    return expanded
 
 
 def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for a tree of config fields that may have a `foresight` section."""
-    foresight = tree.get("foresight")
-    return (
-        dict(tree) | {"foresight": expand_official(foresight)}
-        if isinstance(foresight, Mapping)
-        else dict(tree)
-    )
+    """Does the same for a tree of config fields, which may have a `foresight` section."""
+    expanded = dict(tree)
+    if isinstance(tree.get("foresight"), Mapping):
+        expanded["foresight"] = expand_official(tree["foresight"])
+    return expanded

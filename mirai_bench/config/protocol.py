@@ -1,57 +1,59 @@
-"""An evaluation protocol: everything that decides what a number of the evaluation means, as one named and hashed object. No torch in here."""
+"""An evaluation protocol: everything that decides what a number of an evaluation means, named and hashed."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from mirai_bench.config.sections import Section
 from mirai_bench.utils.hashing import digest
 
 
-class Protocol(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+class Protocol(Section):
+    """How samples are drawn, and what they are compared with in which feature space."""
 
     name: str
+    """What the protocol is called. The name is not part of its digest."""
     num_samples: Annotated[int, Field(ge=2)]
+    """Number of images that are sampled."""
     class_rule: Literal["balanced", "uniform"] = "balanced"
-    """class of sample i: i mod classes, or drawn uniformly by (seed, i) as the paper does"""
+    """Class of sample i: i mod classes, or drawn uniformly by (seed, i) as the paper does."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """sample i is a function of (seed, i) alone"""
+    """Seed of the samples. Sample i is a function of (seed, i) only."""
     cfg_scale: Annotated[float, Field(ge=0)] = 1.0
-    """uncond + s·(cond - uncond) on every token; 1 is no guidance"""
+    """Scale s of classifier-free guidance, uncond + s · (cond - uncond) on every token. 1 is no guidance."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divisor of the logits before a token is drawn."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """0: all codes"""
+    """Number of the most probable codes that a token is drawn from. 0 means all codes."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Probability mass of the most probable codes that a token is drawn from (nucleus sampling)."""
     weights: Literal["ema", "raw"] = "ema"
+    """Which weights sample: the EMA, or those of the last step."""
     extractor: str = "digits"
-    """entry of evaluate.EXTRACTORS"""
+    """The feature extractor, an entry of EXTRACTORS in evaluate/extractors.py."""
     reference: str = "train"
-    """`train` or `heldout` split of the run's own data, or an .npz or folder of images"""
+    """What samples are compared with: the `train` or `heldout` split of the run's data, or an .npz or a folder."""
     resize: Annotated[int, Field(ge=0)] = 0
-    """side in pixels to which samples are resized (bicubic, antialiased) before the extractor; 0: as they are"""
+    """Side in pixels to which samples are resized (bicubic, antialiased) before the extractor. 0 means not at all."""
 
     def digest(self) -> str:
-        """12 hexadecimal digits of everything but the name."""
+        """Returns 12 hexadecimal digits of the hash of every field but the name."""
         return digest(self.model_dump(mode="json", exclude={"name"}))
 
 
-# The paper's (50,000 samples, uniform random classes, CFG 2.0 for B and L, 1.75 for XL, EMA weights, ADM reference batch),
-# CIFAR-10's with the 2015 Inception, and the embedded digits'.
+# Reference statistics of ImageNet-256 as published with ADM (arXiv 2105.05233).
 ADM_REFERENCE = "VIRTUAL_imagenet256_labeled.npz"
-
-
-PAPER = {
+# The paper's protocol: 50,000 samples of uniformly drawn classes, CFG 2.0 for B and L and 1.75 for XL, EMA weights.
+PAPER: dict[str, Any] = {
     "num_samples": 50_000,
     "class_rule": "uniform",
     "cfg_scale": 2.0,
     "extractor": "inception",
     "reference": ADM_REFERENCE,
 }
-
-
-PROTOCOLS = {
+PROTOCOLS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "paper_xl": PAPER | {"cfg_scale": 1.75},
     "cifar10_10k": {

@@ -1,8 +1,9 @@
-"""The whole configuration of one run, as a frozen tree. No torch in here: a config can be read, checked and hashed in milliseconds.
+"""The configuration of one run, as a frozen tree. It is read, checked and hashed in milliseconds, without torch.
 
-Every value of the experiment is fingerprinted; `machine` (devices, folders, log frequency) never is.
-Steps and images are counted in integers, training length in epochs of the training split, layers are 1-based ("layer 8" is the
-residual stream after the 8th block) and may be written as a fraction of the depth ("8/12"), so that an arm means the same at every size.
+Every value of the experiment is part of the fingerprint; `machine` (devices, folders, log frequency) never is.
+Steps and images are counted in integers, and the length of training in epochs of the training split. Layers are
+1-based ("layer 8" is the residual stream after the 8th block) and may be written as a fraction of the depth
+("8/12"), so that an arm means the same at every model size.
 """
 
 from __future__ import annotations
@@ -12,62 +13,89 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mirai_bench.config.foresight import Foresight, resolve_layer
+from mirai_bench.config.foresight import ForesightConfig, resolve_layer
 from mirai_bench.config.protocol import Protocol
-from mirai_bench.config.sections import Positive, Rate, Section
+from mirai_bench.config.sections import Positive, Rate, Section, Seed
+from mirai_bench.utils.assets import LOCAL_FOLDERS
 from mirai_bench.utils.hashing import digest, file_sha256
 
-# Bumped when a change of the code changes the numbers of an unchanged config: older runs are then run again, never mixed in.
+# Raised when a change of the code changes the numbers of an unchanged config. Runs of older code then count as
+# other runs: they are trained again and never mixed with newer ones.
 NUMERICS = 1
 
-
-# name: (depth, width, heads); B to 3B are LlamaGen's (arXiv 2406.06525, table 1), the small ones are ours.
+# name: (depth, width, heads). B to 3B are LlamaGen's (arXiv 2406.06525, table 1); the small ones are ours.
 MODEL_SIZES = {
-    "nano": (3, 64, 4), "tiny": (6, 256, 4), "small": (8, 384, 6),
-    "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (36, 1280, 20), "XXL": (48, 1536, 24), "3B": (24, 3200, 32),
-}  # fmt: skip
+    "nano": (3, 64, 4),
+    "tiny": (6, 256, 4),
+    "small": (8, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (36, 1280, 20),
+    "XXL": (48, 1536, 24),
+    "3B": (24, 3200, 32),
+}
 
 
-class Data(Section):
+class DataConfig(Section):
+    """The images of a run."""
+
     dataset: Literal["digits", "cifar10", "folder"] = "digits"
-    """`digits` is embedded; `cifar10` and `folder` (class/image, ImageNet's layout) are prepared once by `mirai_bench.data.prepare`"""
+    """The data set. `digits` is embedded; `cifar10` and `folder` (class/image, the layout of ImageNet) are prepared \
+once by `mirai_bench.data.prepare`."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "folder"
-    """folder: what the data set is called, so that runs on two of them are two experiments"""
+    """Data set `folder`: what it is called, so that runs on two of them are two experiments."""
     image_size: Positive = 8
-    """pixels a side after cropping"""
+    """Side of the images in pixels, after cropping."""
     classes: Positive = 10
+    """Number of classes."""
     views: Literal["center", "flip", "ten_crop"] = "center"
-    """stored views of an image: 1, 2 (centre and its mirror image) or 10 (LlamaGen's five crops and their mirror images)"""
+    """Stored views of an image: the centre crop, that and its mirror image, or LlamaGen's five crops and their \
+mirror images."""
     crop_ranges: tuple[Annotated[float, Field(ge=1, le=2)], ...] = (1.1,)
-    """ten_crop: the image is first resized and centre-cropped to range x image_size; each further range adds ten views"""
+    """Views `ten_crop`: the image is first resized and centre-cropped to range x image_size. Each further range adds \
+ten views."""
 
     @property
     def num_views(self) -> int:
+        """Returns the number of stored views per image."""
         return {"center": 1, "flip": 2, "ten_crop": 10 * len(self.crop_ranges)}[self.views]
 
 
-class Tokenizer(Section):
+class TokenizerConfig(Section):
+    """The frozen tokenizer that turns images into codes and back."""
+
     name: Literal["pixel", "vq_small", "vq16"] = "pixel"
+    """The tokenizer: `pixel` (one code per grey level), `vq_small` (the small VQ of this project) or `vq16` \
+(LlamaGen's)."""
     downsample: Positive = 1
-    """pixels a token covers along each side"""
+    """Number of pixels that a token covers along each side."""
     vocabulary: Annotated[int, Field(ge=2, le=65536)] = 17
-    """number of codes V; codes are stored as uint16"""
+    """Number of codes V. Codes are stored as uint16."""
     weights: Path | None = None
-    """weight file; by default the one that ships with the project, if any"""
+    """Weight file. By default the one that ships with the project, if there is one."""
 
 
-class Model(Section):
+class ModelConfig(Section):
+    """The decoder-only transformer. `size` sets depth, width and heads, each of which may also be written out."""
+
     size: str = "nano"
+    """Name of a model size: nano, tiny, small, B, L, XL, XXL or 3B."""
     depth: Positive
+    """Number of transformer blocks."""
     width: Positive
+    """Width D of the residual stream."""
     heads: Positive
+    """Number of attention heads."""
     kv_heads: Positive
-    """fewer than heads: grouped-query attention"""
+    """Number of heads of keys and values. Fewer than `heads` is grouped-query attention."""
     token_dropout: Rate = 0.1
+    """Dropout of the embedded input."""
     residual_dropout: Rate = 0.1
+    """Dropout of the output of each attention layer."""
     ffn_dropout: Rate = 0.1
+    """Dropout of the output of each feed-forward layer."""
     class_dropout: Rate = 0.1
-    """probability of the null class, which classifier-free guidance needs"""
+    """Probability that the class is replaced by the null class, which classifier-free guidance needs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -81,10 +109,11 @@ class Model(Section):
         return {"kv_heads": filled["heads"]} | filled
 
     @model_validator(mode="after")
-    def _check(self) -> Model:
+    def _check(self) -> ModelConfig:
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(
-                f"model.width is {self.width} with {self.heads} heads: 2-D RoPE needs a head width (width / heads) that is a multiple of 4"
+                f"model.width is {self.width} with {self.heads} heads: 2-D RoPE needs a head width (width / heads) "
+                "that is a multiple of 4"
             )
         if self.heads % self.kv_heads:
             raise ValueError(
@@ -93,34 +122,44 @@ class Model(Section):
         return self
 
 
-class Train(Section):
+class TrainConfig(Section):
+    """How the model is trained."""
+
     epochs: Positive
+    """Length of training in epochs of the training split."""
     batch_size: Positive
-    """global: over all processes and micro-batches"""
+    """Global batch size in images, over all processes and micro-batches."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """to zero at the end, after lr_warmup; the paper keeps it constant"""
+    """How the learning rate falls to zero after `lr_warmup`. The paper keeps it constant."""
     lr_warmup: Rate = 0.0
-    """fraction of training with a linear rise from zero"""
+    """Fraction of training in which the learning rate rises linearly from zero."""
     betas: tuple[Rate, Rate] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    """on matrices (two or more dimensions), embeddings and projectors included"""
+    """Weight decay of matrices (two or more dimensions), embeddings and projectors included."""
     clip: Annotated[float, Field(gt=0)] = 1.0
-    """largest global gradient norm"""
+    """Largest global gradient norm."""
     ema_decay: Rate = 0.9999
+    """Decay τ of the exponential moving average of the weights, per step."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """of autocast; auto: bf16 on a GPU, or a CPU that has AMX or AVX-512 bf16, else fp32 (the record says which)"""
+    """Precision of matrix products under autocast. `auto` is bf16 on a GPU, or on a CPU that has AMX or AVX-512 \
+bf16, and fp32 elsewhere. The record says which it was."""
     max_bad_steps: Positive = 10
-    """non-finite updates in a row, each skipped, before the run fails"""
+    """Number of consecutive non-finite updates after which the run fails. Each one is skipped."""
 
 
-class Evaluation(Section):
+class EvaluationConfig(Section):
+    """When the run is evaluated, and how."""
+
     at: tuple[Annotated[float, Field(gt=0)], ...]
-    """epochs, increasing; the last is the end of training"""
+    """Epochs at which the run is evaluated, in increasing order. The end of training is always evaluated."""
     protocol: Protocol
+    """The evaluation protocol: the name of one, or its own fields."""
 
     @model_validator(mode="after")
-    def _check(self) -> Evaluation:
+    def _check(self) -> EvaluationConfig:
         if not self.at or list(self.at) != sorted(set(self.at)):
             raise ValueError(
                 f"evaluation.at is {list(self.at)}: write increasing epochs, for instance [5, 10, 20]"
@@ -128,120 +167,182 @@ class Evaluation(Section):
         return self
 
 
-class Machine(Section):
-    """Where and how it runs. Nothing here is in the fingerprint, and nothing here changes what is computed, beyond rounding and one thing:
+class MachineConfig(Section):
+    """Where and how the run is computed. Not fingerprinted.
 
-    `micro_batches` and `workers` decide which forward pass a token is in, and so which dropout masks it draws (from the same
-    distribution; without dropout the updates are the same). The record says how many there were.
+    It changes nothing that is computed beyond rounding, with one exception: `micro_batches` and `workers` decide
+    which forward pass a token is in, and so which dropout masks it draws. The distribution is the same, and without
+    dropout the updates are the same. The record says how many there were.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """The device. `auto` is a GPU if one is visible, and the CPU otherwise."""
     threads: Positive = 1
+    """Number of CPU threads of each process."""
     runs: Path = Path("runs")
-    """folder of runs, caches and prepared codes"""
+    """Folder of runs, caches and prepared codes."""
     data: Path | None = None
-    """folder or file of the images"""
+    """Folder or file of the images."""
     codes: Path | None = None
-    """folder of prepared codes; by default the one of this data and tokenizer in `runs`"""
+    """Folder of prepared codes. By default the one of this data set and tokenizer in `runs`."""
     assets: Path | None = None
-    """folder of downloaded weights and reference files for the evaluation; by default $MIRAI_BENCH_ASSETS"""
+    """Folder of downloaded weights and reference files. By default $MIRAI_BENCH_ASSETS."""
     log_every: Positive = 10
-    """steps"""
+    """Number of steps between two lines of the journal. Reading the losses waits for the device."""
     checkpoint_every: Annotated[float, Field(gt=0)] = 1.0
-    """epochs"""
+    """Number of epochs between two checkpoints."""
     keep_checkpoints: Positive = 2
+    """Number of newest checkpoints that are kept. Two, so that a damaged one can be passed over."""
     compile: Literal["auto"] | bool = "auto"
-    """torch.compile of model, teacher and losses; auto: on a GPU for widths from 768, where a run outweighs the minute or two it takes"""
+    """Whether model, teacher and losses are compiled with torch.compile. `auto` compiles on a GPU for widths of 768 \
+and more, where the run outweighs the minute or two that it takes."""
     micro_batches: Positive = 1
-    """parts in which a process computes its share of the batch, one after the other, to save memory"""
+    """Number of micro-batches in which a process computes its share of the batch, one after the other, to save \
+memory."""
     cpus: Positive = 1
+    """Number of CPUs of one trial of a sweep."""
     gpus: Annotated[float, Field(ge=0)] = 0
-    """of one trial: 0.25 packs four on one GPU"""
+    """Number of GPUs of one trial of a sweep. 0.25 packs four trials on one GPU."""
     workers: Positive = 1
-    """processes of one trial, data-parallel"""
+    """Number of data-parallel processes of one trial of a sweep."""
 
 
 class RunConfig(Section):
+    """The whole configuration of one run."""
+
     profile: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")] = "custom"
-    """names files and rows, never a number"""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    data: Data = Data()
-    tokenizer: Tokenizer = Tokenizer()
-    model: Model
-    foresight: Foresight = Foresight()
-    train: Train
-    evaluation: Evaluation
-    machine: Machine = Machine()
+    """Name of the profile. It names files and rows of tables and has no effect on any number."""
+    seed: Seed = 0
+    """Seed of the initial weights, the order of the data, dropout and dropped labels."""
+    data: DataConfig = DataConfig()
+    """The images."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """The tokenizer."""
+    model: ModelConfig
+    """The model."""
+    foresight: ForesightConfig = ForesightConfig()
+    """The foresight: one value of each axis."""
+    train: TrainConfig
+    """The training recipe."""
+    evaluation: EvaluationConfig
+    """The evaluations."""
+    machine: MachineConfig = MachineConfig()
+    """The machine. Not fingerprinted."""
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
-        if self.data.image_size % self.tokenizer.downsample:
-            raise ValueError(
-                f"data.image_size is {self.data.image_size}, not a multiple of tokenizer.downsample = {self.tokenizer.downsample}"
-            )
-        f, (height, width) = self.foresight, self.grid
-        if f.level != "none":
-            if f.k > height * width:
-                raise ValueError(
-                    f"foresight.k is {f.k}, but the token grid has {height}x{width} = {height * width} cells: write k: {height * width} or less"
-                )
-            for layer in filter(None, (f.layer, f.teacher_layer)):
-                resolve_layer(layer, self.model.depth)
-        for name, path in (
-            ("tokenizer.weights", self.tokenizer.weights),
-            ("foresight.teacher", f.teacher),
-            ("foresight.encoder.weights", f.encoder.weights),
-        ):
-            if path is not None and not path.exists():
-                raise ValueError(
-                    f"{name} is {str(path)!r}, which does not exist: write the path of a file, or leave it out to use the project's own"
-                )
+        self._check_foresight()
+        self._check_files()
+        self._check_batch()
         if self.evaluation.at[-1] > self.train.epochs:
             raise ValueError(
                 f"evaluation.at ends at epoch {self.evaluation.at[-1]:g}, after train.epochs = {self.train.epochs}"
             )
-        if self.train.batch_size % (self.machine.workers * self.machine.micro_batches):
+        return self
+
+    def _check_foresight(self) -> None:
+        if self.data.image_size % self.tokenizer.downsample:
+            raise ValueError(
+                f"data.image_size is {self.data.image_size}, not a multiple of tokenizer.downsample = "
+                f"{self.tokenizer.downsample}"
+            )
+        foresight = self.foresight
+        if foresight.level == "none":
+            return
+        height, width = self.grid
+        if foresight.k > self.num_tokens:
+            raise ValueError(
+                f"foresight.k is {foresight.k}, but the token grid has {height}x{width} = {self.num_tokens} cells: "
+                f"write k: {self.num_tokens} or less"
+            )
+        for layer in (foresight.layer, foresight.teacher_layer):
+            if layer is not None:
+                resolve_layer(layer, self.model.depth)
+
+    def _check_files(self) -> None:
+        files = {
+            "tokenizer.weights": self.tokenizer.weights,
+            "foresight.teacher": self.foresight.teacher,
+            "foresight.encoder.weights": self.foresight.encoder.weight_file,
+        }
+        for name, path in files.items():
+            if path is not None and not path.exists():
+                raise ValueError(
+                    f"{name} is {str(path)!r}, which does not exist: write the path of a file, or leave it out to use "
+                    "the project's own"
+                )
+
+    def _check_batch(self) -> None:
+        machine = self.machine
+        if self.train.batch_size % (machine.workers * machine.micro_batches):
             raise ValueError(
                 f"train.batch_size is {self.train.batch_size}, which machine.workers x machine.micro_batches = "
-                f"{self.machine.workers} x {self.machine.micro_batches} does not divide"
+                f"{machine.workers} x {machine.micro_batches} does not divide"
             )
-        if self.machine.workers > 1 and self.machine.gpus not in (0, self.machine.workers):
+        if machine.workers > 1 and machine.gpus not in (0, machine.workers):
             raise ValueError(
-                f"machine.gpus is {self.machine.gpus:g} with machine.workers = {self.machine.workers}: each process of several takes one "
-                f"GPU, write gpus: {self.machine.workers}, or 0 on CPUs"
+                f"machine.gpus is {machine.gpus:g} with machine.workers = {machine.workers}: each process of several "
+                f"takes one GPU, write gpus: {machine.workers}, or 0 on CPUs"
             )
-        return self
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(H, W) in tokens."""
+        """Returns (H, W), the size of the token grid in cells."""
         side = self.data.image_size // self.tokenizer.downsample
         return side, side
 
+    @property
+    def num_tokens(self) -> int:
+        """Returns T = H·W, the number of tokens of an image."""
+        height, width = self.grid
+        return height * width
+
     def identity(self) -> dict[str, Any]:
-        """Every value that can change a number, and nothing else; a file stands as its content's sha256, never as its path."""
+        """Returns every value that can change a number, and nothing else.
+
+        A file is represented by the sha256 of its content, never by its path.
+        """
         fields = self.model_dump(mode="json", exclude={"machine", "profile"})
         fields["foresight"] = self.foresight.relevant()
-        fields["model"].pop("size")
+        del fields["model"]["size"]
+        del fields["evaluation"]["protocol"]["name"]
         if self.data.views != "ten_crop":
-            fields["data"].pop("crop_ranges")
+            del fields["data"]["crop_ranges"]
         if self.data.dataset != "folder":
-            fields["data"].pop("name")
-        fields["evaluation"]["protocol"].pop("name")
-        for holder, key in (
+            del fields["data"]["name"]
+        sections_with_files = (
             (fields["tokenizer"], "weights"),
             (fields["foresight"], "teacher"),
             (fields["foresight"].get("encoder", {}), "weights"),
-        ):
-            if holder.get(key) is not None:
-                holder[key] = file_sha256(holder[key])
+        )
+        for section, key in sections_with_files:
+            if section.get(key) not in (None, "random"):
+                section[key] = file_sha256(section[key])
         return {"numerics": NUMERICS} | fields
 
     def fingerprint(self) -> str:
+        """Returns 12 hexadecimal digits of the hash of `identity`. They name the run's folder."""
         return digest(self.identity())
+
+    @property
+    def run_path(self) -> Path:
+        """Returns the path of the run's folder."""
+        return self.machine.runs / self.fingerprint()
+
+    def for_record(self) -> dict[str, Any]:
+        """Returns all fields as a record shows them: without the folders of this machine."""
+        return self.model_dump(mode="json", exclude={"machine": set(LOCAL_FOLDERS)})
+
+    def with_machine(self, **fields: Any) -> RunConfig:
+        """Returns the same run with other fields of `machine`, for instance other `micro_batches`."""
+        return self.model_copy(update={"machine": self.machine.model_copy(update=fields)})
 
 
 def ffn_width(width: int) -> int:
-    """SwiGLU's hidden width: 8/3 of the width, rounded up to a multiple of 256 (below width 256: of 16), as LlamaGen does."""
+    """Returns the hidden width of SwiGLU as in LlamaGen.
+
+    It is 8/3 of the model's width, rounded up to a multiple of 256. Below a width of 256 it is rounded up to a
+    multiple of 16.
+    """
     multiple = 256 if width >= 256 else 16
     return -(-int(8 * width / 3) // multiple) * multiple

@@ -1,4 +1,4 @@
-"""What a sweep file's `search:` section may say. No torch in here."""
+"""A sweep file: arms and seeds, which become the cells of a sweep; and the section `search:` for tuning."""
 
 from __future__ import annotations
 
@@ -13,69 +13,76 @@ from pydantic import Field, model_validator
 from mirai_bench.config.load import build_run, checked, merge, parse_sets, read_profile, read_yaml
 from mirai_bench.config.official import expand_official
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.config.sections import Section
+from mirai_bench.config.sections import Section, Seed
 from mirai_bench.utils.errors import UserError, unknown
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
 
 
 class Range(Section):
+    """An interval that the values of a search are drawn from."""
+
     low: float
+    """Lower end."""
     high: float
+    """Upper end."""
     log: bool = False
-    """drawn evenly in the logarithm"""
+    """Whether values are drawn uniformly in the logarithm."""
 
     @model_validator(mode="after")
     def _check(self) -> Range:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(
-                f"low is {self.low} and high is {self.high}: write low < high{', low > 0 with log: true' * self.log}"
-            )
+        if self.low >= self.high or (self.log and self.low <= 0):
+            more = ", low > 0 with log: true" if self.log else ""
+            raise ValueError(f"low is {self.low} and high is {self.high}: write low < high{more}")
         return self
 
 
 class Search(Section):
-    """Tuning, apart from the sweep: `python -m mirai_bench.sweep search FILE`. Its runs stop early and stand in no table of arms."""
+    """Tuning of one arm: `python -m mirai_bench.sweep search FILE`. Its runs stop early and are in no table of arms."""
 
     arm: Name
-    """whose fields the values are laid over"""
+    """The arm whose fields the drawn values override."""
     space: Annotated[dict[str, Range | Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
-    """foresight.weight: {low: 0.1, high: 10, log: true}, foresight.k: [1, 3, 9], …"""
+    """What values are drawn from, by field: `foresight.weight: {low: 0.1, high: 10, log: true}`, or a list of choices."""
     samples: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """Number of configurations that are drawn."""
     metric: str = "heldout_ntp"
+    """The metric that configurations are compared by."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """successive halving (ASHA): at each rung one in this many goes on"""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """of the drawn values"""
+    """Reduction factor of successive halving (ASHA): one run in this many continues at each rung."""
+    seed: Seed = 0
+    """Seed of the drawn values."""
 
 
 class SweepFile(Section):
+    """The content of a sweep file."""
+
     axis: Name
-    """names the sweep in MLflow, tables and figures"""
+    """Name of the sweep in MLflow, tables and figures."""
     question: str
-    """what the arms are compared for, in one line"""
+    """What the arms are compared for, in one line."""
     profile: str = "digits"
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)]
+    """The profile: data, model size, schedule and evaluation of every arm."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    """The seeds. Every arm is trained with each of them."""
     baseline: Name = "baseline"
-    """the arm that tables compare the others with"""
+    """The arm that tables compare the others with."""
     arms: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
-    """foresight fields of each arm, over the profile's"""
+    """Foresight fields of each arm, which override those of the profile."""
     machine: dict[str, Any] = Field(default={})
-    """machine fields, over the profile's"""
+    """Fields of `machine`, which override those of the profile."""
     search: Search | None = None
+    """Tuning of one arm, which is not part of the sweep."""
 
     @model_validator(mode="after")
     def _check(self) -> SweepFile:
+        arms = ", ".join(self.arms)
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds is {list(self.seeds)}: each seed once")
         if self.baseline not in self.arms:
-            raise ValueError(
-                f"baseline is {self.baseline!r}, which is not an arm: write one of {', '.join(self.arms)}"
-            )
+            raise ValueError(f"baseline is {self.baseline!r}, which is not an arm: write one of {arms}")
         if self.search is not None and self.search.arm not in self.arms:
-            raise ValueError(
-                f"search.arm is {self.search.arm!r}, which is not an arm: write one of {', '.join(self.arms)}"
-            )
+            raise ValueError(f"search.arm is {self.search.arm!r}, which is not an arm: write one of {arms}")
         return self
 
 
@@ -88,23 +95,33 @@ class Cell:
 
     @property
     def seed(self) -> int:
+        """Returns the seed of the run."""
         return self.config.seed
 
     @cached_property
     def fingerprint(self) -> str:
+        """Returns the fingerprint of the run, computed once."""
         return self.config.fingerprint()
+
+    @property
+    def run_path(self) -> Path:
+        """Returns the path of the run's folder."""
+        return self.config.machine.runs / self.fingerprint
 
 
 @dataclass(frozen=True)
 class Sweep:
+    """The cells of a sweep, and what its table needs to know."""
+
     axis: str
     question: str
     baseline: str
     cells: tuple[Cell, ...]
-    """seed by seed, arms in the file's order: a sweep that is cut short still compares"""
+    """Seed by seed, with the arms in the order of the file, so that a sweep that is cut short can still be compared."""
 
     @property
     def arms(self) -> list[str]:
+        """Returns the names of the arms, in the order of the file."""
         return list(dict.fromkeys(cell.arm for cell in self.cells))
 
 
@@ -116,33 +133,35 @@ def load_sweep(
     only: Iterable[str] = (),
     settings: Iterable[str] = (),
 ) -> Sweep:
-    """A sweep file and the command line's choices → cells. `only` keeps these arms (the baseline is one like the others)."""
+    """Returns the sweep of a file under the choices of a command line.
+
+    `profile` and `seeds` replace those of the file. `only` keeps these arms; the baseline is kept only if it is
+    among them. `settings` are `--set` options of every cell. Raises UserError for whatever is wrong.
+    """
     file = checked(SweepFile, read_yaml(path), str(path))
+    wanted = set(only)
     for arm in only:
         if arm not in file.arms:
             raise unknown("arm", arm, file.arms)
+    arms = {arm: fields for arm, fields in file.arms.items() if not wanted or arm in wanted}
     base = merge(read_profile(profile or file.profile, path.parent), {"machine": file.machine})
-    arms = {arm: fields for arm, fields in file.arms.items() if not only or arm in set(only)}
-    sets, kept = parse_sets(settings), tuple(dict.fromkeys(seeds)) or file.seeds
-    cells = [
-        Cell(
-            arm,
-            build_run(
-                merge(base, {"foresight": expand_official(fields), "seed": seed}), f"{path}, arm {arm}", sets
-            ),
-        )
-        for seed in kept
-        for arm, fields in arms.items()
-    ]
+    overrides = parse_sets(settings)
+    cells = []
+    for seed in tuple(dict.fromkeys(seeds)) or file.seeds:
+        for arm, foresight in arms.items():
+            fields = merge(base, {"foresight": expand_official(foresight), "seed": seed})
+            cells.append(Cell(arm, build_run(fields, f"{path}, arm {arm}", overrides)))
     _refuse_twins(path, cells)
     return Sweep(file.axis, file.question, file.baseline, tuple(cells))
 
 
 def _refuse_twins(path: Path, cells: list[Cell]) -> None:
+    """Raises UserError if two arms have the same fingerprint with the same seed."""
     first: dict[str, Cell] = {}
     for cell in cells:
         twin = first.setdefault(cell.fingerprint, cell)
         if twin is not cell:
             raise UserError(
-                f"{path}: arms {twin.arm!r} and {cell.arm!r} (seed {cell.seed}) are the same experiment under two names: keep one"
+                f"{path}: arms {twin.arm!r} and {cell.arm!r} (seed {cell.seed}) are the same experiment under two "
+                "names: keep one"
             )

@@ -1,21 +1,26 @@
-"""Foresight: level x layout x source, composed from the config. Only the trainer imports this; a trained model carries nothing of it."""
+"""Foresight: level x layout x source, composed from the configuration.
+
+Only the trainer builds it. A trained model carries nothing of it: the heads are dropped after training.
+"""
 
 from __future__ import annotations
 
 import torch
 
-from mirai_bench.config.run_config import RunConfig
-from mirai_bench.foresight.level import LEVELS, InternalLevel, Level
-from mirai_bench.foresight.source import SOURCES, Parts
+from mirai_bench.foresight.context import SourceContext
+from mirai_bench.foresight.level import LEVELS, Level
 
-__all__ = ["Level", "Parts", "build_foresight"]
+__all__ = ["Level", "SourceContext", "build_foresight"]
+
+# The heads are seeded apart from the model, so that all arms of a seed start from the same model.
+HEAD_SEED_OFFSET = 2**31
 
 
-def build_foresight(config: RunConfig, parts: Parts) -> Level | None:
-    """The run's foresight heads on the device, seeded apart from the model (so that every arm starts from the same model); None for plain NTP."""
-    level = LEVELS[config.foresight.level]
-    if level is None:
+def build_foresight(context: SourceContext) -> Level | None:
+    """Returns the run's foresight heads on the run's device, or None for plain next-token prediction."""
+    build = LEVELS[context.config.foresight.level]
+    if build is None:
         return None
-    module = level(config, SOURCES[config.foresight.source](parts) if level is InternalLevel else None)
-    module.init_weights(torch.Generator().manual_seed(config.seed + 2**31))
-    return module.to(parts.device)
+    level = build(context)
+    level.init_weights(torch.Generator().manual_seed(context.config.seed + HEAD_SEED_OFFSET))
+    return level.to(context.device)

@@ -1,87 +1,110 @@
-"""Axis `injection_level`: where the extra training signal enters. A level is a module with the heads that are dropped after training.
+"""Axis `injection_level`: where the extra training signal enters. Each level is one entry of LEVELS.
 
-`tap` is the block whose residual stream it reads (None: the final states), `forward` gives the loss of one batch before λ.
+A level is a module with the heads that are dropped after training. Letters: B batch, T tokens, D width of the
+student, V codes, K heads.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from mirai_bench.config.foresight import Foresight, resolve_layer
-from mirai_bench.config.run_config import RunConfig
+from mirai_bench.config.foresight import ForesightConfig, resolve_layer
 from mirai_bench.data.codes import Batch
-from mirai_bench.foresight.layout import LAYOUTS
+from mirai_bench.foresight.context import SourceContext
+from mirai_bench.foresight.layout import LAYOUTS, Layout
 from mirai_bench.foresight.loss import TARGET_NORMS, Projector, cosine_loss, pair, reduce_heads
-from mirai_bench.foresight.source import Source
-from mirai_bench.model.cross_entropy import linear_cross_entropy
+from mirai_bench.foresight.source import SOURCES
+from mirai_bench.model.kernels import linear_cross_entropy
 from mirai_bench.model.transformer import States
 
 
 class Level(nn.Module):
-    """Common ground: the pair table on the device. Subclasses: `forward(states, batch, labels)` → scalar."""
+    """Base class: holds the pair table (which target each head of each state looks at) as buffers."""
 
     tap: int | None = None
-    index: Tensor  # (T, K) long
-    valid: Tensor  # (T, K) bool
+    """The block whose residual stream the level reads. None means that it reads the final states."""
+    index: Tensor  # (T, K) long, the target of each pair
+    valid: Tensor  # (T, K) bool, whether the pair exists
 
-    def __init__(self, config: Foresight, index: Tensor, valid: Tensor) -> None:
+    def __init__(self, config: ForesightConfig, pairs: Layout) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("index", index, persistent=False)
-        self.register_buffer("valid", valid, persistent=False)
+        self.register_buffer("index", torch.from_numpy(pairs.targets), persistent=False)
+        self.register_buffer("valid", torch.from_numpy(pairs.valid), persistent=False)
+
+    @abstractmethod
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Initialises the heads."""
+
+    @abstractmethod
+    def forward(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the loss of one batch, a scalar, before it is multiplied by λ."""
 
 
 class OutputLevel(Level):
-    """Multi-token prediction: for each foresight cell but the own one, a linear head on the final state predicts that cell's token.
+    """Multi-token prediction: each head predicts the token of one foresight cell from the final state.
 
-    State s predicts cell s in next-token prediction, which is head 0 of every layout; heads 1 … K-1 are added here, zero-initialised
-    like the main head.
+    State s predicts cell s in next-token prediction, which is head 0 of every layout. Heads 1 … K-1 are added here.
+    They are linear and start at zero, as the main head does.
     """
 
-    def __init__(self, config: RunConfig, source: None) -> None:
-        f = config.foresight
-        targets, valid = LAYOUTS[f.layout](*config.grid, f.k)
-        super().__init__(f, torch.from_numpy(targets[:, 1:]), torch.from_numpy(valid[:, 1:]))
-        self.heads = nn.Parameter(torch.zeros(f.k - 1, config.tokenizer.vocabulary, config.model.width))
+    def __init__(self, context: SourceContext) -> None:
+        config = context.config
+        foresight = config.foresight
+        layout = LAYOUTS[foresight.layout](*config.grid, foresight.k)
+        super().__init__(foresight, Layout(layout.targets[:, 1:], layout.valid[:, 1:]))
+        self.heads = nn.Parameter(torch.zeros(foresight.k - 1, config.tokenizer.vocabulary, config.model.width))
 
     def init_weights(self, generator: torch.Generator) -> None:
+        """Sets the heads to zero."""
         nn.init.zeros_(self.heads)
 
     def forward(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the cross-entropy of the foresight tokens, reduced over the heads."""
         targets = batch.tokens[:, self.index].permute(2, 0, 1).flatten(1)  # (K-1, B·T)
-        weights = self.valid.T / (self.valid.T.sum(1, keepdim=True).clamp(min=1) * len(labels))  # (K-1, T)
+        num_valid = self.valid.T.sum(1, keepdim=True).clamp(min=1)  # (K-1, 1)
+        weights = self.valid.T / (num_valid * len(labels))  # (K-1, T)
         weights = weights[:, None].expand(-1, len(labels), -1).flatten(1)  # (K-1, B·T)
-        final = states.final.flatten(0, 1)
-        losses = [
-            linear_cross_entropy(final, *of_head)
-            for of_head in zip(self.heads, targets, weights, strict=True)
-        ]
+        final = states.final.flatten(0, 1)  # (B·T, D)
+        losses = []
+        for head, head_targets, head_weights in zip(self.heads, targets, weights, strict=True):
+            losses.append(linear_cross_entropy(final, head, head_targets, head_weights))
         return reduce_heads(torch.stack(losses), self.valid, self.config.reduce)
 
 
 class InternalLevel(Level):
-    """The paper's: the projected state after block `layer` is turned towards the source's feature of each foresight cell."""
+    """The paper's level: hidden states after block `layer` are projected and aligned with the source's features.
 
-    def __init__(self, config: RunConfig, source: Source) -> None:
-        f = config.foresight
-        pairs = pair(LAYOUTS[f.layout](*config.grid, f.k), f.pairing, f.explicit, f.class_token)
-        super().__init__(f, torch.from_numpy(pairs.targets), torch.from_numpy(pairs.valid))
-        self.tap = resolve_layer(f.layer, config.model.depth)
-        self.source = source
-        self.projector = Projector(f.projector, f.k, config.model.width, source.width)
+    Head k of a state is aligned with the feature of the state's k-th foresight cell (paper, section 3).
+    """
+
+    def __init__(self, context: SourceContext) -> None:
+        config = context.config
+        foresight = config.foresight
+        layout = LAYOUTS[foresight.layout](*config.grid, foresight.k)
+        super().__init__(foresight, pair(layout, foresight.pairing, foresight.explicit, foresight.class_token))
+        self.tap = resolve_layer(foresight.layer, config.model.depth)
+        self.source = SOURCES[foresight.source](context)
+        self.projector = Projector(foresight.projector, foresight.k, config.model.width, self.source.width)
 
     def init_weights(self, generator: torch.Generator) -> None:
+        """Initialises the projectors."""
         self.projector.init_weights(generator)
 
     def forward(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns 1 - cosine of projected states and features, averaged over the pairs and reduced over the heads."""
+        assert states.hidden is not None, "the trunk was asked for the states after block `tap`"
         with torch.no_grad():
             targets = TARGET_NORMS[self.config.target_norm](self.source(batch, labels).float())
         losses = cosine_loss(self.projector(states.hidden), targets, self.index, self.valid)
         return reduce_heads(losses, self.valid, self.config.reduce)
 
 
-LEVELS: dict[str, type[OutputLevel] | type[InternalLevel] | None] = {
+LEVELS: dict[str, Callable[[SourceContext], Level] | None] = {
     "none": None,
     "output": OutputLevel,
     "internal": InternalLevel,

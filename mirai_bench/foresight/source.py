@@ -1,102 +1,69 @@
-"""Axis `foresight_source`: who gives the features. A source maps a batch to (B, T, Z), without gradient.
+"""Axis `foresight_source`: who provides the features. Each source is one entry of SOURCES.
 
-Explicit sources (`ema`, `frozen`) are causal models: feature s is their state s. The others are bidirectional: feature j is cell j.
-A source is no module: none of its parameters are the student's, none is saved, none is trained.
+The sources `ema` and `frozen` are causal models, so their feature s is their state s. The other sources are
+bidirectional encoders, whose feature j is that of cell j.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from mirai_bench.config.foresight import resolve_layer
-from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.codes import Batch, Codes
-from mirai_bench.foresight.encoders.build import Encoder, RandomTokens, build_encoder
+from mirai_bench.data.codes import Batch
+from mirai_bench.foresight.context import Source, SourceContext
+from mirai_bench.foresight.encoders.build import RandomTokens, build_encoder
 from mirai_bench.model.transformer import ARModel
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a source may be made of. `frozen` is loaded only where the source asks for it."""
-
-    config: RunConfig
-    ema: ARModel
-    codes: Codes
-    frozen: Callable[[], ARModel]
-    device: torch.device
-
-
-class Source(Protocol):
-    width: int
-
-    def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
-        """batch, and the labels (B,) the student was given (null class where dropped) → (B, T, Z)."""
-
-
 class CausalStates:
-    """Mirai-E: the state after block `teacher_layer` of a model of the student's kind; only its first blocks run."""
+    """Mirai-E: the states after block `teacher_layer` of a model of the student's shape. Only its first blocks run."""
 
-    def __init__(self, parts: Parts, teacher: ARModel) -> None:
-        f = parts.config.foresight
-        self.teacher, self.share_label_drop = teacher, f.share_label_drop
-        self.layer = resolve_layer(f.teacher_layer or f.layer, teacher.config.depth)
+    def __init__(self, context: SourceContext, teacher: ARModel) -> None:
+        foresight = context.config.foresight
+        self.teacher = teacher
+        self.share_label_drop = foresight.share_label_drop
+        self.layer = resolve_layer(foresight.teacher_layer or foresight.layer, teacher.config.depth)
         self.width = teacher.config.width
 
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
-        return self.teacher.states(
-            batch.tokens, labels if self.share_label_drop else batch.labels, self.layer
-        )
-
-
-class EncoderFeatures:
-    """Mirai-I: the feature of a bidirectional encoder at each cell."""
-
-    def __init__(self, encoder: Encoder, codes: Codes) -> None:
-        self.encoder, self.codes, self.width = encoder, codes, encoder.width
-
-    def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
-        return self.encoder(batch, self.codes)
+        """Returns the states (B, T, D). State s has consumed the class token and the first s tokens."""
+        own_labels = labels if self.share_label_drop else batch.labels
+        return self.teacher.states(batch.tokens, own_labels, self.layer)
 
 
 class Shuffled:
-    """Control: right features, wrong image; each image of the batch is given its neighbour's."""
+    """A control: correct features of the wrong image. Each image is given those of its neighbour in the batch."""
 
     def __init__(self, inner: Source) -> None:
-        self.inner, self.width = inner, inner.width
+        self.inner = inner
+        self.width = inner.width
 
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the features (B, T, Z) of the inner source, shifted by one image."""
         return self.inner(batch, labels).roll(1, 0)
 
 
-def ema(parts: Parts) -> Source:
-    return CausalStates(parts, parts.ema)
+def ema(context: SourceContext) -> Source:
+    """Builds Mirai-E's source: the student's own EMA."""
+    return CausalStates(context, context.ema)
 
 
-def frozen(parts: Parts) -> Source:
-    return CausalStates(parts, parts.frozen())
+def frozen(context: SourceContext) -> Source:
+    """Builds a source from the frozen weights of a finished run."""
+    return CausalStates(context, context.load_frozen())
 
 
-def encoder(parts: Parts) -> Source:
-    return EncoderFeatures(build_encoder(parts.config, parts.codes, parts.device), parts.codes)
+def shuffled(context: SourceContext) -> Source:
+    """Builds the control that gives each image the features of another one."""
+    return Shuffled(SOURCES[context.config.foresight.shuffled_of](context))
 
 
-def random(parts: Parts) -> Source:
-    return EncoderFeatures(RandomTokens(parts.config, parts.device), parts.codes)
-
-
-def shuffled(parts: Parts) -> Source:
-    return Shuffled(SOURCES[parts.config.foresight.shuffled_of](parts))
-
-
-SOURCES: dict[str, Callable[[Parts], Source]] = {
+SOURCES: dict[str, Callable[[SourceContext], Source]] = {
     "ema": ema,
     "frozen": frozen,
-    "encoder": encoder,
-    "random": random,
+    "encoder": build_encoder,
+    "random": RandomTokens,
     "shuffled": shuffled,
 }

@@ -1,18 +1,95 @@
-"""Floating-point operations, counted once and in one place. A multiply-add is 2; only matrix products count; backward is twice forward."""
+"""What a run costs: floating-point operations, parameters and bytes, counted from the configuration. No torch.
+
+A multiply-add counts as two operations. Only matrix products count, and the backward pass counts twice the forward
+pass. The tests compare the counts with torch's own counters and with the modules that are built.
+
+A cost is None if it depends on an encoder whose size is not known here (`timm:<model>`). Tables show it as "—".
+"""
 
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 from typing import NamedTuple
 
 from mirai_bench.config.foresight import resolve_layer
-from mirai_bench.config.run_config import Model, RunConfig, ffn_width
-from mirai_bench.model.cross_entropy import part_rows
-from mirai_bench.utils.device import resolve_device
+from mirai_bench.config.run_config import ModelConfig, RunConfig, ffn_width
+
+# ---- image encoders
 
 
-def block_flops(model: Model, tokens: int) -> float:
-    """Forward of one block over a sequence of `tokens`, attention counted in full (not halved for causality), as flop counters do."""
+class VisionTransformer(NamedTuple):
+    """The size of a ViT."""
+
+    blocks: int
+    width: int
+    prefix: int
+    """Number of class and register tokens."""
+    patch: int
+    """Side of a patch in pixels."""
+
+
+VITS = {
+    "dinov2_s": VisionTransformer(12, 384, 1, 14),
+    "dinov2_b": VisionTransformer(12, 768, 1, 14),
+    "dinov2_l": VisionTransformer(24, 1024, 1, 14),
+    "dinov2_s_reg": VisionTransformer(12, 384, 5, 14),
+    "dinov2_b_reg": VisionTransformer(12, 768, 5, 14),
+    "dinov2_l_reg": VisionTransformer(24, 1024, 5, 14),
+    "dinov3_s": VisionTransformer(12, 384, 5, 16),
+    "dinov3_b": VisionTransformer(12, 768, 5, 16),
+    "dinov3_l": VisionTransformer(24, 1024, 5, 16),
+    "mae_b": VisionTransformer(12, 768, 1, 16),
+    "clip_b": VisionTransformer(12, 768, 1, 16),
+}
+LITE0 = "efficientnet_lite0"
+LITE0_PARAMETERS = 3_371_024  # of EfficientNet-Lite0 without its classifier
+# Of EfficientNet-Lite0 up to the stage of this stride: operations per pixel of its input, and channels of the stage.
+LITE0_STAGES = {32: (14502.44, 320), 16: (9696.625, 112)}
+
+
+def _lite0_stride(side: int) -> int:
+    """Returns the stride of the stage that has a grid of side x side cells on an input of up to 448 pixels."""
+    return 32 if side <= 14 else 16
+
+
+def encoder_flops(name: str, side: int) -> float | None:
+    """Returns the operations of one image through an encoder with a grid of side x side cells, or None."""
+    if name in VITS:
+        vit = VITS[name]
+        tokens = side**2 + vit.prefix
+        block = 24.0 * tokens * vit.width**2 + 4.0 * tokens**2 * vit.width
+        return vit.blocks * block + 6.0 * (side * vit.patch) ** 2 * vit.width
+    if name == LITE0:
+        stride = _lite0_stride(side)
+        return LITE0_STAGES[stride][0] * (stride * side) ** 2
+    return None
+
+
+def encoder_parameters(name: str) -> int | None:
+    """Returns the parameters of an encoder without a classifier, or None. Its position table has the trained size."""
+    if name in VITS:
+        vit = VITS[name]
+        return vit.blocks * (12 * vit.width**2 + 13 * vit.width) + 3 * vit.patch**2 * vit.width
+    return LITE0_PARAMETERS if name == LITE0 else None
+
+
+def encoder_width(name: str, side: int) -> int | None:
+    """Returns the width Z of an encoder's features on a grid of side x side cells, or None."""
+    if name in VITS:
+        return VITS[name].width
+    return LITE0_STAGES[_lite0_stride(side)][1] if name == LITE0 else None
+
+
+# ---- floating-point operations
+
+
+def block_flops(model: ModelConfig, tokens: int) -> float:
+    """Returns the operations of one block over a sequence of `tokens`.
+
+    Attention is counted in full, not halved for causality, as flop counters do.
+    """
     head_width = model.width // model.heads
     qkv = model.width * (model.heads + 2 * model.kv_heads) * head_width
     matrices = qkv + model.width**2 + 3 * model.width * ffn_width(model.width)
@@ -20,207 +97,162 @@ def block_flops(model: Model, tokens: int) -> float:
 
 
 def forward_flops(config: RunConfig) -> float:
-    """One image through the generator (teacher forcing)."""
-    cells = config.grid[0] * config.grid[1]
-    head = 2.0 * cells * config.model.width * config.tokenizer.vocabulary
-    return config.model.depth * block_flops(config.model, cells) + head
+    """Returns the operations of one image through the generator (teacher forcing)."""
+    output = 2.0 * config.num_tokens * config.model.width * config.tokenizer.vocabulary
+    return config.model.depth * block_flops(config.model, config.num_tokens) + output
 
 
-# Image encoders: blocks, width, class and register tokens, patch side in pixels.
-VITS = {
-    f"{family}_{size}{variant}": (*shape, prefix, patch)
-    for family, variant, sizes, prefix, patch in (
-        ("dinov2", "", "sbl", 1, 14), ("dinov2", "_reg", "sbl", 5, 14), ("dinov3", "", "sbl", 5, 16),
-        ("mae", "", "b", 1, 16), ("clip", "", "b", 1, 16),
-    )
-    for size, shape in {"s": (12, 384), "b": (12, 768), "l": (24, 1024)}.items() if size in sizes
-}  # fmt: skip
+def has_known_encoder(config: RunConfig) -> bool:
+    """Tells whether every cost of the run's encoder is known. It is if there is no encoder."""
+    foresight = config.foresight
+    if not foresight.uses_encoder or foresight.encoder.name == "masked_tokens":
+        return True
+    return encoder_parameters(foresight.encoder.name) is not None
 
 
-LITE0_PER_PIXEL = {
-    32: 14502.44,
-    16: 9696.625,
-}  # EfficientNet-Lite0 up to the stage of this stride, per pixel of its input
+def projector_shapes(config: RunConfig) -> list[tuple[int, int, int]]:
+    """Returns (copies, inputs, outputs) of each linear layer of the run's projectors.
+
+    If the width of the encoder's features is not known, the student's width takes its place.
+    """
+    foresight = config.foresight
+    width = config.model.width
+    target_width = None
+    if foresight.uses_encoder and foresight.encoder.name != "masked_tokens":
+        target_width = encoder_width(foresight.encoder.name, config.grid[0])
+    return foresight.projector.shapes(foresight.k, width, target_width or width)
 
 
-def encoder_flops(name: str, side: int) -> float:
-    """Forward of one image through an image encoder whose grid is side x side cells; 0 for one that is not listed here."""
-    if name in VITS:
-        blocks, width, prefix, patch = VITS[name]
-        tokens = side**2 + prefix
-        return (
-            blocks * (24.0 * tokens * width**2 + 4.0 * tokens**2 * width) + 6.0 * (side * patch) ** 2 * width
-        )
-    if name == "efficientnet_lite0":
-        stride = 32 if side <= 14 else 16  # inputs up to twice the 224 pixels of its training
-        return LITE0_PER_PIXEL[stride] * (stride * side) ** 2
-    return 0.0
-
-
-def projector_layers(config: RunConfig) -> list[tuple[int, int, int]]:
-    """(copies, inputs, outputs) of each linear layer of the projectors; the last one's outputs are the target's features."""
-    f, width = config.foresight, config.model.width
-    target = VITS[f.encoder.name][1] if f.uses_encoder and f.encoder.name in VITS else width
-    sizes = [width, *[f.projector.hidden] * (f.projector.layers - 1), target]
-    copies = [
-        1 if f.projector.shared_trunk and layer < f.projector.layers - 1 else f.k
-        for layer in range(f.projector.layers)
-    ]
-    return list(zip(copies, sizes, sizes[1:], strict=False))
-
-
-def head_flops(config: RunConfig) -> float:
-    """Forward of one image through the foresight heads: projectors, or multi-token heads."""
-    f, cells, width = config.foresight, config.grid[0] * config.grid[1], config.model.width
-    if f.level == "none":
+def head_flops(config: RunConfig) -> float | None:
+    """Returns the operations of one image through the foresight heads: projectors, or multi-token heads."""
+    foresight = config.foresight
+    if foresight.level == "none":
         return 0.0
-    if f.level == "output":
-        return 2.0 * cells * (f.k - 1) * width * config.tokenizer.vocabulary
-    return sum(2.0 * cells * stack * a * b for stack, a, b in projector_layers(config))
+    if foresight.level == "output":
+        per_head = 2.0 * config.num_tokens * config.model.width * config.tokenizer.vocabulary
+        return (foresight.k - 1) * per_head
+    if not has_known_encoder(config):
+        return None
+    return sum(2.0 * config.num_tokens * copies * a * b for copies, a, b in projector_shapes(config))
 
 
-def teacher_flops(config: RunConfig) -> float:
-    """Forward of one image through the teacher; nothing where its features are read from the cache or `timm:` names the encoder."""
-    f, cells = config.foresight, config.grid[0] * config.grid[1]
-    if f.level != "internal":
+def teacher_flops(config: RunConfig) -> float | None:
+    """Returns the operations of one image through the teacher. Cached features cost nothing."""
+    foresight = config.foresight
+    if not foresight.internal:
         return 0.0
-    if f.explicit:
-        return resolve_layer(f.teacher_layer or f.layer, config.model.depth) * block_flops(
-            config.model, cells
-        )
-    if f.source == "random" or f.encoder.name == "masked_tokens":
-        return f.encoder.depth * block_flops(config.model, cells)
-    return 0.0 if f.encoder.cache else encoder_flops(f.encoder.name, config.grid[0])
+    block = block_flops(config.model, config.num_tokens)
+    if foresight.explicit:
+        return resolve_layer(foresight.teacher_layer or foresight.layer, config.model.depth) * block
+    if foresight.source == "random" or foresight.encoder.name == "masked_tokens":
+        return foresight.encoder.depth * block
+    return 0.0 if foresight.encoder.cache else encoder_flops(foresight.encoder.name, config.grid[0])
 
 
-def step_flops(config: RunConfig, foresight_on: bool = True) -> float:
-    """One image of one training step: forward and backward of generator and heads, forward of the teacher."""
-    extra = 3 * head_flops(config) + teacher_flops(config) if foresight_on else 0.0
-    return 3 * forward_flops(config) + extra
+def step_flops(config: RunConfig, foresight_on: bool = True) -> float | None:
+    """Returns the operations of one image in one training step.
+
+    They are those of the forward and backward pass of the generator and the heads, and of the teacher's forward
+    pass.
+    """
+    plain = 3 * forward_flops(config)
+    if not foresight_on:
+        return plain
+    heads = head_flops(config)
+    teacher = teacher_flops(config)
+    if heads is None or teacher is None:
+        return None
+    return plain + (3 * heads + teacher)
 
 
-def training_flops(config: RunConfig, steps: int, total_steps: int) -> float:
-    """The first `steps` of `total_steps`: no foresight is computed during its warm-up."""
-    warmup = (
-        min(steps, -(-config.foresight.warmup * total_steps // 1)) if config.foresight.level != "none" else 0
-    )
-    return config.train.batch_size * (
-        warmup * step_flops(config, False) + (steps - warmup) * step_flops(config)
-    )
+def training_flops(config: RunConfig, steps: int, total_steps: int) -> float | None:
+    """Returns the operations of the first `steps` of `total_steps`. Foresight costs nothing during its warm-up."""
+    warmup = 0
+    if config.foresight.level != "none":
+        warmup = min(steps, math.ceil(config.foresight.warmup * total_steps))
+    with_foresight = step_flops(config)
+    without = 3 * forward_flops(config)
+    if with_foresight is None:
+        return None
+    return config.train.batch_size * (warmup * without + (steps - warmup) * with_foresight)
 
 
-class DeviceBytes(NamedTuple):
-    """Of one process. Activations are those of its micro-batch that are kept for the backward pass."""
-
-    fixed: int
-    """weights, gradients, two moments, EMA and a frozen teacher in float32; under autocast also the half-precision copies of the weights"""
-    activations: int
+# ---- parameters
 
 
-def projector_states(config: RunConfig, narrow: int) -> float:
-    """Bytes a token that foresight inside the model keeps: SiLU's in- and outputs of each projector, three float32 vectors of its cosine."""
-    f = config.foresight
-    if f.level != "internal":
-        return 0.0
-    trunks = 1 if f.projector.shared_trunk else f.k
-    return (
-        trunks * (f.projector.layers - 1) * 2 * narrow * f.projector.hidden + f.k * 3 * 4 * config.model.width
-    )
+def block_parameters(model: ModelConfig) -> int:
+    """Returns the parameters of one block."""
+    width = model.width
+    head_width = width // model.heads
+    attention = width * (model.heads + 2 * model.kv_heads) * head_width + width**2
+    feed_forward = 3 * width * ffn_width(width)
+    norms = 2 * width
+    return attention + feed_forward + norms
 
 
-def logit_bytes(config: RunConfig, rows: int, narrow: int) -> tuple[int, int]:
-    """(kept for the backward pass: each head's two gradients; there only while one part of a head is computed), see cross_entropy.py."""
-    vocabulary, width = config.tokenizer.vocabulary, config.model.width
-    heads = config.foresight.k if config.foresight.level == "output" else 1
-    part = min(rows, part_rows(vocabulary, resolve_device(config).type)) * vocabulary
-    return heads * width * (narrow * rows + 4 * vocabulary), (4 + narrow) * part
+def num_parameters(config: RunConfig) -> tuple[int, int]:
+    """Returns the parameters of the generator and of the foresight heads."""
+    model = config.model
+    foresight = config.foresight
+    embeddings = (config.tokenizer.vocabulary + config.data.classes + 1) * model.width
+    output = config.tokenizer.vocabulary * model.width
+    generator = embeddings + model.depth * block_parameters(model) + model.width + output
+    if foresight.level == "none":
+        return generator, 0
+    if foresight.level == "output":
+        return generator, (foresight.k - 1) * output
+    return generator, sum(copies * (inputs + 1) * outputs for copies, inputs, outputs in projector_shapes(config))
 
 
-def device_bytes(config: RunConfig, half: bool, world: int | None = None) -> DeviceBytes:
-    """Of one of `world` processes, by default those of its trial. In each block: the inputs of its seven matrix products, queries, keys
-    and values, SwiGLU's factors, the float32 residual stream before and after both norms, the dropout masks. An eager step; attention's
-    T x T scores are never kept by the kernels of a GPU."""
-    generator, heads = num_parameters(config)
-    m, cells = config.model, config.grid[0] * config.grid[1]
-    rows = (
-        cells * config.train.batch_size // ((world or config.machine.workers) * config.machine.micro_batches)
-    )
-    narrow = 2 if half else 4
-    block = narrow * (6 * m.width + 4 * ffn_width(m.width)) + 4 * 4 * m.width + 2 * m.width
-    token = m.depth * block + projector_states(config, narrow)
-    copies = 2 * (generator + heads) if half else 0
-    fixed = 4 * (4 * (generator + heads) + generator + teacher_parameters(config)) + copies
-    return DeviceBytes(fixed, int(rows * token) + sum(logit_bytes(config, rows, narrow)))
+def teacher_parameters(config: RunConfig) -> int | None:
+    """Returns the parameters of the frozen teacher. Mirai-E has none, because its teacher is the EMA itself."""
+    foresight = config.foresight
+    if not foresight.internal or (foresight.explicit and foresight.source != "frozen"):
+        return 0
+    if foresight.source == "frozen":
+        return num_parameters(config)[0]
+    if foresight.source == "random" or foresight.encoder.name == "masked_tokens":
+        embeddings = (2 * config.tokenizer.vocabulary + 2) * config.model.width
+        return foresight.encoder.depth * block_parameters(config.model) + embeddings
+    return encoder_parameters(foresight.encoder.name)
 
 
-# Training images of the sets whose size is fixed; a folder's are counted in the manifest of its prepared codes.
+# ---- images and bytes
+
+# Training images of the data sets whose size is fixed. Those of a folder are in the manifest of its prepared codes.
 IMAGES = {"digits": 1500, "cifar10": 50_000, "imagenet": 1_281_167}
 
 
 def num_images(config: RunConfig) -> int | None:
-    """Of the training split; None where that is not known before the data is prepared."""
+    """Returns the number of training images, or None if it is not known before the data is prepared."""
     data = config.data
-    name = data.name if data.dataset == "folder" else data.dataset
-    codes = config.machine.codes
-    folders = (
-        [codes] if codes is not None else (config.machine.runs / "codes").glob(f"{name}-{data.image_size}-*")
-    )
-    for folder in folders if data.dataset == "folder" else []:
+    if data.dataset != "folder":
+        return IMAGES[data.dataset]
+    for folder in _code_folders(config):
         try:
             return int(json.loads((folder / "train" / "manifest.json").read_bytes())["num_images"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return IMAGES.get(name)
+    return IMAGES.get(data.name)
 
 
-def block_parameters(model: Model) -> int:
-    width, head_width = model.width, model.width // model.heads
-    return (
-        width * (model.heads + 2 * model.kv_heads) * head_width
-        + width**2
-        + 3 * width * ffn_width(width)
-        + 2 * width
-    )
+def _code_folders(config: RunConfig) -> list[Path]:
+    """Returns the folders that may hold the run's prepared codes."""
+    if config.machine.codes is not None:
+        return [config.machine.codes]
+    return sorted((config.machine.runs / "codes").glob(f"{config.data.name}-{config.data.image_size}-*"))
 
 
-def num_parameters(config: RunConfig) -> tuple[int, int]:
-    """(generator, foresight heads), as they are built."""
-    m, f, vocabulary = config.model, config.foresight, config.tokenizer.vocabulary
-    width = m.width
-    generator = (
-        2 * vocabulary * width + (config.data.classes + 1) * width + m.depth * block_parameters(m) + width
-    )
-    if f.level == "none":
-        return generator, 0
-    if f.level == "output":
-        return generator, (f.k - 1) * width * vocabulary
-    return generator, sum(stack * (a + 1) * b for stack, a, b in projector_layers(config))
-
-
-LITE0_PARAMETERS = 3_371_024  # EfficientNet-Lite0 without its classifier
-
-
-def encoder_parameters(name: str) -> int:
-    """Of an image encoder without a classifier, its position table at the size it was trained at; 0 for one that is not listed in flops.py."""
-    if name in VITS:
-        blocks, width, _, patch = VITS[name]
-        return blocks * (12 * width**2 + 13 * width) + 3 * patch**2 * width
-    return LITE0_PARAMETERS if name == "efficientnet_lite0" else 0
-
-
-def teacher_parameters(config: RunConfig) -> int:
-    """Of the frozen network beside the student. None for Mirai-E, whose teacher is the EMA itself."""
-    f, m, vocabulary = config.foresight, config.model, config.tokenizer.vocabulary
-    if f.level != "internal" or (f.explicit and f.source != "frozen"):
-        return 0
-    if f.source == "frozen":
-        return num_parameters(config)[0]
-    if f.source == "random" or f.encoder.name == "masked_tokens":
-        return f.encoder.depth * block_parameters(m) + (2 * vocabulary + 2) * m.width
-    return encoder_parameters(f.encoder.name)
+def num_steps(config: RunConfig) -> int | None:
+    """Returns the number of steps of the whole training, or None if the number of images is not known."""
+    images = num_images(config)
+    return None if images is None else config.train.epochs * (images // config.train.batch_size)
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """One checkpoint: weights and two moments of generator and heads, and the generator's EMA, in float32."""
+    """Returns the size of one checkpoint.
+
+    It holds the weights and two moments of generator and heads, and the generator's EMA, in float32.
+    """
     generator, heads = num_parameters(config)
     return 4 * (3 * (generator + heads) + generator)

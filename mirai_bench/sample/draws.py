@@ -1,4 +1,4 @@
-"""TODO: sample.draws."""
+"""The pure functions of sampling: random numbers, classes, guidance, and drawing a token. Letters: B images, V codes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,35 @@ from mirai_bench.config.protocol import Protocol
 
 
 def uniforms(seed: int, index: int, count: int) -> np.ndarray:
-    """(count) float64 in [0, 1): image `index`'s own stream, one number a token, after one for its class."""
+    """Returns `count` float64 numbers in [0, 1): the stream of image `index`.
+
+    The first number is for the image's class; one per token follows.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, index])).random(count)
 
 
-def classes_of(protocol: Protocol, indices: Sequence[int], classes: int) -> Tensor:
-    """(B,) long: index mod classes, or the image's own uniform draw."""
+def draw_classes(protocol: Protocol, indices: Sequence[int], classes: int) -> Tensor:
+    """Returns the class of each image, (B,) long: index mod classes, or the image's own uniform draw."""
     if protocol.class_rule == "balanced":
         return torch.tensor([index % classes for index in indices])
     return torch.tensor([int(uniforms(protocol.seed, index, 1)[0] * classes) for index in indices])
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
-    """(2B, V) conditional then unconditional → (B, V): uncond + s·(cond - uncond)."""
+    """Applies classifier-free guidance: uncond + s · (cond - uncond), (B, V).
+
+    `logits` is (2B, V), the conditional ones first and then the unconditional ones.
+    """
     conditional, unconditional = logits.chunk(2)
     return unconditional + scale * (conditional - unconditional)
 
 
 def restrict(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """-inf for all but the top_k codes (0: all), then for all but the smallest set of codes whose probability reaches top_p."""
+    """Sets the logits of excluded codes to -inf.
+
+    `top_k` keeps the most probable codes (0 keeps all). Then `top_p` keeps the smallest set of codes whose
+    probability reaches it.
+    """
     if 0 < top_k < logits.shape[-1]:
         smallest = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
@@ -43,10 +53,12 @@ def restrict(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """logits (B, V), uniform (B,) → codes (B,) by inverting the cumulative distribution, in float64 so that a batch cannot tip a draw."""
+    """Draws codes (B,) from logits (B, V) by inverting the cumulative distribution at `uniform` (B,).
+
+    It is computed in float64, so that the batch size cannot tip a draw.
+    """
     cumulative = logits.double().softmax(-1).cumsum(-1)
     codes = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
-    last = (
-        (logits > -torch.inf).long().cumsum(-1).argmax(-1)
-    )  # rounding must not step past the last allowed code
+    # Rounding must not step past the last code that is not excluded.
+    last = (logits > -torch.inf).long().cumsum(-1).argmax(-1)
     return torch.minimum(codes, last)

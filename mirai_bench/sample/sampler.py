@@ -1,14 +1,12 @@
-"""Sampling: KV-cached decoding with classifier-free guidance. An image depends on (seed, its index) alone, whatever batch it is in.
+"""Sampling with a key/value cache, one token at a time. An image is a function of (seed, index) and the weights.
 
-    python -m mirai_bench.sample RUN --num 64 --grid out.png
-
-Letters: B batch, T tokens, V codes, D width.
+Letters: B images, T tokens, V codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,25 +17,32 @@ from mirai_bench.config.load import load_run
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
-from mirai_bench.model.transformer import ARModel, Place, build_model
-from mirai_bench.sample.draws import classes_of, draw, guide, restrict, uniforms
+from mirai_bench.model.transformer import ARModel, CachePosition, DevicePosition, HostPosition, build_model
+from mirai_bench.sample.draws import draw, draw_classes, guide, restrict, uniforms
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
 
-STRETCHES = 4  # recorded steps of a sampler on a GPU
+NUM_STRETCHES = 4  # recorded decoding steps of a sampler on a GPU
 
 
 class Sampler:
-    """`batch` images at a time from one model under one protocol. On a GPU the decoding step, drawing included, is recorded once for each
-    stretch of positions and then replayed: the host launches one graph a token and waits for nothing."""
+    """Samples `batch` images at a time from one model under one protocol.
+
+    On a GPU the decoding step, with the drawing of the token, is recorded once for each stretch of positions and then
+    replayed: the host launches one CUDA graph per token and waits for nothing.
+    """
 
     @torch.inference_mode()
     def __init__(self, model: ARModel, protocol: Protocol, batch: int) -> None:
         weight = model.tok_embeddings.weight
-        self.model, self.protocol, self.batch, self.device = model, protocol, batch, weight.device
+        self.model = model
+        self.protocol = protocol
+        self.batch = batch
+        self.device = weight.device
         self.guided = protocol.cfg_scale != 1
         rows = 2 * batch if self.guided else batch
         self.cache = model.new_cache(rows)
-        self.x = weight.new_zeros(rows, weight.shape[1])  # embeddings that the next step consumes
+        self.x = weight.new_zeros(rows, weight.shape[1])  # the embeddings that the next step consumes
         self.uniform = torch.zeros(batch, model.tokens, dtype=torch.float64, device=self.device)
         self.codes = torch.zeros(batch, model.tokens, dtype=torch.long, device=self.device)
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)  # of the recorded step
@@ -45,16 +50,15 @@ class Sampler:
 
     @torch.inference_mode()
     def __call__(self, labels: Tensor, indices: Sequence[int]) -> Tensor:
-        """labels (batch,) of images `indices` → codes (batch, T), on the model's device."""
-        draws = np.stack(
-            [uniforms(self.protocol.seed, index, 1 + self.model.tokens)[1:] for index in indices]
-        )
-        self.uniform.copy_(torch.from_numpy(draws))
-        classes = torch.cat([labels, torch.full_like(labels, self.model.classes)]) if self.guided else labels
-        self.x.copy_(self.model.cls_embedding.embedding_table(classes.to(self.device)))
+        """Returns the codes (B, T) of the images `indices` with these labels (B,), on the model's device."""
+        draws = [uniforms(self.protocol.seed, index, 1 + self.model.tokens)[1:] for index in indices]
+        self.uniform.copy_(torch.from_numpy(np.stack(draws)))
+        if self.guided:
+            labels = torch.cat([labels, torch.full_like(labels, self.model.classes)])
+        self.x.copy_(self.model.cls_embedding.embedding_table(labels.to(self.device)))
         if self.recorded is None:
             for position in range(self.model.tokens):
-                self.step(Place(position, position + 1))
+                self.step(HostPosition(position))
         else:
             self.position.zero_()
             for graph, count in self.recorded:
@@ -62,33 +66,37 @@ class Sampler:
                     graph.replay()
         return self.codes.clone()
 
-    def step(self, place: Place) -> None:
-        """One token of every image, at `place`."""
-        p = self.protocol
-        logits = self.model.decode(self.x, place, self.cache).float()
-        logits = guide(logits, p.cfg_scale) if self.guided else logits
-        codes = draw(restrict(logits / p.temperature, p.top_k, p.top_p), place.read(self.uniform, 1)[:, 0])
-        place.write(self.codes, 1, codes[:, None])
+    def step(self, position: CachePosition) -> None:
+        """Draws one token of every image, at `position`."""
+        protocol = self.protocol
+        logits = self.model.decode(self.x, position, self.cache).float()
+        if self.guided:
+            logits = guide(logits, protocol.cfg_scale)
+        allowed = restrict(logits / protocol.temperature, protocol.top_k, protocol.top_p)
+        codes = draw(allowed, position.read(self.uniform, 1)[:, 0])
+        position.write(self.codes, 1, codes[:, None])
         self.x.copy_(self.model.tok_embeddings(codes.repeat(2) if self.guided else codes))
 
     def next_step(self, length: int) -> None:
-        """The step at `position` and on to the next one: what is recorded for the positions below `length`."""
-        self.step(Place(self.position, length))
+        """Draws the token at `self.position` and moves on. This is what is recorded for the positions below `length`."""
+        self.step(DevicePosition(self.position, length))
         self.position.add_(1)
 
     def _record(self) -> list[tuple[torch.cuda.CUDAGraph, int]]:
-        """A graph for each stretch, and how often it is replayed."""
-        recorded, start, side = [], 0, torch.cuda.Stream(self.device)
+        """Returns a CUDA graph for each stretch of positions, and how often it is replayed."""
+        recorded: list[tuple[torch.cuda.CUDAGraph, int]] = []
+        side = torch.cuda.Stream(self.device)
+        start = 0
         for end in stretches(self.model.tokens):
+            # Libraries choose kernels and allocate on their first call, which must not be recorded.
             side.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(
-                side
-            ):  # once outside the recording: libraries choose kernels and allocate on their first call
+            with torch.cuda.stream(side):
                 self.next_step(end)
             torch.cuda.current_stream(self.device).wait_stream(side)
             self.position.zero_()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=recorded[0][0].pool() if recorded else None):
+            pool = recorded[0][0].pool() if recorded else None
+            with torch.cuda.graph(graph, pool=pool):
                 self.next_step(end)
             recorded.append((graph, end - start))
             start = end
@@ -96,41 +104,49 @@ class Sampler:
 
 
 def stretches(tokens: int) -> list[int]:
-    """Ends of the stretches of positions that read equally much of the cache: with four, 5/8 of it on average, where 1/2 is the least."""
-    return sorted({-(-tokens * part // STRETCHES) for part in range(1, STRETCHES + 1)})
+    """Returns the ends of equally long stretches of positions. Within one, every step reads equally much of the cache.
+
+    With four stretches a step reads 5/8 of the cache on average, and 1/2 is the least possible.
+    """
+    return sorted({-(-tokens * part // NUM_STRETCHES) for part in range(1, NUM_STRETCHES + 1)})
 
 
 def sample_images(
     model: ARModel, tokenizer: Tokenizer, protocol: Protocol, indices: Sequence[int], *, batch_size: int = 256
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """→ (uint8 images (B, h, w, 3), labels (B,)) in the order of `indices`."""
+    """Yields (uint8 images (B, h, w, 3), labels (B,)) in the order of `indices`."""
     sampler: Sampler | None = None
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
         if sampler is None or sampler.batch != len(part):
             sampler = Sampler(model, protocol, len(part))
-        labels = classes_of(protocol, part, model.classes)
+        labels = draw_classes(protocol, part, model.classes)
         yield tokenizer.decode(sampler(labels, part)), labels
 
 
-def load_for_sampling(
-    run_dir: Path, weights: str, device: torch.device
-) -> tuple[RunConfig, ARModel, Tokenizer, int]:
-    """The newest checkpoint of a run: `weights` is ema or raw. Returns also its step."""
-    if not (run_dir / "config.json").is_file():
-        raise UserError(f"{run_dir} is not a run folder: it has no config.json")
-    config = load_run(run_dir / "config.json")
-    checkpoint = load_latest(run_dir)
+class LoadedRun(NamedTuple):
+    """A run that is ready to be sampled."""
+
+    config: RunConfig
+    model: ARModel
+    tokenizer: Tokenizer
+    step: int
+    """The step of the checkpoint."""
+
+
+def load_for_sampling(folder: RunFolder, weights: str, device: torch.device) -> LoadedRun:
+    """Loads the newest checkpoint of a run. `weights` is ema or raw.
+
+    Raises UserError if the folder holds no run, or the run has no checkpoint.
+    """
+    folder.check()
+    config = load_run(folder.config_file)
+    checkpoint = load_latest(folder)
     if checkpoint is None:
-        raise UserError(f"{run_dir} has no checkpoint yet")
+        raise UserError(f"{folder} has no checkpoint yet")
     stored = checkpoint.tensors["ema" if weights == "ema" else "model"]
+    generator = {name: tensor for name, tensor in stored.items() if not name.startswith("foresight.")}
     model = build_model(config)
-    model.load_state_dict(
-        {name: tensor for name, tensor in stored.items() if not name.startswith("foresight.")}
-    )
-    return (
-        config,
-        model.requires_grad_(False).to(device),
-        load_tokenizer(config.tokenizer, device),
-        checkpoint.state["step"],
-    )
+    model.load_state_dict(generator)
+    model.requires_grad_(False).to(device)
+    return LoadedRun(config, model, load_tokenizer(config.tokenizer, device), checkpoint.state["step"])

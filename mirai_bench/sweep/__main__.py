@@ -1,145 +1,243 @@
-"""The command line of sweeps: run, --dry-run, status, schema."""
+"""The command `python -m mirai_bench.sweep`: run, status, search, schema."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from mirai_bench.config.load import SWEEPS
-from mirai_bench.sweep.estimate import cost_of, disk_used, measured_rate
-from mirai_bench.sweep.plan import Plan, make_plan, run_dir_of
+from mirai_bench.config.sweep_file import Cell
+from mirai_bench.sweep.estimate import Cost, cost_of, disk_used, measured_rate
+from mirai_bench.sweep.plan import Plan, folder_of, make_plan
 from mirai_bench.sweep.progress import duration
-from mirai_bench.tracking.run_folder import failure_of, progress_of, state_of
-from mirai_bench.utils.cli import run, say
+from mirai_bench.utils.cli import add_settings, run
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.text_table import console_table
 
+log = logging.getLogger(__name__)
+
+UNKNOWN = "—"
+STATES = ("done", "running", "failed", "pending")
 EPILOG = """examples:
-  python -m mirai_bench.sweep sweeps/injection_level.yaml                 trains what is missing; again: goes on where it stopped
-  python -m mirai_bench.sweep sweeps/injection_level.yaml --dry-run       cells, FLOPs, hours, disk; nothing is started
+  python -m mirai_bench.sweep sweeps/injection_level.yaml                 trains what is missing; again: resumes
+  python -m mirai_bench.sweep sweeps/injection_level.yaml --dry-run       cells, FLOPs, hours, disk; starts nothing
   python -m mirai_bench.sweep sweeps/injection_level.yaml --seeds 0 1 2 3 4
   python -m mirai_bench.sweep sweeps/foresight_source.yaml --only mirai-e-k3 --set foresight.weight=1.0
   python -m mirai_bench.sweep sweeps/injection_level.yaml --profile cifar10 --address auto
-  python -m mirai_bench.sweep status sweeps/injection_level.yaml
-  python -m mirai_bench.sweep search my_sweep.yaml                        tunes an arm, as the file's `search:` says; apart from the table
-  python -m mirai_bench.sweep schema                                      JSON schemas for editors, into sweeps/schema/"""
+
+other commands (each has its own --help):
+  python -m mirai_bench.sweep status sweeps/injection_level.yaml          shows how far the cells are
+  python -m mirai_bench.sweep search my_sweep.yaml                        tunes an arm, as the file's `search:` says
+  python -m mirai_bench.sweep schema                                      writes JSON schemas for editors"""
 
 
-ACTIONS = ("status", "search", "schema")
+# ---- the command line
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="python -m mirai_bench.sweep",
-        usage="%(prog)s [status | search] FILE.yaml [options] | schema",
-        description="Trains and evaluates every arm with every seed of a sweep file.",
-        epilog=EPILOG,
+def _parser(action: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    prog = "python -m mirai_bench.sweep"
+    return argparse.ArgumentParser(
+        prog=prog if action == "run" else f"{prog} {action}",
+        description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = top.add_argument
-    add(
-        "words",
-        nargs="+",
-        metavar="FILE.yaml",
-        help="the sweep file; `status FILE.yaml` shows its cells; `schema` writes JSON schemas",
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """Adds the sweep file, and the options that choose among its cells."""
+    parser.add_argument("files", nargs="*", metavar="FILE.yaml", help="the sweep file")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="ARM", help="only these arms of the file"
     )
-    add("--dry-run", action="store_true", help="show the cells and what they will cost, start nothing")
-    add("--only", nargs="+", action="extend", default=[], metavar="ARM", help="these arms alone")
-    add(
-        "--seeds", nargs="+", action="extend", type=int, default=[], metavar="N", help="instead of the file's"
+    parser.add_argument(
+        "--seeds", nargs="+", action="extend", type=int, default=[], metavar="N", help="these seeds instead"
     )
-    add("--profile", metavar="NAME", help="instead of the file's: digits, cifar10, … or the path of a file")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="A.B=C",
-        dest="settings",
-        help="a field of every cell, such as train.epochs=5",
+    parser.add_argument(
+        "--profile",
+        metavar="NAME",
+        help="this profile instead of the file's: digits, cifar10, … or the path of a file",
     )
-    add("--max-concurrent", type=int, metavar="N", help="trials at a time; by default as many as fit")
-    add(
+    add_settings(parser)
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how trials are run."""
+    parser.add_argument(
+        "--max-concurrent", type=int, metavar="N", help="number of concurrent trials; by default as many as fit"
+    )
+    parser.add_argument(
         "--address",
         metavar="ADDR",
         help="join this Ray cluster (auto, HOST:PORT, ray://…) instead of starting Ray here; also RAY_ADDRESS",
     )
-    add(
+    parser.add_argument(
         "--retries",
         type=int,
         default=2,
         metavar="N",
-        help="attempts after a lost worker or a broken device (default 2)",
+        help="attempts after a lost worker or a broken device; default 2",
     )
-    return top
+
+
+def run_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sweep FILE.yaml`."""
+    parser = _parser("run", "Trains and evaluates every arm with every seed of a sweep file.", EPILOG)
+    _add_choices(parser)
+    _add_ray(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the cells and what they will cost, start nothing"
+    )
+    return parser
+
+
+def status_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sweep status FILE.yaml`."""
+    parser = _parser("status", "Shows the state of every cell of a sweep file, and how far it is.")
+    _add_choices(parser)
+    return parser
+
+
+def search_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sweep search FILE.yaml`."""
+    parser = _parser(
+        "search",
+        "Tunes one arm, as the file's section `search:` says. The runs are in no table of arms.",
+    )
+    _add_choices(parser)
+    _add_ray(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what will be drawn and what it will cost, start nothing"
+    )
+    return parser
+
+
+def schema_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sweep schema`."""
+    parser = _parser("schema", "Writes the JSON schemas of sweep and profile files into sweeps/schema/.")
+    parser.add_argument("files", nargs="*", help=argparse.SUPPRESS)
+    return parser
 
 
 def command(argv: list[str]) -> int:
-    args = parser().parse_intermixed_args(argv)
-    action = args.words[0] if args.words[0] in ACTIONS else None
-    files = args.words[1:] if action else args.words
-    if action == "schema":
-        return write_schemas(files)
-    if len(files) != 1:
+    """Runs the command and returns its exit code. Without a word for the action, it is `run`."""
+    action = "run"
+    if argv and argv[0] in ACTIONS:
+        action = argv[0]
+        argv = argv[1:]
+    parser, act = ACTIONS[action]
+    return act(parser().parse_intermixed_args(argv))
+
+
+def _file_of(args: argparse.Namespace) -> Path:
+    if len(args.files) != 1:
         raise UserError(
-            f"one sweep file at a time, found {len(files)}: write for instance {SWEEPS.name}/injection_level.yaml"
+            f"one sweep file at a time, found {len(args.files)}: write for instance {SWEEPS.name}/injection_level.yaml"
         )
-    for name, value, least in (("--max-concurrent", args.max_concurrent, 1), ("--retries", args.retries, 0)):
-        if value is not None and value < least:
-            raise UserError(f"{name} is {value}: write {least} or more")
-    choices = {"profile": args.profile, "seeds": args.seeds, "only": args.only, "settings": args.settings}
-    plan = make_plan(Path(files[0]), **choices)
-    if action == "status":
-        print(status(plan))
-        return 0
-    if action == "search":
-        return search(plan, args, Path(files[0]))
+    return Path(args.files[0])
+
+
+def _plan_of(args: argparse.Namespace) -> Plan:
+    return make_plan(
+        _file_of(args), profile=args.profile, seeds=args.seeds, only=args.only, settings=args.settings
+    )
+
+
+def _check_ray(args: argparse.Namespace) -> None:
+    if args.max_concurrent is not None and args.max_concurrent < 1:
+        raise UserError(f"--max-concurrent is {args.max_concurrent}: write 1 or more")
+    if args.retries < 0:
+        raise UserError(f"--retries is {args.retries}: write 0 or more")
+
+
+# ---- the actions
+
+
+def run_action(args: argparse.Namespace) -> int:
+    """Trains what is missing and prints the table. Returns 1 if a cell failed."""
+    _file_of(args)
+    _check_ray(args)
+    plan = _plan_of(args)
     if args.dry_run:
         print(dry_run(plan, args.max_concurrent))
         return 0
-    return train(plan, args, files[0])
-
-
-def train(plan: Plan, args: argparse.Namespace, file: str) -> int:
     from mirai_bench.sweep.driver import Options, run_sweep
 
     report = run_sweep(plan, Options(args.max_concurrent, args.address, args.retries))
-    say(report.line())
+    log.info(report.line())
     show_table(plan)
-    failed = [cell for cell in plan.sweep.cells if state_of(run_dir_of(cell)) == "failed"]
+    failed = [cell for cell in plan.sweep.cells if folder_of(cell).state == "failed"]
     for cell in failed:
-        say(
-            f"failed: {cell.arm}, seed {cell.seed}: {failure_of(run_dir_of(cell))} (log: {run_dir_of(cell) / 'log.txt'})"
-        )
-    again = f"python -m mirai_bench.sweep {file}"
-    say(f"{len(failed)} cells failed; the same command tries them again: {again}" if failed else "next:")
-    say("  mlflow ui                                # every run: parameters, curves, sample grids")
-    say(f"  python analysis/plot_convergence.py      # {plan.sweep.axis}: metric against epochs")
+        folder = folder_of(cell)
+        log.info(f"failed: {cell.arm}, seed {cell.seed}: {folder.failure()} (log: {folder.log_file})")
+    if failed:
+        again = f"python -m mirai_bench.sweep {args.files[0]}"
+        log.info(f"{len(failed)} cells failed; the same command tries them again: {again}")
+    else:
+        log.info("next:")
+    log.info("  mlflow ui                                # every run: parameters, curves, sample grids")
+    log.info(f"  python analysis/plot_convergence.py      # {plan.sweep.axis}: metric against epochs")
     return 1 if failed else 0
 
 
-def search(plan: Plan, args: argparse.Namespace, path: Path) -> int:
-    from mirai_bench.sweep.driver import Options
-    from mirai_bench.sweep.search import run_search
+def status_action(args: argparse.Namespace) -> int:
+    """Prints the state of every cell."""
+    print(status(_plan_of(args)))
+    return 0
 
+
+def search_action(args: argparse.Namespace) -> int:
+    """Tunes an arm and prints a row per drawn configuration. Returns 1 if nothing was measured."""
+    _file_of(args)
+    _check_ray(args)
+    plan = _plan_of(args)
+    from mirai_bench.sweep.driver import Options
+    from mirai_bench.sweep.search import describe_search, run_search
+
+    path = Path(args.files[0])
+    if args.dry_run:
+        print(describe_search(plan, path))
+        return 0
     rows = run_search(plan, path, Options(args.max_concurrent, args.address, args.retries))
-    names = list(rows[0]["values"])
-    texts = [
-        [
-            *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row["values"].values()),
-            "—" if row["epoch"] is None else f"{row['epoch']:g}",
-            "—" if row["metric"] is None else f"{row['metric']:.4f}",
-            row["fingerprint"] or "—",
-            row["state"],
+    lines = []
+    for row in rows:
+        values = [
+            f"{value:.4g}" if isinstance(value, float) else str(value) for value in row["values"].values()
         ]
-        for row in rows
-    ]
-    print(table([*names, "epoch", "metric", "fingerprint", "state"], texts))
+        epoch = UNKNOWN if row["epoch"] is None else f"{row['epoch']:g}"
+        metric = UNKNOWN if row["metric"] is None else f"{row['metric']:.4f}"
+        lines.append([*values, epoch, metric, row["fingerprint"] or UNKNOWN, row["state"]])
+    print(console_table([*rows[0]["values"], "epoch", "metric", "fingerprint", "state"], lines))
     return 0 if any(row["metric"] is not None for row in rows) else 1
 
 
+def schema_action(args: argparse.Namespace) -> int:
+    """Writes the schemas and prints their paths."""
+    if args.files:
+        raise UserError(f"schema takes no file, found {args.files[0]!r}")
+    from mirai_bench.config.json_schema import write_schemas
+
+    for path in write_schemas(SWEEPS / "schema"):
+        print(path)
+    return 0
+
+
+Action = tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
+ACTIONS: dict[str, Action] = {
+    "run": (run_parser, run_action),
+    "status": (status_parser, status_action),
+    "search": (search_parser, search_action),
+    "schema": (schema_parser, schema_action),
+}
+
+
 def show_table(plan: Plan) -> None:
-    """On stdout; nothing where no cell has been evaluated yet, and a note where the records do not belong in one table."""
+    """Prints the table, or logs why the records do not belong in one. Prints nothing before the first evaluation."""
     from mirai_bench.results.reading import read_journals
     from mirai_bench.results.table import build_table
     from mirai_bench.results.writers import markdown
@@ -149,104 +247,84 @@ def show_table(plan: Plan) -> None:
             try:
                 print(markdown(build_table(results)), flush=True)
             except UserError as error:
-                say(f"no table: {error}")
+                log.info(f"no table: {error}")
 
 
 # ---- what is shown without starting anything
 
 
 def dry_run(plan: Plan, max_concurrent: int | None) -> str:
+    """Returns a table of the cells with what they cost, and a summary of those that are missing."""
     rate = measured_rate(plan)
-    rows, total_flops, total_seconds, total_disk, missing = [], 0.0, 0.0, 0, 0
+    costs: list[Cost] = []  # of the missing cells
+    rows = []
     for cell in plan.sweep.cells:
-        state, cost = state_of(run_dir_of(cell)), cost_of(cell, rate)
+        state = folder_of(cell).state
+        cost = cost_of(cell, rate)
         if state != "done":
-            missing += 1
-            total_flops += cost.flops or 0.0
-            total_seconds += cost.seconds or 0.0
-            total_disk += cost.disk
+            costs.append(cost)
         disk = disk_used(cell) if state == "done" else cost.disk
-        rows.append(
-            [
-                cell.arm,
-                str(cell.seed),
-                cell.fingerprint,
-                state,
-                flops(cost.flops),
-                hours(cost.seconds),
-                size(disk),
-            ]
-        )
-    machine = plan.sweep.cells[0].config.machine
-    at_a_time = min(max_concurrent or (os.cpu_count() or 1) // machine.cpus or 1, max(1, missing))
-    summary = f"{len(rows)} cells, {missing} to run: {flops(total_flops)} FLOPs of training, {size(total_disk)} of checkpoints"
-    if rate and missing:
-        summary += f", {hours(total_seconds)} h of trials, about {hours(total_seconds / at_a_time)} h with {at_a_time} at a time"
-    elif missing:
+        row = [cell.arm, str(cell.seed), cell.fingerprint, state]
+        rows.append([*row, _flops(cost.flops), _hours(cost.seconds), _size(disk)])
+    flops = sum(cost.flops or 0.0 for cost in costs)
+    disk = sum(cost.disk for cost in costs)
+    summary = (
+        f"{len(rows)} cells, {len(costs)} to run: {_flops(flops)} FLOPs of training, {_size(disk)} of checkpoints"
+    )
+    if any(cost.flops is None for cost in costs):
+        summary += ", without the cells whose FLOPs are not known"
+    if rate and costs:
+        seconds = sum(cost.seconds or 0.0 for cost in costs)
+        fitting = (os.cpu_count() or 1) // plan.sweep.cells[0].config.machine.cpus
+        at_a_time = min(max_concurrent or fitting or 1, len(costs))
+        wall = _hours(seconds / at_a_time)
+        summary += f", {_hours(seconds)} h of trials, about {wall} h with {at_a_time} at a time"
+    elif costs:
         summary += "; hours are estimated once a run of this profile has finished here"
-    return table(["arm", "seed", "fingerprint", "state", "FLOPs", "hours", "disk"], rows) + f"\n{summary}"
+    header = ["arm", "seed", "fingerprint", "state", "FLOPs", "hours", "disk"]
+    return f"{console_table(header, rows)}\n{summary}"
 
 
 def status(plan: Plan) -> str:
+    """Returns a table of the cells with their states, and how many there are of each."""
     rows = []
     for cell in plan.sweep.cells:
-        run_dir = run_dir_of(cell)
-        state = state_of(run_dir)
-        detail = ""
-        if state == "failed":
-            detail = failure_of(run_dir)
-        elif state != "done":
-            progress = progress_of(run_dir, cell.config)
-            detail = (
-                f"epoch {progress.epoch:.1f} of {cell.config.train.epochs}"
-                if progress.epoch or state == "running"
-                else ""
-            )
-            if state == "running" and progress.seconds_left is not None:
-                detail += f", {duration(progress.seconds_left)} left"
-        rows.append([cell.arm, str(cell.seed), cell.fingerprint, state, detail])
-    counts = {
-        state: sum(row[3] == state for row in rows) for state in ("done", "running", "failed", "pending")
-    }
-    return (
-        table(["arm", "seed", "fingerprint", "state", ""], rows)
-        + "\n"
-        + ", ".join(f"{n} {state}" for state, n in counts.items() if n)
-    )
+        state = folder_of(cell).state
+        rows.append([cell.arm, str(cell.seed), cell.fingerprint, state, _detail(cell, state)])
+    counts = Counter(row[3] for row in rows)
+    summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    return f"{console_table(['arm', 'seed', 'fingerprint', 'state', ''], rows)}\n{summary}"
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    ]
-    return "\n".join(lines)
+def _detail(cell: Cell, state: str) -> str:
+    """Returns what `status` says of a cell besides its state."""
+    if state == "done":
+        return ""
+    if state == "failed":
+        return str(folder_of(cell).failure())
+    epochs = cell.config.train.epochs
+    progress = folder_of(cell).progress(epochs)
+    if state != "running" and not progress.epoch:
+        return ""
+    detail = f"epoch {progress.epoch:.1f} of {epochs}"
+    if state == "running" and progress.seconds_left is not None:
+        detail += f", {duration(progress.seconds_left)} left"
+    return detail
 
 
-def flops(value: float | None) -> str:
-    return "—" if value is None else f"{value:.2e}"
+def _flops(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.2e}"
 
 
-def hours(seconds: float | None) -> str:
-    return "—" if seconds is None else f"{seconds / 3600:.3g}"
+def _hours(seconds: float | None) -> str:
+    return UNKNOWN if seconds is None else f"{seconds / 3600:.3g}"
 
 
-def size(num_bytes: int) -> str:
+def _size(num_bytes: int) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= scale:
             return f"{num_bytes / scale:.1f} {unit}"
     return f"{num_bytes / 1e3:.0f} kB"
-
-
-def write_schemas(extra: list[str]) -> int:
-    from mirai_bench.config.json_schema import write
-
-    if extra:
-        raise UserError(f"schema takes no file, found {extra[0]!r}")
-    for path in write(SWEEPS / "schema"):
-        print(path)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,39 +1,44 @@
-"""TODO: sweep.cell."""
+"""What a process of a trial does: it waits for the check, and trains one cell. No ray."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.sweep.job import Job
-from mirai_bench.tracking.run_folder import log_of
+from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.log import configure_logging
 
 
 def ready(config: RunConfig, job: Job) -> bool:
-    """Imports what training needs, then says whether the cells are in order."""
-    from mirai_bench.data.images.datasets import open_dataset
-    from mirai_bench.evaluate import evaluation as evaluate  # noqa: F401  before one process makes the check, for which the others wait
-    from mirai_bench.train import run as train  # noqa: F401  before one process makes the check, for which the others wait
+    """Imports what training needs, and then tells whether the cells passed the check.
 
+    The imports come first, so that all processes make them at the same time, and not after the one that checks.
+    """
+    import mirai_bench.train.run  # noqa: F401
+    from mirai_bench.data.images.datasets import open_dataset
+
+    configure_logging()
     if config.data.dataset == "digits":
         open_dataset(config, "train")  # imports scikit-learn
     return job.accepted()
 
 
-def train_here(config: RunConfig, stop_file: Path) -> None:
-    """In this process, one of a group where there is one. Raises RunFailed or UserError, with the failed.json, for what cannot be got past."""
-    from mirai_bench.tracking.run_folder import leave_failure
-    from mirai_bench.train import run as training
-    from mirai_bench.train.trainer import run_dir_of
+def train_cell(config: RunConfig, stop_file: Path) -> None:
+    """Trains in this process, which may be one rank of a group.
 
-    run_dir = run_dir_of(config)
-    with log_of(run_dir):
+    Raises RunFailed or UserError for permanent errors, after writing failed.json.
+    """
+    from mirai_bench.train import run
+    from mirai_bench.train.trainer import resolve_hardware
+
+    folder = RunFolder(config.run_path)
+    # KeyboardInterrupt: a stop was requested, and a checkpoint saved.
+    with folder.log(), contextlib.suppress(KeyboardInterrupt):
         try:
-            training.train(config, run_dir, wait=True, stop=stop_file.exists)
-        except KeyboardInterrupt:
-            pass  # asked to stop: its checkpoint is there
-        except (training.RunFailed, UserError) as error:
-            if not (run_dir / "failed.json").is_file():
-                leave_failure(run_dir, error)
+            run.train(config, folder, resolve_hardware(config), wait=True, stop=stop_file.exists)
+        except (RunFailed, UserError) as error:
+            folder.write_failure(Failure.of(error))
             raise

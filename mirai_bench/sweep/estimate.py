@@ -1,64 +1,70 @@
-"""What a cell will cost: FLOPs, hours, disk. Counted from the config; hours from runs that were measured on this machine."""
+"""What a cell will cost: FLOPs, hours, disk.
+
+FLOPs and disk are counted from the configuration. Hours come from runs that were measured on this machine.
+"""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Cell
-from mirai_bench.model.cost import checkpoint_bytes, num_images, training_flops
-from mirai_bench.sweep.plan import Plan, run_dir_of
-from mirai_bench.tracking.journal import read_journal
+from mirai_bench.model.cost import checkpoint_bytes, num_steps, training_flops
+from mirai_bench.sweep.plan import Plan, folder_of
+from mirai_bench.tracking.run_folder import RunFolder
 
 MEASURED_RUNS = 20  # of the newest finished runs, for the pace
 
 
 @dataclass(frozen=True)
 class Cost:
+    """What a cell will cost. None is not known."""
+
     flops: float | None
     seconds: float | None
     disk: int
-    """bytes of its checkpoints"""
+    """Bytes of its checkpoints."""
 
 
 def cell_flops(config: RunConfig) -> float | None:
-    """Training alone; None where the number of images is not known."""
-    images = num_images(config)
-    if images is None:
-        return None
-    steps = config.train.epochs * (images // config.train.batch_size)
-    return training_flops(config, steps, steps)
+    """Returns the FLOPs of the training of a cell, or None if they are not known."""
+    steps = num_steps(config)
+    return None if steps is None else training_flops(config, steps, steps)
 
 
 def measured_rate(plan: Plan) -> float | None:
-    """FLOPs a second of wall-clock, evaluation included: median of the newest finished runs of this profile; None before the first."""
-    finished = sorted(plan.runs.glob("*/done.json"), key=lambda path: path.stat().st_mtime, reverse=True)[
-        :MEASURED_RUNS
-    ]
-    rates = [rate for path in finished if (rate := _rate(path.parent, plan.profile)) is not None]
-    return statistics.median(rates) if rates else None
+    """Returns the FLOPs per second of wall-clock, evaluation included.
+
+    It is the median of the newest finished runs of this profile, or None before the first.
+    """
+    folders = [RunFolder(path) for path in plan.runs.glob("*") if RunFolder(path).is_done]
+    folders.sort(key=lambda folder: folder.done_file.stat().st_mtime, reverse=True)
+    rates = [_rate(folder, plan.profile) for folder in folders[:MEASURED_RUNS]]
+    known = [rate for rate in rates if rate is not None]
+    return statistics.median(known) if known else None
 
 
-def _rate(run_dir: Path, profile: str) -> float | None:
-    """Of a run that was trained in one go."""
-    lines = list(read_journal(run_dir / "journal.jsonl"))
+def _rate(folder: RunFolder, profile: str) -> float | None:
+    """Returns the rate of a run of this profile that was trained in one go, or None for another run."""
+    lines = list(folder.journal.lines())
     trained = [line for line in lines if line["kind"] == "train"]
     starts = [line for line in lines if line["kind"] == "start"]
     evaluated = [line for line in lines if line["kind"] == "evaluation"]
     if len(starts) != 1 or not trained or not evaluated or evaluated[0].get("profile") != profile:
         return None
     seconds = lines[-1]["time"] - starts[0]["time"]
-    return trained[-1]["train_flops"] / seconds if seconds > 0 else None
+    flops = trained[-1]["train_flops"]
+    return flops / seconds if flops is not None and seconds > 0 else None
 
 
 def cost_of(cell: Cell, rate: float | None) -> Cost:
+    """Returns what a cell will cost, at this rate (FLOPs per second)."""
     flops = cell_flops(cell.config)
     seconds = flops / rate if flops is not None and rate else None
     return Cost(flops, seconds, checkpoint_bytes(cell.config) * cell.config.machine.keep_checkpoints)
 
 
 def disk_used(cell: Cell) -> int:
-    """Bytes of the checkpoints that are there."""
-    return sum(path.stat().st_size for path in run_dir_of(cell).glob("checkpoints/step_*/*"))
+    """Returns the bytes of the checkpoints that a cell has."""
+    return sum(path.stat().st_size for path in folder_of(cell).checkpoints.glob("*/*"))

@@ -1,4 +1,7 @@
-"""TODO: sweep.job."""
+"""What the trials of a sweep know, how driver and trials communicate, and the check before training.
+
+Driver and trials communicate by files in the folder of runs, which all nodes share.
+"""
 
 from __future__ import annotations
 
@@ -11,82 +14,82 @@ from typing import Any
 
 from filelock import FileLock
 
-from mirai_bench.config.run_config import Machine, RunConfig
+from mirai_bench.config.run_config import MachineConfig, RunConfig
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import write_atomic
+from mirai_bench.utils.files import write_json
 
 
-def share_of_worker(machine: Machine) -> dict[str, float]:
-    """What one process of a trial takes, in Ray's names."""
+def share_of_worker(machine: MachineConfig) -> dict[str, float]:
+    """Returns the resources that one process of a trial takes, by Ray's names."""
     shares = {"CPU": machine.cpus / machine.workers, "GPU": machine.gpus / machine.workers}
     return {name: amount for name, amount in shares.items() if amount}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the trials of a sweep know: its cells, and how driver and trials speak with each other, which is by files beside the plan."""
+    """The cells of a sweep, and the files by which driver and trials communicate."""
 
     configs: list[dict[str, Any]]
-    """one a cell, in the order of execution"""
+    """The configuration of each cell, in the order of execution."""
     check_file: Path
-    """{"wrong": […]}, left by the first trial; nothing is trained while anything is wrong"""
+    """{"wrong": […]}, written by the first trial. Nothing is trained if anything is wrong."""
     stop_file: Path
-    """once it is there, runs save a checkpoint and leave"""
+    """As soon as it exists, runs save a checkpoint and leave."""
     seen_file: Path
-    """left by the driver under a new name each time: a node that does not see it has another folder of runs"""
-    neighbours: int = 1
-    """processes that share the memory of one node, at most"""
+    """Created by the driver under a new name each time. A node that does not see it has another folder of runs."""
+    processes_per_node: int = 1
+    """Upper bound on the processes that share the memory of one node."""
 
     @classmethod
     def beside(cls, configs: list[dict[str, Any]], folder: Path, name: str) -> Job:
-        return cls(
-            configs,
-            folder / f"{name}.check",
-            folder / f"{name}.stop",
-            folder / f"{name}.seen-{uuid.uuid4().hex}",
-        )
+        """Returns a job whose files lie in `folder` and begin with `name`."""
+        seen = folder / f"{name}.seen-{uuid.uuid4().hex}"
+        return cls(configs, folder / f"{name}.check", folder / f"{name}.stop", seen)
 
     def begin(self) -> None:
-        """By the driver that holds the sweep: what an earlier one left is no more."""
-        earlier = self.seen_file.name.split(".seen-")[0] + ".seen-*"
-        for left in (self.check_file, self.stop_file, *self.seen_file.parent.glob(earlier)):
+        """Removes the files left by an earlier driver. Called by the driver once it holds the sweep's lock."""
+        prefix = self.seen_file.name.split(".seen-")[0]
+        for left in (self.check_file, self.stop_file, *self.seen_file.parent.glob(f"{prefix}.seen-*")):
             left.unlink(missing_ok=True)
         self.seen_file.touch()
 
     def accepted(self) -> bool:
-        """Whether the cells passed the check, which the first to ask makes while the others wait."""
+        """Tells whether the cells passed the check. The first trial that asks makes it while the others wait.
+
+        Raises UserError if this node does not share the driver's folder of runs.
+        """
         if not self.seen_file.is_file():
             from mirai_bench.utils.distributed import not_shared
 
             raise not_shared(self.seen_file.parents[1], [socket.gethostname()])
         with FileLock(f"{self.check_file}.lock"):
             if not self.check_file.is_file():
-                write_atomic(self.check_file, json.dumps({"wrong": preflight(self.configs, self.neighbours)}))
+                write_json(self.check_file, {"wrong": preflight(self.configs, self.processes_per_node)})
         return not self.wrong()
 
     def wrong(self) -> list[str] | None:
-        """None: not checked yet."""
-        return json.loads(self.check_file.read_bytes())["wrong"] if self.check_file.is_file() else None
+        """Returns what the check found wrong, or None if it has not been made yet."""
+        if not self.check_file.is_file():
+            return None
+        return json.loads(self.check_file.read_bytes())["wrong"]
 
 
 def preflight(configs: list[dict[str, Any]], beside: int = 1) -> list[str]:
-    """What is wrong with these cells, of which `beside` processes share a machine, as far as it shows before anything is trained: one message
-    a mistake.
+    """Checks all cells before training and returns one message per problem.
 
-    Afterwards what all cells are measured with (extractor, reference) is in the cache.
+    `beside` is the number of processes that share a machine's memory. Afterwards, what all cells are measured with
+    (extractor and reference) is in the cache.
     """
     from mirai_bench.train.memory import check_memory
+    from mirai_bench.train.trainer import resolve_hardware
 
     messages: list[str] = []
     checked: set[str] = set()
     for fields in configs:
         config = RunConfig.model_validate(fields)
-        parts = [fields[key] for key in ("data", "tokenizer", "evaluation", "train")] + [
-            fields["foresight"]["encoder"]
-        ]
-        key = json.dumps([*parts, config.foresight.uses_encoder])
+        key = _what_is_checked(config, fields)
         try:
-            check_memory(config, beside)
+            check_memory(config, resolve_hardware(config), world=config.machine.workers, beside=beside)
             if key not in checked:
                 checked.add(key)
                 _check(config)
@@ -95,7 +98,14 @@ def preflight(configs: list[dict[str, Any]], beside: int = 1) -> list[str]:
     return list(dict.fromkeys(messages))
 
 
+def _what_is_checked(config: RunConfig, fields: dict[str, Any]) -> str:
+    """Returns what `_check` depends on. Two cells that agree in it need one check."""
+    sections = [fields[name] for name in ("data", "tokenizer", "evaluation", "train")]
+    return json.dumps([*sections, fields["foresight"]["encoder"], config.foresight.uses_encoder])
+
+
 def _check(config: RunConfig) -> None:
+    """Opens what a run of this config needs. Raises UserError for what is missing."""
     from mirai_bench.data.codes import open_codes
     from mirai_bench.evaluate.extractors import open_extractor
     from mirai_bench.evaluate.references import open_reference
@@ -103,9 +113,12 @@ def _check(config: RunConfig) -> None:
     from mirai_bench.utils.assets import assets_folder
     from mirai_bench.utils.device import resolve_device
 
-    device, encoder, protocol = resolve_device(config), config.foresight.encoder, config.evaluation.protocol
+    device = resolve_device(config.machine.device)
+    encoder = config.foresight.encoder
+    protocol = config.evaluation.protocol
     if config.foresight.uses_encoder and encoder.name != "masked_tokens":
-        find_weights(encoder.name, entry_of(encoder.name), encoder.weights, assets_folder(config))
+        entry = entry_of(encoder.name)
+        find_weights(encoder.name, entry, encoder.weights, assets_folder(config.machine.assets))
     images = open_codes(config, "train", device).num_images
     if config.train.batch_size > images:
         raise UserError(

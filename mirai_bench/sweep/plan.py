@@ -1,7 +1,8 @@
-"""Sweep file → cells → what is there and what is missing, read from the run folders. Neither torch nor ray in here.
+"""Sweep file → cells → what is done and what is missing, read from the run folders. Neither torch nor ray.
 
-A cell's run folder is named by its fingerprint, so the state of a sweep is nothing but the state of those folders: the same command again
-finds what is done, a new seed or arm is a new fingerprint, and a run that two sweeps share is trained once.
+A cell's run folder is named by its fingerprint, so the state of a sweep is nothing but the state of those folders:
+the same command again finds what is done, a new seed or arm is a new fingerprint, and a run that two sweeps share is
+trained once.
 """
 
 from __future__ import annotations
@@ -14,49 +15,66 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Cell, Sweep, load_sweep
+from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.utils.assets import LOCAL_FOLDERS
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import write_atomic
+from mirai_bench.utils.files import write_json
 
 
 @dataclass(frozen=True)
 class Plan:
+    """What a command asks for, together with what earlier commands on the same sweep asked for."""
+
     sweep: Sweep
-    """what this command asks for"""
+    """What this command asks for."""
     kept: tuple[Cell, ...] = ()
-    """cells of earlier commands on this sweep (other seeds, other arms) that the file still says the same of"""
+    """Cells run by earlier commands (other seeds or arms) whose configuration in the sweep file is unchanged."""
     file_arms: tuple[str, ...] = ()
-    """with `kept`: all arms in the file's order"""
+    """All arms in the order of the file. Empty if nothing is kept."""
 
     @cached_property
     def profile(self) -> str:
+        """The profile that all cells share."""
         return self.sweep.cells[0].config.profile
 
     @cached_property
     def runs(self) -> Path:
+        """The folder of runs."""
         return self.sweep.cells[0].config.machine.runs
 
     @property
     def name(self) -> str:
+        """Returns the name of the plan's files."""
         return f"{self.sweep.axis}-{self.profile}"
 
     def file(self, suffix: str) -> Path:
+        """Returns the path of one of the plan's files in the folder of runs."""
         return self.runs / "sweeps" / f"{self.name}{suffix}"
 
     def content(self) -> dict[str, Any]:
-        """What tables and MLflow know of the sweep: all its cells, seed by seed, arms in the file's order."""
+        """Returns what tables and MLflow know of the sweep: all its cells, seed by seed, arms in the file's order."""
         order = self.file_arms or tuple(self.sweep.arms)
         cells = sorted((*self.sweep.cells, *self.kept), key=lambda cell: (cell.seed, order.index(cell.arm)))
-        arms = [arm for arm in order if any(cell.arm == arm for cell in cells)]
+        planned_arms = {cell.arm for cell in cells}
         return {
-            "axis": self.sweep.axis, "question": self.sweep.question, "baseline": self.sweep.baseline, "profile": self.profile, "arms": arms,
-            "cells": [{"arm": cell.arm, "seed": cell.seed, "fingerprint": cell.fingerprint} for cell in cells],
-        }  # fmt: skip
+            "axis": self.sweep.axis,
+            "question": self.sweep.question,
+            "baseline": self.sweep.baseline,
+            "profile": self.profile,
+            "arms": [arm for arm in order if arm in planned_arms],
+            "cells": [
+                {"arm": cell.arm, "seed": cell.seed, "fingerprint": cell.fingerprint} for cell in cells
+            ],
+        }
 
     def write(self) -> None:
+        """Writes the plan, so that tables and MLflow know of it."""
         self.file(".json").parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.file(".json"), json.dumps(self.content(), indent=1))
+        write_json(self.file(".json"), self.content())
 
 
 def make_plan(
@@ -67,22 +85,27 @@ def make_plan(
     only: Iterable[str] = (),
     settings: Iterable[str] = (),
 ) -> Plan:
-    """The cells of a sweep file under the command line's choices, with absolute paths. Nothing is written. Raises UserError alone."""
-    seeds, only, settings = list(seeds), list(only), list(settings)
+    """Returns the plan of a sweep file under the choices of a command line, with absolute paths.
+
+    Nothing is written. Raises UserError for whatever is wrong with the file or the choices.
+    """
+    seeds = list(seeds)
+    only = list(only)
+    settings = list(settings)
     sweep = _absolute(load_sweep(path, profile=profile, seeds=seeds, only=only, settings=settings))
     plan = Plan(sweep)
-    earlier = {(c["arm"], c["seed"], c["fingerprint"]) for c in _planned(plan.file(".json"))}
-    earlier -= {(c.arm, c.seed, c.fingerprint) for c in sweep.cells}
+    earlier = {(cell["arm"], cell["seed"], cell["fingerprint"]) for cell in _planned(plan.file(".json"))}
+    earlier -= {(cell.arm, cell.seed, cell.fingerprint) for cell in sweep.cells}
     if not earlier:
         return plan
-    all_seeds = sorted({cell.seed for cell in sweep.cells} | {seed for _, seed, _ in earlier})
-    whole = _absolute(load_sweep(path, profile=profile, seeds=all_seeds, settings=settings))
+    all_seeds = {cell.seed for cell in sweep.cells} | {seed for _, seed, _ in earlier}
+    whole = _absolute(load_sweep(path, profile=profile, seeds=sorted(all_seeds), settings=settings))
     kept = tuple(cell for cell in whole.cells if (cell.arm, cell.seed, cell.fingerprint) in earlier)
     return Plan(sweep, kept, tuple(whole.arms))
 
 
 def _planned(file: Path) -> list[dict[str, Any]]:
-    """Cells of the plan that an earlier command left."""
+    """Returns the cells of the plan that an earlier command left."""
     try:
         return json.loads(file.read_bytes())["cells"]
     except FileNotFoundError:
@@ -94,48 +117,60 @@ def _planned(file: Path) -> list[dict[str, Any]]:
 
 
 def _absolute(sweep: Sweep) -> Sweep:
-    """Trials run in folders of their own: every path is made absolute from where the command was given."""
-    return replace(
-        sweep, cells=tuple(replace(cell, config=with_absolute_paths(cell.config)) for cell in sweep.cells)
-    )
+    """Makes every path absolute from the folder of the command, because trials run in folders of their own."""
+    cells = [replace(cell, config=with_absolute_paths(cell.config)) for cell in sweep.cells]
+    return replace(sweep, cells=tuple(cells))
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    def absolute(section: Any, *names: str) -> Any:
-        paths = {name: getattr(section, name) for name in names}
-        return section.model_copy(
-            update={name: Path(os.path.abspath(path)) for name, path in paths.items() if path is not None}
-        )
-
-    foresight = absolute(config.foresight, "teacher")
-    return config.model_copy(
-        update={
-            "machine": absolute(config.machine, "runs", "data", "codes", "assets"),
-            "tokenizer": absolute(config.tokenizer, "weights"),
-            "foresight": foresight.model_copy(update={"encoder": absolute(foresight.encoder, "weights")}),
-        }
-    )
+    """Returns the same run with absolute paths."""
+    encoder = _with_absolute(config.foresight.encoder, "weights")
+    foresight = _with_absolute(config.foresight, "teacher").model_copy(update={"encoder": encoder})
+    changes = {
+        "machine": _with_absolute(config.machine, *LOCAL_FOLDERS),
+        "tokenizer": _with_absolute(config.tokenizer, "weights"),
+        "foresight": foresight,
+    }
+    return config.model_copy(update=changes)
 
 
-def run_dir_of(cell: Cell) -> Path:
-    return cell.config.machine.runs / cell.fingerprint
+def _with_absolute(section: BaseModel, *names: str) -> BaseModel:
+    changes = {}
+    for name in names:
+        path = getattr(section, name)
+        if isinstance(path, Path):
+            changes[name] = Path(os.path.abspath(path))
+    return section.model_copy(update=changes)
+
+
+def folder_of(cell: Cell) -> RunFolder:
+    """Returns the folder of a cell's run."""
+    return RunFolder(cell.run_path)
 
 
 def in_order_of_execution(cells: Sequence[Cell], baseline: str) -> list[Cell]:
-    """The baseline first (tables compare with it, a frozen teacher is one); then, for each teacher that a cell would train, one cell that
-    trains it, beside cells that need none; then those that share a teacher; last those that need the finished baseline."""
-    seen: set[tuple] = set()
+    """Returns the cells in the order in which they are trained.
+
+    1. The baseline, because tables compare with it and a frozen teacher is one.
+    2. For each encoder that a cell would train, one cell that trains it.
+    3. Cells that need no teacher.
+    4. Cells that share an encoder that is trained by then.
+    5. Cells that need the finished baseline.
+    """
+    seen: set[tuple[Any, ...]] = set()
 
     def rank(cell: Cell) -> int:
-        f = cell.config.foresight
+        foresight = cell.config.foresight
+        encoder = foresight.encoder
         if cell.arm == baseline:
             return 0
-        if f.uses_encoder and f.encoder.weights is None:
-            key = (f.teacher_seed, f.encoder.name, f.encoder.depth, f.encoder.epochs)
-            first = key not in seen
+        if foresight.uses_encoder and encoder.weights is None:
+            key = (foresight.teacher_seed, encoder.name, encoder.depth, encoder.epochs)
+            if key in seen:
+                return 3
             seen.add(key)
-            return 1 if first else 3
-        return 4 if f.level == "internal" and f.source == "frozen" and f.teacher is None else 2
+            return 1
+        return 4 if foresight.trains_teacher else 2
 
     ranks = [rank(cell) for cell in cells]
     return [cells[i] for i in sorted(range(len(cells)), key=ranks.__getitem__)]

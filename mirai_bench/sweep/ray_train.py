@@ -1,7 +1,8 @@
-"""A cell of several processes (machine.workers): Ray Train's TorchTrainer inside the Tune trial, which itself holds no CPU and no GPU.
+"""A cell of several processes (machine.workers): Ray Train's TorchTrainer inside the Tune trial.
 
-The workers' shares are taken all at once or not at all (one placement group), on as many nodes as it needs: two trials can wait for each
-other's end, never for each other's half. The folder of runs must be on storage that all these nodes share.
+The trial itself holds no CPU and no GPU. The workers' shares are taken all at once or not at all (one placement
+group), on as many nodes as it needs: two trials can wait for each other's end, never for each other's half. The
+folder of runs must be on storage that all these nodes share.
 """
 
 from __future__ import annotations
@@ -10,70 +11,84 @@ import tempfile
 import zlib
 
 import ray
-from ray.train import RunConfig as TrainConfig
+from ray.train import RunConfig as RayRunConfig
 from ray.train import ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.sweep.cell import ready, train_here
+from mirai_bench.sweep.cell import ready, train_cell
 from mirai_bench.sweep.job import Job, share_of_worker
-from mirai_bench.tracking.run_folder import failure_left, written
-from mirai_bench.train.trainer import run_dir_of
-from mirai_bench.utils.distributed import PATIENCE
+from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.utils.distributed import COLLECTIVE_TIMEOUT
 
 
 def train_in_workers(config: RunConfig, job: Job) -> None:
-    """Returns where the run ended by itself: done, asked to stop, or with what another attempt would meet again in its failed.json.
+    """Trains the cell in its workers. Returns if the run has ended: done, stopped, or with a permanent error.
 
-    A worker that ran out of memory has left there how many parts to go on in; that attempt is none of Tune's retries. Raises RuntimeError
-    for the rest, such as a lost worker, which Tune tries again.
+    A permanent error is in failed.json. After an out-of-memory error failed.json holds the number of micro-batches to
+    use; that retry does not count against Ray Tune's limit. Raises RuntimeError for any other failure, such as a lost
+    worker, so that Tune retries the trial.
     """
-    run_dir, share = run_dir_of(config), tagged_share(config)
+    folder = RunFolder(config.run_path)
+    share = tagged_share(config)
     free_leftovers(share)
     while True:
-        stale = written(run_dir)
+        written_before = folder.failure_written_at()
         try:
             return fit(config, job, share)
         except TrainingFailedError as error:
-            left = failure_left(run_dir) if written(run_dir) != stale else {}
-            if left.get("final"):
+            is_new = folder.failure_written_at() != written_before
+            failure = folder.failure() if is_new else None
+            if failure is not None and failure.final:
                 return
-            if "micro_batches" not in left:
+            if failure is None or failure.micro_batches is None:
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-                raise RuntimeError(f"a worker was lost: {lines[-1]} (log: {run_dir / 'log.txt'})") from None
+                raise RuntimeError(f"a worker was lost: {lines[-1]} (log: {folder.log_file})") from None
 
 
 def tagged_share(config: RunConfig) -> dict[str, float]:
-    """What each worker takes, and a few bytes of memory whose number says whose they are: the cell's, of this driver."""
+    """Returns the resources that each worker takes, tagged with the cell and the driver that they belong to.
+
+    Ray Train offers no name for its placement group. The tag is a small, unique number of bytes of memory, by which
+    `free_leftovers` recognises the group of an earlier attempt.
+    """
     owner = f"{ray.get_runtime_context().get_job_id()} {config.fingerprint()}"
-    return share_of_worker(config.machine) | {"memory": float(1 + zlib.crc32(owner.encode()) % 2**20)}
+    tag = 1 + zlib.crc32(owner.encode()) % 2**20
+    return share_of_worker(config.machine) | {"memory": float(tag)}
 
 
 def free_leftovers(share: dict[str, float]) -> None:
-    """Where the trial's own process was killed, Ray ends its workers but keeps their placement group until the driver ends (what Ray Train
-    has against it asks the dashboard, which a local Ray does not run): the next attempt would wait for ever for what it holds."""
+    """Removes the placement group of an earlier attempt at this cell.
+
+    If the trial process was killed, Ray stops its workers but keeps their placement group until the driver exits, and
+    the retry would wait for those resources forever. Ray Train's own cleanup needs the dashboard, which a local Ray
+    does not start.
+    """
     for number, group in placement_group_table().items():
-        if group["state"] != "REMOVED" and all(bundle == share for bundle in group["bundles"].values()):
+        is_ours = all(bundle == share for bundle in group["bundles"].values())
+        if is_ours and group["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(number))))
 
 
 def fit(config: RunConfig, job: Job, share: dict[str, float]) -> None:
+    """Runs the workers once. Raises TrainingFailedError if one of them fails."""
+
     def work() -> None:
         if ready(config, job):
-            train_here(config, job.stop_file)
+            train_cell(config, job.stop_file)
 
-    machine = config.machine
     scaling = ScalingConfig(
-        num_workers=machine.workers,
-        use_gpu=machine.gpus > 0,
+        num_workers=config.machine.workers,
+        use_gpu=config.machine.gpus > 0,
         resources_per_worker=share,
         placement_strategy="PACK",
     )
-    with tempfile.TemporaryDirectory() as scratch:  # of Ray Train's own state: checkpoints are ours
+    # Ray Train's own state goes to a temporary folder: checkpoints are ours.
+    with tempfile.TemporaryDirectory() as scratch:
         TorchTrainer(
             work,
             scaling_config=scaling,
-            torch_config=TorchConfig(timeout_s=int(PATIENCE.total_seconds())),
-            run_config=TrainConfig(name="train", storage_path=scratch),
+            torch_config=TorchConfig(timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())),
+            run_config=RayRunConfig(name="train", storage_path=scratch),
         ).fit()

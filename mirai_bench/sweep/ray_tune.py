@@ -1,4 +1,4 @@
-"""Ray, and nothing else: a session, and one trial a cell on Ray Tune. Imported when there is something to run."""
+"""Ray Tune: a Ray session, and one trial per cell. Imported when there is something to run."""
 
 from __future__ import annotations
 
@@ -10,114 +10,148 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import tune
 
-from mirai_bench.config.run_config import Machine
+from mirai_bench.config.run_config import MachineConfig
 from mirai_bench.sweep.job import Job, share_of_worker
 from mirai_bench.sweep.trial import run_cell
-from mirai_bench.utils.cli import say
 from mirai_bench.utils.errors import UserError
 
-GRACE_SECONDS = 20.0  # for running cells to save a checkpoint, once the stop file is there
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 20.0  # for running cells to save a checkpoint, once the stop file exists
+OBJECT_STORE_BYTES = 128 * 2**20  # only configurations travel through it; by default Ray takes a third of the memory
 
 
-OBJECT_STORE_BYTES = (
-    128 * 2**20
-)  # configs alone travel through it; by default Ray takes a third of the memory
+class EndedTrial(NamedTuple):
+    """How a trial ended."""
+
+    cell: int
+    """Number of its cell."""
+    seconds: dict[str, float]
+    """What `run_cell` returned."""
+    error: BaseException | None
+    """Why Ray gave it up."""
 
 
-Ended = tuple[int, dict[str, Any], BaseException | None]
-
-
-"""(cell number, what run_cell returned, why Ray gave it up)"""
+# ---- the session
 
 
 @contextlib.contextmanager
 def session(address: str | None, environment: dict[str, str]) -> Iterator[None]:
-    """Joins the cluster at `address`, or starts Ray on this machine and ends it again; one that is up in this process is used and left."""
+    """Joins the cluster at `address`, or starts Ray on this machine and stops it afterwards.
+
+    A session that is running in this process is used and left running. Raises UserError if Ray does not start.
+    """
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
-    here = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    there = {"address": address, "runtime_env": {"env_vars": environment}}
+    options: dict[str, Any] = {
+        "address": "local",
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+    if address:
+        options = {"address": address, "runtime_env": {"env_vars": environment}}
     try:
-        ray.init(**(there if address else here), logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"Ray did not start{f' at {address}' if address else ''}: {str(error).splitlines()[0]}"
-        ) from None
+        where = f" at {address}" if address else ""
+        raise UserError(f"Ray did not start{where}: {str(error).splitlines()[0]}") from None
     try:
         yield
     finally:
         ray.shutdown()
 
 
+# ---- resources
+
+
 def nodes_up() -> list[dict[str, float]]:
-    """The resources of each node that is up."""
+    """Returns the resources of each node that is up."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def processes_by_node(machine: Machine, nodes: list[dict[str, float]]) -> list[int]:
-    """How many processes of trials fit on each node."""
+def fitting_processes(machine: MachineConfig, nodes: list[dict[str, float]]) -> list[int]:
+    """Returns how many processes of trials fit on each node."""
     share = share_of_worker(machine)
-    return [min(int(node.get(name, 0) / amount + 1e-6) for name, amount in share.items()) for node in nodes]
+    fitting = []
+    for node in nodes:
+        by_resource = [int(node.get(name, 0) / amount + 1e-6) for name, amount in share.items()]
+        fitting.append(min(by_resource))
+    return fitting
 
 
-def neighbours(machine: Machine, trials: int) -> int:
-    """Processes of so many trials at a time that share one node, at most."""
-    return max(1, min(max(processes_by_node(machine, nodes_up()), default=1), trials * machine.workers))
+def processes_per_node(machine: MachineConfig, trials: int) -> int:
+    """Returns an upper bound on the processes of `trials` concurrent trials that can share one node."""
+    most = max(fitting_processes(machine, nodes_up()), default=1)
+    return max(1, min(most, trials * machine.workers))
 
 
-def slots(machine: Machine, local: bool) -> int:
-    """Trials that fit at once, each process of one on a single node. Raises UserError where none ever will; a cluster may still grow, so
-    there it is only said."""
-    nodes, share, where = nodes_up(), share_of_worker(machine), "this machine" if local else "the cluster"
+def slots(machine: MachineConfig, local: bool) -> int:
+    """Returns how many trials fit at once, with each process on a single node.
+
+    Raises UserError if none ever will. A cluster may still grow, so there it only warns.
+    """
+    nodes = nodes_up()
+    where = "this machine" if local else "the cluster"
     for key, name, wanted in (("cpus", "CPU", machine.cpus), ("gpus", "GPU", machine.gpus)):
-        there = sum(node.get(name, 0) for node in nodes)
-        if wanted > there:
-            message = f"machine.{key} is {wanted:g} for each trial, but {where} has {there:g}"
+        available = sum(node.get(name, 0) for node in nodes)
+        if wanted > available:
+            message = f"machine.{key} is {wanted:g} for each trial, but {where} has {available:g}"
             if local:
                 raise UserError(
-                    f"{message}: write --set machine.{key}={there:g} or less, or join a cluster with --address"
+                    f"{message}: write --set machine.{key}={available:g} or less, or join a cluster with --address"
                 )
-            say(f"warning: {message} at the moment")
+            log.warning(f"{message} at the moment")
             return 1
-    fitting = sum(processes_by_node(machine, nodes))
+    fitting = sum(fitting_processes(machine, nodes))
     if fitting < machine.workers:
-        wanted = " and ".join(f"{amount:g} {name}" for name, amount in share.items())
-        say(
-            f"warning: each of machine.workers = {machine.workers} processes takes {wanted} of one node, and at the moment {fitting} fit on "
-            "the cluster's nodes: trials wait until more join"
+        share = " and ".join(f"{amount:g} {name}" for name, amount in share_of_worker(machine).items())
+        log.warning(
+            f"each of machine.workers = {machine.workers} processes takes {share} of one node, and at the moment "
+            f"{fitting} fit on the cluster's nodes: trials wait until more join"
         )
     return max(1, fitting // machine.workers)
 
 
-def resources(machine: Machine) -> dict[str, float]:
-    """Of the trial itself. Where it only waits for its workers it holds nothing that they need, a byte, since Tune asks for something."""
-    return {"cpu": machine.cpus, "gpu": machine.gpus} if machine.workers == 1 else {"cpu": 0, "memory": 1}
+def resources(machine: MachineConfig) -> dict[str, float]:
+    """Returns the resources of the trial process itself.
+
+    If it only waits for workers it requests one byte of memory: Tune requires a request, and this one takes nothing
+    that the workers need.
+    """
+    if machine.workers > 1:
+        return {"cpu": 0, "memory": 1}
+    return {"cpu": machine.cpus, "gpu": machine.gpus}
+
+
+# ---- trials
 
 
 class StopFile(tune.Stopper):
-    """Ends the experiment once the file is there: running cells save and return by themselves, the others are not begun."""
+    """Ends the experiment when the file exists. Running cells save and return, and the others are not started."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Never stops a single trial."""
         return False
 
     def stop_all(self) -> bool:
+        """Tells whether to stop everything."""
         return self.path.exists()
 
 
 def fit(
     trainable: Callable[..., Any],
     space: dict[str, Any],
-    machine: Machine,
+    machine: MachineConfig,
     scratch: Path,
     stop_file: Path,
     tune_config: tune.TuneConfig,
@@ -125,7 +159,7 @@ def fit(
     retries: int,
     every_second: Callable[[], None],
 ) -> tune.ResultGrid:
-    """Runs the trials, with `every_second()` called meanwhile. Raises KeyboardInterrupt where the stop file ended it."""
+    """Runs the trials, and calls `every_second()` meanwhile. Raises KeyboardInterrupt if the stop file ended it."""
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources(machine)),
@@ -140,7 +174,7 @@ def fit(
         ),
     )
     try:
-        # stdout is for results: Tune writes there of trials that report nothing, however quiet it is asked to be
+        # stdout is for results, but Tune writes about trials that report nothing, whatever verbosity is asked for.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             return _in_thread(tuner.fit, every_second, stop_file)
     finally:
@@ -149,14 +183,14 @@ def fit(
 
 def execute(
     job: Job,
-    machine: Machine,
+    machine: MachineConfig,
     scratch: Path,
     *,
     max_concurrent: int | None,
     retries: int,
     every_second: Callable[[], None],
-) -> list[Ended]:
-    """One trial a cell, in their order."""
+) -> list[EndedTrial]:
+    """Runs one Tune trial per cell and returns how they ended, in the order of the cells."""
     results = fit(
         tune.with_parameters(run_cell, job=job),
         {"cell": tune.grid_search(list(range(len(job.configs))))},
@@ -167,13 +201,18 @@ def execute(
         retries=retries,
         every_second=every_second,
     )
-    return [
-        (result.config["cell"], result.metrics or {}, result.error) for result in results if result.config
-    ]
+    ended = []
+    for result in results:
+        if result.config:
+            ended.append(EndedTrial(result.config["cell"], result.metrics or {}, result.error))
+    return ended
 
 
 def _in_thread(fit: Callable[[], Any], every_second: Callable[[], None], stop_file: Path) -> Any:
-    """fit() in a thread of its own, where Tune leaves signals alone: they are the main thread's, which waits and shows progress."""
+    """Calls fit() in a thread, where Tune does not take over the signals.
+
+    Signals belong to the main thread, which waits here and shows progress.
+    """
     answer: dict[str, Any] = {}
 
     def target() -> None:
@@ -195,7 +234,7 @@ def _in_thread(fit: Callable[[], Any], every_second: Callable[[], None], stop_fi
     error = answer.get("error")
     if isinstance(error, (ray.exceptions.RayError, tune.TuneError)):
         raise UserError(
-            f"Ray ended ({str(error).splitlines()[0]}): run the same command again to go on"
+            f"Ray ended ({str(error).splitlines()[0]}): run the same command again to resume"
         ) from error
     if error is not None:
         raise error

@@ -1,4 +1,4 @@
-"""What one trial does: it trains one cell. No ray in here; torch is imported once a process, inside the functions."""
+"""What one trial of Ray Tune does: it trains one cell. Torch is imported inside the functions, once per process."""
 
 from __future__ import annotations
 
@@ -7,35 +7,38 @@ import time
 from typing import Any
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.sweep.cell import ready, train_here
+from mirai_bench.sweep.cell import ready, train_cell
 from mirai_bench.sweep.job import Job
-from mirai_bench.tracking.run_folder import began_after, measured_seconds
+from mirai_bench.tracking.run_folder import RunFailed, RunFolder
 from mirai_bench.utils.errors import UserError
 
 
-def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, Any]:
-    """Trains cell number trial["cell"] from its newest checkpoint. What a run cannot get past ends as its failed.json, not as an exception:
-    only what another attempt may mend (a lost worker, a broken device) raises, and is tried again.
+def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, float]:
+    """Trains cell number trial["cell"] from its newest checkpoint.
 
-    → seconds: of the whole call, of imports and the check, and of what the journal measured (steps, sampling, evaluation)
+    Permanent errors are written to failed.json and do not raise. Transient errors (a lost worker, a broken device)
+    raise, so that Ray Tune retries the trial.
+
+    Returns the seconds of the whole call (`seconds`), of imports and the check (`ready_seconds`), and of what the
+    journal measured: steps, sampling, evaluation (`measured_seconds`).
     """
     start = time.time()
-    from mirai_bench.train.trainer import run_dir_of
-
     config = RunConfig.model_validate(job.configs[trial["cell"]])
-    run_dir = run_dir_of(config)
-    before = measured_seconds(run_dir)
+    folder = RunFolder(config.run_path)
+    measured_before = sum(folder.measured_seconds().values())
     if config.machine.workers > 1:
         from mirai_bench.sweep.ray_train import train_in_workers
 
         train_in_workers(config, job)
-        began = began_after(start, run_dir)
+        began = folder.started_after(start) or start
     else:
-        accepted, began = ready(config, job), time.time()
+        accepted = ready(config, job)
+        began = time.time()
         if accepted:
-            from mirai_bench.tracking.run_folder import RunFailed
-
             with contextlib.suppress(RunFailed, UserError):
-                train_here(config, job.stop_file)
-    seconds, measured = time.time() - start, measured_seconds(run_dir) - before
-    return {"seconds": seconds, "ready_seconds": began - start, "measured_seconds": measured}
+                train_cell(config, job.stop_file)
+    return {
+        "seconds": time.time() - start,
+        "ready_seconds": began - start,
+        "measured_seconds": sum(folder.measured_seconds().values()) - measured_before,
+    }

@@ -1,4 +1,7 @@
-"""The run's journal: one JSON object a line, the source of truth that MLflow, tables and figures are views of."""
+"""The journal of a run: one JSON object per line. It is the source of truth; MLflow, tables and figures are views.
+
+Every line has `kind` (start, train, evaluation or end), `time` (seconds since 1970), `step` and `epoch`.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import write_atomic
+from mirai_bench.utils.files import write_text
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines only: a last line that was being written when the process died is not there yet."""
+    """Yields the complete lines of a journal. Yields nothing if there is no such file.
+
+    A last line without a line end was being written when the process died, and is left out.
+    """
     if not path.is_file():
         return
     with open(path, "rb") as file:
@@ -23,19 +29,27 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Journal:
+    """The journal of one run, which one process writes."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yields the complete lines, oldest first."""
+        return read_journal(self.path)
+
     def rewind(self, step: int) -> None:
-        """Forgets what lies after `step` (it will be trained and written again), and any half-written last line."""
-        if self.path.exists():
-            kept = [
-                line for line in read_journal(self.path) if line["step"] <= step and line["kind"] != "end"
-            ]
-            write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        """Removes the lines after `step`, which will be trained and written again, and a half-written last line."""
+        if not self.path.exists():
+            return
+        kept = [line for line in self.lines() if line["step"] <= step and line["kind"] != "end"]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append(self, line: dict[str, Any], *, durable: bool = False) -> None:
-        """durable: on the disk before this returns. Raises UserError where the disk is full; the half-written line is ignored by readers."""
+        """Appends one line. With `durable` it is on the disk before this returns.
+
+        Raises UserError if the disk is full. Readers ignore the half-written line.
+        """
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -48,4 +62,5 @@ class Journal:
             ) from error
 
     def has(self, kind: str, step: int) -> bool:
-        return any(line["kind"] == kind and line["step"] == step for line in read_journal(self.path))
+        """Tells whether there is a line of this kind at this step."""
+        return any(line["kind"] == kind and line["step"] == step for line in self.lines())

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from mirai_bench.utils.cli import say
 from mirai_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
 
 
 EXPERIMENT = "mirai_bench"
@@ -50,7 +51,7 @@ def store_uri() -> str:
     )
 
 
-def shown(text: str) -> str:
+def redact_credentials(text: str) -> str:
     """Without user and password of any address in it."""
     return re.sub(r"//[^/@\s]+@", "//", text)
 
@@ -63,24 +64,24 @@ def create_store() -> str:
     """
     uri = os.environ["MLFLOW_TRACKING_URI"] = store_uri()
     if uri.startswith(("http://", "https://", "databricks")):
-        if not answers(uri):
-            say_away(uri, "no answer")
+        if not is_reachable(uri):
+            warn_unreachable(uri, "no answer")
         return uri
     if not uri.startswith("sqlite:///"):
         raise UserError(
-            f"MLFLOW_TRACKING_URI is {shown(uri)!r}: write the address of a server (http://host:5000), sqlite:///FILE, or leave it unset"
+            f"MLFLOW_TRACKING_URI is {redact_credentials(uri)!r}: write the address of a server (http://host:5000), sqlite:///FILE, or leave it unset"
         )
     path = Path(uri.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         try:
-            patiently(lambda: experiment_id(connect(uri), uri))
+            retry_while_locked(lambda: experiment_id(connect(uri), uri))
             with sqlite3.connect(path, timeout=PATIENCE_SECONDS) as connection:
                 connection.execute("PRAGMA journal_mode=WAL")  # about 3 times cheaper writes
             connection.close()
         except Exception as error:  # MLflow, SQLAlchemy and Alembic each raise their own
             raise UserError(
-                f"{path} is not usable as MLflow's store: {shown(str(error)).splitlines()[0]}. Move it away and replay the runs"
+                f"{path} is not usable as MLflow's store: {redact_credentials(str(error)).splitlines()[0]}. Move it away and replay the runs"
             ) from error
     return uri
 
@@ -102,7 +103,7 @@ def connect(uri: str) -> MlflowClient:
     return mlflow.MlflowClient(uri)
 
 
-def answers(uri: str) -> bool:
+def is_reachable(uri: str) -> bool:
     """Whether something listens there; asked before each use, since MLflow's own retries would hold up the training."""
     if not uri.startswith(("http://", "https://")):
         return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file()
@@ -117,29 +118,31 @@ def answers(uri: str) -> bool:
     return True
 
 
-def say_away(uri: str, reason: str) -> None:
+def warn_unreachable(uri: str, reason: str) -> None:
     if uri not in _away:
         _away.add(uri)
-        say(
-            f"MLflow at {shown(uri)} is away ({shown(reason)}): training goes on and the journals keep everything. "
+        log.info(
+            f"MLflow at {redact_credentials(uri)} is away ({redact_credentials(reason)}): training goes on and the journals keep everything. "
             "Later runs of this sweep send it, or: python -m mirai_bench.tracking replay RUN…"
         )
 
 
-def unless_away(send: Callable[[MlflowClient, str], Any]) -> Any:
+def send_or_skip(send: Callable[[MlflowClient, str], Any]) -> Any:
     """send(client, uri); None, said once, when the store is away or refuses: no failure of the tracking may end a training."""
     uri = store_uri()
-    if not answers(uri):
-        return say_away(uri, "no answer" if uri.startswith("http") else "there is no such file")
+    if not is_reachable(uri):
+        return warn_unreachable(uri, "no answer" if uri.startswith("http") else "there is no such file")
     try:
-        answer = patiently(lambda: send(connect(uri), uri))
+        answer = retry_while_locked(lambda: send(connect(uri), uri))
     except Exception as error:  # artifact stores raise errors of their own libraries
-        return say_away(uri, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return warn_unreachable(
+            uri, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )
     _away.discard(uri)
     return answer
 
 
-def patiently(attempt: Callable[[], Any]) -> Any:
+def retry_while_locked(attempt: Callable[[], Any]) -> Any:
     """Tries again, for about a minute, while another process holds the sqlite file."""
     start, pause = time.monotonic(), 0.25
     while True:

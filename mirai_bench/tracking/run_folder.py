@@ -1,172 +1,288 @@
-"""failed.json: why an attempt at a run ended, and what the next one is to know."""
+"""The folder of a run. This is the only module that knows the names of the files in it. It does not import torch.
+
+runs/<fingerprint>/
+config.json       the resolved configuration
+journal.jsonl     every logged step and evaluation (journal.py)
+checkpoints/      step_00000690/ and so on (checkpoint/store.py)
+samples/          one grid of images per evaluation
+done.json         written when the last step is trained and evaluated
+failed.json       why the last attempt ended; the next attempt removes it
+run.lock          held by the process that trains the run
+mlflow.lock       held by the process that sends the run to MLflow
+log.txt           what the run said while a sweep trained it
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from mirai_bench.config.run_config import RunConfig
-from mirai_bench.tracking.journal import read_journal
-from mirai_bench.utils.distributed import rank_and_world
+from mirai_bench.tracking.journal import Journal
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import write_atomic
+from mirai_bench.utils.files import write_text
+
+State = Literal["done", "running", "failed", "pending"]
 
 
 class RunFailed(Exception):
-    """The run cannot go on; failed.json says why."""
+    """The run cannot continue, and another attempt would end in the same way. failed.json holds the reason."""
 
     def __init__(self, reason: str, step: int | None = None) -> None:
         super().__init__(reason)
         self.step = step
 
-    def __reduce__(self) -> tuple[type, tuple[str, int | None]]:  # it travels from a worker to its trial
+    def __reduce__(self) -> tuple[type, tuple[str, int | None]]:
+        """Keeps the step when the error is pickled on its way from a worker to its trial."""
         return RunFailed, (str(self), self.step)
 
 
-def leave_failure(run_dir: Path, error: BaseException, micro_batches: int | None = None) -> None:
-    """`final`: another attempt would end the same way. `micro_batches`: what the next attempt starts with, after too little memory.
+class Failure(NamedTuple):
+    """The content of failed.json: why an attempt ended, and the settings that the next attempt should use."""
 
-    Of several ranks the first to fail says why: the others fail because it is gone.
-    """
-    rank, world = rank_and_world()
-    file, mine = run_dir / "failed.json", run_dir / f"failed.{rank}.json"
-    if world > 1 and file.exists():
-        return
-    final = isinstance(error, (RunFailed, UserError))
-    content = {
-        "reason": str(error) if final else f"{type(error).__name__}: {error}",
-        "step": getattr(error, "step", None),
-        "final": final,
-    }
-    with contextlib.suppress(OSError):  # the disk may be full, which is then what `error` says
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_atomic(mine, json.dumps(content | ({"micro_batches": micro_batches} if micro_batches else {})))
-        os.replace(mine, file)
+    reason: str
+    step: int | None = None
+    final: bool = False
+    """Whether another attempt would end in the same way."""
+    micro_batches: int | None = None
+    """After an out-of-memory error: the number of micro-batches that the next attempt uses."""
 
+    @classmethod
+    def of(cls, error: BaseException, micro_batches: int | None = None) -> Failure:
+        """Describes an error. A UserError or RunFailed is final; any other error may be gone at the next attempt."""
+        final = isinstance(error, (RunFailed, UserError))
+        reason = str(error) if final else f"{type(error).__name__}: {error}"
+        return cls(reason, getattr(error, "step", None), final, micro_batches)
 
-def failure_left(run_dir: Path) -> dict[str, Any]:
-    """Nothing where there is none, or none that can be read."""
-    try:
-        found = json.loads((run_dir / "failed.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    def __str__(self) -> str:
+        return self.reason if self.step is None else f"{self.reason} (step {self.step})"
 
 
-def take_failure(run_dir: Path) -> dict[str, Any]:
-    """What the last attempt left, which is then no more: a new one has begun."""
-    found = failure_left(run_dir)
-    (run_dir / "failed.json").unlink(missing_ok=True)
-    return found
+class Progress(NamedTuple):
+    """How far a run has come."""
 
-
-@contextmanager
-def locked(run_dir: Path, wait: bool) -> Iterator[None]:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(run_dir / "run.lock", timeout=-1 if wait else 0):
-            yield
-    except Timeout:
-        raise UserError(f"{run_dir} is being trained by another process") from None
-
-
-def written(run_dir: Path) -> int:
-    """When failed.json was, in nanoseconds."""
-    file = run_dir / "failed.json"
-    return file.stat().st_mtime_ns if file.is_file() else 0
-
-
-State = Literal["done", "running", "failed", "pending"]
-
-
-def state_of(run_dir: Path) -> State:
-    """A finished or failed run has left its file; a running one holds its lock, however its process may end."""
-    if (run_dir / "done.json").is_file():
-        return "done"
-    if _is_locked(run_dir / "run.lock"):
-        return "running"
-    return "failed" if (run_dir / "failed.json").is_file() else "pending"
-
-
-def _is_locked(lock: Path) -> bool:
-    if not lock.is_file():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
-def failure_of(run_dir: Path) -> str:
-    """The reason that failed.json gives."""
-    try:
-        found = json.loads((run_dir / "failed.json").read_bytes())
-        return f"{found['reason']}" + (f" (step {found['step']})" if found.get("step") is not None else "")
-    except (OSError, ValueError, KeyError, TypeError):
-        return "no reason was left"
+    epoch: float
+    seconds_left: float | None
+    """At the pace since the run was last started. None if there is no pace yet."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    epoch: float
-    seconds_left: float | None
-    """at the pace since the run was last started"""
+class RunFolder:
+    """The folder of one run, `<runs>/<fingerprint>`."""
 
+    path: Path
 
-def progress_of(run_dir: Path, config: RunConfig) -> Progress:
-    """How far a run has come, from its journal."""
-    first = last = None
-    for line in read_journal(run_dir / "journal.jsonl"):
-        first = line if line["kind"] == "start" or first is None else first
-        last = line
-    if last is None:
-        return Progress(0.0, None)
-    advanced = last["epoch"] - first["epoch"]
-    pace = (last["time"] - first["time"]) / advanced if advanced > 0 else None  # seconds an epoch
-    since = time.time() - last["time"]
-    left = None if pace is None else max(0.0, pace * (config.train.epochs - last["epoch"]) - since)
-    return Progress(last["epoch"], left)
+    def __str__(self) -> str:
+        return str(self.path)
 
+    # ---- the names of its files
 
-def began_after(start: float, run_dir: Path) -> float:
-    """When the workers of a trial that came up at `start` began to train; `start` where they did not."""
-    starts = [line["time"] for line in read_journal(run_dir / "journal.jsonl") if line["kind"] == "start"]
-    return min((time for time in starts if time > start), default=start)
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
 
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.path / "journal.jsonl")
 
-@contextlib.contextmanager
-def log_of(run_dir: Path) -> Iterator[None]:
-    """What a run says goes to its log.txt: on the terminal several would talk at once."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        open(run_dir / "log.txt", "a", encoding="utf-8", buffering=1) as log,
-        contextlib.redirect_stderr(log),
-        contextlib.redirect_stdout(log),
-    ):
-        yield
+    @property
+    def done_file(self) -> Path:
+        return self.path / "done.json"
 
+    @property
+    def failure_file(self) -> Path:
+        return self.path / "failed.json"
 
-def measured_parts(run_dir: Path) -> dict[str, float]:
-    """Seconds that the journal accounts for, by what a run is for."""
-    parts = {"training steps": 0.0, "sampling": 0.0, "evaluation": 0.0}
-    for line in read_journal(run_dir / "journal.jsonl"):
-        if line["kind"] in ("train", "end"):
-            parts["training steps"] = line["train_seconds"]
-        elif line["kind"] == "evaluation":
-            parts["sampling"] += line["sample_seconds"]
-            parts["evaluation"] += line["evaluate_seconds"]
-    return parts
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
 
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "run.lock"
 
-def measured_seconds(run_dir: Path) -> float:
-    return sum(measured_parts(run_dir).values())
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def grids(self) -> Path:
+        return self.path / "samples"
+
+    def grid_file(self, epoch: float) -> Path:
+        """Returns the path of the sample grid of the evaluation at `epoch`, relative to the run's folder."""
+        return Path(self.grids.name) / f"epoch_{epoch:07.2f}.png"
+
+    # ---- the configuration
+
+    @property
+    def holds_run(self) -> bool:
+        """Tells whether a run has been started in this folder."""
+        return self.config_file.is_file()
+
+    def check(self) -> None:
+        """Raises UserError if this is not the folder of a run."""
+        if not self.holds_run:
+            raise UserError(
+                f"{str(self.path)!r} is not a run folder (it has no {self.config_file.name}): write for instance "
+                "runs/3f2a9c01b7de"
+            )
+
+    def config_fields(self) -> dict[str, Any]:
+        """Returns the run's configuration as plain fields. `config.load.load_run` makes a RunConfig of the file."""
+        self.check()
+        return json.loads(self.config_file.read_text(encoding="utf-8"))
+
+    def write_config(self, text: str) -> None:
+        """Writes the configuration (JSON), and makes the folder if there is none."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config_file, text)
+
+    # ---- the state
+
+    @property
+    def state(self) -> State:
+        """Returns the state of the run, by the one rule that all commands share.
+
+        A run with done.json is done. A run whose lock is held is running: the system releases the lock when the
+        process ends, however it ends. Of the others, a run with failed.json has failed, and the rest are pending.
+        """
+        if self.is_done:
+            return "done"
+        if self._is_locked():
+            return "running"
+        return "failed" if self.failure_file.is_file() else "pending"
+
+    @property
+    def is_done(self) -> bool:
+        return self.done_file.is_file()
+
+    def mark_done(self, step: int, seconds: float) -> None:
+        """Records that the run has ended at this step after so many seconds of training."""
+        write_text(self.done_file, json.dumps({"step": step, "seconds": seconds}))
+
+    @contextlib.contextmanager
+    def lock(self, *, wait: bool) -> Iterator[None]:
+        """Holds the run's lock. If another process holds it, this waits or, without `wait`, raises UserError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.lock_file, timeout=-1 if wait else 0):
+                yield
+        except Timeout:
+            raise UserError(f"{self.path} is being trained by another process") from None
+
+    def _is_locked(self) -> bool:
+        if not self.lock_file.is_file():
+            return False
+        try:
+            with FileLock(self.lock_file, timeout=0):
+                return False
+        except Timeout:
+            return True
+        except (
+            OSError
+        ):  # somebody else's folder, which may be read only: whether it is locked cannot be asked
+            return False
+
+    def mlflow_lock(self) -> FileLock:
+        """Returns the lock that a process holds while it sends the run to MLflow."""
+        return FileLock(self.path / "mlflow.lock")
+
+    # ---- failures
+
+    def failure(self) -> Failure | None:
+        """Returns why the last attempt ended, or None if it left no failed.json."""
+        try:
+            found = json.loads(self.failure_file.read_bytes())
+            known = {name: found[name] for name in Failure._fields if name in found}
+            return Failure(**known)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):
+            return Failure("no reason was left")
+
+    def take_failure(self) -> Failure | None:
+        """Returns and deletes failed.json, because a new attempt has started."""
+        found = self.failure()
+        self.failure_file.unlink(missing_ok=True)
+        return found
+
+    def write_failure(self, failure: Failure) -> None:
+        """Writes failed.json, unless this attempt has already left one.
+
+        If several ranks fail, the first one has the reason: the others fail because it is gone. A full disk is
+        not reported here, because it is then what `failure` says.
+        """
+        if self.failure_file.exists():
+            return
+        content = {
+            name: value for name, value in failure._asdict().items() if name != "micro_batches" or value
+        }
+        with contextlib.suppress(OSError):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.failure_file, json.dumps(content))
+
+    def failure_written_at(self) -> float:
+        """Returns when failed.json was written (seconds since 1970), or 0 if there is none."""
+        try:
+            return self.failure_file.stat().st_mtime_ns / 1e9
+        except FileNotFoundError:
+            return 0.0
+
+    # ---- what the run says and how far it is
+
+    @contextlib.contextmanager
+    def log(self) -> Iterator[None]:
+        """Redirects stdout and stderr to the run's log file, because the runs of a sweep share one terminal."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (
+            open(self.log_file, "a", encoding="utf-8", buffering=1) as log,
+            contextlib.redirect_stderr(log),
+            contextlib.redirect_stdout(log),
+        ):
+            yield
+
+    def progress(self, epochs: int) -> Progress:
+        """Returns how far a run of so many epochs has come, according to its journal."""
+        first = None
+        last = None
+        for line in self.journal.lines():
+            if first is None or line["kind"] == "start":
+                first = line
+            last = line
+        if first is None or last is None:
+            return Progress(0.0, None)
+        advanced = last["epoch"] - first["epoch"]
+        if advanced <= 0:
+            return Progress(last["epoch"], None)
+        seconds_per_epoch = (last["time"] - first["time"]) / advanced
+        since_last_line = time.time() - last["time"]
+        left = seconds_per_epoch * (epochs - last["epoch"]) - since_last_line
+        return Progress(last["epoch"], max(0.0, left))
+
+    def started_after(self, moment: float) -> float | None:
+        """Returns when training first started after `moment` (seconds since 1970), or None if it did not."""
+        starts = [line["time"] for line in self.journal.lines() if line["kind"] == "start"]
+        return min((start for start in starts if start > moment), default=None)
+
+    def measured_seconds(self) -> dict[str, float]:
+        """Returns the seconds that the journal accounts for: of training steps, of sampling, and of evaluation."""
+        seconds = {"training steps": 0.0, "sampling": 0.0, "evaluation": 0.0}
+        for line in self.journal.lines():
+            if line["kind"] in ("train", "end"):
+                seconds["training steps"] = line["train_seconds"]
+            elif line["kind"] == "evaluation":
+                seconds["sampling"] += line["sample_seconds"]
+                seconds["evaluation"] += line["evaluate_seconds"]
+        return seconds
+
+    def num_evaluations(self) -> int:
+        """Returns the number of evaluations in the journal, without parsing it."""
+        path = self.journal.path
+        return path.read_bytes().count(b'"kind": "evaluation"') if path.is_file() else 0

@@ -1,53 +1,63 @@
-"""TODO: train.__main__."""
+"""The command `python -m mirai_bench.train`: trains one run."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from pathlib import Path
 
 from mirai_bench.config.load import load_run
-from mirai_bench.tracking.run_folder import RunFailed
-from mirai_bench.train.run import train
-from mirai_bench.train.trainer import run_dir_of
-from mirai_bench.utils.cli import run, say
-from mirai_bench.utils.device import resolve_device
-from mirai_bench.utils.distributed import process_group, rank_and_world
+from mirai_bench.utils.cli import add_config, run
+
+log = logging.getLogger(__name__)
+
+EPILOG = """examples:
+  python -m mirai_bench.train digits --set foresight.level=internal --set train.epochs=2 --set evaluation.at=[2]
+  torchrun --nproc-per-node 8 -m mirai_bench.train imagenet256_b"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m mirai_bench.train",
+        description="Trains one run. The same command again resumes it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config(result)
+    result.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config and what it costs, train nothing"
+    )
+    result.add_argument(
+        "--measure", action="store_true", help="with --dry-run: time a training step here, on random codes"
+    )
+    return result
 
 
 def command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m mirai_bench.train",
-        description="Trains one run; the same command again resumes it.",
-        epilog="examples: python -m mirai_bench.train digits --set foresight.level=internal --set train.epochs=2; "
-        "torchrun --nproc-per-node 8 -m mirai_bench.train imagenet256_b",
-    )
-    parser.add_argument(
-        "config", type=Path, help="a run file (YAML), a run's config.json, or the name of a profile"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="settings")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config and what it costs, train nothing"
-    )
-    parser.add_argument(
-        "--measure", action="store_true", help="with --dry-run: time a training step here, on random codes"
-    )
-    args = parser.parse_args(argv)
+    """Runs the command and returns its exit code. Prints the path of the run's folder."""
+    args = parser().parse_args(argv)
     config = load_run(args.config, args.settings)
-    if args.dry_run:
-        from mirai_bench.train.dry_run import describe
+    # Imported here, so that --help and wrong configs need no torch.
+    from mirai_bench.tracking.run_folder import RunFailed, RunFolder
+    from mirai_bench.train.dry_run import describe
+    from mirai_bench.train.run import train
+    from mirai_bench.train.trainer import resolve_hardware
+    from mirai_bench.utils.distributed import process_group, rank_and_world
 
-        print(describe(config, args.measure), end="")
+    hardware = resolve_hardware(config)
+    if args.dry_run:
+        print(describe(config, hardware, args.measure), end="")
         return 0
-    run_dir = run_dir_of(config)
-    with process_group(resolve_device(config)):
+    folder = RunFolder(config.run_path)
+    with process_group(hardware.device):
         try:
-            train(config, run_dir)
+            train(config, folder, hardware)
         except RunFailed as error:
-            say(f"failed: {error}")
+            log.info(f"failed: {error}")
             return 1
         if rank_and_world()[0] == 0:
-            print(run_dir)
+            print(folder)
     return 0
 
 

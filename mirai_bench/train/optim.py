@@ -1,4 +1,4 @@
-"""Schedules (pure functions of progress), AdamW's parameter groups, EMA."""
+"""Schedules (pure functions of progress), the parameter groups of AdamW, and the EMA."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from mirai_bench.config.foresight import Foresight
-from mirai_bench.config.run_config import Train
+from mirai_bench.config.foresight import ForesightConfig
+from mirai_bench.config.run_config import TrainConfig
 
-# How a value goes from `start` to `end` while progress goes from 0 to 1; `step` changes at a point of its own.
+# How a value changes from `start` to `end` while progress goes from 0 to 1.
 SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
     "constant": lambda start, end, progress: start,
     "linear": lambda start, end, progress: start + (end - start) * progress,
@@ -20,53 +20,64 @@ SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
 }
 
 
-def foresight_weight(config: Foresight, progress: float) -> float:
-    """λ at `progress` (fraction of training done, 0 to 1): 0 during warm-up; linear and cosine run from its end to the end of training."""
+def foresight_weight(config: ForesightConfig, progress: float) -> float:
+    """Returns λ at `progress`, the fraction of training that is done (0 to 1).
+
+    λ is 0 during foresight's warm-up. Linear and cosine schedules run from its end to the end of training.
+    """
     if config.level == "none" or progress < config.warmup:
         return 0.0
     if config.schedule == "step":
         return config.weight if progress < config.step_at else config.final_weight
-    return SCHEDULES[config.schedule](
-        config.weight, config.final_weight, (progress - config.warmup) / (1 - config.warmup)
-    )
+    after_warmup = (progress - config.warmup) / (1 - config.warmup)
+    return SCHEDULES[config.schedule](config.weight, config.final_weight, after_warmup)
 
 
-def foresight_rests(config: Foresight) -> bool:
-    """Whether λ is 0 in some steps of a run with foresight: its heads are then parameters that such a step does not use."""
+def foresight_can_be_off(config: ForesightConfig) -> bool:
+    """Tells whether λ is 0 in some steps of a run with foresight. Such a step does not use the foresight heads."""
     ends_at_zero = config.schedule == "step" and config.final_weight == 0
     return config.level != "none" and (config.warmup > 0 or config.weight == 0 or ends_at_zero)
 
 
-def learning_rate(config: Train, progress: float, step_size: float) -> float:
-    """Learning rate of the step that starts at `progress`; step_size is the progress of one step, so that the warm-up's first is not zero."""
+def learning_rate(config: TrainConfig, progress: float, step_size: float) -> float:
+    """Returns the learning rate of the step that starts at `progress`.
+
+    `step_size` is the progress of one step. It makes the first step of the warm-up not zero.
+    """
     if progress < config.lr_warmup:
         return config.lr * min(1.0, (progress + step_size) / config.lr_warmup)
-    return SCHEDULES[config.lr_schedule](
-        config.lr, 0.0, (progress - config.lr_warmup) / (1 - config.lr_warmup)
-    )
+    after_warmup = (progress - config.lr_warmup) / (1 - config.lr_warmup)
+    return SCHEDULES[config.lr_schedule](config.lr, 0.0, after_warmup)
 
 
-def build_optimizer(config: Train, parameters: Iterable[Tensor]) -> torch.optim.AdamW:
-    """Weight decay on matrices (embeddings and projectors too), none on norms and biases. A projector bias (K, 1, Z) is a vector for each head."""
-    groups: tuple[list[Tensor], list[Tensor]] = ([], [])
+def is_decayed(parameter: Tensor) -> bool:
+    """Tells whether weight decay applies: to matrices, embeddings and projectors included, not to norms and biases.
+
+    A projector's bias (K, 1, Z) is a vector for each head, not a matrix.
+    """
+    return parameter.dim() >= 2 and parameter.shape[-2] != 1
+
+
+def build_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> torch.optim.AdamW:
+    """Returns AdamW with weight decay on matrices only."""
+    decayed: list[Tensor] = []
+    others: list[Tensor] = []
     for parameter in parameters:
-        groups[parameter.dim() >= 2 and 1 not in parameter.shape[-2:-1]].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": groups[True], "weight_decay": config.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        betas=config.betas,
-        fused=True,
-    )
+        group = decayed if is_decayed(parameter) else others
+        group.append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def clone_as_ema(model: nn.Module) -> nn.Module:
+    """Returns a frozen copy of the model."""
     return copy.deepcopy(model).requires_grad_(False)
 
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """φ ← τφ + (1 - τ)θ in one multi-tensor call."""
+    """Updates φ ← τφ + (1 - τ)θ with decay τ, in one multi-tensor call."""
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)

@@ -1,34 +1,72 @@
-"""What every command shares: how it ends, and how it shows progress. stdout carries results; everything else goes to stderr."""
+"""What every command shares: how it ends, its common options, and how it shows progress.
+
+stdout carries results. Everything else goes to stderr.
+"""
 
 from __future__ import annotations
 
+import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import TypeVar
 
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.log import configure_logging
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+SECONDS_PER_LINE = 30  # between two lines of progress where stderr is not a terminal
 
 
 def run(command: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """Runs `command(argv)`; a UserError becomes one message on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Runs `command(argv)` and returns its exit code.
+
+    A UserError becomes one message on stderr and exit code 2, Ctrl-C becomes exit code 130.
+    """
+    configure_logging()
     try:
         return command(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
+        print("interrupted: run the same command again to resume", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `… | head`
+    except BrokenPipeError:  # the reader of a pipe, such as `… | head`, has closed it
         sys.stderr.close()
         return 0
 
 
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds the positional argument CONFIG, which names the configuration of a run, and `--set`."""
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        help="a run file (YAML), a run's config.json, or the name of a profile such as digits",
+    )
+    add_settings(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser, example: str = "train.epochs=5") -> None:
+    """Adds `--set`, which overrides fields of the configuration. The values are collected in `settings`."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        dest="settings",
+        help=f"override a field of the configuration, for instance {example}; may be given several times",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds `--device`, which `utils.device.resolve_device` reads."""
+    parser.add_argument(
+        "--device", default="auto", help="auto (a GPU if one is visible), cpu, cuda or cuda:N; default auto"
+    )
 
 
 def progress(
@@ -39,22 +77,34 @@ def progress(
     initial: int = 0,
     weigh: Callable[[T], int] = lambda item: 1,
 ) -> Iterator[T]:
-    """A bar on a terminal; elsewhere a plain line every 30 s. `weigh`: how many units an item is."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
+    """Yields the items and shows how many are done: as a bar on a terminal, elsewhere as a line every 30 s.
 
-        with tqdm(desc=what, total=total, unit=unit, initial=initial, dynamic_ncols=True, leave=False) as bar:
-            for item in items:
-                yield item
-                bar.update(weigh(item))
+    `initial` and `total` are counted in units; `weigh(item)` is the number of units of an item.
+    """
+    if sys.stderr.isatty():
+        yield from _with_bar(items, what, total, unit, initial, weigh)
         return
-    start = last = monotonic()
+    start = monotonic()
+    last = start
     done = 0
     for item in items:
         yield item
         done += weigh(item)
         now = monotonic()
-        if now - last >= 30:
-            last, rate = now, done / (now - start)
-            left = f", {(total - initial - done) / rate:.0f} s left" if total else ""
-            say(f"{what}: {initial + done}{f'/{total}' if total else ''} {unit}, {rate:.1f} {unit}/s{left}")
+        if now - last >= SECONDS_PER_LINE:
+            last = now
+            rate = done / (now - start)
+            of_total = f"/{total}" if total else ""
+            left = f", {(total - initial - done) / rate:.0f} s left" if total and rate else ""
+            log.info(f"{what}: {initial + done}{of_total} {unit}, {rate:.1f} {unit}/s{left}")
+
+
+def _with_bar(
+    items: Iterable[T], what: str, total: int | None, unit: str, initial: int, weigh: Callable[[T], int]
+) -> Iterator[T]:
+    from tqdm import tqdm
+
+    with tqdm(desc=what, total=total, unit=unit, initial=initial, dynamic_ncols=True, leave=False) as bar:
+        for item in items:
+            yield item
+            bar.update(weigh(item))

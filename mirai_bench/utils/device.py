@@ -1,84 +1,160 @@
-"""TODO: utils.device."""
+"""The hardware of a run: its device, its precision, whether it is compiled, and how much memory there is."""
 
 from __future__ import annotations
 
 import os
 import platform
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from mirai_bench.config.run_config import RunConfig
 from mirai_bench.utils.errors import UserError
 
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Of the device, or of the machine as PyTorch's allocator on the CPU says it."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and "DefaultCPUAllocator" in str(error)
-        and "allocate memory" in str(error)
-    )
-
-
-def resolve_device(config: RunConfig) -> torch.device:
-    name = config.machine.device
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("machine.device is cuda, but no CUDA device is visible: write device: auto or cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+# Memory limits of a container (cgroup v2, then v1), in bytes. Outside of a container the file is missing, or it
+# says "max" or a number beyond the machine's memory.
+CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+# Below these model widths the option does not pay, as measured: bf16 on a CPU, and compilation (LlamaGen-B is 768).
+BF16_WIDTH = 256
+COMPILE_WIDTH = 768
 
 
-def resolve_precision(config: RunConfig, device: torch.device) -> str:
-    """auto: bf16 on a GPU, and on a CPU with AMX or AVX-512's bf16 products for widths from 256 (measured: narrower models are slower with
-    it)."""
-    if config.train.precision != "auto":
-        return config.train.precision
-    cpuinfo = Path("/proc/cpuinfo")
-    products = cpuinfo.is_file() and not {"amx_bf16", "avx512_bf16"}.isdisjoint(cpuinfo.read_text().split())
-    return "bf16" if device.type == "cuda" or (products and config.model.width >= 256) else "fp32"
+@dataclass(frozen=True)
+class Hardware:
+    """What a run computes on. It is resolved once, at the start of a command, and handed on."""
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """The precision of matrix products under autocast."""
+    compile: bool = False
+    """Whether the model, the teacher and the losses are compiled with torch.compile."""
+
+    @classmethod
+    def resolve(
+        cls,
+        device: str = "auto",
+        precision: Literal["fp32", "bf16", "auto"] = "fp32",
+        compile: Literal["auto"] | bool = False,
+        width: int = 0,
+    ) -> Hardware:
+        """Replaces every "auto" by what this machine and a model of this width call for.
+
+        `device` is resolved by `resolve_device`. `precision` becomes bf16 on a GPU, and on a CPU with AMX or
+        AVX-512 bf16 products if the model is at least 256 wide. `compile` becomes true on a GPU if the model is
+        at least 768 wide, because compilation takes a minute or two.
+        """
+        resolved = resolve_device(device)
+        on_gpu = resolved.type == "cuda"
+        if precision == "auto":
+            precision = "bf16" if on_gpu or (width >= BF16_WIDTH and has_bf16_products()) else "fp32"
+        if compile == "auto":
+            compile = on_gpu and width >= COMPILE_WIDTH
+        return cls(resolved, precision, compile)
+
+    @property
+    def kind(self) -> str:
+        """Returns "cpu" or "cuda"."""
+        return self.device.type
+
+    @property
+    def half(self) -> bool:
+        """Tells whether matrix products are computed in half precision."""
+        return self.precision == "bf16"
+
+    @cached_property
+    def name(self) -> str:
+        """Returns the name of the device, as records show it."""
+        return device_name(self.device)
 
 
-def resolve_compile(config: RunConfig, device: torch.device) -> bool:
-    """auto: on a GPU from LlamaGen's size B on. Narrower models and CPUs would compile for longer than it saves."""
-    if config.machine.compile == "auto":
-        return device.type == "cuda" and config.model.width >= 768
-    return config.machine.compile
+def resolve_device(name: str = "auto") -> torch.device:
+    """Returns the device of this process. "auto" is a GPU if one is visible, and the CPU otherwise.
+
+    If several processes share a machine, each one takes the GPU of its LOCAL_RANK. Raises UserError if `name` is
+    not the name of a device, or asks for CUDA and no CUDA device is visible.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(
+            f"device is {name!r}, which is not a device: write auto, cpu, cuda or cuda:0"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"machine.device is {name}, but no CUDA device is visible: write device: auto or cpu")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return device
 
 
-def default_generator_of(device: torch.device) -> torch.Generator:
-    """The one that dropout draws from."""
+@lru_cache
+def has_bf16_products() -> bool:
+    """Tells whether this CPU multiplies bf16 matrices in hardware (AMX or AVX-512)."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return False
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(info.read_text().split())
+
+
+def dropout_generator(device: torch.device) -> torch.Generator:
+    """Returns the generator that dropout draws from on this device, which is the device's default one."""
     if device.type == "cpu":
         return torch.default_generator
     torch.cuda.init()
-    return torch.cuda.default_generators[
-        torch.cuda.current_device() if device.index is None else device.index
-    ]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.default_generators[index]
+
+
+def device_name(device: torch.device) -> str:
+    """Returns the name of a device, as records show it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 @lru_cache
 def cpu_name() -> str:
+    """Returns the model of this machine's CPU and its number of cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()} ({len(names) or 1} cores)"
-
-
-# The limit of a container (cgroup v2, v1); elsewhere there is no such file, or it says "max", or a number beyond the machine's memory.
-LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} ({len(names) or 1} cores)"
 
 
 def machine_bytes() -> int:
-    """This machine's memory, or what its container may take of it."""
+    """Returns the memory of this machine in bytes, or the limit of the container if that is lower."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    found += [int(text) for path in LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
+    for path in CONTAINER_LIMITS:
+        text = path.read_text().strip() if path.is_file() else ""
+        if text.isdigit():
+            found.append(int(text))
     return min(found)
 
 
 def fits(num_bytes: int, device: torch.device) -> bool:
-    """Half of the device's free memory, or a quarter of the machine's, may hold codes."""
+    """Tells whether data of this size should be kept on the device.
+
+    It may take half of a GPU's free memory, or a quarter of the memory that this machine or its container has.
+    """
     if device.type == "cuda":
         return num_bytes <= torch.cuda.mem_get_info(device)[0] // 2
-    return num_bytes <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    return num_bytes <= machine_bytes() // 4
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether a GPU, or PyTorch's allocator on the CPU, ran out of memory."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    message = str(error)
+    on_cpu = "DefaultCPUAllocator" in message and "allocate memory" in message
+    return isinstance(error, RuntimeError) and on_cpu
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Writes a number of bytes in GB, with three digits."""
+    return f"{num_bytes / 1e9:.3g} GB"

@@ -1,6 +1,7 @@
-"""The processes of one data-parallel run: their group, what rank 0 decides for all, and the folder that all must see.
+"""The processes of one data-parallel run: their group, what rank 0 decides for all, and the folder they share.
 
-The group is made by whoever starts them: torchrun (here, from its environment), or Ray Train for a cell of a sweep.
+The group is made by whoever starts the processes: torchrun (its environment is read here), or Ray Train for a
+cell of a sweep.
 """
 
 from __future__ import annotations
@@ -20,23 +21,22 @@ from mirai_bench.utils.errors import UserError
 
 T = TypeVar("T")
 
-
-# Of a collective: the others wait in one while rank 0 measures what all have sampled, or waits for a teacher that another run trains. A
-# process that is gone is seen by whoever started it, not by this.
-PATIENCE = timedelta(days=2)
+# Timeout of collectives. It is long because other ranks wait while rank 0 computes metrics or waits for a teacher
+# run. Dead processes are detected by torchrun or Ray, not by this timeout.
+COLLECTIVE_TIMEOUT = timedelta(days=2)
 
 
 class Ranks(NamedTuple):
-    """This process among those that evaluate together; more than one need a process group."""
+    """Rank and world size of a distributed evaluation. With more than one process, a process group must exist."""
 
     rank: int = 0
     world: int = 1
     group: Any = None
-    """torch.distributed's, of results on the CPU; None: the default one"""
+    """The torch.distributed group that exchanges results on the CPU. None is the default group."""
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Of the process group, where there is one."""
+    """Returns this process's rank and the number of processes. Without a process group they are 0 and 1."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
@@ -44,25 +44,29 @@ def rank_and_world() -> tuple[int, int]:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the group that torchrun announces in the environment; nothing otherwise."""
+    """Joins the process group that torchrun announces in the environment. Does nothing if there is none."""
     if "WORLD_SIZE" not in os.environ:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     try:
         yield
     finally:
         torch.distributed.destroy_process_group()
 
 
-def of_rank_0(ask: Callable[[], T]) -> T:
-    """Rank 0's answer, at every rank; so is its UserError. What each rank read for itself (is the run done?) could differ between two."""
+def broadcast_from_rank0(ask: Callable[[], T]) -> T:
+    """Evaluates `ask()` on rank 0 and broadcasts the result, or its UserError, to all ranks.
+
+    Use it for anything that is read from a disk, which two ranks could otherwise see differently.
+    """
     rank, world = rank_and_world()
     if world == 1:
         return ask()
-    answer: list = [None, None]
+    answer: list[Any] = [None, None]  # the result, the message of the UserError
     if rank == 0:
         try:
             answer[0] = ask()
@@ -75,13 +79,15 @@ def of_rank_0(ask: Callable[[], T]) -> T:
 
 
 def check_shared(folder: Path) -> None:
-    """Rank 0 leaves a file in `folder`, and every rank looks for it. Raises UserError, at every rank, where one does not see it."""
+    """Checks that all ranks see the same `folder`. Raises UserError, on every rank, if one of them does not.
+
+    Rank 0 creates a file in the folder and every rank looks for it. The file has a new name each time, because a
+    network file system remembers for a while which files did not exist.
+    """
     rank, world = rank_and_world()
     if world == 1:
         return
-    token = of_rank_0(
-        lambda: uuid.uuid4().hex
-    )  # a new name each time: network file systems remember for a while what was not there
+    token = broadcast_from_rank0(lambda: uuid.uuid4().hex)
     file = folder / f".seen-{token}"
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,12 +97,14 @@ def check_shared(folder: Path) -> None:
     torch.distributed.all_gather_object(blind, None if file.exists() else socket.gethostname())
     if rank == 0:
         file.unlink()
-    if any(blind):
-        raise not_shared(folder, sorted({name for name in blind if name}))
+    hosts = sorted({name for name in blind if name})
+    if hosts:
+        raise not_shared(folder, hosts)
 
 
 def not_shared(folder: Path, hosts: list[str]) -> UserError:
+    """Returns the error for a folder that these hosts do not share with the others."""
     return UserError(
-        f"{folder} is not the same folder on all nodes ({', '.join(hosts)} sees another): write machine.runs: a folder on storage that "
-        "all nodes share"
+        f"{folder} is not the same folder on all nodes ({', '.join(hosts)} sees another): write machine.runs: a "
+        "folder on storage that all nodes share"
     )

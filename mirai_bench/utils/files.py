@@ -1,60 +1,89 @@
-"""Things made once and kept: a folder named by the digest of what it is made from, made under a lock and moved into place whole."""
+"""Files that are written whole or not at all, and folders that are made once and kept.
+
+`atomic` is the only place of the project that moves a finished file or folder to its name.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock
 
-from mirai_bench.utils.errors import UserError
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the same folder. When the block ends, what lies there replaces `path`.
+
+    The block may create a file or a folder. A reader sees the old content or the new one, never a part of it,
+    and the content is on the disk before the name changes. If the block raises, the temporary path is removed and
+    `path` keeps its old content.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        if temporary.is_dir():
+            remove(path)
+        os.replace(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Waits until the file, or every file of the folder, is on the disk."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    for file in files:
+        if file.is_file():
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all its content. Does nothing if there is none."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes temporary files that killed writers of `path` left. The caller holds the lock of `path`'s writers."""
+    for left in path.parent.glob(f"{path.name}.*.tmp"):
+        remove(left)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def cached(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, made by `build(temporary folder)` unless it is there; a second process waits for the first. Never half-written."""
+    """Returns `folder`. If it does not exist, `build(temporary folder)` makes it first, under a lock.
+
+    A second process waits for the first, and a half-built folder is never seen. The folder's name should contain
+    the digest of everything that its content depends on.
+    """
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            temporary = Path(f"{folder}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            build(temporary)
-            os.replace(temporary, folder)
+            remove_leftovers(folder)
+            with atomic(folder) as temporary:
+                temporary.mkdir()
+                build(temporary)
     return folder
-
-
-def write_atomic(path: Path, content: str) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable ({error}): remove it and prepare the codes again") from None
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-    os.replace(temporary, path)

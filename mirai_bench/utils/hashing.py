@@ -1,4 +1,4 @@
-"""Identity by content: short digests of JSON values, sha256 of files."""
+"""Identity by content: short digests of JSON values, and the sha256 of files."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from typing import Any
 
 
 def digest(value: Any) -> str:
-    """12 hexadecimal digits of the canonical JSON's sha256."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+    """Returns the first 12 hexadecimal digits of the sha256 of the value's canonical JSON."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def file_sha256(path: str | Path) -> str:
-    """`sha256:…` of a file, or of a folder's files with their names. Kept for as long as size and time of change stay the same."""
+    """Returns `sha256:…` of a file, or of a folder's files together with their names.
+
+    The hash of a file is cached for as long as its size and modification time stay the same.
+    """
     path = Path(path).resolve()
     if not path.is_dir():
-        return "sha256:" + _sha256(str(path), path.stat().st_size, path.stat().st_mtime_ns)
-    lines = [
-        f"{file.relative_to(path)} {file_sha256(file)}\n"
-        for file in sorted(path.rglob("*"))
-        if file.is_file()
-    ]
+        facts = path.stat()
+        return "sha256:" + _sha256(str(path), facts.st_size, facts.st_mtime_ns)
+    lines = []
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            lines.append(f"{file.relative_to(path)} {file_sha256(file)}\n")
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

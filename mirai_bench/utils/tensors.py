@@ -1,4 +1,4 @@
-"""TODO: utils.tensors."""
+"""Reading weight files without running any code that they may contain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from mirai_bench.utils.errors import UserError
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """The content of a .safetensors or of a .pt/.pth file. Raises UserError for a missing or damaged one, and one that needs pickle."""
+    """Returns the content of a .safetensors file, or of a .pt or .pth file.
+
+    Raises UserError if the file is missing or damaged, or if reading it would need pickle to run code.
+    """
     if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}")
     try:
@@ -23,6 +26,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file: {error}") from None
     except Exception as error:
+        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path} was not read: it needs pickle to run code, or is damaged ({str(error).splitlines()[0]})"
+            f"{path} was not read: it needs pickle to run code, or is damaged ({reason})"
         ) from None

@@ -1,16 +1,17 @@
-"""Bidirectional encoders for Mirai-I: batch → one feature a token cell, frozen, no gradient. One entry of ENCODERS each."""
+"""Frozen bidirectional encoders for Mirai-I. Each encoder is a source, and one entry of ENCODERS."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mirai_bench.config.foresight import BlockCausal
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.codes import Batch, Codes
+from mirai_bench.data.codes import Batch
+from mirai_bench.data.pixels import Pixels
+from mirai_bench.foresight.context import Source, SourceContext
 from mirai_bench.foresight.encoders.feature_cache import cached_features
 from mirai_bench.foresight.encoders.masked_tokens import MaskedTokens, load_or_train
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
@@ -19,76 +20,94 @@ from mirai_bench.utils.assets import assets_folder
 from mirai_bench.utils.errors import unknown
 
 
-class Encoder(Protocol):
-    width: int
-
-    def __call__(self, batch: Batch, codes: Codes) -> Tensor:
-        """→ (B, T, Z), feature j of cell j."""
-
-
 def block_causal_mask(cells: int, block: int, device: torch.device) -> Tensor:
-    """(T, T) bool: cell i may see cell j when j's block of `block` cells (raster order) is i's own or an earlier one."""
+    """Returns a mask (T, T) bool: cell i sees cell j if j's block is i's own or an earlier one.
+
+    A block is `block` cells in raster order.
+    """
     index = torch.arange(cells, device=device) // block
     return index[:, None] >= index
 
 
 def context_mask(config: RunConfig, device: torch.device) -> Tensor | None:
-    """Which cells each cell sees, (T, T) bool; None: all."""
+    """Returns the mask (T, T) bool of the cells that each cell sees, or None if it sees all of them."""
     context = config.foresight.encoder.context
-    cells = config.grid[0] * config.grid[1]
-    return (
-        block_causal_mask(cells, context.block_causal, device) if isinstance(context, BlockCausal) else None
-    )
+    if not isinstance(context, BlockCausal):
+        return None
+    return block_causal_mask(config.num_tokens, context.block_causal, device)
 
 
 class TrainedTokens:
-    """The masked-token transformer that the project trains on the same codes, at its last block; its context can be cut to block-causal.
+    """The masked-token transformer that the project trains on the same codes, at its last block.
 
-    The cut is made on the frozen encoder, which was trained with full context: the paper's diagnostic on DINOv2.
+    With `context: {block_causal: N}` the context of the frozen encoder is cut off, although it was trained with the
+    full context. This is the paper's diagnostic on DINOv2.
     """
 
-    def __init__(self, config: RunConfig, codes: Codes, device: torch.device) -> None:
-        self.model = load_or_train(config, codes, device)
-        self.width = config.model.width
-        self.mask = context_mask(config, device)
+    def __init__(self, context: SourceContext) -> None:
+        self.model = load_or_train(context.config, context.codes, context.device)
+        self.width = context.config.model.width
+        self.mask = context_mask(context.config, context.device)
 
-    def __call__(self, batch: Batch, codes: Codes) -> Tensor:
+    def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the features (B, T, D) of the batch's tokens."""
         return self.model.states(batch.tokens, self.mask)
 
 
 class RandomTokens:
-    """Control: the same kind of network with random weights. It sees the whole image, but nothing was learned."""
+    """A control: the same kind of network with random weights. It sees the whole image but has learned nothing."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self.model = MaskedTokens(config).init_weights(
-            torch.Generator().manual_seed(config.foresight.teacher_seed), gain=1.0
-        )
-        self.model.requires_grad_(False).to(device)
-        self.width = config.model.width
+    def __init__(self, context: SourceContext) -> None:
+        generator = torch.Generator().manual_seed(context.config.foresight.teacher_seed)
+        self.model = MaskedTokens(context.config).init_weights(generator, gain=1.0)
+        self.model.requires_grad_(False).to(context.device)
+        self.width = context.config.model.width
 
-    def __call__(self, batch: Batch, codes: Codes) -> Tensor:
+    def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the features (B, T, D) of the batch's tokens."""
         return self.model.states(batch.tokens)
 
 
-def pixels(config: RunConfig, codes: Codes, device: torch.device) -> Encoder:
-    """A pretrained image encoder on the pixels of the same view; read from the feature cache where the config says so."""
-    e = config.foresight.encoder
-    mask, assets = context_mask(config, device), assets_folder(config)
-    encoder = PixelEncoder(e.name, config.grid, device, weights=e.weights, assets=assets, cells=mask)
-    return cached_features(encoder, config, codes, device) if e.cache else encoder
+class ImageFeatures:
+    """The features of a pretrained image encoder, computed from the pixels of the same view."""
+
+    def __init__(self, encoder: PixelEncoder, pixels: Pixels) -> None:
+        self.encoder = encoder
+        self.pixels = pixels
+        self.width = encoder.width
+
+    def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the features (B, T, Z) of the batch's images."""
+        return self.encoder.features(self.pixels(batch.index, batch.view))
 
 
-ENCODERS: dict[str, Callable[[RunConfig, Codes, torch.device], Encoder]] = {
+def image_encoder(context: SourceContext) -> Source:
+    """Builds a pretrained image encoder, or reads its features from the cache if the configuration says so."""
+    config = context.config
+    encoder = PixelEncoder(
+        config.foresight.encoder.name,
+        config.grid,
+        context.device,
+        weights=config.foresight.encoder.weights,
+        assets=assets_folder(config.machine.assets),
+        cells=context_mask(config, context.device),
+    )
+    if config.foresight.encoder.cache:
+        return cached_features(encoder, config, context.codes, context.device)
+    return ImageFeatures(encoder, context.codes.pixels)
+
+
+ENCODERS: dict[str, Callable[[SourceContext], Source]] = {
     "masked_tokens": TrainedTokens,
-    **dict.fromkeys(PIXEL_ENTRIES, pixels),
+    **dict.fromkeys(PIXEL_ENTRIES, image_encoder),
 }
 
 
-def build_encoder(config: RunConfig, codes: Codes, device: torch.device) -> Encoder:
-    """The encoder that the config names. Raises UserError for an unknown name."""
-    name = config.foresight.encoder.name
+def build_encoder(context: SourceContext) -> Source:
+    """Builds the encoder that the configuration names. Raises UserError for an unknown name."""
+    name = context.config.foresight.encoder.name
     if name.startswith("timm:"):
-        return pixels(config, codes, device)
+        return image_encoder(context)
     if name not in ENCODERS:
         raise unknown("foresight encoder", name, [*ENCODERS, "timm:<model>"])
-    return ENCODERS[name](config, codes, device)
+    return ENCODERS[name](context)

@@ -6,6 +6,7 @@ Letters: N images, R views, B batch, T cells, Z feature width.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import Batch, Codes
 from mirai_bench.data.images.crops import crop_rule
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
-from mirai_bench.utils.cli import progress, say
+from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import fits
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import cached
 from mirai_bench.utils.hashing import digest
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -40,7 +43,7 @@ class CachedFeatures:
         self.resident = torch.from_numpy(np.array(self.stored)).to(device) if on_device else None
 
     @torch.compiler.disable  # reading of a mapped file
-    def __call__(self, batch: Batch, codes: Codes) -> Tensor:
+    def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
         if self.resident is not None:
             return self.resident[batch.index, batch.view].float()
         rows = self.stored[batch.index.cpu().numpy(), batch.view.cpu().numpy()]
@@ -87,7 +90,7 @@ def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> None:
             f"The feature cache of {encoder.name} needs {num_bytes / 1e9:.1f} GB, but {folder.parent} has {free / 1e9:.1f} GB free: write "
             "foresight.encoder.cache: false, or machine.runs on a larger disk"
         )
-    say(f"computing the features of {encoder.name} for {total} views, once ({num_bytes / 1e9:.2f} GB)")
+    log.info(f"computing the features of {encoder.name} for {total} views, once ({num_bytes / 1e9:.2f} GB)")
     out = np.lib.format.open_memmap(
         folder / "features.npy", "w+", np.float16, (codes.num_images, codes.num_views, cells, encoder.width)
     )

@@ -6,6 +6,7 @@ It is trained once on the run's own codes, without labels, then frozen and cache
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import Codes
 from mirai_bench.model.transformer import INIT_STD, Block, RMSNorm, rope_table
-from mirai_bench.utils.cli import progress, say
+from mirai_bench.utils.cli import progress
 from mirai_bench.utils.files import cached
 from mirai_bench.utils.hashing import digest
+
+log = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
 
@@ -111,7 +114,7 @@ def train_masked_tokens(
 
 def load_or_train(config: RunConfig, codes: Codes, device: torch.device) -> MaskedTokens:
     """The frozen teacher on the device, trained first where the cache does not have it; `encoder.weights` names another file."""
-    file = config.foresight.encoder.weights or cache_folder(config, codes, device) / "model.safetensors"
+    file = config.foresight.encoder.weight_file or cache_folder(config, codes, device) / "model.safetensors"
     model = MaskedTokens(config)
     model.load_state_dict(load_file(file))
     return model.requires_grad_(False).to(device)
@@ -119,7 +122,7 @@ def load_or_train(config: RunConfig, codes: Codes, device: torch.device) -> Mask
 
 def cache_folder(config: RunConfig, codes: Codes, device: torch.device) -> Path:
     def build(folder: Path) -> None:
-        say(
+        log.info(
             f"training the masked-token teacher on the same codes, once ({config.foresight.encoder.epochs} epochs)"
         )
         model, loss = train_masked_tokens(config, codes, device, config.foresight.teacher_seed)

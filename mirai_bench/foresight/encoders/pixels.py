@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirai_bench.data.codes import Batch, Codes
-from mirai_bench.foresight.encoders.zoo import PixelEntry, create_network, entry_of, find_weights, import_timm
+from mirai_bench.foresight.encoders.zoo import PixelEntry, Weights, create_network, entry_of, find_weights, import_timm
 from mirai_bench.utils.errors import UserError
 
 
@@ -54,11 +53,9 @@ class PixelEncoder:
         grid: tuple[int, int],
         device: torch.device,
         *,
-        weights: Path | None = None,
+        weights: Weights = None,
         assets: Path | None = None,
         cells: Tensor | None = None,
-        pretrained: bool = True,
-        **overrides: Any,
     ) -> None:
         import_timm()
         self.name, self.grid, self.device = name, grid, device
@@ -67,7 +64,6 @@ class PixelEncoder:
             raise UserError(
                 f"foresight.encoder.context is block-causal, but {name} is convolutional and has no attention to mask: choose a ViT"
             )
-        file = find_weights(name, entry, weights, assets) if pretrained else None
         self.size, self.stage = (entry.patch or 0) * grid[0], 0
         if entry.patch is None:
             with torch.device("meta"):
@@ -75,7 +71,7 @@ class PixelEncoder:
                     stage["reduction"] for stage in import_timm().create_model(entry.timm).feature_info
                 ]
             self.stage, self.size = stage_for(entry, grid[0], reductions)
-        self.model = create_network(entry, self.size, file, pretrained, **overrides)
+        self.model = create_network(entry, self.size, find_weights(name, entry, weights, assets))
         self.model.to(device, memory_format=torch.channels_last)  # as the images are, once permuted
         self.mask = None if cells is None else with_prefix(cells, self.model.num_prefix_tokens).to(device)
         self.mean, self.std = (
@@ -121,9 +117,6 @@ class PixelEncoder:
                 return maps.flatten(2).transpose(1, 2).float()
             options = {} if self.mask is None else {"attn_mask": self.mask}
             return self.model.forward_features(x, **options)[:, self.model.num_prefix_tokens :].float()
-
-    def __call__(self, batch: Batch, codes: Codes) -> Tensor:
-        return self.features(codes.pixels(batch.index, batch.view))
 
     def identity(self) -> dict[str, Any]:
         """All that decides the features: architecture and preprocessing, input size, mask, and the weights themselves."""

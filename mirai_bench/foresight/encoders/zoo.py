@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -120,14 +120,21 @@ def entry_of(name: str) -> PixelEntry:
     )
 
 
-def find_weights(name: str, entry: PixelEntry, weights: Path | None, assets: Path | None) -> Path | None:
-    """The local weight file; None: the hub's. Raises UserError where the entry has a file of its own and it is not in `assets`."""
+Weights = Path | Literal["random"] | None
+"""A weight file, `random` weights (a control, and for benchmarks), or None for the published weights."""
+
+
+def find_weights(name: str, entry: PixelEntry, weights: Weights, assets: Path | None) -> Weights:
+    """Returns where the weights come from, with the entry's own file in the place of None if it has one.
+
+    Raises UserError if the entry has a file of its own and the folder of assets does not have exactly this file.
+    """
     if weights is not None or entry.file is None:
         return weights
     if assets is None or not (assets / entry.file).is_file():
         raise UserError(
-            f"foresight.encoder.name is {name}, whose weights {entry.file} are not found (looked in {str(assets)!r}): put the file into "
-            "machine.assets or $MIRAI_BENCH_ASSETS, or write foresight.encoder.weights: PATH"
+            f"foresight.encoder.name is {name}, whose weights {entry.file} are not found (looked in {str(assets)!r}): "
+            "put the file into machine.assets or $MIRAI_BENCH_ASSETS, or write foresight.encoder.weights: PATH"
         )
     path = assets / entry.file
     if file_sha256(path) != entry.sha256:
@@ -186,19 +193,23 @@ def load_file_into(model: nn.Module, path: Path) -> None:
         )
 
 
-def create_network(
-    entry: PixelEntry, size: int, weights: Path | None, pretrained: bool, **overrides: Any
-) -> nn.Module:
-    """timm's network for inputs of `size` pixels; `pretrained` without a file asks the hub. `overrides` go to timm (tests: depth)."""
+def create_network(entry: PixelEntry, size: int, weights: Weights) -> nn.Module:
+    """Returns timm's network for inputs of `size` pixels, frozen. Without a weight file, timm asks the hub.
+
+    Raises UserError if the hub cannot be reached, or if the file is of another architecture.
+    """
     timm = import_timm()
-    arguments = {"num_classes": 0} | ({"img_size": size} if entry.patch else {}) | overrides
+    arguments: dict[str, Any] = {"num_classes": 0}
+    if entry.patch is not None:
+        arguments["img_size"] = size
     try:
-        model = timm.create_model(entry.timm, pretrained=pretrained and weights is None, **arguments)
+        model = timm.create_model(entry.timm, pretrained=weights is None, **arguments)
     except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise UserError(
-            f"The weights of {entry.timm} could not be had from the hub ({type(error).__name__}: {str(error).splitlines()[0]}): download "
-            "them elsewhere and write foresight.encoder.weights: PATH"
+            f"The weights of {entry.timm} could not be had from the hub ({reason}): download them elsewhere and write "
+            "foresight.encoder.weights: PATH"
         ) from None
-    if weights is not None:
+    if isinstance(weights, Path):
         load_file_into(model, weights)
     return model.eval().requires_grad_(False)

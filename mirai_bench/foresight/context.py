@@ -1,0 +1,44 @@
+"""What a source of features is, and what it is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.codes import Batch, Codes
+from mirai_bench.model.transformer import ARModel
+
+
+class Source(Protocol):
+    """Provides the features that hidden states are aligned to. Encoders are sources too.
+
+    A source is not an nn.Module, so its parameters are neither trained nor saved in checkpoints.
+    """
+
+    width: int
+    """Width Z of the features."""
+
+    def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the features (B, T, Z) of a batch, without gradient.
+
+        `labels` (B,) are those that the student was given, with the null class where the label was dropped.
+        """
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What a level and its source may be made from."""
+
+    config: RunConfig
+    ema: ARModel
+    """The student's EMA, which follows the student during training."""
+    codes: Codes
+    """The codes that the run is trained on, and the pixels behind them."""
+    load_frozen: Callable[[], ARModel]
+    """Loads the frozen teacher. Called only by a source that needs one."""
+    device: torch.device
