@@ -44,11 +44,10 @@ def make_config(shared_runs: Path) -> Callable[..., RunConfig]:
 def trained_run(make_config: Callable[..., RunConfig]) -> Path:
     """A finished run of the shrunk digits profile."""
     from mirai_bench.train.run import train
-    from mirai_bench.train.trainer import run_dir_of
 
     config = make_config()
-    train(config, run_dir_of(config))
-    return run_dir_of(config)
+    train(config, config.run_path)
+    return config.run_path
 
 
 @pytest.fixture

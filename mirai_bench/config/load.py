@@ -189,7 +189,7 @@ def find_profile(name: str, beside: Path | None = None) -> Path:
     for folder in folders:
         if re.fullmatch(r"[A-Za-z0-9_.-]+", name) and (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    known = set()
+    known: set[str] = set()
     for folder in folders:
         known.update(path.stem for path in folder.glob("*.yaml"))
     raise unknown("profile", name, sorted(known))

@@ -110,7 +110,7 @@ class HeadByHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @custom_bwd(device_type="cpu")
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         """Returns the gradients of x, of the weights and of the biases. A shared x sums those of all heads."""
         x, weight = ctx.saved_tensors
         grad_x = torch.empty_like(x)

@@ -341,7 +341,7 @@ class ARModel(nn.Module):
         rope = position.read(self.rope, 0)
         mask = position.mask(x.dtype)
         for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            x = block.decode(x, rope, keys, values, position, mask)
+            x = block.decode(x, rope, keys, values, position, mask)  # type: ignore[operator]  # a Block
         return self.output(self.norm(x))[:, 0]
 
 

@@ -158,7 +158,7 @@ def fit(
     *,
     retries: int,
     every_second: Callable[[], None],
-) -> tune.ResultGrid:
+) -> list[tune.Result]:
     """Runs the trials, and calls `every_second()` meanwhile. Raises KeyboardInterrupt if the stop file ended it."""
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
@@ -176,7 +176,8 @@ def fit(
     try:
         # stdout is for results, but Tune writes about trials that report nothing, whatever verbosity is asked for.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            return _in_thread(tuner.fit, every_second, stop_file)
+            results = _in_thread(tuner.fit, every_second, stop_file)
+            return [results[number] for number in range(len(results))]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

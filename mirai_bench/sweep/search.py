@@ -238,7 +238,7 @@ def _tune_config(plan: SearchPlan, options: Options) -> tune.TuneConfig:
         scheduler=ASHAScheduler(
             time_attr="epoch",
             max_t=plan.config.train.epochs + 1,
-            grace_period=plan.config.evaluation.at[0],
+            grace_period=plan.config.evaluation.at[0],  # type: ignore[arg-type]  # in epochs
             reduction_factor=search.reduction,
         ),
         reuse_actors=True,

@@ -118,7 +118,7 @@ def _find_or_create(
     for found in client.search_runs([experiment], f"tags.fingerprint = '{tags['fingerprint']}'"):
         if all(found.data.tags.get(key) == tags.get(key) for key in ("mlflow.parentRunId", "arm")):
             return found
-    git = next((line["git"] for line in lines if line.get("git")), {})
+    git: dict[str, Any] = next((line["git"] for line in lines if line.get("git")), {})
     of_git = {f"git_{key}": str(value) for key, value in git.items() if value is not None}
     name = f"{tags['arm']}-s{tags['seed']}" if "arm" in tags else tags["fingerprint"]
     start = int(lines[0]["time"] * 1000) if lines else None

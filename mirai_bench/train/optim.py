@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mirai_bench.config.foresight import ForesightConfig
 from mirai_bench.config.run_config import TrainConfig
+
+M = TypeVar("M", bound=nn.Module)
 
 # How a value changes from `start` to `end` while progress goes from 0 to 1.
 SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
@@ -72,7 +75,7 @@ def build_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> torch.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
-def clone_as_ema(model: nn.Module) -> nn.Module:
+def clone_as_ema(model: M) -> M:
     """Returns a frozen copy of the model."""
     return copy.deepcopy(model).requires_grad_(False)
 

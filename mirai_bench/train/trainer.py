@@ -172,7 +172,7 @@ class Trainer:
         # The norm is that of the reduced gradients, so all ranks agree. Where `found_inf` is 1, the fused kernel of
         # AdamW leaves weights and moments unchanged.
         bad = (~torch.isfinite(norm)).float()
-        self.optimizer.found_inf = bad
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.skipped += bad

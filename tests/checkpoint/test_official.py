@@ -16,12 +16,14 @@ from mirai_bench.checkpoint.official import (
 )
 from mirai_bench.checkpoint.store import load_latest, load_weights, unwrap
 from mirai_bench.config.load import build_run, read_profile
-from mirai_bench.config.run_config import Model
+from mirai_bench.config.run_config import ModelConfig
 from mirai_bench.foresight.loss import Projector
 from mirai_bench.model.transformer import ARModel, build_model
 from mirai_bench.sample.sampler import load_for_sampling
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
 from tests.support.paths import FIXTURES
+from tests.support.small_run import new_trainer
 
 # Names and shapes of Mirai's GPT-B with three heads; without `projectors.` they are LlamaGen's c2i_B_256.pt.
 MIRAI_B = json.loads((FIXTURES / "mirai_b_keys.json").read_text())
@@ -64,7 +66,7 @@ def official_file(config, tmp_path):
 
 def test_our_b_has_the_official_names_and_shapes():
     with torch.device("meta"):
-        model = ARModel(Model(size="B"), 16384, 1000, (16, 16))
+        model = ARModel(ModelConfig(size="B"), 16384, 1000, (16, 16))
         projector = Projector(
             build_run(read_profile("imagenet256_b"), "test").foresight.projector, 3, 768, 768
         )
@@ -76,10 +78,10 @@ def test_our_b_has_the_official_names_and_shapes():
 
 def test_round_trip_of_names_values_and_logits(config, official_file, tmp_path):
     state = torch.load(official_file, weights_only=True)["model"]
-    import_official(official_file, config, tmp_path / "run")
-    checkpoint = load_latest(tmp_path / "run")
+    import_official(official_file, config, RunFolder(tmp_path / "run"))
+    checkpoint = load_latest(RunFolder(tmp_path / "run"))
     assert checkpoint.state["step"] == 5004
-    exported = export_official(tmp_path / "run", tmp_path / "out.pt")
+    exported = export_official(RunFolder(tmp_path / "run"), tmp_path / "out.pt")
     again = torch.load(tmp_path / "out.pt", weights_only=True)
     assert again["model"].keys() == state.keys() == exported["model"].keys() and again["steps"] == 5004
     assert all(torch.equal(again["model"][name], state[name]) for name in state)
@@ -88,7 +90,7 @@ def test_round_trip_of_names_values_and_logits(config, official_file, tmp_path):
     before.load_state_dict(split_projectors(state)[0])
     after.load_state_dict(load_weights(tmp_path / "out.pt"))
     assert torch.equal(before(tokens, labels).logits, after(tokens, labels).logits)
-    _, sampled, _, step = load_for_sampling(tmp_path / "run", "ema", torch.device("cpu"))
+    _, sampled, _, step = load_for_sampling(RunFolder(tmp_path / "run"), "ema", torch.device("cpu"))
     assert step == 5004 and torch.equal(sampled.norm.weight, state["norm.weight"] + 1)
 
 
@@ -161,17 +163,20 @@ def test_without_an_ema_the_weights_stand_for_it_and_projectors_may_be_left_out(
     make_config, config, tmp_path, capsys
 ):
     torch.save({"model": shrunk(config)}, tmp_path / "file.pt")
-    import_official(tmp_path / "file.pt", make_config(), tmp_path / "run")
-    checkpoint = load_latest(tmp_path / "run")
+    import_official(tmp_path / "file.pt", make_config(), RunFolder(tmp_path / "run"))
+    checkpoint = load_latest(RunFolder(tmp_path / "run"))
     assert checkpoint.tensors["ema"].keys() == checkpoint.tensors["model"].keys()
     assert "projectors are left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds a run already"):
-        import_official(tmp_path / "file.pt", make_config(), tmp_path / "run")
+        import_official(tmp_path / "file.pt", make_config(), RunFolder(tmp_path / "run"))
 
 
 def test_a_trained_run_is_exported(trained_run, tmp_path, capsys):
     assert command(["export", str(trained_run), str(tmp_path / "out.pt"), "--weights", "ema"]) == 0
-    content, checkpoint = torch.load(tmp_path / "out.pt", weights_only=True), load_latest(trained_run)
+    content, checkpoint = (
+        torch.load(tmp_path / "out.pt", weights_only=True),
+        load_latest(RunFolder(trained_run)),
+    )
     assert capsys.readouterr().out.strip() == str(tmp_path / "out.pt")
     assert all(
         torch.equal(content["model"][name], tensor) for name, tensor in checkpoint.tensors["ema"].items()
@@ -180,13 +185,12 @@ def test_a_trained_run_is_exported(trained_run, tmp_path, capsys):
 
 def test_a_trained_projector_is_exported_and_read_back(make_config, tmp_path):
     from mirai_bench.checkpoint.store import save_checkpoint
-    from mirai_bench.train.trainer import Trainer
 
     config = make_config(foresight={"level": "internal", "k": 3})
-    trainer = Trainer(config)
+    trainer = new_trainer(config)
     trainer.step(0)
-    save_checkpoint(tmp_path / "run", 1, trainer.checkpoint({}), keep=1)
-    export_official(tmp_path / "run", tmp_path / "out.pt")
-    import_official(tmp_path / "out.pt", config, tmp_path / "back")
-    model, again = (load_latest(tmp_path / name).tensors["model"] for name in ("run", "back"))
+    save_checkpoint(RunFolder(tmp_path / "run"), 1, trainer.checkpoint({}), keep=1)
+    export_official(RunFolder(tmp_path / "run"), tmp_path / "out.pt")
+    import_official(tmp_path / "out.pt", config, RunFolder(tmp_path / "back"))
+    model, again = (load_latest(RunFolder(tmp_path / name)).tensors["model"] for name in ("run", "back"))
     assert model.keys() == again.keys() and all(torch.equal(model[name], again[name]) for name in model)

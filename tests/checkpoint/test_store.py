@@ -10,9 +10,10 @@ from mirai_bench.checkpoint.store import (
     load_weights,
     read_checkpoint,
     save_checkpoint,
-    saved,
 )
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
+from tests.support.small_run import saved
 
 
 def checkpoint(value: float) -> Checkpoint:
@@ -23,13 +24,13 @@ def checkpoint(value: float) -> Checkpoint:
 @pytest.fixture
 def run_dir(tmp_path):
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, checkpoint(float(step)), keep=2)
+        save_checkpoint(RunFolder(tmp_path), step, checkpoint(float(step)), keep=2)
     return tmp_path
 
 
 def test_the_newest_are_kept_and_read_back(run_dir):
     assert [path.name for path in saved(run_dir)] == ["step_00000002", "step_00000003"]
-    latest = load_latest(run_dir)
+    latest = load_latest(RunFolder(run_dir))
     assert latest.state["step"] == 3 and latest.state["counter"] == 3
     assert torch.equal(latest.tensors["ema"]["w"], torch.full((3, 2), 3.0))
 
@@ -60,7 +61,7 @@ def test_a_broken_checkpoint_is_passed_over_with_a_warning_that_names_the_file(r
     damage(run_dir / "checkpoints/step_00000003" / file)
     if file == "state.json" and damage is flip:
         pytest.skip("a flipped bit in the JSON may leave it valid: its values are not hashed")
-    assert load_latest(run_dir).state["step"] == 2
+    assert load_latest(RunFolder(run_dir)).state["step"] == 2
     assert f"step_00000003/{file}" in capsys.readouterr().err
 
 
@@ -69,7 +70,7 @@ def test_all_broken_is_an_error_and_deletes_nothing(run_dir):
     for folder in before:
         empty(folder / "model.safetensors")
     with pytest.raises(UserError, match="Nothing was deleted"):
-        load_latest(run_dir)
+        load_latest(RunFolder(run_dir))
     assert saved(run_dir) == before
 
 
@@ -77,7 +78,7 @@ def test_a_write_that_died_is_never_read(run_dir):
     half = run_dir / "checkpoints/step_00000009.tmp"
     half.mkdir()
     (half / "state.json").write_text(json.dumps({"step": 9}))
-    assert load_latest(run_dir).state["step"] == 3
+    assert load_latest(RunFolder(run_dir)).state["step"] == 3
 
 
 def test_a_full_disk_is_a_clear_error_and_the_previous_checkpoint_is_intact(run_dir):
@@ -88,11 +89,11 @@ def test_a_full_disk_is_a_clear_error_and_the_previous_checkpoint_is_intact(run_
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
         with pytest.raises(UserError, match="step 4 could not be written"):
-            save_checkpoint(run_dir, 4, checkpoint(4.0), keep=2)
+            save_checkpoint(RunFolder(run_dir), 4, checkpoint(4.0), keep=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
-    assert load_latest(run_dir).state["step"] == 3
+    assert load_latest(RunFolder(run_dir)).state["step"] == 3
     assert not list(run_dir.glob("checkpoints/*.tmp"))
 
 
@@ -116,7 +117,7 @@ def test_a_file_that_needs_pickle_is_refused(tmp_path):
 
 
 def test_the_state_is_plain_json(run_dir):
-    assert read_checkpoint(run_dir / "checkpoints/step_00000003").state["sha256"].keys() == {
+    assert read_checkpoint(RunFolder(run_dir), 3).state["sha256"].keys() == {
         "model",
         "ema",
         "optimizer",

@@ -12,9 +12,9 @@ from mirai_bench.data.prepare import main as prepare
 from mirai_bench.data.tokenizers import load_tokenizer
 from mirai_bench.tracking.journal import read_journal
 from mirai_bench.train.__main__ import command as train
-from mirai_bench.train.trainer import Trainer, run_dir_of
 from mirai_bench.utils import cli
 from tests.support.assets import asset
+from tests.support.small_run import new_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ def baseline(settings):
         part for setting in (*settings, f"machine.assets={inception.parent}") for part in ("--set", setting)
     ]
     assert cli.run(train, ["cifar10", *options]) == 0
-    return run_dir_of(config_of("injection_level", "baseline", settings))
+    return config_of("injection_level", "baseline", settings).run_path
 
 
 def config_of(axis, arm, settings):
@@ -81,7 +81,7 @@ def falls(values, by=0.0):
 
 
 def check_training(config):
-    trainer = Trainer(config)
+    trainer = new_trainer(config)
     assert trainer.total_steps == STEPS
     lines = [{name: float(value) for name, value in trainer.step(step).items()} for step in range(STEPS)]
     assert trainer.skipped == 0 and all(torch.isfinite(p).all() for p in trainer.objective.parameters())
@@ -92,7 +92,7 @@ def check_training(config):
 
 def test_codes_of_real_images_are_many_and_decode_to_them(settings):
     config = config_of("injection_level", "baseline", settings)
-    trainer = Trainer(config)
+    trainer = new_trainer(config)
     tokens, labels = trainer.codes.all()
     assert tokens.shape == (IMAGES, 64) and len(tokens.unique()) > 900 and len(labels.unique()) == 10
     index = torch.arange(0, IMAGES, 4)

@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 from mirai_bench.config.load import SWEEPS
-from mirai_bench.sweep.plan import run_dir_of
-from mirai_bench.tracking.run_folder import state_of
+from mirai_bench.tracking.run_folder import RunFolder
 from tests.support.servers import free_port
 from tests.support.small_sweeps import ARMS, descendants, environment, plan_at, sweep_writer
 
@@ -107,7 +106,7 @@ def test_before_its_time_limit_a_slurm_job_saves_and_queues_itself_again(tmp_pat
     assert job.returncode == 0 and "running cells save a checkpoint" in out, out
     assert (tmp_path / "scontrol.log").read_text() == f"requeue {slurm.job}\n"
     (cell,) = plan_at(file).sweep.cells
-    assert state_of(run_dir_of(cell)) == "pending" and list(run_dir_of(cell).glob("checkpoints/*"))
+    assert RunFolder(cell.run_path).state == "pending" and list(cell.run_path.glob("checkpoints/*"))
 
 
 HEAD = """
@@ -141,4 +140,4 @@ def test_the_rayjobs_command_runs_when_it_is_submitted(tmp_path, shared_runs, tr
         shutil.rmtree(scratch, ignore_errors=True)
     assert done.returncode == 0 and "| baseline | 1 |" in done.stdout, done.stdout + done.stderr
     (cell,) = plan_at(file).sweep.cells
-    assert state_of(run_dir_of(cell)) == "done"
+    assert RunFolder(cell.run_path).state == "done"

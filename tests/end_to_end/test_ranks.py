@@ -5,10 +5,9 @@ import sys
 
 import pytest
 
-from mirai_bench.checkpoint.store import saved
 from mirai_bench.tracking.journal import read_journal
 from mirai_bench.tracking.run_folder import failure_left
-from mirai_bench.train.trainer import run_dir_of
+from tests.support.small_run import saved
 
 BLIND = """
 import os, sys
@@ -81,10 +80,10 @@ def test_a_rank_that_runs_out_of_memory_ends_all_and_the_next_attempt_takes_smal
     )
     (tmp_path / "config.json").write_text(config.model_dump_json())
     short = torchrun(tmp_path, RUNS_OUT, tmp_path / "config.json")
-    assert short.returncode != 0 and failure_left(run_dir_of(config))["micro_batches"] == 3, short.stderr
+    assert short.returncode != 0 and failure_left(config.run_path)["micro_batches"] == 3, short.stderr
     again = torchrun(tmp_path, RUNS_OUT, tmp_path / "config.json")
     assert again.returncode == 0, again.stderr
-    lines = list(read_journal(run_dir_of(config) / "journal.jsonl"))
+    lines = list(read_journal(config.run_path / "journal.jsonl"))
     starts = [
         (line["step"], line["config"]["machine"]["micro_batches"])
         for line in lines
@@ -94,6 +93,5 @@ def test_a_rank_that_runs_out_of_memory_ends_all_and_the_next_attempt_takes_smal
     (record,) = [line for line in lines if line["kind"] == "evaluation"]
     assert record["config"]["machine"]["micro_batches"] == 3 and record["workers"] == 2
     assert (
-        not (run_dir_of(config) / "failed.json").exists()
-        and saved(run_dir_of(config))[-1].name == "step_00000010"
+        not (config.run_path / "failed.json").exists() and saved(config.run_path)[-1].name == "step_00000010"
     )

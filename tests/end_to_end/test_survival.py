@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mirai_bench.checkpoint.store import saved
-from mirai_bench.sweep.plan import run_dir_of
 from mirai_bench.sweep.ray_tune import GRACE_SECONDS
 from mirai_bench.tracking.journal import read_journal
-from mirai_bench.tracking.run_folder import state_of
+from mirai_bench.tracking.run_folder import RunFolder
+from tests.support.small_run import saved
 from tests.support.small_sweeps import (
     ARMS,
     LONGER,
@@ -38,7 +37,7 @@ def test_a_lost_node_does_not_lose_the_run(sweep_file, trained_run, tmp_path):
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         driver = start(file, "--address", cluster.address)
         (cell,) = plan_at(file).sweep.cells
-        while not saved(run_dir_of(cell)):
+        while not saved(cell.run_path):
             time.sleep(0.2)
             assert driver.poll() is None, finish(driver)[2]
         raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
@@ -51,7 +50,7 @@ def test_a_lost_node_does_not_lose_the_run(sweep_file, trained_run, tmp_path):
     finally:
         cluster.shutdown()
     starts = [
-        line["step"] for line in read_journal(run_dir_of(cell) / "journal.jsonl") if line["kind"] == "start"
+        line["step"] for line in read_journal(cell.run_path / "journal.jsonl") if line["kind"] == "start"
     ]
     assert len(starts) == 2 and starts[1] > 0, "it went on from a checkpoint, on the other node"
 
@@ -61,7 +60,7 @@ def test_ten_kills_of_workers_change_nothing(sweep_file, trained_run):
     arms = {name: ARMS[name] for name in ("baseline", "internal")}
     whole = sweep_file(arms, runs="whole", **LONGER, **SAVES)
     assert finish(start(whole))[0] == 0
-    expected = {cell.arm: state(run_dir_of(cell)) for cell in plan_at(whole).sweep.cells}
+    expected = {cell.arm: state(cell.run_path) for cell in plan_at(whole).sweep.cells}
     draw, kills = random.Random(0), 0
     file = sweep_file(arms, runs="killed", **LONGER, **SAVES)
     driver = start(file, "--retries", "100")
@@ -72,7 +71,7 @@ def test_ten_kills_of_workers_change_nothing(sweep_file, trained_run):
     code, _, err = finish(driver)
     assert code == 0 and kills == 10, err
     for cell in plan_at(file).sweep.cells:
-        assert state(run_dir_of(cell)) == expected[cell.arm]
+        assert state(cell.run_path) == expected[cell.arm]
 
 
 @pytest.mark.slow  # minutes: three starts of Ray
@@ -104,7 +103,7 @@ def test_kill_of_the_driver_and_of_workers_leaves_the_same_table(sweep_file, tmp
         assert (code, kills) == (0 if until == 12 else -signal.SIGKILL, workers), err
         deadline = time.monotonic() + 20
         while (
-            any(state_of(run_dir_of(cell)) == "running" for cell in plan.sweep.cells)
+            any(RunFolder(cell.run_path).state == "running" for cell in plan.sweep.cells)
             and time.monotonic() < deadline
         ):
             time.sleep(0.5)
@@ -113,7 +112,7 @@ def test_kill_of_the_driver_and_of_workers_leaves_the_same_table(sweep_file, tmp
         )
         finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*/done.json")}
     assert table_of(tmp_path / "killed") == table_of(tmp_path / "whole")
-    assert all(state_of(run_dir_of(cell)) == "done" for cell in plan.sweep.cells)
+    assert all(RunFolder(cell.run_path).state == "done" for cell in plan.sweep.cells)
 
 
 @pytest.mark.slow  # two starts of Ray
@@ -136,8 +135,8 @@ def test_asked_to_stop_the_cells_save_and_leave(sweep_file, tmp_path, trained_ru
     assert code == 130 and "run the same command again to go on" in err and "Traceback" not in err, err
     assert time.monotonic() - asked < GRACE_SECONDS + 20, "a few seconds where nothing else runs"
     for cell in plan_at(file).sweep.cells:
-        folder = run_dir_of(cell)
+        folder = cell.run_path
         if (folder / "journal.jsonl").exists():
             newest = json.loads((saved(folder)[-1] / "state.json").read_text())["step"]
             assert newest % 93, "not one of the regular checkpoints"
-            assert state_of(folder) == "pending"
+            assert RunFolder(folder).state == "pending"

@@ -8,14 +8,13 @@ import time
 
 import pytest
 
-from mirai_bench.checkpoint.store import saved
 from mirai_bench.sweep import ray_train, trial
 from mirai_bench.sweep.driver import WORKERS
 from mirai_bench.sweep.job import Job
-from mirai_bench.sweep.plan import run_dir_of
 from mirai_bench.sweep.ray_tune import session as ray_session
 from mirai_bench.tracking.journal import read_journal
-from mirai_bench.tracking.run_folder import failure_left, state_of
+from mirai_bench.tracking.run_folder import RunFolder
+from tests.support.small_run import saved
 from tests.support.small_sweeps import ARMS, SAVES, descendants, finish, is_trial, plan_at, start, state
 
 TWO = {
@@ -62,8 +61,8 @@ def test_a_cell_on_two_nodes_gives_what_torchrun_gives(sweep_file, tmp_path, tra
     finally:
         cluster.shutdown()
     assert at_most == [1, 1], "one rank on each node"
-    assert starts_of(run_dir_of(cell))[0]["workers"] == 2
-    assert state(run_dir_of(cell)) == state(by_torchrun(cell.config, tmp_path / "alone")), "bit for bit"
+    assert starts_of(cell.run_path)[0]["workers"] == 2
+    assert state(cell.run_path) == state(by_torchrun(cell.config, tmp_path / "alone")), "bit for bit"
 
 
 @pytest.mark.slow  # a start of Ray, and of two groups of workers in it
@@ -73,7 +72,7 @@ def test_cells_of_two_processes_take_turns_where_only_one_fits(sweep_file, train
     code, out, err = finish(start(file))
     assert code == 0 and "baseline" in out and "1 at a time" in err, err
     for cell in plan_at(file).sweep.cells:
-        lines = list(read_journal(run_dir_of(cell) / "journal.jsonl"))
+        lines = list(read_journal(cell.run_path / "journal.jsonl"))
         assert lines[0]["workers"] == 2 and [line["kind"] for line in lines].count("end") == 1
 
 
@@ -83,7 +82,7 @@ def test_a_kill_changes_nothing(sweep_file, tmp_path, trained_run, killed):
     file = sweep_file({"baseline": ARMS["baseline"]}, **TWO)
     (cell,) = plan_at(file).sweep.cells
     driver, ranks = start(file, "--retries", "1"), []
-    while len(saved(run_dir_of(cell))) < 2 or not ranks:
+    while len(saved(cell.run_path)) < 2 or not ranks:
         ranks = ranks_below(driver.pid)
         time.sleep(0.1)
         assert driver.poll() is None, finish(driver)[2]
@@ -91,9 +90,9 @@ def test_a_kill_changes_nothing(sweep_file, tmp_path, trained_run, killed):
     os.kill(max(ranks if killed == "a rank" else trials), signal.SIGKILL)
     code, _, err = finish(driver)
     assert code == 0, err
-    first, second = starts_of(run_dir_of(cell))
+    first, second = starts_of(cell.run_path)
     assert first["step"] == 0 < second["step"]
-    assert state(run_dir_of(cell)) == state(by_torchrun(cell.config, tmp_path / "alone"))
+    assert state(cell.run_path) == state(by_torchrun(cell.config, tmp_path / "alone"))
 
 
 @pytest.mark.slow  # a start of Ray
@@ -104,7 +103,7 @@ def test_asked_to_stop_all_ranks_save_and_leave(sweep_file, trained_run):
         **TWO | {"train": {"epochs": 400}, "evaluation": {"at": [400]}},
     )
     driver = start(file)
-    first, second = (run_dir_of(cell) for cell in plan_at(file).sweep.cells)
+    first, second = (cell.run_path for cell in plan_at(file).sweep.cells)
     while not saved(first):
         time.sleep(0.2)
         assert driver.poll() is None, finish(driver)[2]
@@ -112,7 +111,7 @@ def test_asked_to_stop_all_ranks_save_and_leave(sweep_file, trained_run):
     driver.send_signal(signal.SIGTERM)
     code, _, err = finish(driver, timeout=200)
     assert code == 130 and "Traceback" not in err, err
-    assert state_of(first) == "pending" and not (first / "failed.json").exists()
+    assert RunFolder(first).state == "pending" and not (first / "failed.json").exists()
     newest = int(saved(first)[-1].name.removeprefix("step_"))
     assert newest % 23 and newest % 10 == 0, (
         "a step at which the ranks ask each other, not one of the regular checkpoints"
@@ -140,7 +139,7 @@ def job_of(config, tmp_path):
 def test_a_worker_out_of_memory_is_followed_by_smaller_parts_without_a_retry(
     make_config, tmp_path, monkeypatch, session, trained_run
 ):
-    train_here = trial.train_here
+    train_cell = trial.train_cell
 
     def runs_out(config, stop_file):
         import torch
@@ -155,9 +154,9 @@ def test_a_worker_out_of_memory_is_followed_by_smaller_parts_without_a_retry(
             return whole(self, number)
 
         Trainer.step = step
-        train_here(config, stop_file)
+        train_cell(config, stop_file)
 
-    monkeypatch.setattr(ray_train, "train_here", runs_out)
+    monkeypatch.setattr(ray_train, "train_cell", runs_out)
     machine = {"runs": str(tmp_path), "workers": 2, "cpus": 2, "checkpoint_every": 0.3}
     config = make_config(train={"batch_size": 150}, machine=machine)
     ray_train.train_in_workers(config, job_of(config, tmp_path))
@@ -166,7 +165,7 @@ def test_a_worker_out_of_memory_is_followed_by_smaller_parts_without_a_retry(
         (0, 1),
         (3, 3),
     ]
-    assert state_of(folder) == "done" and not (folder / "failed.json").exists()
+    assert RunFolder(folder).state == "done" and not (folder / "failed.json").exists()
 
 
 @pytest.mark.slow  # a start of Ray
@@ -178,7 +177,7 @@ def test_a_run_that_fails_by_itself_is_not_tried_again(make_config, tmp_path, se
     ray_train.train_in_workers(config, job_of(config, tmp_path))
     folder = tmp_path / config.fingerprint()
     assert (
-        failure_left(folder)["final"]
-        and "3 updates in a row were not finite" in failure_left(folder)["reason"]
+        RunFolder(folder).failure().final
+        and "3 updates in a row were not finite" in RunFolder(folder).failure().reason
     )
-    assert len(starts_of(folder)) == 1 and state_of(folder) == "failed"
+    assert len(starts_of(folder)) == 1 and RunFolder(folder).state == "failed"

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mirai_bench.model.cross_entropy import linear_cross_entropy
 
 from mirai_bench.foresight.layout import LAYOUTS
 from mirai_bench.foresight.level import LEVELS
 from mirai_bench.foresight.loss import TARGET_NORMS
 from mirai_bench.foresight.source import SOURCES
-from mirai_bench.model.cross_entropy import linear_cross_entropy
 from mirai_bench.model.transformer import build_model
 from tests.support.objectives import assemble
 
@@ -40,7 +40,7 @@ def names(variant):
 def test_dictionaries_and_config_name_the_same_values():
     from typing import get_args
 
-    from mirai_bench.config.foresight import Foresight
+    from mirai_bench.config.foresight import ForesightConfig
 
     for field, entries in (
         ("level", LEVELS),
@@ -48,7 +48,7 @@ def test_dictionaries_and_config_name_the_same_values():
         ("source", SOURCES),
         ("target_norm", TARGET_NORMS),
     ):
-        assert set(get_args(Foresight.model_fields[field].annotation)) == set(entries)
+        assert set(get_args(ForesightConfig.model_fields[field].annotation)) == set(entries)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=names)

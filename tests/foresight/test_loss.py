@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mirai_bench.config.foresight import Projector as ProjectorConfig
+from mirai_bench.config.foresight import ProjectorConfig
 from mirai_bench.foresight.layout import grid_2d
 from mirai_bench.foresight.loss import TARGET_NORMS, Projector, cosine_loss, pair, reduce_heads
 

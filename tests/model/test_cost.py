@@ -10,33 +10,35 @@ from mirai_bench.foresight.encoders.zoo import entry_of
 from mirai_bench.model import cost
 from mirai_bench.model.cost import (
     VITS,
-    device_bytes,
     encoder_parameters,
-    logit_bytes,
     num_parameters,
     teacher_flops,
 )
 from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.sweep.plan import make_plan
-from mirai_bench.train.trainer import Trainer
+from mirai_bench.train.memory import device_bytes, logit_bytes
+from mirai_bench.utils.device import Hardware
+from tests.support.small_run import new_trainer
 
+CPU = Hardware(torch.device("cpu"))
+HALF = Hardware(torch.device("cpu"), "bf16")
 AXES = ["injection_level", "foresight_layout", "foresight_source"]
 
 
 def test_memory_counts_five_floats_a_parameter_and_shrinks_with_micro_batches(make_config):
     one, four = (make_config(machine={"micro_batches": n}) for n in (1, 4))
     generator, heads = num_parameters(one)
-    assert device_bytes(one, False).fixed == 20 * generator + 16 * heads
-    assert device_bytes(one, True).fixed == 22 * generator + 18 * heads
+    assert device_bytes(one, CPU).fixed == 20 * generator + 16 * heads
+    assert device_bytes(one, HALF).fixed == 22 * generator + 18 * heads
     # but for the head's gradient and one part of its logits
-    assert device_bytes(one, False).activations == pytest.approx(
-        4 * device_bytes(four, False).activations, rel=1e-2
+    assert device_bytes(one, CPU).activations == pytest.approx(
+        4 * device_bytes(four, CPU).activations, rel=1e-2
     )
 
 
 def kept_for_backward(config):
     """Bytes of the tensors that autograd keeps of a forward pass, weights apart."""
-    trainer = Trainer(config, codes=random_codes(config, torch.device("cpu")))
+    trainer = new_trainer(config, codes=random_codes(config, torch.device("cpu")))
     weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.objective.parameters()}
     kept = {}
 
@@ -61,8 +63,8 @@ def test_activations_are_what_a_forward_pass_keeps(arm, precision):
     config = run_config(Shape(2, 256, 8, 1024, 4), arm, precision, torch.device("cpu"), threads=1)
     half = precision == "bf16"
     copies = 2 * sum(num_parameters(config)) if half else 0
-    passing = logit_bytes(config, 4 * 64, 2 if half else 4)[1]
-    counted = device_bytes(config, half).activations + copies - passing
+    passing = logit_bytes(config, 4 * 64, 2 if half else 4, "cpu")[1]
+    counted = device_bytes(config, HALF if half else CPU).activations + copies - passing
     assert counted == pytest.approx(kept_for_backward(config), rel=0.2)
 
 

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from mirai_bench.config.run_config import Model
-from mirai_bench.model.transformer import ARModel, Place, rope_table
+from mirai_bench.config.run_config import ModelConfig
+from mirai_bench.model.transformer import ARModel, CachePosition, rope_table
 
 GRID, VOCABULARY, CLASSES = (4, 6), 11, 5
 
 
 def tiny(**fields) -> ARModel:
-    model = ARModel(Model(size="nano", depth=3, width=32, heads=4, **fields), VOCABULARY, CLASSES, GRID)
+    model = ARModel(ModelConfig(size="nano", depth=3, width=32, heads=4, **fields), VOCABULARY, CLASSES, GRID)
     model.init_weights(torch.Generator().manual_seed(0))
     torch.nn.init.normal_(model.output.weight, std=0.5, generator=torch.Generator().manual_seed(1))
     return model
@@ -24,7 +24,7 @@ def inputs(batch: int = 3):
 @pytest.mark.parametrize(("size", "count"), [("B", 110_888_448), ("L", 342_910_976), ("XL", 774_699_520)])
 def test_parameter_counts_are_llamagens(size, count):
     with torch.device("meta"):
-        model = ARModel(Model(size=size), 16_384, 1000, (16, 16))
+        model = ARModel(ModelConfig(size=size), 16_384, 1000, (16, 16))
     assert sum(p.numel() for p in model.parameters()) == count
 
 
@@ -54,7 +54,7 @@ def test_cached_decoding_equals_teacher_forcing(kv_heads, train_mode):
         expected = model(tokens, labels).logits
         cache, x, steps = model.new_cache(3), model.cls_embedding.embedding_table(labels), []
         for position in range(24):
-            steps.append(model.decode(x, Place(position, position + 1), cache))
+            steps.append(model.decode(x, CachePosition(position, position + 1), cache))
             x = model.tok_embeddings(tokens[:, position])
     torch.testing.assert_close(torch.stack(steps, 1), expected, atol=2e-6, rtol=1e-5)
 

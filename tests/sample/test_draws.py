@@ -4,7 +4,7 @@ import torch
 from scipy.stats import chisquare
 
 from mirai_bench.config.protocol import Protocol
-from mirai_bench.sample.draws import classes_of, draw, guide, restrict, uniforms
+from mirai_bench.sample.draws import draw, draw_classes, guide, restrict, uniforms
 
 
 def protocol(**fields) -> Protocol:
@@ -46,8 +46,8 @@ def test_guidance_by_hand_and_scale_one_is_none():
 
 
 def test_class_rules_depend_on_the_index_alone():
-    assert classes_of(protocol(), range(5), 3).tolist() == [0, 1, 2, 0, 1]
+    assert draw_classes(protocol(), range(5), 3).tolist() == [0, 1, 2, 0, 1]
     uniform = protocol(class_rule="uniform")
-    classes = classes_of(uniform, range(3000), 3)
-    assert torch.equal(classes_of(uniform, [7, 2900], 3), classes[[7, 2900]])
+    classes = draw_classes(uniform, range(3000), 3)
+    assert torch.equal(draw_classes(uniform, [7, 2900], 3), classes[[7, 2900]])
     assert chisquare(torch.bincount(classes).numpy()).pvalue > 0.01

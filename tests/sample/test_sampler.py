@@ -10,10 +10,10 @@ from PIL import Image
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mirai_bench.config.protocol import Protocol
-from mirai_bench.config.run_config import Model
+from mirai_bench.config.run_config import ModelConfig
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.sample.__main__ import command
-from mirai_bench.sample.draws import classes_of, draw, uniforms
+from mirai_bench.sample.draws import draw, draw_classes, uniforms
 from mirai_bench.sample.sampler import Sampler, stretches
 from mirai_bench.utils.cli import run
 
@@ -22,7 +22,7 @@ GRID = (4, 4)
 
 @pytest.fixture(scope="module")
 def model():
-    model = ARModel(Model(size="nano", depth=2, width=32, heads=2), 7, 3, GRID).init_weights(
+    model = ARModel(ModelConfig(size="nano", depth=2, width=32, heads=2), 7, 3, GRID).init_weights(
         torch.Generator().manual_seed(0)
     )
     torch.nn.init.normal_(model.output.weight, std=0.5, generator=torch.Generator().manual_seed(1))
@@ -37,7 +37,7 @@ def codes(model, indices, p, batch_size):
     parts = []
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
-        parts.append(Sampler(model, p, len(part))(classes_of(p, part, 3), part))
+        parts.append(Sampler(model, p, len(part))(draw_classes(p, part, 3), part))
     return torch.cat(parts)
 
 
@@ -53,7 +53,7 @@ def test_samples_are_equal_for_batch_1_3_and_8_and_any_order(model, scale):
 
 def test_generation_is_teacher_forcing_one_token_after_the_other(model):
     p = protocol()
-    labels = classes_of(p, range(4), 3)
+    labels = draw_classes(p, range(4), 3)
     tokens = Sampler(model, p, 4)(labels, range(4))
     uniform = torch.from_numpy(np.stack([uniforms(0, i, 17)[1:] for i in range(4)]))
     with torch.no_grad():
@@ -83,14 +83,14 @@ def test_the_step_that_a_gpu_records_samples_the_same_codes(model, fields):
         range(8),
         range(8, 16),
     ):  # the second batch finds the first one's keys and values in the cache
-        labels = classes_of(p, indices, 3)
+        labels = draw_classes(p, indices, 3)
         assert torch.equal(sampler(labels, indices), Sampler(model, p, 8)(labels, indices))
 
 
 def test_the_recorded_step_is_one_graph_for_all_positions(model):
     """No read on the host, no shape that depends on the position: what recording on a GPU asks for."""
     p, counter = protocol(cfg_scale=2.0, top_k=4, top_p=0.9), CompileCounterWithBackend("aot_eager")
-    sampler, labels = Sampler(model, p, 4), classes_of(p, range(4), 3)
+    sampler, labels = Sampler(model, p, 4), draw_classes(p, range(4), 3)
     step = torch.compile(lambda: sampler.next_step(16), backend=counter, fullgraph=True)
     codes = replayed(sampler, lambda end: step())(labels, range(4))
     assert counter.frame_count == 1
@@ -111,7 +111,7 @@ def test_recorded_graphs_sample_what_single_launches_do(model, scale):
     assert len(sampler.recorded) == 4
     single.recorded = None
     for indices in (range(8), range(8, 16)):
-        labels = classes_of(p, indices, 3)
+        labels = draw_classes(p, indices, 3)
         assert torch.equal(sampler(labels, indices), single(labels, indices))
 
 

@@ -4,7 +4,7 @@ import torch
 
 from mirai_bench.data.codes import open_codes
 from mirai_bench.foresight import build_foresight
-from mirai_bench.foresight.source import Parts
+from mirai_bench.foresight.source import SourceContext
 from mirai_bench.model.transformer import build_model
 from mirai_bench.train.optim import clone_as_ema
 from mirai_bench.train.trainer import Objective
@@ -21,5 +21,5 @@ def assemble(make_config, variant):
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(6))
-    objective = Objective(model, build_foresight(config, Parts(config, teacher, codes, lambda: teacher, CPU)))
+    objective = Objective(model, build_foresight(SourceContext(config, teacher, codes, lambda: teacher, CPU)))
     return config, objective, teacher, codes.batch(seed=0, step=0, rank=0, world=1, batch_size=8)

@@ -9,7 +9,6 @@ from pathlib import Path
 import yaml
 from safetensors.torch import load_file
 
-from mirai_bench.checkpoint.store import saved
 from mirai_bench.config.load import merge, read_profile
 from mirai_bench.results.reading import read_journals
 from mirai_bench.results.table import build_table
@@ -17,7 +16,7 @@ from mirai_bench.results.writers import markdown
 from mirai_bench.sweep.plan import make_plan
 from mirai_bench.tracking.journal import read_journal
 from tests.support.paths import ROOT
-from tests.support.small_run import SMALL
+from tests.support.small_run import SMALL, saved
 
 ARMS = {
     "baseline": {"level": "none"},

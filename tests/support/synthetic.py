@@ -8,7 +8,7 @@ from pathlib import Path
 from mirai_bench.config.load import SWEEPS
 from mirai_bench.config.sweep_file import load_sweep
 from mirai_bench.tracking import mlflow_store
-from mirai_bench.utils.files import write_atomic
+from mirai_bench.utils.files import write_text
 
 STEPS_PER_EPOCH = 10
 START = 1_700_000_000.0
@@ -64,7 +64,7 @@ def write_run(
         if epoch in epochs:
             lines.append(evaluation_line(config, epoch * STEPS_PER_EPOCH, value_at(epoch), *cost))
             (folder / lines[-1]["grid"]).write_bytes(PNG)
-    write_atomic(folder / "journal.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(folder / "journal.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     if status != "running":
         reason = (
             {"reason": "10 updates in a row were not finite", "step": 5}

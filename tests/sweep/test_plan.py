@@ -11,9 +11,9 @@ from filelock import FileLock
 from mirai_bench.config.load import SWEEPS
 from mirai_bench.sweep.__main__ import dry_run, status
 from mirai_bench.sweep.driver import missing
-from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan, run_dir_of
+from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan
 from mirai_bench.sweep.progress import Screen
-from mirai_bench.tracking.run_folder import state_of
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
 from tests.support.synthetic import write_run
 
@@ -41,12 +41,17 @@ def test_states_are_read_from_the_folders(here):
     finish(cells[0])
     finish(cells[1], status="failed")
     finish(cells[2], status="running")
-    with FileLock(run_dir_of(cells[2]) / "run.lock"):
-        assert [state_of(run_dir_of(cell)) for cell in cells[:4]] == ["done", "failed", "running", "pending"]
+    with FileLock(cells[2].run_path / "run.lock"):
+        assert [RunFolder(cell.run_path).state for cell in cells[:4]] == [
+            "done",
+            "failed",
+            "running",
+            "pending",
+        ]
         text = status(plan_of())
     assert "running  epoch" in text and "failed   10 updates in a row were not finite (step 5)" in text
     assert text.endswith("1 done, 1 running, 1 failed, 12 pending")
-    assert state_of(run_dir_of(cells[2])) == "pending", "its process is gone: it will be resumed"
+    assert RunFolder(cells[2].run_path).state == "pending", "its process is gone: it will be resumed"
 
 
 def test_the_same_command_again_runs_what_is_missing(here):
@@ -57,7 +62,7 @@ def test_the_same_command_again_runs_what_is_missing(here):
     finish(plan.sweep.cells[-1], status="failed")
     assert names(missing(plan_of())) == names(plan.sweep.cells[-1:]), "a failed cell is tried again"
     finish(plan.sweep.cells[-1])
-    (run_dir_of(plan.sweep.cells[-1]) / "failed.json").unlink()
+    (plan.sweep.cells[-1].run_path / "failed.json").unlink()
     assert missing(plan_of()) == []
 
 
@@ -92,8 +97,8 @@ def test_moving_runs_or_data_runs_nothing_again(here, tmp_path, monkeypatch):
 def test_what_another_process_trains_comes_last(here):
     plan = plan_of(seeds=[0])
     first = missing(plan)[0]
-    run_dir_of(first).mkdir(parents=True)
-    with FileLock(run_dir_of(first) / "run.lock"):
+    first.run_path.mkdir(parents=True)
+    with FileLock(first.run_path / "run.lock"):
         assert missing(plan)[-1] is first
 
 
@@ -131,8 +136,8 @@ def test_order_of_execution(here):
 def test_a_thousand_cells_are_planned_in_two_seconds(here):
     plan = plan_of(seeds=range(200))
     for cell in plan.sweep.cells[::10]:
-        run_dir_of(cell).mkdir(parents=True)
-        (run_dir_of(cell) / "done.json").write_text("{}")
+        cell.run_path.mkdir(parents=True)
+        (cell.run_path / "done.json").write_text("{}")
     start = time.process_time()  # not wall-clock: other tests may share the machine
     assert len(missing(make_plan(FILE, seeds=range(200)))) == 900
     assert time.process_time() - start < 2.0
@@ -163,14 +168,14 @@ def test_the_screen_says_what_changes(here, capsys, monkeypatch):
     plan = plan_of(seeds=[0])
     first, second, third, *_ = cells = plan.sweep.cells
     finish(first, status="failed")
-    os.utime(run_dir_of(first) / "failed.json", (1, 1))
+    os.utime(first.run_path / "failed.json", (1, 1))
     screen = Screen(plan, list(cells))
     screen.refresh()
     finish(second)
     finish(third, status="failed")
-    os.utime(run_dir_of(third) / "failed.json", (2e9, 2e9))
+    os.utime(third.run_path / "failed.json", (2e9, 2e9))
     finish(first, status="running")
-    with FileLock(run_dir_of(first) / "run.lock"):
+    with FileLock(first.run_path / "run.lock"):
         monkeypatch.setattr("mirai_bench.sweep.progress.EVERY_SECONDS", 0.0)
         screen.refresh()
     screen.refresh()

@@ -3,7 +3,7 @@
 import pytest
 import ray
 
-from mirai_bench.sweep.ray_tune import neighbours, resources, slots
+from mirai_bench.sweep.ray_tune import processes_per_node, resources, slots
 from mirai_bench.utils.errors import UserError
 
 
@@ -32,7 +32,7 @@ def test_trials_that_fit_are_counted_node_by_node(
     nodes(monkeypatch, *sizes)
     machine = make_config(train={"batch_size": 64}, machine=machine).machine
     assert slots(machine, local=False) == fitting
-    assert neighbours(machine, fitting) == on_one_node and neighbours(machine, 1) == min(
+    assert processes_per_node(machine, fitting) == on_one_node and processes_per_node(machine, 1) == min(
         on_one_node, machine.workers
     )
 

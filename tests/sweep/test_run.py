@@ -6,10 +6,9 @@ import pytest
 import yaml
 
 from mirai_bench.sweep.driver import Options, missing, run_sweep
-from mirai_bench.sweep.plan import run_dir_of
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking.journal import read_journal
-from mirai_bench.tracking.run_folder import state_of
+from mirai_bench.tracking.run_folder import RunFolder
 from tests.support.small_sweeps import ARMS, finish, plan_at, start
 
 
@@ -22,7 +21,7 @@ def test_a_sweep_with_a_cell_that_fails(sweep_file, tmp_path, monkeypatch, train
     code, out, err = finish(start(file))
     assert code == 1, err
     plan = plan_at(file)
-    states = {cell.arm: state_of(run_dir_of(cell)) for cell in plan.sweep.cells}
+    states = {cell.arm: RunFolder(cell.run_path).state for cell in plan.sweep.cells}
     assert states == {"frozen": "done", "baseline": "done", "broken": "failed"}
     assert (
         "updates in a row were not finite" in err and "failed: broken, seed 0: " in err and "mlflow ui" in err
@@ -34,7 +33,7 @@ def test_a_sweep_with_a_cell_that_fails(sweep_file, tmp_path, monkeypatch, train
         and "Configuration for experiment" not in out
     )
     kept = {"config.json", "journal.jsonl", "log.txt", "done.json", "failed.json", "checkpoints", "samples"}
-    assert {path.name for cell in plan.sweep.cells for path in run_dir_of(cell).iterdir()} <= kept | {
+    assert {path.name for cell in plan.sweep.cells for path in cell.run_path.iterdir()} <= kept | {
         "run.lock",
         "mlflow.lock",
     }
@@ -103,4 +102,4 @@ def test_a_search_is_apart_from_the_sweep(sweep_file, tmp_path, trained_run):
     assert values == sorted(values) and {row["state"] for row in rows} == {"done", "stopped early"}
     assert all(row["epoch"] == 2 for row in rows if row["state"] == "done")
     assert not list((tmp_path / "runs").glob("sweeps/*.json")), "no table of arms knows of them"
-    assert all(state_of(run_dir_of(cell)) == "pending" for cell in plan_at(file).sweep.cells)
+    assert all(RunFolder(cell.run_path).state == "pending" for cell in plan_at(file).sweep.cells)

@@ -1,13 +1,13 @@
 """What a GPU compiles by default, captured on a CPU: graphs, recompilations, and equal losses."""
 
+import functools
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mirai_bench.benchmark import workload
-from mirai_bench.foresight.encoders.build import ENCODERS
-from mirai_bench.foresight.encoders.pixels import PixelEncoder
-from mirai_bench.train.trainer import Trainer
+from tests.support.small_run import new_trainer
 
 CPU = torch.device("cpu")
 TINY = workload.Shape(3, 64, 4, 32, 4)
@@ -16,7 +16,7 @@ TINY = workload.Shape(3, 64, 4, 32, 4)
 @pytest.mark.parametrize("arm", ["ntp", "mirai-e-k3", "mtp"])
 def test_a_step_is_one_graph(arm):
     """No graph break in model, teacher and losses. The eager backend captures the graph and compiles nothing."""
-    eager, again = (workload.Ours(workload.run_config(TINY, arm, "fp32", CPU)) for _ in range(2))
+    eager, again = (workload.TrainStep(workload.run_config(TINY, arm, "fp32", CPU)) for _ in range(2))
     again.trainer.forward = torch.compile(again.trainer.objective, backend="eager", fullgraph=True)
     assert again() == pytest.approx(eager(), rel=1e-5)
 
@@ -24,7 +24,7 @@ def test_a_step_is_one_graph(arm):
 def test_a_changing_weight_compiles_no_graph_each():
     """One without foresight, for its warm-up, and one with it."""
     ours, counter = (
-        workload.Ours(workload.run_config(TINY, "mirai-e-k3", "fp32", CPU)),
+        workload.TrainStep(workload.run_config(TINY, "mirai-e-k3", "fp32", CPU)),
         CompileCounterWithBackend("eager"),
     )
     compiled = torch.compile(ours.trainer.objective, backend=counter, fullgraph=True, dynamic=False)
@@ -35,19 +35,16 @@ def test_a_changing_weight_compiles_no_graph_each():
 
 
 def test_a_teacher_that_reads_pixels_breaks_the_graph_and_no_number(make_config, monkeypatch):
-    pytest.importorskip("timm")
+    timm = pytest.importorskip("timm")
 
-    def build(config, codes, device):
-        return PixelEncoder("dinov2_s", config.grid, device, pretrained=False, depth=1)
-
-    monkeypatch.setitem(ENCODERS, "dinov2_s", build)
-    config = make_config(
-        foresight={"level": "internal", "source": "encoder", "encoder": {"name": "dinov2_s"}}
-    )
+    shallow = functools.partial(timm.create_model, depth=1)
+    monkeypatch.setattr(timm, "create_model", shallow)
+    encoder = {"name": "dinov2_s", "weights": "random"}
+    config = make_config(foresight={"level": "internal", "source": "encoder", "encoder": encoder})
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        trainer = Trainer(config)
+        trainer = new_trainer(config)
         if compiled:
             trainer.forward = torch.compile(trainer.objective, backend="aot_eager", dynamic=False)
         losses.append([float(trainer.step(step)["foresight"]) for step in range(2)])
@@ -59,7 +56,7 @@ def test_the_compilers_kernels_drop_the_same_numbers(make_config):
     """Masks are a function of (seed, step, rank), compiled or not."""
     model = {"token_dropout": 0.5, "residual_dropout": 0.5, "ffn_dropout": 0.5}
     one, other = (
-        Trainer(make_config(model=model, machine={"compile": compiled})) for compiled in (False, True)
+        new_trainer(make_config(model=model, machine={"compile": compiled})) for compiled in (False, True)
     )
     for step in range(3):
         assert float(other.step(step)["loss"]) == pytest.approx(float(one.step(step)["loss"]), rel=1e-6)

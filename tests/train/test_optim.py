@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from mirai_bench.config.foresight import Foresight
-from mirai_bench.config.run_config import Train
+from mirai_bench.config.foresight import ForesightConfig
+from mirai_bench.config.run_config import TrainConfig
 from mirai_bench.train.optim import (
     SCHEDULES,
     build_optimizer,
     clone_as_ema,
-    foresight_rests,
+    foresight_can_be_off,
     foresight_weight,
     learning_rate,
     update_ema,
@@ -15,7 +15,7 @@ from mirai_bench.train.optim import (
 
 
 def weights(**fields):
-    config = Foresight(level="internal", **fields)
+    config = ForesightConfig(level="internal", **fields)
     return [foresight_weight(config, i / 10) for i in range(10)]
 
 
@@ -25,11 +25,11 @@ def test_lambda_schedules_by_hand():
     assert weights(warmup=0.25) == [0, 0, 0] + [2.0] * 7
     assert weights(schedule="linear", final_weight=0) == pytest.approx([2 * (1 - i / 10) for i in range(10)])
     assert weights(schedule="cosine")[5] == pytest.approx(1.5)
-    assert foresight_weight(Foresight(level="none"), 0.5) == 0
+    assert foresight_weight(ForesightConfig(level="none"), 0.5) == 0
 
 
 def test_linear_runs_from_the_end_of_the_warmup():
-    config = Foresight(level="internal", schedule="linear", final_weight=0, warmup=0.5)
+    config = ForesightConfig(level="internal", schedule="linear", final_weight=0, warmup=0.5)
     assert foresight_weight(config, 0.5) == 2 and foresight_weight(config, 0.75) == pytest.approx(1)
 
 
@@ -40,20 +40,20 @@ def test_a_schedule_goes_from_start_to_end(name):
 
 
 def test_learning_rate_warms_up_and_decays():
-    config = Train(epochs=1, batch_size=1, lr=1.0, lr_schedule="linear", lr_warmup=0.2)
+    config = TrainConfig(epochs=1, batch_size=1, lr=1.0, lr_schedule="linear", lr_warmup=0.2)
     assert [learning_rate(config, p, 0.1) for p in (0, 0.1, 0.2, 0.6)] == pytest.approx([0.5, 1, 1, 0.5])
 
 
 def test_weight_decay_is_on_matrices_alone():
-    from mirai_bench.config.foresight import Projector as Config
-    from mirai_bench.config.run_config import Model
+    from mirai_bench.config.foresight import ProjectorConfig
+    from mirai_bench.config.run_config import ModelConfig
     from mirai_bench.foresight.loss import Projector
     from mirai_bench.model.transformer import ARModel
 
     modules = torch.nn.ModuleList(
-        [ARModel(Model(size="nano"), 7, 3, (2, 2)), Projector(Config(hidden=8), 2, 64, 64)]
+        [ARModel(ModelConfig(size="nano"), 7, 3, (2, 2)), Projector(ProjectorConfig(hidden=8), 2, 64, 64)]
     )
-    decayed, plain = build_optimizer(Train(epochs=1, batch_size=1), modules.parameters()).param_groups
+    decayed, plain = build_optimizer(TrainConfig(epochs=1, batch_size=1), modules.parameters()).param_groups
     names = {id(p): name for name, p in modules.named_parameters()}
     assert decayed["weight_decay"] == 0.05 and plain["weight_decay"] == 0
     assert all("norm" in names[id(p)] or "biases" in names[id(p)] for p in plain["params"])
@@ -85,6 +85,6 @@ def test_ema_by_hand():
 def test_when_heads_have_no_gradient_is_known_beforehand(make_config, foresight, rests):
     """Data-parallel training is told whether parameters may be left out of a step; it costs time where it is not needed."""
     config = make_config(foresight=foresight).foresight
-    assert foresight_rests(config) is rests
+    assert foresight_can_be_off(config) is rests
     weights = [foresight_weight(config, step / 100) for step in range(100)]
     assert (config.level != "none" and 0 in weights) is rests

@@ -8,13 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirai_bench.checkpoint.store import saved
 from mirai_bench.tracking.journal import read_journal
-from mirai_bench.tracking.run_folder import RunFailed
+from mirai_bench.tracking.run_folder import RunFailed, RunFolder
 from mirai_bench.train import trainer as trainer_module
-from mirai_bench.train.run import train
-from mirai_bench.train.trainer import Trainer, run_dir_of
+from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils.errors import UserError
+from tests.support.small_run import new_trainer, saved, train
 
 
 def state_of(run_dir: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -138,7 +137,7 @@ def test_non_finite_updates_are_skipped_counted_and_end_the_run(make_config, tmp
 
     monkeypatch.setattr(trainer_module.Objective, "calls", 0, raising=False)
     monkeypatch.setattr(trainer_module.Objective, "forward", poisoned)
-    trainer = Trainer(config)
+    trainer = new_trainer(config)
     trainer.step(0)
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     trainer.step(1)
@@ -209,8 +208,8 @@ def test_two_processes_equal_one(make_config, tmp_path):
         words = [str(tmp_path / "script.py"), str(tmp_path / "config.json")]
         done = subprocess.run([*launcher, *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == str(run_dir_of(config))
-        results[workers] = state_of(run_dir_of(config))
+        assert done.stdout.strip() == str(config.run_path)
+        results[workers] = state_of(config.run_path)
     for name in ("model", "ema"):
         for key, tensor in results[1][name].items():
             torch.testing.assert_close(results[2][name][key], tensor, atol=1e-4, rtol=1e-3)
@@ -221,9 +220,9 @@ def test_two_processes_equal_one(make_config, tmp_path):
         ".1": "range(500, 600) ",
     }
     (record,) = [
-        line for line in read_journal(run_dir_of(config) / "journal.jsonl") if line["kind"] == "evaluation"
+        line for line in read_journal(config.run_path / "journal.jsonl") if line["kind"] == "evaluation"
     ]
-    _, model, *_ = load_for_sampling(run_dir_of(config), "ema", torch.device("cpu"))
+    _, model, *_ = load_for_sampling(RunFolder(config.run_path), "ema", torch.device("cpu"))
     assert evaluate_model(model, config, torch.device("cpu")).metrics == record["metrics"]
 
 

@@ -10,9 +10,11 @@ import torch
 from mirai_bench.config.load import SWEEPS
 from mirai_bench.config.sweep_file import load_sweep
 from mirai_bench.model.cost import step_flops
-from mirai_bench.train.trainer import Trainer, dropped_labels, run_dir_of, teacher_run
+from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.train.trainer import dropped_labels, teacher_run
 from mirai_bench.utils.errors import UserError
 from tests.support.paths import FIXTURES
+from tests.support.small_run import new_trainer
 
 GOLDEN = FIXTURES / "golden_losses.txt"
 GOLDEN_STEPS = 10
@@ -33,12 +35,12 @@ def golden_losses(config, shared_runs: Path) -> list[float]:
     )
     teacher = teacher_run(config)
     if teacher is not None:  # a stand-in for the trained baseline: its initial weights
-        folder = run_dir_of(teacher) / "checkpoints/step_00000000"
+        folder = teacher.run_path / "checkpoints/step_00000000"
         if not folder.exists():
             from mirai_bench.checkpoint.store import save_checkpoint
 
-            save_checkpoint(run_dir_of(teacher), 0, Trainer(teacher).checkpoint({}), keep=1)
-    trainer = Trainer(config)
+            save_checkpoint(RunFolder(teacher.run_path), 0, new_trainer(teacher).checkpoint({}), keep=1)
+    trainer = new_trainer(config)
     return [float(trainer.step(step)["loss"]) for step in range(GOLDEN_STEPS)]
 
 
@@ -64,7 +66,7 @@ def test_golden_losses(arm, tmp_path_factory, shared_runs):
 
 
 def test_projectors_do_not_decay_during_warmup(make_config):
-    trainer = Trainer(make_config(foresight={"level": "internal", "warmup": 0.5}))
+    trainer = new_trainer(make_config(foresight={"level": "internal", "warmup": 0.5}))
     before = [p.clone() for p in trainer.objective.foresight.parameters()]
     for step in range(3):
         assert trainer.step(step)["foresight_weight"] == 0
@@ -75,7 +77,7 @@ def test_projectors_do_not_decay_during_warmup(make_config):
 
 def test_micro_batches_give_the_same_update(make_config):
     no_dropout = {"token_dropout": 0, "residual_dropout": 0, "ffn_dropout": 0}
-    trainers = [Trainer(make_config(model=no_dropout, machine={"micro_batches": n})) for n in (1, 4)]
+    trainers = [new_trainer(make_config(model=no_dropout, machine={"micro_batches": n})) for n in (1, 4)]
     for step in range(3):
         for trainer in trainers:
             trainer.step(step)
@@ -92,7 +94,7 @@ def test_dropped_labels_are_of_the_global_batch(make_config):
 
 def test_a_batch_larger_than_the_data_is_refused(make_config):
     with pytest.raises(UserError, match="batch_size is 5000"):
-        Trainer(make_config(train={"batch_size": 5000}))
+        new_trainer(make_config(train={"batch_size": 5000}))
 
 
 @pytest.mark.parametrize("arm", ["baseline", "output-2d", "internal-2d", "mirai-e-k9", "mirai-i-k1"])
@@ -102,7 +104,7 @@ def test_counted_flops_equal_torchs_counter(arm, shared_runs):
 
     machine = ARMS[arm].machine.model_copy(update={"runs": shared_runs / "golden", "device": "cpu"})
     config = ARMS[arm].model_copy(update={"machine": machine})
-    trainer = Trainer(config)
+    trainer = new_trainer(config)
     # attention as its two products: torch's own kernels count their recomputed scores, or nothing at all, depending on the version
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.step(0)
