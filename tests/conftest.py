@@ -10,6 +10,7 @@ import pytest
 
 from mirai_bench.config.load import build_run, merge, read_profile
 from mirai_bench.config.run_config import RunConfig
+from mirai_bench.utils.log import configure_logging
 from tests.support.paths import RECORDS
 from tests.support.small_run import SMALL
 
@@ -19,6 +20,12 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def messages() -> None:
+    """What the code logs goes to stderr, as it does in a command."""
+    configure_logging()
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +50,7 @@ def make_config(shared_runs: Path) -> Callable[..., RunConfig]:
 @pytest.fixture(scope="session")
 def trained_run(make_config: Callable[..., RunConfig]) -> Path:
     """A finished run of the shrunk digits profile."""
-    from mirai_bench.train.run import train
+    from tests.support.small_run import train
 
     config = make_config()
     train(config, config.run_path)

@@ -11,7 +11,7 @@ from mirai_bench.config.load import load_run
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.cli import add_config, run
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("mirai_bench.checkpoint")
 
 EPILOG = """examples:
   python -m mirai_bench.checkpoint import c2i_B_256.pt imagenet256_b imported/c2i_B_256

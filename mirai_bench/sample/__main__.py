@@ -11,7 +11,7 @@ from typing import Any
 from mirai_bench.utils.cli import add_device, progress, run
 from mirai_bench.utils.errors import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("mirai_bench.sample")
 
 # Options that override a field of the run's own protocol, and what --help says of them.
 PROTOCOL_OPTIONS: dict[str, tuple[type, str]] = {

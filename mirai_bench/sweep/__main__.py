@@ -19,7 +19,7 @@ from mirai_bench.utils.cli import add_settings, run
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.text_table import console_table
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("mirai_bench.sweep")
 
 UNKNOWN = "—"
 STATES = ("done", "running", "failed", "pending")

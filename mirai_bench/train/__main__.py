@@ -9,10 +9,10 @@ import sys
 from mirai_bench.config.load import load_run
 from mirai_bench.utils.cli import add_config, run
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("mirai_bench.train")
 
 EPILOG = """examples:
-  python -m mirai_bench.train digits --set foresight.level=internal --set train.epochs=2 --set evaluation.at=[2]
+  python -m mirai_bench.train digits --set foresight.level=internal --set train.epochs=2 --set 'evaluation.at=[2]'
   torchrun --nproc-per-node 8 -m mirai_bench.train imagenet256_b"""
 
 

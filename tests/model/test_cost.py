@@ -18,7 +18,7 @@ from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.sweep.plan import make_plan
 from mirai_bench.train.memory import device_bytes, logit_bytes
 from mirai_bench.utils.device import Hardware
-from tests.support.small_run import new_trainer
+from tests.support.small_run import new_trainer, saved
 
 CPU = Hardware(torch.device("cpu"))
 HALF = Hardware(torch.device("cpu"), "bf16")
@@ -69,10 +69,10 @@ def test_activations_are_what_a_forward_pass_keeps(arm, precision):
 
 
 @pytest.mark.parametrize("axis", AXES)
-def test_parameters_and_checkpoint_size_are_those_built(axis, here, make_config, tmp_path):
-    import torch
-
+def test_parameters_are_those_built(axis, here, monkeypatch):
+    from mirai_bench.foresight.context import SourceContext
     from mirai_bench.foresight.level import LEVELS
+    from mirai_bench.foresight.source import SOURCES
     from mirai_bench.model.transformer import build_model
 
     for cell in make_plan(SWEEPS / f"{axis}.yaml", seeds=[0]).sweep.cells:
@@ -81,12 +81,13 @@ def test_parameters_and_checkpoint_size_are_those_built(axis, here, make_config,
         assert generator == sum(p.numel() for p in build_model(config).parameters())
         level = LEVELS[config.foresight.level]
         if level is not None:
-            built = level(config, type("Source", (), {"width": config.model.width}))
+            source = type("Source", (), {"width": config.model.width})
+            monkeypatch.setitem(SOURCES, config.foresight.source, lambda context: source)
+            built = level(SourceContext(config, None, None, None, CPU.device))
             assert heads == sum(p.numel() for p in built.parameters() if isinstance(p, torch.nn.Parameter))
 
 
 def test_disk_and_flops_of_a_real_run(trained_run, make_config, monkeypatch):
-    from mirai_bench.checkpoint.store import saved
     from mirai_bench.data.images.datasets import open_dataset
     from mirai_bench.tracking.journal import read_journal
 

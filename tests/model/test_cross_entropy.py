@@ -4,16 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mirai_bench.model import cross_entropy
-from mirai_bench.model.cross_entropy import linear_cross_entropy
+from mirai_bench.model import kernels
+from mirai_bench.model.kernels import linear_cross_entropy
 
 N, D, V = 50, 8, 70
 
 
 @pytest.fixture(params=[8, 512], ids=["7 parts", "one part"])
 def rows(request, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "LOGITS", {"cpu": 1})
-    monkeypatch.setattr(cross_entropy, "ROWS", request.param)
+    monkeypatch.setattr(kernels, "CHUNK_LOGITS", {"cpu": 1})
+    monkeypatch.setattr(kernels, "FEWEST_ROWS", request.param)
 
 
 def inputs():

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mirai_bench.config.run_config import ModelConfig
-from mirai_bench.model.transformer import ARModel, CachePosition, rope_table
+from mirai_bench.model.transformer import ARModel, DevicePosition, HostPosition, rope_table
 
 GRID, VOCABULARY, CLASSES = (4, 6), 11, 5
 
@@ -54,7 +54,7 @@ def test_cached_decoding_equals_teacher_forcing(kv_heads, train_mode):
         expected = model(tokens, labels).logits
         cache, x, steps = model.new_cache(3), model.cls_embedding.embedding_table(labels), []
         for position in range(24):
-            steps.append(model.decode(x, CachePosition(position, position + 1), cache))
+            steps.append(model.decode(x, HostPosition(position), cache))
             x = model.tok_embeddings(tokens[:, position])
     torch.testing.assert_close(torch.stack(steps, 1), expected, atol=2e-6, rtol=1e-5)
 

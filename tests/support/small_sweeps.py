@@ -1,6 +1,7 @@
 """Small sweeps as a user starts them: files, commands, processes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,6 +73,13 @@ def start(file, *argv, **variables):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def said(text):
+    """What a command logged, line by line, without the time and the rank that stand before it where nobody watches."""
+    return [
+        re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (\[rank \d+\] )?", "", line) for line in text.splitlines()
+    ]
 
 
 def finish(process, timeout=400):

@@ -15,6 +15,7 @@ from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan
 from mirai_bench.sweep.progress import Screen
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
+from tests.support.small_sweeps import said
 from tests.support.synthetic import write_run
 
 FILE = SWEEPS / "injection_level.yaml"
@@ -179,17 +180,17 @@ def test_the_screen_says_what_changes(here, capsys, monkeypatch):
         monkeypatch.setattr("mirai_bench.sweep.progress.EVERY_SECONDS", 0.0)
         screen.refresh()
     screen.refresh()
-    first_said, *said = capsys.readouterr().err.splitlines()
+    first_said, *others = said(capsys.readouterr().err)
     assert first_said.startswith("injection_level (digits): 5 cells, 0 done before, 5 to run")
     ended = [
         f"done: {second.arm}, seed 0",
         f"failed: {third.arm}, seed 0: 10 updates in a row were not finite (step 5)",
     ]
-    assert said[:2] == ended, "the failure of an earlier command is none of this one; each is said once"
-    assert said[2].startswith(
+    assert others[:2] == ended, "the failure of an earlier command is none of this one; each is said once"
+    assert others[2].startswith(
         f"1/5 done, 1 failed · {first.arm} s0 epoch {first.config.train.epochs:.1f}/"
-    ) and said[2].endswith("left")
-    assert len([line for line in said if line.startswith(("done", "failed"))]) == 2
+    ) and others[2].endswith("left")
+    assert len([line for line in others if line.startswith(("done", "failed"))]) == 2
 
 
 def test_dry_run_shows_cells_and_costs_and_starts_nothing(here):

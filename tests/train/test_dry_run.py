@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mirai_bench.config.load import load_run
@@ -10,11 +11,15 @@ from mirai_bench.model.cost import step_flops
 from mirai_bench.train import dry_run
 from mirai_bench.train.__main__ import command
 from mirai_bench.train.dry_run import describe, measured_step
+from mirai_bench.train.trainer import resolve_hardware
 from mirai_bench.utils.cli import run
+from mirai_bench.utils.device import Hardware
+
+CPU = Hardware(torch.device("cpu"))
 
 
 def facts_of(config, measure=False):
-    return list(yaml.safe_load_all(describe(config, measure)))
+    return list(yaml.safe_load_all(describe(config, resolve_hardware(config), measure)))
 
 
 def test_the_papers_profile_in_numbers():
@@ -47,7 +52,7 @@ def test_the_papers_sizes(size, parameters):
 
 
 def test_a_step_is_measured_and_the_command_prints_two_documents(make_config, tmp_path, capsys):
-    seconds, images, share = measured_step(make_config(foresight={"level": "internal"}))
+    seconds, images, share = measured_step(make_config(foresight={"level": "internal"}), CPU)
     assert seconds > 0 and images == 8 and share == 1
     path = tmp_path / "config.json"
     path.write_text(make_config().model_dump_json())
@@ -60,12 +65,12 @@ def test_what_the_measured_step_leaves_out_is_added_by_its_flops(make_config, mo
     """Mirai-I's encoder is not loaded for it. 1,500 images: 93 steps of 16."""
     config = make_config(foresight={"level": "internal", "source": "encoder"}, train={"epochs": 1000})
     share = step_flops(config) / step_flops(make_config())
-    assert measured_step(config).flops_share == pytest.approx(share) and share > 1
-    monkeypatch.setattr(dry_run, "measured_step", lambda config: dry_run.MeasuredStep(0.5, 8, 2.0))
+    assert measured_step(config, CPU).flops_share == pytest.approx(share) and share > 1
+    monkeypatch.setattr(dry_run, "measured_step", lambda config, hardware: dry_run.MeasuredStep(0.5, 8, 2.0))
     _, facts = facts_of(config, True)
     assert "2.00 times the FLOPs" in facts["measured step"]
     assert facts["training time"].startswith(f"about {1000 * 93 * 2 * 0.5 * 2 / 3600:.2f} hours on 1 ")
 
 
 def test_a_step_is_measured_at_the_size_of_one_process(make_config):
-    assert measured_step(make_config(machine={"workers": 2, "micro_batches": 2})).images == 4  # of 16
+    assert measured_step(make_config(machine={"workers": 2, "micro_batches": 2}), CPU).images == 4  # of 16

@@ -122,5 +122,5 @@ def test_parts_divide_the_batch(make_config):
     assert [next_divisor(config, least, 1) for least in (2, 4, 7, 16, 31)] == [2, 5, 10, 30, None]
     assert (
         with_micro_batches(config, 4, 1).machine.micro_batches == 5
-        and with_micro_batches(with_micro_batches(config, 4), 2, 1).machine.micro_batches == 5
+        and with_micro_batches(with_micro_batches(config, 4, 1), 2, 1).machine.micro_batches == 5
     )

@@ -86,11 +86,11 @@ def test_resume_is_bitwise(variant, make_config, tmp_path, monkeypatch):
 
 
 def test_an_evaluation_that_was_killed_is_made_up_for(make_config, tmp_path, monkeypatch):
-    from mirai_bench.evaluate import evaluation
+    from mirai_bench.train import run
 
     config = make_config(train={"batch_size": 500})
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "evaluate_model", lambda *a, **k: (_ for _ in ()).throw(Killed))
+        patched.setattr(run, "evaluate_model", lambda *a, **k: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train(config, tmp_path)
     assert not (tmp_path / "done.json").exists()
