@@ -1,4 +1,7 @@
-"""`mirai-bench COMMAND …` is `python -m mirai_bench.COMMAND …`; only the command's own module is imported."""
+"""The command `mirai-bench COMMAND …`, which is `python -m mirai_bench.COMMAND …`.
+
+Only the command's own modules are imported.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,43 @@ from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import unknown
 
 COMMANDS = {
-    "sweep": "trains and evaluates every arm with every seed of a sweep file; --dry-run, status",
+    "sweep": "trains and evaluates every arm with every seed of a sweep file; status, search, schema",
     "train": "trains one run",
     "sample": "samples images from a run",
-    "evaluate": "evaluates a run or a folder of images under a protocol",
-    "data.prepare": "images to codes, once",
-    "tokenizer": "trains the small VQ",
+    "evaluate": "evaluates a run or a folder of images under a protocol; compare, reference",
+    "data.prepare": "turns images into codes, once",
+    "tokenizer": "trains and measures the small VQ tokenizer",
     "tracking": "sends runs to MLflow that it does not have",
-    "benchmark": "throughput, memory and utilisation, beside a peer's",
+    "checkpoint": "imports and exports official LlamaGen and Mirai checkpoints",
+    "benchmark": "measures throughput, memory and utilisation, also of a peer's code",
 }
-
-
-SHORT = {"prepare": "data.prepare"}
+ALIASES = {"prepare": "data.prepare"}
 
 
 def command(argv: list[str]) -> int:
+    """Runs the command that the first word names, with the other words as its arguments."""
     if not argv or argv[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        print("usage: mirai-bench COMMAND …        (mirai-bench COMMAND --help says more)\n")
-        print("\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items()))
-        print("\nexample: mirai-bench sweep sweeps/injection_level.yaml --dry-run")
+        print(usage())
         return 0
-    name = SHORT.get(argv[0], argv[0])
+    name = ALIASES.get(argv[0], argv[0])
     if name not in COMMANDS:
         raise unknown("command", argv[0], COMMANDS)
     sys.argv = [f"mirai-bench {argv[0]}", *argv[1:]]
-    runpy.run_module(f"{__package__}.{name}", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"mirai_bench.{name}", run_name="__main__", alter_sys=True)
     return 0
 
 
+def usage() -> str:
+    """Returns the text of --help."""
+    width = max(len(name) for name in COMMANDS)
+    lines = ["usage: mirai-bench COMMAND …        (mirai-bench COMMAND --help says more)", ""]
+    lines += [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    lines += ["", "example: mirai-bench sweep sweeps/injection_level.yaml --dry-run"]
+    return "\n".join(lines)
+
+
 def main() -> int:
+    """Runs the command line of this process."""
     return run(command)
 
 
