@@ -1,136 +1,268 @@
-"""Evaluation of samples under a protocol: what they are compared with, in which feature space, and all that a reader needs to repeat it.
-
-python -m mirai_bench.evaluate RUN --protocol paper
-python -m mirai_bench.evaluate IMAGES --protocol cifar10_10k --config cifar10
-python -m mirai_bench.evaluate compare A B
-"""
+"""Evaluation of a run, a model or images under the protocol of a config."""
 
 from __future__ import annotations
 
+import logging
 import time
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from mirai_bench.config.load import build_run, load_run, parse_sets
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.codes import has_heldout, open_codes
+from mirai_bench.data.codes import has_heldout_codes, open_codes
 from mirai_bench.data.images.grid import first_grid
+from mirai_bench.data.images.image_sets import NpzWriter, open_images
 from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
 from mirai_bench.evaluate.extractors import Extractor, entry_of, open_extractor
-from mirai_bench.evaluate.measure import Measured, Sampled, measure
+from mirai_bench.evaluate.measure import SampledImages, Source, StoredImages, measure
 from mirai_bench.evaluate.references import SPLITS, Reference, find_reference, open_reference, split_images
 from mirai_bench.model.transformer import ARModel
+from mirai_bench.sample.sampler import load_for_sampling
+from mirai_bench.tracking import provenance
+from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.utils.cli import progress
+from mirai_bench.utils.device import device_name
 from mirai_bench.utils.distributed import Ranks
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.hashing import file_sha256
 
-HELDOUT_BATCH = 256
+log = logging.getLogger(__name__)
+
+HELDOUT_BATCH = 256  # images per forward pass of the held-out loss
 
 
-LOCAL_PATHS = {
-    "machine": {"runs", "data", "codes", "assets"}
-}  # of the machine, nothing to a reader of the record
+# ---- a model, or images
 
 
-class Result(NamedTuple):
+class Evaluation(NamedTuple):
+    """The result of an evaluation."""
+
     metrics: dict[str, float]
     provenance: dict[str, Any]
-    """protocol, protocol_digest, extractor, reference"""
+    """What a reader needs to repeat it: protocol, protocol_digest, extractor, reference."""
     grid: np.ndarray
-    """uint8 (h, w, 3) of the first samples, a class a column"""
+    """The first samples as one image uint8 (h, w, 3), with one class per column."""
     sample_seconds: float
     evaluate_seconds: float
 
 
-@torch.inference_mode()
-def heldout_ntp(model: ARModel, config: RunConfig, device: torch.device) -> float:
-    """Next-token loss on the held-out split, nats per token, given the true class, without dropout."""
-    tokens, labels = _heldout(config, device)
-    total = 0.0
-    for part, part_labels in zip(tokens.split(HELDOUT_BATCH), labels.split(HELDOUT_BATCH), strict=True):
-        logits = model(part, part_labels).logits.flatten(0, 1).float()
-        total += F.cross_entropy(logits, part.flatten(), reduction="sum").item()
-    return total / tokens.numel()
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates under the protocol of a config. What all evaluations share is opened once, by the first of them.
 
+    Opening raises UserError if the extractor's weights or the reference are missing.
+    """
 
-# What is the same for every evaluation of a run is opened once.
-@lru_cache(maxsize=1)
-def _heldout(config: RunConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return open_codes(config, "heldout", device).all()
+    config: RunConfig
+    device: torch.device
+    weights: Path | None = None
+    """Weight file of the extractor. By default it is found or made."""
 
+    @property
+    def protocol(self) -> Protocol:
+        """Returns the protocol of the config."""
+        return self.config.evaluation.protocol
 
-@lru_cache(maxsize=1)
-def _tokenizer(config: RunConfig, device: torch.device) -> Tokenizer:
-    return load_tokenizer(config.tokenizer, device)
+    @cached_property
+    def extractor(self) -> Extractor:
+        """The feature extractor."""
+        return open_extractor(self.config, self.protocol.extractor, self.device, self.weights)
 
+    @cached_property
+    def reference(self) -> Reference:
+        """What images are compared with."""
+        return open_reference(self.config, self.protocol.reference, self.extractor)
 
-@lru_cache(maxsize=1)
-def _opened(config: RunConfig, device: torch.device, weights: Path | None) -> tuple[Extractor, Reference]:
-    protocol = config.evaluation.protocol
-    extractor = open_extractor(config, protocol.extractor, device, weights)
-    return extractor, open_reference(config, protocol.reference, extractor)
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that turns sampled codes into images."""
+        return load_tokenizer(self.config.tokenizer, self.device)
+
+    @cached_property
+    def heldout(self) -> tuple[Tensor, Tensor]:
+        """The held-out codes (N, T) and labels (N,)."""
+        return open_codes(self.config, "heldout", self.device).all()
+
+    def evaluate_model(
+        self, model: ARModel, *, batch_size: int | None = None, **options: Any
+    ) -> Evaluation | None:
+        """Samples and measures what the protocol says. The loss on a held-out split, if there is one, is a metric, too.
+
+        `model` holds the weights that the protocol names. `batch_size` changes the speed and memory of sampling only.
+        `options` are those of `measure`. With `ranks` all processes of the group call this and share the work; all but
+        rank 0 get None.
+        """
+        source = SampledImages(model, self.tokenizer, self.protocol, batch_size)
+        return self.evaluate(source, model, **options)
+
+    def evaluate(self, source: Source, model: ARModel | None = None, **options: Any) -> Evaluation | None:
+        """Measures images. `model` is the one that sampled them, if there is one. `options` are those of `measure`."""
+        start = time.perf_counter()
+        measured = measure(source, self.extractor, self.reference, resize=self.protocol.resize, **options)
+        if measured is None:
+            return None
+        metrics = measured.metrics
+        if model is not None and has_heldout_codes(self.config):
+            metrics["heldout_ntp"] = self.heldout_ntp(model)
+        grid = first_grid(measured.first, self.config.data.classes)
+        provenance = {
+            "protocol": self.protocol.model_dump(mode="json"),
+            "protocol_digest": self.protocol.digest(),
+            "extractor": self.extractor.identity,
+            "reference": self.reference.identity,
+        }
+        seconds = time.perf_counter() - start - measured.sample_seconds
+        return Evaluation(metrics, provenance, grid, measured.sample_seconds, seconds)
+
+    @torch.inference_mode()
+    def heldout_ntp(self, model: ARModel) -> float:
+        """Returns the next-token loss on the held-out split in nats per token, given the true class, without dropout."""
+        tokens, labels = self.heldout
+        total = 0.0
+        batches = zip(tokens.split(HELDOUT_BATCH), labels.split(HELDOUT_BATCH), strict=True)
+        for batch, batch_labels in batches:
+            logits = model(batch, batch_labels).logits.flatten(0, 1).float()
+            total += F.cross_entropy(logits, batch.flatten(), reduction="sum").item()
+        return total / tokens.numel()
 
 
 def check_evaluation(config: RunConfig) -> None:
-    """Raises UserError where a run of this config could not be evaluated: unknown extractor, weights or reference that are not there.
+    """Raises UserError if a run of this config could not be evaluated.
 
-    Weights that can be had (the digits classifier, a download) are had now rather than after the first epochs.
+    Trains or downloads missing weights of the extractor now, so that a failure shows before training starts.
     """
     protocol = config.evaluation.protocol
     entry_of(protocol.extractor).locate(config, None)
     if protocol.reference in SPLITS:
         split_images(config, protocol.reference)
     else:
-        find_reference(config, protocol.reference)
+        find_reference(config.machine.assets, protocol.reference)
 
 
-def provenance_of(protocol: Protocol, extractor: Extractor, reference: Reference) -> dict[str, Any]:
-    return {
-        "protocol": protocol.model_dump(mode="json"),
-        "protocol_digest": protocol.digest(),
-        "extractor": extractor.identity,
-        "reference": reference.identity,
-    }
+# ---- what a command line asks for
 
 
-def evaluate_model(
-    model: ARModel,
-    config: RunConfig,
-    device: torch.device,
-    *,
-    batch_size: int | None = None,
-    ranks: Ranks | None = None,
-) -> Result | None:
-    """Samples what the run's protocol says and measures it, held-out loss included where the data has a held-out split.
+@dataclass(frozen=True)
+class Request:
+    """The options of the command line, which `evaluate.__main__.parser` describes."""
 
-    `model` already holds the weights that the protocol names. `batch_size` is speed and memory only. With `ranks` all processes of the
-    group call this and share the work; all but rank 0 get None.
-    """
-    start = time.perf_counter()
-    measured = measure_model(model, config, device, batch_size, ranks=ranks)
-    if measured is None:
-        return None
-    grid = first_grid(measured.first, config.data.classes)
-    seconds = time.perf_counter() - start - measured.sample_seconds
-    provenance = provenance_of(config.evaluation.protocol, *_opened(config, device, None))
-    return Result(measured.metrics, provenance, grid, measured.sample_seconds, seconds)
+    what: Path
+    protocol: str | None
+    config: str | None
+    settings: list[str]
+    weights: Path | None
+    npz: Path | None
+    record: Path | None
+    extrapolate: bool
+    device: str
+    batch_size: int | None
+
+    def settled(self, config: RunConfig) -> RunConfig:
+        """Returns the config under --protocol and --set, which may change evaluation and machine only."""
+        fields = config.model_dump(mode="json")
+        if self.protocol:
+            fields["evaluation"]["protocol"] = self.protocol
+        settled = build_run(fields, "--protocol, --set", parse_sets(self.settings))
+        free = {"evaluation", "machine"}
+        if settled.model_dump(exclude=free) != config.model_dump(exclude=free):
+            words = " ".join(self.settings)
+            raise UserError(f"--set {words}: only fields of evaluation and machine can be set here")
+        return settled
+
+    def measure_options(self, n: int, ranks: Ranks) -> dict[str, Any]:
+        """Returns the options of `measure` for n images. Only rank 0 shows progress."""
+        options: dict[str, Any] = {"ranks": ranks, "extrapolate": self.extrapolate}
+        if self.npz is not None:
+            options["writer"] = NpzWriter(self.npz, n)
+        if ranks.rank == 0:
+            weigh = attrgetter("num_images")
+            options["watch"] = partial(progress, what="evaluating", total=n, unit="images", weigh=weigh)
+        return options
 
 
-def measure_model(
-    model: ARModel,
-    config: RunConfig,
-    device: torch.device,
-    batch_size: int | None,
-    weights: Path | None = None,
-    **options: Any,
-) -> Measured | None:
-    """`options` are measure's. None at ranks other than 0."""
+def evaluate_request(request: Request, device: torch.device, ranks: Ranks) -> dict[str, Any] | None:
+    """Evaluates a run or images and returns the record, or None on ranks other than 0."""
+    folder = RunFolder(request.what)
+    if folder.holds_run:
+        return _evaluate_run(request, folder, device, ranks)
+    return _evaluate_images(request, device, ranks)
+
+
+def _evaluate_run(
+    request: Request, folder: RunFolder, device: torch.device, ranks: Ranks
+) -> dict[str, Any] | None:
+    if request.config is not None:
+        raise UserError(f"--config is {request.config}, but {folder} is a run and has its own: leave it out")
+    config = request.settled(load_run(folder.config_file))
     protocol = config.evaluation.protocol
-    source = Sampled(model, _tokenizer(config, device), protocol, batch_size)
-    measured = measure(source, *_opened(config, device, weights), resize=protocol.resize, **options)
-    if measured is not None and has_heldout(config):
-        measured.metrics["heldout_ntp"] = heldout_ntp(model, config, device)
-    return measured
+    loaded = load_for_sampling(folder, protocol.weights, device)
+    evaluator = Evaluator(config, device, request.weights)
+    options = request.measure_options(protocol.num_samples, ranks)
+    found = evaluator.evaluate_model(loaded.model, batch_size=request.batch_size, **options)
+    if found is None:
+        return None
+    # What training had cost up to the checkpoint, as far as the journal says it.
+    spent = {}
+    for line in folder.journal.lines():
+        if line["step"] == loaded.step and "train_flops" in line:
+            spent = {key: line[key] for key in ("epoch", "train_flops", "train_seconds")}
+    identity = {
+        "fingerprint": loaded.config.fingerprint(),
+        "profile": config.profile,
+        "seed": config.seed,
+        "config": config.for_record(),
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+    }
+    return {"step": loaded.step} | spent | _record(found, device) | identity
+
+
+def _evaluate_images(request: Request, device: torch.device, ranks: Ranks) -> dict[str, Any] | None:
+    if not request.protocol:
+        raise UserError(
+            f"{request.what} is not a run folder (it has no config.json); to evaluate images, name a --protocol"
+        )
+    images = open_images(request.what)
+    n = len(images)
+    config = request.settled(load_run(request.config or "digits"))
+    protocol = config.evaluation.protocol
+    if request.config is None and protocol.reference in SPLITS and protocol.extractor != "digits":
+        raise UserError(
+            f"protocol.reference is {protocol.reference}: of which data? Write --config, for instance --config cifar10"
+        )
+    if protocol.num_samples != n:
+        log.info(
+            f"protocol {protocol.name} is of {protocol.num_samples:,} images, {request.what} has {n:,}: n is {n:,}"
+        )
+        settings = {"evaluation": {"protocol": {"num_samples": n}}}
+        config = build_run(config.model_dump(mode="json"), "images", settings)
+    evaluator = Evaluator(config, device, request.weights)
+    found = evaluator.evaluate(StoredImages(images), **request.measure_options(n, ranks))
+    if found is None:
+        return None
+    source = {"name": request.what.name, "sha256": file_sha256(request.what), "n": n}
+    return _record(found, device) | {"source": source}
+
+
+def _record(found: Evaluation, device: torch.device) -> dict[str, Any]:
+    """Returns what the records of runs and of images have in common."""
+    return {
+        "kind": "evaluation",
+        "time": time.time(),
+        "metrics": found.metrics,
+        "sample_seconds": found.sample_seconds,
+        "evaluate_seconds": found.evaluate_seconds,
+        **found.provenance,
+        "git": provenance.git_state(),
+        "versions": provenance.versions(),
+        "device": device_name(device),
+        "precision": "fp32",
+    }

@@ -1,6 +1,7 @@
-"""Statistics of features in float64: moments that stream, the Fréchet distance, Inception Score, density and coverage, extrapolation in 1/n.
+"""Statistics of features in float64, in pure numpy and scipy.
 
-Pure numpy and scipy. Letters: n images, d dimensions of a feature, C classes, k neighbours.
+Moments that are accumulated, the Fréchet distance and its extrapolation in 1/n, the Inception Score, density and
+coverage. Letters: n images, d dimensions of a feature, C classes, k neighbours.
 """
 
 from __future__ import annotations
@@ -14,30 +15,34 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 Array = NDArray[np.float64]
-
+Floats = NDArray[np.floating]
 
 BLOCK_BYTES = 256 * 2**20  # of one block of a distance matrix
 
 
 class Gaussian(NamedTuple):
-    """What the Fréchet distance knows of a set of features."""
+    """Mean and covariance of a set of features, which is all that the Fréchet distance uses."""
 
     mean: Array  # (d,)
     cov: Array  # (d, d), divided by n - 1
 
 
 class Moments:
-    """Mean and covariance of features that arrive in parts; memory d², whatever n (Chan, Golub and LeVeque's update)."""
+    """Accumulates mean and covariance of features that arrive in parts.
+
+    Memory is d², whatever the number of images. The update is Chan, Golub and LeVeque's.
+    """
 
     def __init__(self, width: int) -> None:
         self.n = 0
         self.mean: Array = np.zeros(width)
         self.scatter: Array = np.zeros((width, width))  # Σ (x - mean)(x - mean)ᵀ
 
-    def add(self, part: NDArray[np.floating]) -> None:
-        """part (m, d)"""
+    def add(self, part: Floats) -> None:
+        """Adds the features (m, d) of m images."""
         x = part.astype(np.float64)
-        n, mean = self.n + len(x), x.mean(0)
+        n = self.n + len(x)
+        mean = x.mean(0)
         x -= mean
         delta = mean - self.mean
         self.scatter += x.T @ x + np.outer(delta, delta) * (self.n * len(x) / n)
@@ -45,31 +50,29 @@ class Moments:
         self.n = n
 
     def gaussian(self) -> Gaussian:
-        """Raises ValueError for fewer than two images, which have no covariance."""
+        """Returns mean and covariance. Raises ValueError for fewer than two images, which have no covariance."""
         if self.n < 2:
             raise ValueError(f"a covariance needs two images or more, found {self.n}")
         return Gaussian(self.mean, self.scatter / (self.n - 1))
 
 
-def gaussian_of(features: NDArray[np.floating]) -> Gaussian:
-    """(n, d) → mean and covariance."""
-    moments = Moments(features.shape[1])
-    moments.add(features)
-    return moments.gaussian()
-
-
 def square_root(cov: Array) -> Array:
-    """R (d, d) with Σ = R Rᵀ. Eigenvalues that rounding made negative count as zero, so Σ may have any rank."""
+    """Returns R (d, d) with Σ = R Rᵀ.
+
+    Eigenvalues that rounding made negative count as zero, so Σ may have any rank.
+    """
     values, vectors = linalg.eigh(cov)
     return vectors * np.sqrt(values.clip(min=0))
 
 
 def frechet(a: Gaussian, b: Gaussian, root: Array | None = None) -> float:
-    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁Σ₂)^½), never below 0. `root`: square_root(b.cov), where it is at hand.
+    """Returns |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁Σ₂)^½), which is never below 0.
 
-    Σ₁Σ₂ has the eigenvalues of the symmetric RᵀΣ₁R (Σ₂ = R Rᵀ): real and computed stably, at full rank and below it (n < d).
+    `root` is square_root(b.cov), if it is known already. Σ₁Σ₂ has the eigenvalues of the symmetric RᵀΣ₁R, where
+    Σ₂ = R Rᵀ. They are real and computed stably, also below full rank (n < d).
     """
-    root = square_root(b.cov) if root is None else root
+    if root is None:
+        root = square_root(b.cov)
     product = root.T @ a.cov @ root
     eigenvalues = linalg.eigvalsh((product + product.T) / 2)
     cross = np.sqrt(eigenvalues.clip(min=0)).sum()
@@ -78,31 +81,38 @@ def frechet(a: Gaussian, b: Gaussian, root: Array | None = None) -> float:
 
 
 def line_in_inverse_n(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
-    """Least-squares line value = intercept + slope/n → (intercept, slope): the value at n = ∞ is the intercept."""
+    """Returns (intercept, slope) of the least-squares line value = intercept + slope/n.
+
+    The intercept is the value at n = ∞.
+    """
     design = np.stack([np.ones(len(sizes)), 1 / np.asarray(sizes, np.float64)], 1)
     (intercept, slope), *_ = np.linalg.lstsq(design, np.asarray(values, np.float64), rcond=None)
     return float(intercept), float(slope)
 
 
-def frechet_at_infinity(
-    features: NDArray[np.floating], reference: Gaussian, points: int = 10, seed: int = 0
-) -> float:
-    """The Fréchet distance without the bias of n samples (Chong and Forsyth, arXiv 1911.07023): a line in 1/n through nested subsets
-    of n/5 to n of `features` (n, d), extended to 1/n = 0. The bias of the reference's own size stays."""
+def frechet_at_infinity(features: Floats, reference: Gaussian, points: int = 10, seed: int = 0) -> float:
+    """Returns the Fréchet distance without the bias of n samples (Chong and Forsyth, arXiv 1911.07023).
+
+    A line in 1/n is fitted through nested subsets of n/5 to n of the features (n, d) and extended to 1/n = 0. The
+    bias of the reference's own size stays.
+    """
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(features))
     sizes = sorted({max(2, round(len(features) * (0.2 + 0.8 * i / (points - 1)))) for i in range(points)})
-    moments, values, start, root = Moments(features.shape[1]), [], 0, square_root(reference.cov)
+    moments = Moments(features.shape[1])
+    root = square_root(reference.cov)
+    values = []
     for size in sizes:
-        moments.add(features[order[start:size]])
+        moments.add(features[order[moments.n : size]])
         values.append(frechet(moments.gaussian(), reference, root))
-        start = size
-    return line_in_inverse_n(sizes, values)[0]
+    intercept, _ = line_in_inverse_n(sizes, values)
+    return intercept
 
 
 class InceptionScore:
-    """exp E KL(p(y|x) ‖ p(y)), the mean over splits, from logits that arrive in parts; memory splits x C.
+    """Accumulates exp E KL(p(y|x) ‖ p(y)), the mean over splits, from logits that arrive in parts.
 
-    Which split an image falls in is drawn by (seed, its index): a folder sorted by class scores what its shuffled copy does.
+    Memory is splits x C. The split of an image is drawn from (seed, index of the image), so a folder that is sorted
+    by class gets the score of its shuffled copy.
     """
 
     def __init__(self, n: int, classes: int, splits: int = 10, seed: int = 2020) -> None:
@@ -110,9 +120,8 @@ class InceptionScore:
             raise ValueError(
                 f"an Inception Score of {splits} splits needs {splits} images or more, found {n}"
             )
-        order = np.random.RandomState(seed).permutation(
-            n
-        )  # a split is a run of this order, as in torch-fidelity
+        # A split is a run of this order, as in torch-fidelity.
+        order = np.random.RandomState(seed).permutation(n)
         self.split = np.empty(n, np.int64)
         bounds = np.arange(splits + 1) * n // splits
         for number, (start, stop) in enumerate(pairwise(bounds)):
@@ -121,17 +130,19 @@ class InceptionScore:
         self.probabilities: Array = np.zeros((splits, classes))
         self.negative_entropy: Array = np.zeros(splits)  # Σ p log p over images and classes
 
-    def add(self, logits: NDArray[np.floating]) -> None:
-        """logits (m, C) of the next m images"""
+    def add(self, logits: Floats) -> None:
+        """Adds the logits (m, C) of the next m images."""
         x = logits.astype(np.float64)
         log_p = x - x.max(1, keepdims=True)
         log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
-        p, split = np.exp(log_p), self.split[self.seen : self.seen + len(x)]
+        p = np.exp(log_p)
+        split = self.split[self.seen : self.seen + len(x)]
         np.add.at(self.probabilities, split, p)
         np.add.at(self.negative_entropy, split, (p * log_p).sum(1))
         self.seen += len(x)
 
     def value(self) -> float:
+        """Returns the score of all n images."""
         assert self.seen == len(self.split), "every image's logits have arrived"
         counts = np.bincount(self.split, minlength=len(self.probabilities))
         marginal = self.probabilities / counts[:, None]
@@ -140,7 +151,7 @@ class InceptionScore:
 
 
 def distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
-    """Euclidean distances of a (n, d) to b (m, d), in blocks of rows of bounded size: (rows, (rows, m))."""
+    """Yields the Euclidean distances of a (n, d) to b (m, d) in blocks of bounded size: (rows, (rows, m))."""
     squares = np.einsum("md,md->m", b, b)
     step = max(1, BLOCK_BYTES // (8 * len(b)))
     for start in range(0, len(a), step):
@@ -151,18 +162,20 @@ def distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
 
 
 def density_coverage(samples: Array, reference: Array, k: int = 5) -> tuple[float, float]:
-    """Naeem et al. (arXiv 2002.09797) of samples (n, d) and reference (m, d), m > k. A reference image's ball reaches its k-th neighbour.
+    """Returns (density, coverage) of samples (n, d) and reference images (m, d), m > k (arXiv 2002.09797).
 
-    density: how many balls a sample lies in, over k (1 where the two sets are alike); coverage: part of the balls that hold a sample.
+    Each reference image has a ball that reaches its k-th neighbour. Density is the number of balls that a sample
+    lies in, over k, which is 1 if the two sets are alike. Coverage is the fraction of the balls that hold a sample.
     """
     if len(reference) <= k:
         raise ValueError(
             f"density and coverage with k = {k} need more than {k} reference images, found {len(reference)}"
         )
-    inside, covered = 0, 0
     radius = np.empty(len(reference))
     for rows, block in distances(reference, reference):
         radius[rows] = np.partition(block, k, axis=1)[:, k]  # the nearest is the image itself
+    inside = 0
+    covered = 0
     for rows, block in distances(reference, samples):
         within = block <= radius[rows, None]
         inside += int(within.sum())

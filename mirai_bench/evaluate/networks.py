@@ -1,68 +1,66 @@
-"""The pretrained networks behind the feature spaces: uint8 (B, 3, h, w) → {feature: (B, d)}, and where their weights come from.
+"""The pretrained networks that give features, and where their weights come from.
 
-A file that claims to be the 2015 Inception is known by its sha256, so that "FID" means one network. Nothing is fetched without a word.
+A network maps images uint8 (B, 3, h, w) to {feature: (B, d)}. A file that claims to be the 2015 Inception is checked by
+its sha256, so that "FID" means one network. Downloads are always announced on stderr.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.images.colors import IMAGENET
 from mirai_bench.utils.assets import assets_folder, find_asset
-from mirai_bench.utils.cli import say
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
 from mirai_bench.utils.tensors import read_tensors
 
+log = logging.getLogger(__name__)
+
 INCEPTION_SIDE = 299  # pixels
-
-
-SPATIAL_CHANNELS = (
-    7  # of mixed_6's first branch, 17x17 each: 2,023 dimensions (ADM's sFID, after arXiv 2103.03841)
-)
-
+# Channels of mixed_6's first branch, 17x17 each: 2,023 dimensions (ADM's sFID, after arXiv 2103.03841).
+SPATIAL_CHANNELS = 7
 
 COMPAT_FILE = "weights-inception-2015-12-05-6726825d.pth"
-
-
 COMPAT_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{COMPAT_FILE}"
-
-
 COMPAT_SHA256 = "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-
-
 # TorchScript files of the same network: without its 1,008-way head, and as StyleGAN and EDM publish it.
 TORCHSCRIPT_FILES = {
     "fid_inception.pt": "sha256:7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
     "inception-2015-12-05.pt": "sha256:f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 }
 
-
 DINOV2_MODEL = "vit_large_patch14_dinov2.lvd142m"
-
-
 DINOV2_FILES = ("dinov2_vitl14.safetensors", "dinov2_vitl14_pretrain.pth")
+DINOV2_SIDE = 224  # pixels
+
+
+# ---- the 2015 Inception, in torch-fidelity's implementation and as a TorchScript file
 
 
 def _tensorflow_resize(images: Tensor, side: int) -> Tensor:
-    """Bilinear as TensorFlow 1 computes it (corners not aligned, no antialiasing), as in the network's own graph."""
+    """Resizes bilinearly as TensorFlow 1 does (corners not aligned, no antialiasing), as in the network's own graph."""
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
     return interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(side, side), align_corners=False)
 
 
 def _spatial(mixed_6: Tensor) -> Tensor:
-    """(B, C, 17, 17) → (B, 2023), height, width, channel in this order as in ADM's files."""
+    """Maps (B, C, 17, 17) to (B, 2023), in the order height, width, channel of ADM's files."""
     return mixed_6[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
 class InceptionCompat(nn.Module):
-    """torch-fidelity's own 2015 Inception: pool, spatial, and the logits without their bias that the Inception Score is made of."""
+    """torch-fidelity's own 2015 Inception.
+
+    Its features are pool, spatial, and the logits without their bias, which the Inception Score is made of.
+    """
 
     def __init__(self, weights: Path) -> None:
         from torch_fidelity import FeatureExtractorInceptionV3
@@ -78,52 +76,27 @@ class InceptionCompat(nn.Module):
         self.mixed_6 = output
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns pool (B, 2048), spatial (B, 2023) and logits (B, 1008)."""
         pool, logits = self.network(images)
         return {"pool": pool, "spatial": _spatial(self.mixed_6), "logits": logits}
 
 
-def locate_compat(config: RunConfig, weights: Path | None) -> Path:
-    hub = Path(torch.hub.get_dir()) / "checkpoints" / COMPAT_FILE
-    path = weights or find_asset(config, COMPAT_FILE) or hub
-    if path == hub and not hub.is_file():
-        say(f"downloading the 2015 Inception from {COMPAT_URL} to {hub}")
-        hub.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(
-                COMPAT_URL, str(hub), COMPAT_SHA256.removeprefix("sha256:"), progress=False
-            )
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"the 2015 Inception could not be downloaded ({error}): fetch {COMPAT_URL} and write --weights FILE, "
-                "or put it into machine.assets or $MIRAI_BENCH_ASSETS"
-            ) from None
-    return _known(path, {COMPAT_FILE: COMPAT_SHA256}, "torch-fidelity's 2015 Inception")
-
-
-def _known(path: Path, files: dict[str, str], what: str) -> Path:
-    if not path.is_file():
-        raise UserError(f"There is no file {str(path)!r}: write the path of {what} ({' or '.join(files)})")
-    found = file_sha256(path)
-    if found not in files.values():
-        known = ", ".join(f"{name} {sha}" for name, sha in files.items())
-        raise UserError(f"{path} is not {what}: its content is {found}, known are {known}")
-    return path
-
-
 class Inception2015(nn.Module):
-    """The TorchScript file that StyleGAN, EDM and clean-fid use. It gives no logits here: no Inception Score."""
+    """The TorchScript file that StyleGAN, EDM and clean-fid use. It gives no logits here, so no Inception Score."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; the file is what it is
+            warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; the file is TorchScript
             network = torch.jit.load(str(weights), map_location="cpu").eval()
         self.layers = (network.net if hasattr(network, "net") else network).layers
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns pool (B, 2048) and spatial (B, 2023)."""
         x = (_tensorflow_resize(images, INCEPTION_SIDE) - 128) / 128
         if x.device.type == "cpu":
-            x = x.contiguous(memory_format=torch.channels_last)  # 1.3x as fast there; features differ by 1e-5
+            # 1.3x as fast on a CPU; features differ by 1e-5.
+            x = x.contiguous(memory_format=torch.channels_last)
         spatial = x
         for name, layer in self.layers.named_children():
             if name == "output":  # the classification head, in the files that have it
@@ -134,45 +107,94 @@ class Inception2015(nn.Module):
         return {"pool": x.flatten(1), "spatial": spatial}
 
 
-def locate_2015(config: RunConfig, weights: Path | None) -> Path:
-    path = weights or find_asset(config, *TORCHSCRIPT_FILES)
+def locate_compat(assets: Path | None, weights: Path | None) -> Path:
+    """Returns torch-fidelity's weight file: `weights`, the one among the assets, or the one that torch.hub keeps.
+
+    The last one is downloaded if it is missing. Raises UserError if that fails, or if the file is another one.
+    """
+    hub = Path(torch.hub.get_dir()) / "checkpoints" / COMPAT_FILE
+    path = weights or find_asset(assets, COMPAT_FILE) or hub
+    if path == hub and not hub.is_file():
+        log.info(f"downloading the 2015 Inception from {COMPAT_URL} to {hub}")
+        hub.parent.mkdir(parents=True, exist_ok=True)
+        digest = COMPAT_SHA256.removeprefix("sha256:")
+        try:
+            torch.hub.download_url_to_file(COMPAT_URL, str(hub), digest, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"the 2015 Inception could not be downloaded ({error}): fetch {COMPAT_URL} and write --weights FILE, "
+                "or put it into machine.assets or $MIRAI_BENCH_ASSETS"
+            ) from None
+    return _check_content(path, {COMPAT_FILE: COMPAT_SHA256}, "torch-fidelity's 2015 Inception")
+
+
+def locate_2015(assets: Path | None, weights: Path | None) -> Path:
+    """Returns the TorchScript file: `weights`, or the one among the assets.
+
+    Raises UserError if there is none, or if it is another network.
+    """
+    path = weights or find_asset(assets, *TORCHSCRIPT_FILES)
     if path is None:
         raise UserError(
             f"extractor inception_2015 needs {' or '.join(TORCHSCRIPT_FILES)}: write --weights FILE, or put it into "
-            f"machine.assets or $MIRAI_BENCH_ASSETS (found {str(assets_folder(config))!r})"
+            f"machine.assets or $MIRAI_BENCH_ASSETS (found {str(assets_folder(assets))!r})"
         )
-    return _known(path, TORCHSCRIPT_FILES, "the TorchScript Inception of 2015-12-05")
+    return _check_content(path, TORCHSCRIPT_FILES, "the TorchScript Inception of 2015-12-05")
+
+
+def _check_content(path: Path, files: dict[str, str], what: str) -> Path:
+    """Returns `path`. Raises UserError if its content is not that of one of `files` (name: sha256)."""
+    if not path.is_file():
+        raise UserError(f"There is no file {str(path)!r}: write the path of {what} ({' or '.join(files)})")
+    found = file_sha256(path)
+    if found not in files.values():
+        known = ", ".join(f"{name} {sha}" for name, sha in files.items())
+        raise UserError(f"{path} is not {what}: its content is {found}, known are {known}")
+    return path
+
+
+# ---- DINOv2
 
 
 class Dinov2(nn.Module):
-    """The class token of ViT-L/14 after the last norm, at 224 pixels (Stein et al., arXiv 2306.04675): the space of FD-DINOv2.
+    """The class token of ViT-L/14 after the last norm (Stein et al., arXiv 2306.04675): the space of FD-DINOv2.
 
-    Images are resized bicubically with antialiasing; timm resamples the position table from 37x37 to 16x16.
+    Images are resized to 224 pixels, bicubically with antialiasing; timm resamples the position table from 37x37 to
+    16x16.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, weights: Path, model: str = DINOV2_MODEL) -> None:
         import timm
         from timm.models.vision_transformer import checkpoint_filter_fn
 
         super().__init__()
-        self.model = timm.create_model(model, pretrained=False, num_classes=0, img_size=224)
-        state = read_tensors(weights)
+        vit: Any = timm.create_model(model, pretrained=False, num_classes=0, img_size=DINOV2_SIDE)
         try:
-            self.model.load_state_dict(checkpoint_filter_fn(state, self.model))
+            vit.load_state_dict(checkpoint_filter_fn(read_tensors(weights), vit))
         except (RuntimeError, KeyError) as error:
-            raise UserError(
-                f"{weights} does not hold the weights of {model}: {str(error).splitlines()[0]}"
-            ) from None
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{weights} does not hold the weights of {model}: {reason}") from None
+        self.model = vit
+        mean, std = torch.tensor(IMAGENET).view(2, 3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = F.interpolate(images.float() / 255, size=(224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+        """Returns pool (B, 1024)."""
+        size = (DINOV2_SIDE, DINOV2_SIDE)
+        x = F.interpolate(images.float() / 255, size=size, mode="bicubic", antialias=True).clamp(0, 1)
         return {"pool": self.model((x - self.mean) / self.std)}
 
 
-def locate_dinov2(config: RunConfig, weights: Path | None) -> Path:
-    path = weights or find_asset(config, *DINOV2_FILES)
+def locate_dinov2(assets: Path | None, weights: Path | None) -> Path:
+    """Returns the weight file of DINOv2: `weights`, the one among the assets, or the one of the Hugging Face Hub.
+
+    Raises UserError if there is no such file, it cannot be fetched, or timm is not installed.
+    """
+    path = weights or find_asset(assets, *DINOV2_FILES)
     if path is not None and not path.is_file():
         raise UserError(f"There is no file {str(path)!r}: write the path of {' or '.join(DINOV2_FILES)}")
     try:
@@ -182,7 +204,7 @@ def locate_dinov2(config: RunConfig, weights: Path | None) -> Path:
         raise UserError("extractor dinov2 needs timm: pip install 'mirai-bench[encoders]'") from None
     if path is not None:
         return path
-    say(f"fetching timm/{DINOV2_MODEL} from the Hugging Face Hub, unless it is there")
+    log.info(f"fetching timm/{DINOV2_MODEL} from the Hugging Face Hub, unless it is there")
     try:
         return Path(hf_hub_download(f"timm/{DINOV2_MODEL}", "model.safetensors"))
     except (OSError, ValueError) as error:

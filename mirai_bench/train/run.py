@@ -22,7 +22,7 @@ from PIL import Image
 
 from mirai_bench.checkpoint.store import Checkpoint, load_latest, read_checkpoint, save_checkpoint
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.evaluate.evaluation import evaluate_model
+from mirai_bench.evaluate.evaluation import Evaluator
 from mirai_bench.model.cost import training_flops
 from mirai_bench.tracking import provenance
 from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
@@ -62,6 +62,7 @@ class Run:
         self.stop = stop
         self.rank, self.world = rank_and_world()
         self.trainer = Trainer(config, hardware, self.rank, self.world)
+        self.evaluator = Evaluator(config, hardware.device)
         self.is_leader = self.rank == 0
         self.journal = folder.journal
         self.seconds = 0.0  # of training steps; evaluations and checkpoints do not count
@@ -223,7 +224,7 @@ class Run:
     def _evaluate(self, step: int) -> None:
         uses_ema = self.config.evaluation.protocol.weights == "ema"
         model = self.trainer.ema if uses_ema else self.trainer.model
-        result = evaluate_model(model, self.config, self.hardware.device, ranks=self.ranks)
+        result = self.evaluator.evaluate_model(model, ranks=self.ranks)
         if result is None:  # this is not rank 0
             return
         grid = self.folder.grid_file(step / self.trainer.steps_per_epoch)

@@ -14,18 +14,18 @@ from PIL import Image
 
 from mirai_bench.data.codes import images_of, open_codes
 from mirai_bench.data.images.image_sets import NpzImages, NpzWriter
-from mirai_bench.evaluate import measure
+from mirai_bench.evaluate import evaluation, measure
 from mirai_bench.evaluate.__main__ import command
-from mirai_bench.evaluate.digits_classifier import classifier_file
-from mirai_bench.evaluate.evaluation import check_evaluation, evaluate_model, heldout_ntp
-from mirai_bench.evaluate.extractors import EXTRACTORS, Collected, open_extractor
-from mirai_bench.evaluate.measure import FEWEST, Stored, in_turns
+from mirai_bench.evaluate.evaluation import Evaluator, check_evaluation
+from mirai_bench.evaluate.extractors import EXTRACTORS, FeatureCollector, open_extractor
+from mirai_bench.evaluate.measure import FEWEST, StoredImages, round_robin
 from mirai_bench.evaluate.metrics import Gaussian
 from mirai_bench.evaluate.references import Reference, open_reference
 from mirai_bench.model.transformer import build_model
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.distributed import Ranks
 from mirai_bench.utils.errors import UserError
+from tests.support.features import ImageTensors
 
 CPU = torch.device("cpu")
 
@@ -43,17 +43,14 @@ def model_of(config, seed=0):
 
 def test_what_an_evaluation_says(make_config):
     config = make_config()
-    result = evaluate_model(model_of(config), config, CPU)
-    assert set(result.metrics) == {
-        "FD-digits", "KID-digits", "precision", "recall", "density", "coverage", "class_accuracy", "heldout_ntp",
-    }  # fmt: skip
+    result = Evaluator(config, CPU).evaluate_model(model_of(config))
+    names = "FD-digits KID-digits precision recall density coverage class_accuracy heldout_ntp"
+    assert list(result.metrics) == names.split()
     assert all(math.isfinite(value) for value in result.metrics.values())
     assert set(result.provenance) == {"protocol", "protocol_digest", "extractor", "reference"}
     assert result.provenance["protocol_digest"] == config.evaluation.protocol.digest()
-    assert (
-        result.provenance["reference"]["name"] == "digits/train"
-        and result.provenance["reference"]["n"] == 1500
-    )
+    assert result.provenance["reference"]["name"] == "digits/train"
+    assert result.provenance["reference"]["n"] == 1500
     assert result.provenance["extractor"]["sha256"].startswith("sha256:")
     assert result.grid.dtype == np.uint8 and result.grid.shape == (340, 340, 3)
     json.dumps([result.metrics, result.provenance])
@@ -62,8 +59,8 @@ def test_what_an_evaluation_says(make_config):
 @pytest.mark.parametrize("batch_size", [1000, 7])
 def test_the_batch_size_changes_no_number(make_config, batch_size):
     config = make_config(evaluation={"protocol": {"num_samples": 30}})
-    expected = evaluate_model(model_of(config), config, CPU, batch_size=64)
-    found = evaluate_model(model_of(config), config, CPU, batch_size=batch_size)
+    expected = Evaluator(config, CPU).evaluate_model(model_of(config), batch_size=64)
+    found = Evaluator(config, CPU).evaluate_model(model_of(config), batch_size=batch_size)
     assert found.metrics == expected.metrics and (found.grid == expected.grid).all()
 
 
@@ -72,38 +69,66 @@ def test_real_digits_score_best(make_config):
     config = make_config()
     extractor = open_extractor(config, "digits", CPU)
     reference = open_reference(config, "train", extractor)
-    real = Collected(297, extractor.entry)
+    real = FeatureCollector(297, extractor.entry)
     real.add(extractor(some_digits(config, "heldout")))
     found = measure.compare(real, reference, CPU)
-    noise = evaluate_model(model_of(config), config, CPU).metrics
-    assert (
-        found["FD-digits"] < noise["FD-digits"] / 20 and found["precision"] > 0.85 and found["coverage"] > 0.5
-    )
+    noise = Evaluator(config, CPU).evaluate_model(model_of(config)).metrics
+    assert found["FD-digits"] < noise["FD-digits"] / 20
+    assert found["precision"] > 0.85
+    assert found["coverage"] > 0.5
+
+
+def register_with_torch_fidelity(name, extractor):
+    """Makes an extractor known to torch-fidelity under this name, so that its whole pipeline can run through it."""
+    from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+
+    class Registered(FeatureExtractorBase):
+        def __init__(self, name, features_list, **_):
+            super().__init__(name, features_list)
+            self.network = extractor.network
+
+        def forward(self, images):
+            features = self.network(images)
+            return tuple(features[name] for name in self.features_list)
+
+        @staticmethod
+        def get_provided_features_list():
+            return extractor.entry.features
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric):
+            return "logits" if metric == "isc" else "pool"
+
+        @staticmethod
+        def can_be_compiled():
+            return False
+
+    register_feature_extractor(name, Registered)
 
 
 def test_metrics_are_those_of_torch_fidelity_on_the_same_images(make_config):
     """Its whole pipeline, from a Dataset through the registered extractor, against ours."""
     from torch_fidelity import calculate_metrics
 
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, array):
-            self.array = torch.from_numpy(array).permute(0, 3, 1, 2)
-
-        def __len__(self):
-            return len(self.array)
-
-        def __getitem__(self, index):
-            return self.array[index]
-
     config = make_config()
     extractor = open_extractor(config, "digits", CPU)
-    ours, theirs = some_digits(config, "heldout"), some_digits(config, "train")
+    register_with_torch_fidelity("digits-for-the-oracle", extractor)
+    ours = some_digits(config, "heldout")
     oracle = calculate_metrics(
-        input1=Images(ours), input2=Images(theirs), feature_extractor="mirai-digits", cuda=False, fid=True, kid=True, prc=True,
-        feature_extractor_weights_path=str(classifier_file(config)), kid_subsets=20, kid_subset_size=297, save_cpu_ram=True,
-        verbose=False, cache=False,
-    )  # fmt: skip
-    collected = Collected(len(ours), extractor.entry)
+        input1=ImageTensors(ours),
+        input2=ImageTensors(some_digits(config, "train")),
+        feature_extractor="digits-for-the-oracle",
+        cuda=False,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subsets=20,
+        kid_subset_size=297,
+        save_cpu_ram=True,
+        verbose=False,
+        cache=False,
+    )
+    collected = FeatureCollector(len(ours), extractor.entry)
     for start in range(0, len(ours), 100):
         collected.add(extractor(ours[start : start + 100]))
     found = measure.compare(collected, open_reference(config, "train", extractor), CPU)
@@ -119,30 +144,31 @@ def test_heldout_loss_is_the_mean_over_tokens_without_dropout(make_config):
     tokens, labels = open_codes(config, "heldout", CPU).all()
     log_p = model(tokens, labels).logits.double().log_softmax(-1)
     expected = -log_p.gather(-1, tokens[..., None]).mean().item()
-    assert heldout_ntp(model, config, CPU) == pytest.approx(expected, rel=1e-6)
-    assert heldout_ntp(build_model(config), config, CPU) == pytest.approx(
-        math.log(17), rel=1e-6
-    )  # a zero head knows nothing
+    evaluator = Evaluator(config, CPU)
+    assert evaluator.heldout_ntp(model) == pytest.approx(expected, rel=1e-6)
+    # A zero head knows nothing.
+    assert evaluator.heldout_ntp(build_model(config)) == pytest.approx(math.log(17), rel=1e-6)
+
+
+def test_what_evaluations_share_is_opened_once(make_config, monkeypatch):
+    config = make_config()
+    evaluator = Evaluator(config, CPU)
+    first = evaluator.evaluate_model(model_of(config))
+    for name in ("open_extractor", "open_reference", "load_tokenizer", "open_codes"):
+        monkeypatch.delattr(evaluation, name)
+    assert evaluator.evaluate_model(model_of(config)).metrics == first.metrics
 
 
 def test_ranks_take_turns_and_rank_0_has_all_in_order():
-    assert list(in_turns(5, lambda number: number * 10, Ranks())) == [0, 10, 20, 30, 40]
+    assert list(round_robin(5, lambda number: number * 10, Ranks())) == [0, 10, 20, 30, 40]
 
 
 def test_one_and_two_processes_give_the_same_images_and_number(trained_run, tmp_path):
     """600 samples are two units of work; the second run also has another batch size."""
     common = [str(trained_run), "--device", "cpu", "--set", "evaluation.protocol.num_samples=600", "--npz"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "mirai_bench.evaluate",
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [*launcher, "-m", "mirai_bench.evaluate"]
     two = subprocess.run(
         [*torchrun, *common, str(tmp_path / "two.npz"), "--batch-size", "130"],
         capture_output=True,
@@ -153,21 +179,22 @@ def test_one_and_two_processes_give_the_same_images_and_number(trained_run, tmp_
     (line,) = (line for line in two.stdout.splitlines() if line.startswith("{"))
     record = tmp_path / "one.jsonl"
     assert run(command, [*common, str(tmp_path / "one.npz"), "--record", str(record)]) == 0
-    one, two = json.loads(record.read_text()), json.loads(line)
-    assert one["metrics"] == two["metrics"] and one["protocol"]["num_samples"] == 600
+    one = json.loads(record.read_text())
+    assert one["metrics"] == json.loads(line)["metrics"]
+    assert one["protocol"]["num_samples"] == 600
     with np.load(tmp_path / "one.npz") as ours, np.load(tmp_path / "two.npz") as theirs:
-        assert (
-            (ours["arr_0"] == theirs["arr_0"]).all()
-            and (ours["arr_1"] == theirs["arr_1"]).all()
-            and len(ours["arr_0"]) == 600
-        )
+        assert (ours["arr_0"] == theirs["arr_0"]).all()
+        assert (ours["arr_1"] == theirs["arr_1"]).all()
+        assert len(ours["arr_0"]) == 600
 
 
 class Projection:
     """Stands for an opened extractor of EXTRACTORS[name]: three fixed sums of an image."""
 
     def __init__(self, name):
-        self.name, self.entry, self.device = name, EXTRACTORS[name], CPU
+        self.name = name
+        self.entry = EXTRACTORS[name]
+        self.device = CPU
 
     def __call__(self, batch):
         return {
@@ -177,23 +204,25 @@ class Projection:
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    peaks, side = {}, 32
-    reference = Reference(
-        "r", "sha256:", 9, Gaussian(np.zeros(3), np.eye(3)), Gaussian(np.zeros(4), np.eye(4))
-    )
+    peaks = {}
+    side = 32
+    pool = Gaussian(np.zeros(3), np.eye(3))
+    reference = Reference("r", "sha256:", 9, pool, Gaussian(np.zeros(4), np.eye(4)))
     for n in (2000, 6000):
-        writer, rng = NpzWriter(tmp_path / f"{n}.npz", n), np.random.default_rng(0)
+        writer = NpzWriter(tmp_path / f"{n}.npz", n)
+        rng = np.random.default_rng(0)
         for _ in range(n // 500):
             writer.add(rng.integers(0, 256, (500, side, side, 3), dtype=np.uint8), None)
         writer.close()
         tracemalloc.start()
         measured = measure.measure(
-            Stored(NpzImages(tmp_path / f"{n}.npz")), Projection("inception_2015"), reference
+            StoredImages(NpzImages(tmp_path / f"{n}.npz")), Projection("inception_2015"), reference
         )
         peaks[n] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert set(measured.metrics) == {"FID", "sFID"} and measured.metrics["FID"] > 0
-    images, features = 4000 * side * side * 3, 4000 * 3 * 8
+    images = 4000 * side * side * 3
+    features = 4000 * 3 * 8
     assert peaks[6000] - peaks[2000] < features + images / 20
 
 
@@ -208,7 +237,8 @@ def lines_of(capsys):
 
 
 def test_a_run_and_its_images_give_the_same_numbers(trained_run, make_config, tmp_path, capsys):
-    npz, folder = tmp_path / "samples.npz", tmp_path / "png"
+    npz = tmp_path / "samples.npz"
+    folder = tmp_path / "png"
     journal = [json.loads(line) for line in (trained_run / "journal.jsonl").read_text().splitlines()]
     trained = next(line for line in reversed(journal) if line["kind"] == "evaluation")
     device = ["--device", "cpu"]
@@ -216,20 +246,11 @@ def test_a_run_and_its_images_give_the_same_numbers(trained_run, make_config, tm
     (of_run,) = lines_of(capsys)
     assert of_run["metrics"].pop("FD-digits-infinity") < of_run["metrics"]["FD-digits"]
     assert of_run["metrics"] == trained["metrics"]
-    for key in (
-        "fingerprint",
-        "seed",
-        "epoch",
-        "step",
-        "protocol",
-        "extractor",
-        "reference",
-        "parameters",
-        "train_flops",
-        "git",
-        "versions",
-    ):
-        assert of_run[key] == trained[key]
+    keys = (
+        "fingerprint seed epoch step protocol extractor reference parameters train_flops git versions config"
+    )
+    for key in keys.split():
+        assert of_run[key] == trained[key], key
     folder.mkdir()
     with np.load(npz) as arrays:
         for number, image in enumerate(arrays["arr_0"]):

@@ -8,27 +8,20 @@ import torch
 
 from mirai_bench.config.protocol import PROTOCOLS
 from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.evaluate import networks
-from mirai_bench.evaluate.digits_classifier import (
-    RECIPE,
-    accuracy,
-    classifier_file,
-    load_classifier,
-    train_classifier,
-)
+from mirai_bench.evaluate.digits_classifier import RECIPE, classifier_file, load_classifier, train_classifier
 from mirai_bench.evaluate.extractors import EXTRACTORS, entry_of, open_extractor
-from mirai_bench.evaluate.measure import Stored, measure
+from mirai_bench.evaluate.measure import StoredImages, measure
 from mirai_bench.evaluate.networks import TORCHSCRIPT_FILES, Dinov2, Inception2015, InceptionCompat
 from mirai_bench.evaluate.references import open_reference
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
 from tests.support.assets import asset
+from tests.support.features import ImageArray, ImageTensors
+from tests.support.images import noise
 
 CPU = torch.device("cpu")
-
-
-def noise(n, side=8, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("name", EXTRACTORS)
@@ -52,19 +45,25 @@ def test_an_unknown_extractor_gets_a_suggestion():
 # ---- the digits classifier
 
 
+def accuracy(model, dataset):
+    logits = model(torch.from_numpy(dataset.images).permute(0, 3, 1, 2))["logits"]
+    return (logits.argmax(1) == torch.from_numpy(dataset.labels)).double().mean().item()
+
+
 def test_the_classifier_is_the_same_each_time_it_is_trained(make_config):
     config = make_config()
     file = classifier_file(config)
     kept = load_classifier(file)
-    assert accuracy(kept, config, "heldout") >= 0.97
+    assert accuracy(kept, open_dataset(config, "heldout")) >= 0.97
     again = train_classifier(config)
     for one, other in zip(kept.parameters(), again.parameters(), strict=True):
-        assert torch.equal(one, other) and torch.equal(one * 2 ** RECIPE["grid"] % 1, torch.zeros_like(one))
-    assert open_extractor(config, "digits", CPU).sha256 == file_sha256(file)
+        assert torch.equal(one, other) and torch.equal(one * 2**RECIPE.grid % 1, torch.zeros_like(one))
+    assert open_extractor(config, "digits", CPU).identity["sha256"] == file_sha256(file)
 
 
 def test_features_do_not_depend_on_who_asks_with_how_many(make_config):
-    extractor, images = open_extractor(make_config(), "digits", CPU), noise(600)
+    extractor = open_extractor(make_config(), "digits", CPU)
+    images = noise(600)
     whole = extractor(images)
     assert whole["pool"].shape == (600, 64) and whole["logits"].shape == (600, 10)
     assert (extractor(images[250:500])["pool"] == whole["pool"][250:500]).all()
@@ -123,7 +122,8 @@ def test_spatial_features_are_mixed_6s_first_seven_channels(monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: {})
     monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
     torch.manual_seed(0)
-    network, seen = InceptionCompat(Path("no file")), []
+    network = InceptionCompat(Path("no file"))
+    seen = []
     network.network.Mixed_6d.register_forward_hook(lambda module, inputs, output: seen.append(output))
     features = network(torch.from_numpy(noise(2, side=32)).permute(0, 3, 1, 2))
     assert {name: value.shape[1] for name, value in features.items()} == {
@@ -141,9 +141,8 @@ def test_dinov2_reads_a_file_of_its_model_and_no_other(tmp_path):
 
     small = "vit_small_patch14_dinov2"
     torch.manual_seed(0)
-    state = timm.create_model(
-        small, pretrained=False, num_classes=0
-    ).state_dict()  # positions of 518 pixels, as published
+    # Its positions are those of 518 pixels, as published.
+    state = timm.create_model(small, pretrained=False, num_classes=0).state_dict()
     save_file(state, tmp_path / "small.safetensors")
     features = Dinov2(tmp_path / "small.safetensors", small).eval()(
         torch.from_numpy(noise(2, side=32)).permute(0, 3, 1, 2)
@@ -195,7 +194,8 @@ def test_the_torchscript_inception_is_torch_fidelitys():
     mixed_6 = []
     network.Mixed_6d.register_forward_hook(lambda module, inputs, output: mixed_6.append(output))
     images = torch.from_numpy(noise(4, side=48)).permute(0, 3, 1, 2)
-    ours, (theirs,) = Inception2015(asset(*TORCHSCRIPT_FILES))(images), network(images)
+    ours = Inception2015(asset(*TORCHSCRIPT_FILES))(images)
+    (theirs,) = network(images)
     torch.testing.assert_close(ours["pool"], theirs, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(ours["spatial"], networks._spatial(mixed_6[0]), rtol=1e-3, atol=1e-4)
 
@@ -204,12 +204,11 @@ def test_the_torchscript_inception_is_torch_fidelitys():
 @torch.inference_mode()
 def test_channels_last_leaves_the_features_as_they_are():
     """What the forward pass does on a CPU against the same layers on tensors in the usual order."""
-    network, images = (
-        Inception2015(asset(*TORCHSCRIPT_FILES)),
-        torch.from_numpy(noise(4, side=48)).permute(0, 3, 1, 2),
-    )
+    network = Inception2015(asset(*TORCHSCRIPT_FILES))
+    images = torch.from_numpy(noise(4, side=48)).permute(0, 3, 1, 2)
     x = (networks._tensorflow_resize(images, networks.INCEPTION_SIDE) - 128) / 128
-    layers, first = dict(network.layers.named_children()), []
+    layers = dict(network.layers.named_children())
+    first = []
     for name, layer in layers.items():
         x = x if name == "output" else layer(x)
     watch = torch.nn.Identity()  # hooks are not for scripted layers
@@ -225,41 +224,27 @@ def test_fid_of_cifar10_train_and_test(make_config, monkeypatch):
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.utils import get_featuresdict_from_dataset
 
-    weights, data = asset(*TORCHSCRIPT_FILES), asset("cifar10.npz")
-    with np.load(data, allow_pickle=False) as arrays:
-        train, test = arrays["x_train"][:2000], arrays["x_test"][:2000]
+    weights = asset(*TORCHSCRIPT_FILES)
+    with np.load(asset("cifar10.npz"), allow_pickle=False) as arrays:
+        train = arrays["x_train"][:2000]
+        test = arrays["x_test"][:2000]
     config: RunConfig = make_config(machine={"assets": str(weights.parent)})
     folder = config.machine.runs
     np.savez(folder / "train.npz", arr_0=train)
     extractor = open_extractor(config, "inception_2015", CPU)
-    source = type(
-        "Test",
-        (),
-        {
-            "labels": None,
-            "__len__": lambda self: len(test),
-            "read": lambda self, rows: test[rows.start : rows.stop],
-        },
-    )
-    ours = measure(
-        Stored(source()), extractor, open_reference(config, str(folder / "train.npz"), extractor)
-    ).metrics
-    network, theirs = torch_fidelitys_network(weights), []
+    reference = open_reference(config, str(folder / "train.npz"), extractor)
+    ours = measure(StoredImages(ImageArray(test)), extractor, reference).metrics
+    network = torch_fidelitys_network(weights)
+    theirs = []
     for images in (test, train):
-        dataset = torch.utils.data.StackDataset(torch.from_numpy(images).permute(0, 3, 1, 2))
-        only = type(
-            "Images",
-            (torch.utils.data.Dataset,),
-            {"__len__": lambda s, d=dataset: len(d), "__getitem__": lambda s, i, d=dataset: d[i][0]},
-        )
-        features = get_featuresdict_from_dataset(only(), network, 64, False, True, False)["2048"]
+        dataset = ImageTensors(images)
+        features = get_featuresdict_from_dataset(dataset, network, 64, False, True, False)["2048"]
         theirs.append(fid_features_to_statistics(features.double()))
     expected = fid_statistics_to_metric(*theirs, verbose=False)[KEY_METRIC_FID]
-    assert ours["FID"] == pytest.approx(expected, rel=0.02) and expected == pytest.approx(25.3, rel=0.03)
-    assert (
-        ours["sFID"] > 0
-        and ours["KID"] < 0.005
-        and ours["precision"] > 0.5
-        and ours["recall"] > 0.5
-        and "IS" not in ours
-    )
+    assert ours["FID"] == pytest.approx(expected, rel=0.02)
+    assert expected == pytest.approx(25.3, rel=0.03)
+    assert ours["sFID"] > 0
+    assert ours["KID"] < 0.005
+    assert ours["precision"] > 0.5
+    assert ours["recall"] > 0.5
+    assert "IS" not in ours

@@ -15,8 +15,8 @@ from mirai_bench.evaluate.metrics import (
     density_coverage,
     frechet,
     frechet_at_infinity,
-    gaussian_of,
 )
+from tests.support.features import gaussian_of
 
 
 def rng(seed=0):
@@ -42,7 +42,8 @@ def naive(a, b):
 
 def by_features(x, y):
     """Valid at any rank: tr (Σ₁Σ₂)^½ is the nuclear norm of XᵀY's cross products, scaled."""
-    cx, cy = x - x.mean(0), y - y.mean(0)
+    cx = x - x.mean(0)
+    cy = y - y.mean(0)
     cross = np.linalg.svd(cx @ cy.T, compute_uv=False).sum() / np.sqrt((len(x) - 1) * (len(y) - 1))
     trace = (cx**2).sum() / (len(x) - 1) + (cy**2).sum() / (len(y) - 1)
     return ((x.mean(0) - y.mean(0)) ** 2).sum() + trace - 2 * cross
@@ -54,8 +55,10 @@ def by_features(x, y):
 def check_closed_forms(distance):
     """Gaussians whose distance is known: diagonal, scaled, turned; and the definition where they do not commute."""
     d = 12
-    spread, other = np.linspace(0.1, 3, d), np.linspace(2, 0.5, d)
-    mean, shift = np.zeros(d), np.full(d, 0.3)
+    spread = np.linspace(0.1, 3, d)
+    other = np.linspace(2, 0.5, d)
+    mean = np.zeros(d)
+    shift = np.full(d, 0.3)
     known = d * 0.09 + ((np.sqrt(spread) - np.sqrt(other)) ** 2).sum()
     assert distance(Gaussian(mean, np.diag(spread)), Gaussian(shift, np.diag(other))) == pytest.approx(
         known, rel=1e-9
@@ -63,14 +66,16 @@ def check_closed_forms(distance):
     turn = linalg.qr(rng(1).normal(size=(d, d)))[0]
     turned = (Gaussian(turn @ m, turn @ np.diag(s) @ turn.T) for m, s in ((mean, spread), (shift, other)))
     assert distance(*turned) == pytest.approx(known, rel=1e-9)
-    a, b = Gaussian(mean, random_cov(d, 2)), Gaussian(shift, random_cov(d, 3))
+    a = Gaussian(mean, random_cov(d, 2))
+    b = Gaussian(shift, random_cov(d, 3))
     assert distance(a, b) == pytest.approx(naive(a, b), rel=1e-8)
 
 
 def check_below_full_rank(distance):
     """Fewer images than dimensions, the usual case of a small evaluation."""
     for n, m, d in ((20, 30, 64), (5, 200, 64), (64, 64, 64)):
-        x, y = features(n, d, 4), features(m, d, 5)
+        x = features(n, d, 4)
+        y = features(m, d, 5)
         assert distance(gaussian_of(x), gaussian_of(y)) == pytest.approx(by_features(x, y), rel=1e-6)
     x = gaussian_of(features(10, 64, 6))
     assert 0 <= distance(x, x) < 1e-6 * np.trace(x.cov)
@@ -90,7 +95,7 @@ def _without_the_mean(a, b):
 
 
 def _by_cholesky(a, b):
-    """Right at full rank alone: there is no Cholesky factor below it."""
+    """Right at full rank only: there is no Cholesky factor below it."""
     root = np.linalg.cholesky(b.cov)
     return (
         ((a.mean - b.mean) ** 2).sum()
@@ -131,14 +136,16 @@ def test_frechet_is_torch_fidelitys(n, d):
     import torch
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-    x, y = features(n, d, 7), features(n + 10, d, 8)
+    x = features(n, d, 7)
+    y = features(n + 10, d, 8)
     statistics = [fid_features_to_statistics(torch.from_numpy(part)) for part in (x, y)]
     theirs = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
     assert frechet(gaussian_of(x), gaussian_of(y)) == pytest.approx(theirs, rel=1e-9)
 
 
-def test_frechet_is_symmetric_and_takes_a_root_at_hand():
-    a, b = gaussian_of(features(100, 20, 9)), gaussian_of(features(90, 20, 10))
+def test_frechet_is_symmetric_and_takes_a_known_root():
+    a = gaussian_of(features(100, 20, 9))
+    b = gaussian_of(features(90, 20, 10))
     assert frechet(a, b) == pytest.approx(frechet(b, a), rel=1e-10)
     assert frechet(a, b) == frechet(a, b, metrics.square_root(b.cov))
     assert frechet(a, a) < 1e-9
@@ -154,7 +161,8 @@ def test_moments_are_numpys_however_the_images_arrive(sizes, d):
     moments = Moments(d)
     for part in np.split(x.astype(np.float32), np.cumsum(sizes)):
         moments.add(part)
-    gaussian, x = moments.gaussian(), x.astype(np.float32).astype(np.float64)
+    gaussian = moments.gaussian()
+    x = x.astype(np.float32).astype(np.float64)
     np.testing.assert_allclose(gaussian.mean, x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(gaussian.cov, np.cov(x, rowvar=False).reshape(d, d), rtol=1e-9, atol=1e-9)
 
@@ -170,16 +178,17 @@ def test_one_image_has_no_covariance():
 
 
 def test_a_line_in_inverse_n_is_read_at_infinity():
-    assert metrics.line_in_inverse_n(
-        [100, 200, 400], [3 + 500 / n for n in (100, 200, 400)]
-    ) == pytest.approx((3, 500))
+    sizes = [100, 200, 400]
+    line = metrics.line_in_inverse_n(sizes, [3 + 500 / n for n in sizes])
+    assert line == pytest.approx((3, 500))
 
 
 def test_extrapolation_removes_the_bias_of_few_samples():
-    d, n = 16, 2000
+    d = 16
     truth = Gaussian(np.zeros(d), np.eye(d))
-    samples = rng(12).normal(size=(n, d))
-    biased, extrapolated = frechet(gaussian_of(samples), truth), frechet_at_infinity(samples, truth)
+    samples = rng(12).normal(size=(2000, d))
+    biased = frechet(gaussian_of(samples), truth)
+    extrapolated = frechet_at_infinity(samples, truth)
     assert biased > 0.03 and abs(extrapolated) < biased / 3
     assert extrapolated == frechet_at_infinity(samples, truth)
 
@@ -196,13 +205,13 @@ def test_inception_score_is_torch_fidelitys(n):
     score = InceptionScore(n, 30)
     for part in np.array_split(logits, 7):
         score.add(part)
-    assert score.value() == pytest.approx(
-        isc_features_to_metric(torch.from_numpy(logits))[KEY_METRIC_ISC_MEAN], rel=1e-9
-    )
+    theirs = isc_features_to_metric(torch.from_numpy(logits))[KEY_METRIC_ISC_MEAN]
+    assert score.value() == pytest.approx(theirs, rel=1e-9)
 
 
 def test_inception_score_of_known_predictions():
-    sure, unsure = InceptionScore(1000, 10, splits=1), InceptionScore(1000, 10)
+    sure = InceptionScore(1000, 10, splits=1)
+    unsure = InceptionScore(1000, 10)
     sure.add(np.eye(10)[np.arange(1000) % 10] * 1e4)
     unsure.add(np.zeros((1000, 10)))
     assert sure.value() == pytest.approx(10) and unsure.value() == pytest.approx(1)
@@ -215,7 +224,7 @@ def test_inception_score_does_not_depend_on_an_order_by_class():
     assert score.value() > 9
 
 
-def test_inception_score_needs_an_image_a_split():
+def test_inception_score_needs_an_image_per_split():
     with pytest.raises(ValueError, match="10 images or more, found 9"):
         InceptionScore(9, 5)
 
@@ -224,7 +233,8 @@ def test_inception_score_needs_an_image_a_split():
 
 
 def test_distances_in_blocks(monkeypatch):
-    x, y = rng(14).normal(size=(37, 5)), rng(15).normal(size=(23, 5))
+    x = rng(14).normal(size=(37, 5))
+    y = rng(15).normal(size=(23, 5))
     monkeypatch.setattr(metrics, "BLOCK_BYTES", 8 * 23 * 4)
     blocks = list(metrics.distances(x, y))
     assert len(blocks) == 10
@@ -233,14 +243,16 @@ def test_distances_in_blocks(monkeypatch):
 
 def test_density_and_coverage_by_hand():
     """On a line: reference 0, 1, 2, …, 9 with k = 1: each ball reaches its neighbour, one away."""
-    line, samples = np.arange(10.0)[:, None], np.array([[0.5], [0.6], [100.0], [200.0]])
+    line = np.arange(10.0)[:, None]
+    samples = np.array([[0.5], [0.6], [100.0], [200.0]])
     density, coverage = density_coverage(samples, line, k=1)
     assert density == pytest.approx(4 / 4)  # 0.5 and 0.6 lie in the balls of 0 and 1 each
     assert coverage == pytest.approx(2 / 10)
 
 
 def test_density_and_coverage_of_alike_and_distant_sets():
-    x, y = rng(16).normal(size=(500, 4)), rng(17).normal(size=(500, 4))
+    x = rng(16).normal(size=(500, 4))
+    y = rng(17).normal(size=(500, 4))
     density, coverage = density_coverage(x, y)
     assert 0.85 < density < 1.15 and coverage > 0.9
     assert density_coverage(x + 100, y) == (0, 0)

@@ -10,18 +10,23 @@ from PIL import Image
 
 from mirai_bench.data.images.image_sets import npz_arrays
 from mirai_bench.evaluate import references
-from mirai_bench.evaluate.extractors import EXTRACTORS, Collected
-from mirai_bench.evaluate.metrics import gaussian_of
-from mirai_bench.evaluate.references import open_reference, write_reference
+from mirai_bench.evaluate.__main__ import command
+from mirai_bench.evaluate.extractors import EXTRACTORS, FeatureCollector
+from mirai_bench.evaluate.references import ReferenceImages, open_reference, write_reference
 from mirai_bench.utils.errors import UserError
+from tests.support.features import gaussian_of
 from tests.support.images import noise
+
+NOISE = {"name": "noise", "sha256": "sha256:x"}
 
 
 class Projection:
     """Stands for an opened extractor of EXTRACTORS[name]: random projections, the same in every process."""
 
     def __init__(self, name, sha256="sha256:stub"):
-        self.name, self.entry, self.device = name, EXTRACTORS[name], torch.device("cpu")
+        self.name = name
+        self.entry = EXTRACTORS[name]
+        self.device = torch.device("cpu")
         self.identity = {"name": name, "sha256": sha256}
         self.calls = 0
 
@@ -37,14 +42,16 @@ class Projection:
 
 @pytest.mark.parametrize("name", EXTRACTORS)
 def test_our_own_file_comes_back(make_config, tmp_path, name):
-    images, extractor, path = noise(120), Projection(name), tmp_path / "ours.npz"
-    manifest = write_reference(
-        path, iter(np.split(images, 3)), 120, {"name": "noise", "sha256": "sha256:x"}, extractor
-    )
+    images = noise(120)
+    extractor = Projection(name)
+    path = tmp_path / "ours.npz"
+    batches = iter(np.split(images, 3))
+    manifest = write_reference(path, ReferenceImages(batches, 120, NOISE), extractor)
+    assert list(tmp_path.iterdir()) == [path]
     assert manifest["n"] == 120 and manifest["extractor"] == extractor.identity
     found = open_reference(make_config(), str(path), extractor)
     features = extractor(images)
-    assert found.identity == {"name": "noise", "sha256": "sha256:x", "n": 120}
+    assert found.identity == NOISE | {"n": 120}
     for part, name in ((found.pool, "pool"), (found.spatial, "spatial")):
         if name in features:
             np.testing.assert_allclose(part.mean, gaussian_of(features[name]).mean)
@@ -54,7 +61,7 @@ def test_our_own_file_comes_back(make_config, tmp_path, name):
 
 def test_our_own_file_of_another_extractor_is_refused(make_config, tmp_path):
     path = tmp_path / "ours.npz"
-    write_reference(path, [noise(12)], 12, {"name": "noise", "sha256": "sha256:x"}, Projection("digits"))
+    write_reference(path, ReferenceImages([noise(12)], 12, NOISE), Projection("digits"))
     for other in (Projection("dinov2"), Projection("digits", "sha256:other weights")):
         with pytest.raises(UserError, match="was made with extractor"):
             open_reference(make_config(), str(path), other)
@@ -62,13 +69,13 @@ def test_our_own_file_of_another_extractor_is_refused(make_config, tmp_path):
 
 def test_images_are_seen_once_and_kept(make_config, tmp_path):
     """A folder and an .npz of the same images, and the same again from the cache."""
-    images, extractor = noise(40, seed=1), Projection("dinov2")
+    images = noise(40, seed=1)
+    extractor = Projection("dinov2")
     np.savez(tmp_path / "images.npz", arr_0=images)
     (tmp_path / "folder" / "deeper").mkdir(parents=True)
     for number, image in enumerate(images):
-        Image.fromarray(image).save(
-            tmp_path / "folder" / ("deeper" if number >= 20 else ".") / f"{number:03d}.png"
-        )
+        place = "deeper" if number >= 20 else "."
+        Image.fromarray(image).save(tmp_path / "folder" / place / f"{number:03d}.png")
     first = open_reference(make_config(), str(tmp_path / "images.npz"), extractor)
     calls = extractor.calls
     again = open_reference(make_config(), str(tmp_path / "images.npz"), extractor)
@@ -84,23 +91,20 @@ def inception_statistics(**more):
 
 
 def test_files_of_edm_and_adm(make_config, tmp_path):
-    config, extractor = make_config(), Projection("inception_2015")
+    config = make_config()
+    extractor = Projection("inception_2015")
     spatial = {"mu_s": np.ones(2023, np.float16), "sigma_s": np.eye(2023, dtype=np.float16)}
     np.savez(tmp_path / "edm.npz", **inception_statistics())
     np.savez(tmp_path / "adm.npz", arr_0=noise(30), **inception_statistics(**spatial))
     edm, adm = (open_reference(config, str(tmp_path / f"{name}.npz"), extractor) for name in ("edm", "adm"))
     assert edm.spatial is None and edm.features is None and edm.n is None
-    assert (
-        adm.spatial.mean.dtype == np.float64
-        and adm.spatial.mean[0] == 1
-        and adm.pool.cov.shape == (2048, 2048)
-    )
+    assert adm.spatial.mean.dtype == np.float64
+    assert adm.spatial.mean[0] == 1
+    assert adm.pool.cov.shape == (2048, 2048)
     np.testing.assert_allclose(adm.features, extractor(noise(30))["pool"], rtol=1e-6)
     for other in ("digits", "dinov2"):
-        with pytest.raises(
-            UserError,
-            match=r"edm.npz holds statistics of Inception features, but protocol.extractor is " + other,
-        ):
+        message = f"edm.npz holds statistics of Inception features, but protocol.extractor is {other}"
+        with pytest.raises(UserError, match=message):
             open_reference(config, str(tmp_path / "edm.npz"), Projection(other))
 
 
@@ -138,42 +142,33 @@ def test_a_file_of_the_wrong_kind_is_refused_by_name(make_config, tmp_path, name
     assert name in str(refused.value) and any(part in str(refused.value) for part in message.split("|"))
 
 
-def test_a_reference_is_looked_for_among_the_assets(make_config, tmp_path, monkeypatch):
-    config = make_config()
+def test_a_reference_is_looked_for_among_the_assets(tmp_path, monkeypatch):
     np.savez(tmp_path / "images.npz", arr_0=noise(20))
     monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
     with pytest.raises(UserError, match=r"'images.npz', which is not there"):
-        references.find_reference(config, "images.npz")
+        references.find_reference(None, "images.npz")
     monkeypatch.setenv("MIRAI_BENCH_ASSETS", str(tmp_path))
-    assert references.find_reference(config, "images.npz") == tmp_path / "images.npz"
+    assert references.find_reference(None, "images.npz") == tmp_path / "images.npz"
     monkeypatch.delenv("MIRAI_BENCH_ASSETS")
-    assert references.find_reference(make_config(machine={"assets": str(tmp_path)}), "images.npz").is_file()
+    assert references.find_reference(tmp_path, "images.npz").is_file()
 
 
 def test_few_of_many_features_are_kept_evenly():
-    extractor, images = Projection("dinov2"), noise(100)
-    collected = Collected(100, extractor.entry, keep=7)
+    extractor = Projection("dinov2")
+    images = noise(100)
+    collected = FeatureCollector(100, extractor.entry, keep=7)
     for part in np.split(images, [13, 14, 60]):
         collected.add(extractor(part))
     np.testing.assert_allclose(collected.kept, extractor(images)["pool"][np.arange(7) * 100 // 7])
-    np.testing.assert_allclose(
-        collected.moments["pool"].gaussian().cov, gaussian_of(extractor(images)["pool"]).cov
-    )
+    expected = gaussian_of(extractor(images)["pool"]).cov
+    np.testing.assert_allclose(collected.moments["pool"].gaussian().cov, expected)
 
 
 def test_reference_command(make_config, tmp_path, capsys):
-    out, runs = tmp_path / "heldout.npz", make_config().machine.runs
-    arguments = [
-        "heldout",
-        str(out),
-        "--extractor",
-        "digits",
-        "--set",
-        f"machine.runs={runs}",
-        "--device",
-        "cpu",
-    ]
-    assert references.command(arguments) == 0
+    out = tmp_path / "heldout.npz"
+    runs = make_config().machine.runs
+    options = ["--extractor", "digits", "--set", f"machine.runs={runs}", "--device", "cpu"]
+    assert command(["reference", "heldout", str(out), *options]) == 0
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["name"] == "digits/heldout" and manifest["n"] == 297
     assert npz_arrays(out)["mu"][0] == (64,)

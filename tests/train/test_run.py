@@ -90,7 +90,7 @@ def test_an_evaluation_that_was_killed_is_made_up_for(make_config, tmp_path, mon
 
     config = make_config(train={"batch_size": 500})
     with monkeypatch.context() as patched:
-        patched.setattr(run, "evaluate_model", lambda *a, **k: (_ for _ in ()).throw(Killed))
+        patched.setattr(run.Evaluator, "evaluate_model", lambda *a, **k: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train(config, tmp_path)
     assert not (tmp_path / "done.json").exists()
@@ -190,7 +190,7 @@ def test_two_processes_equal_one(make_config, tmp_path):
     import subprocess
     import sys
 
-    from mirai_bench.evaluate.evaluation import evaluate_model
+    from mirai_bench.evaluate.evaluation import Evaluator
     from mirai_bench.sample.sampler import load_for_sampling
 
     (tmp_path / "script.py").write_text(SHARED_OUT)
@@ -223,7 +223,7 @@ def test_two_processes_equal_one(make_config, tmp_path):
         line for line in read_journal(config.run_path / "journal.jsonl") if line["kind"] == "evaluation"
     ]
     _, model, *_ = load_for_sampling(RunFolder(config.run_path), "ema", torch.device("cpu"))
-    assert evaluate_model(model, config, torch.device("cpu")).metrics == record["metrics"]
+    assert Evaluator(config, torch.device("cpu")).evaluate_model(model).metrics == record["metrics"]
 
 
 def test_out_of_memory_goes_on_with_smaller_parts(make_config, tmp_path, monkeypatch):
