@@ -1,1 +1,1 @@
-"""Images of the data sets, their crops, and the codes that training reads."""
+"""The data: images of the data sets, their crops, and the codes that training reads."""

@@ -1,5 +1,6 @@
-"""Codes of a data set, and the batch of a training step as a pure function of (seed, step): no loader, no state, nothing to save.
+"""The codes of a data set, and the batch of a training step as a function of (seed, step).
 
+There is no loader and no state that would have to be saved: any step's batch can be asked for at any time.
 Letters: N images, R views, T tokens, B batch. Codes are uint16 everywhere but in a batch.
 """
 
@@ -15,107 +16,122 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirai_bench.config.run_config import Data, RunConfig
+from mirai_bench.config.run_config import DataConfig, RunConfig
 from mirai_bench.data.images.crops import all_views, base_sizes, read_bases
 from mirai_bench.data.images.datasets import Dataset, Split, open_dataset
 from mirai_bench.data.pixels import Pixels
 from mirai_bench.data.shards import (
-    Joined,
+    ShardedArray,
+    check_fields,
     codes_folder,
     expected,
     open_shards,
     read_manifest,
-    refuse_difference,
     split_data,
 )
 from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
 from mirai_bench.utils.device import fits
 from mirai_bench.utils.errors import UserError
 
-ENCODE_BATCH = 256  # images at a time through the tokenizer
+# Images per forward pass of the tokenizer, and per batch of `images_of`.
+ENCODE_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a global batch, on the device; all long."""
+    """One rank's part of a global batch, on the device. All tensors are long."""
 
     tokens: Tensor
-    """(B, T)"""
+    """Tokens (B, T)."""
     labels: Tensor
-    """(B,)"""
+    """Classes (B,)."""
     index: Tensor
-    """(B,) image, 0 … N-1"""
+    """Images (B,), 0 … N-1."""
     view: Tensor
-    """(B,) view of it, 0 … R-1"""
+    """Views (B,) of these images, 0 … R-1."""
 
     def split(self, parts: int) -> list[Batch]:
-        """Micro-batches, in order."""
+        """Returns the batch as micro-batches, in order."""
         fields = (self.tokens, self.labels, self.index, self.view)
-        return [Batch(*part) for part in zip(*(field.chunk(parts) for field in fields), strict=True)]
+        chunks = zip(*(field.chunk(parts) for field in fields), strict=True)
+        return [Batch(*chunk) for chunk in chunks]
 
 
 class Codes:
-    """`codes` has rows uint16 (R, T). They become one tensor on the device if `resident`; else they stay where they are (memory-mapped),
-    and the next step's batch is read ahead into pinned memory."""
+    """The codes of all images of a split, with their labels and the pixels behind them.
+
+    If `resident`, the codes become one tensor on the device. Otherwise they stay in their files, which are
+    memory-mapped, and the batch of the next step is read ahead into pinned memory.
+    """
 
     def __init__(
         self,
-        codes: Joined,
+        codes: ShardedArray,
         labels: np.ndarray,
         pixels: Pixels,
         manifest: dict[str, Any],
         device: torch.device,
         resident: bool = True,
     ) -> None:
+        """`codes` has N rows uint16 (R, T), and `labels` N classes."""
         assert len(codes) == len(labels), "as many labels as images"
         self.num_images = len(labels)
         self.num_views, self.num_tokens = codes.shape
-        self.manifest, self.device, self.pixels = manifest, device, pixels
+        self.pixels = pixels
+        self.manifest = manifest
+        self.device = device
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
         self._codes = codes
         self._tokens = self._load() if resident else None
         self._orders: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._ahead: dict[tuple[int, ...], Future[Tensor]] = {}
+        self._ahead: dict[tuple[int, ...], Future[Tensor]] = {}  # the next step's tokens, by its `_chosen`
         self._reader = ThreadPoolExecutor(1)  # starts no thread before it is used
 
     def _load(self) -> Tensor:
-        tokens = torch.empty(
-            self.num_images, self.num_views, self.num_tokens, dtype=torch.int16, device=self.device
-        )
+        """Returns all codes on the device. PyTorch computes little with uint16, so their bits are kept in int16."""
+        shape = (self.num_images, self.num_views, self.num_tokens)
+        tokens = torch.empty(shape, dtype=torch.int16, device=self.device)
         for start, part in zip(self._codes.starts, self._codes.parts, strict=False):
             tokens[start : start + len(part)] = torch.from_numpy(np.array(part).view(np.int16))
         return tokens
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Whole batches only: the rest of an epoch's order is dropped."""
+        """Returns the number of whole batches. The rest of an epoch's order is dropped."""
         if batch_size > self.num_images:
             raise UserError(
-                f"train.batch_size is {batch_size}, but there are {self.num_images} images: write {self.num_images} or less"
+                f"train.batch_size is {batch_size}, but there are {self.num_images} images: write "
+                f"{self.num_images} or less"
             )
         return self.num_images // batch_size
 
     def order(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """(order of the images (N,), view of each image (N,)) of an epoch, on the device."""
-        if (seed, epoch) not in self._orders:
-            rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
-            arrays = rng.permutation(self.num_images), rng.integers(self.num_views, size=self.num_images)
+        """Returns the order of the images (N,) in an epoch, and the view (N,) of each image, on the device."""
+        key = (seed, epoch)
+        if key not in self._orders:
+            rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+            order = torch.from_numpy(rng.permutation(self.num_images))
+            views = torch.from_numpy(rng.integers(self.num_views, size=self.num_images))
+            # Two epochs are kept: the read ahead enters the next one before the last batch of this one is asked for.
             while len(self._orders) >= 2:
-                self._orders.pop(next(iter(self._orders)))
-            order, views = (torch.from_numpy(a).to(self.device) for a in arrays)
-            self._orders[seed, epoch] = order, views
-        return self._orders[seed, epoch]
+                del self._orders[next(iter(self._orders))]
+            self._orders[key] = (order.to(self.device), views.to(self.device))
+        return self._orders[key]
 
     def batch(self, *, seed: int, step: int, rank: int, world: int, batch_size: int) -> Batch:
-        """Rank's contiguous slice of global step `step` (from 0); the global batch is the same for every world size."""
+        """Returns this rank's contiguous slice of the global batch of `step` (from 0).
+
+        The global batch is the same for every number of ranks.
+        """
         assert batch_size % world == 0, "the config has checked that the ranks divide the batch"
         index, view = self._chosen(seed, step, rank, world, batch_size)
         if self._tokens is not None:
-            tokens = self._tokens[index, view].long() & 0xFFFF
+            tokens = self._tokens[index, view]
         else:
             tokens = self._fetch((seed, step, rank, world, batch_size))
-        return Batch(tokens, self.labels[index], index, view)
+        return Batch(tokens.long() & 0xFFFF, self.labels[index], index, view)
 
     def _chosen(self, seed: int, step: int, rank: int, world: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Returns the images (B,) and the views (B,) of a batch."""
         epoch, position = divmod(step, self.steps_per_epoch(batch_size))
         order, views = self.order(seed, epoch)
         share = batch_size // world
@@ -124,87 +140,101 @@ class Codes:
         return index, views[index]
 
     def _fetch(self, key: tuple[int, ...]) -> Tensor:
-        """The tokens of batch `key`; the reading of the next step's is begun."""
+        """Returns the tokens of the batch `key`, and starts to read those of the next step."""
         seed, step, *rest = key
-        present = self._ahead.pop(key, None) or self._reader.submit(self._read, *self._chosen(*key))
         following = (seed, step + 1, *rest)
+        present = self._ahead.get(key) or self._reader.submit(self._read, *self._chosen(*key))
         self._ahead = {following: self._reader.submit(self._read, *self._chosen(*following))}
-        return present.result().to(self.device, non_blocking=True).long() & 0xFFFF
+        return present.result().to(self.device, non_blocking=True)
 
     def _read(self, index: Tensor, view: Tensor) -> Tensor:
         tokens = torch.from_numpy(self._codes.take(index.cpu().numpy(), view.cpu().numpy()).view(np.int16))
         return tokens.pin_memory() if self.device.type == "cuda" else tokens
 
     def all(self) -> tuple[Tensor, Tensor]:
-        """(tokens (N, T) long of view 0, labels (N,)), for held-out losses."""
+        """Returns the tokens (N, T) of view 0 and the labels (N,), both long, for held-out losses."""
         if self._tokens is not None:
             return self._tokens[:, 0].long() & 0xFFFF, self.labels
         first = np.concatenate([part[:, 0] for part in self._codes.parts]).astype(np.int64)
         return torch.from_numpy(first).to(self.device), self.labels
 
 
+# ---- where codes come from
+
+
+def open_codes(config: RunConfig, split: Split, device: torch.device) -> Codes:
+    """Returns the codes of a split. Digits are encoded on the fly, other data must have been prepared.
+
+    Raises UserError if the codes are not prepared, or are those of another configuration.
+    """
+    if config.data.dataset == "digits":
+        return _encode_now(config, split, device)
+    return _read_prepared(config, split, device)
+
+
+def _encode_now(config: RunConfig, split: Split, device: torch.device) -> Codes:
+    dataset = open_dataset(config, split)
+    data = split_data(config.data, split)
+    rows = np.arange(len(dataset))
+    bases = [read_bases(dataset, rows, size) for size in base_sizes(data)]
+    codes = encode_bases(bases, data, load_tokenizer(config.tokenizer, device), device)
+    pixels = Pixels(lambda: dataset, rows, data, device)
+    manifest = expected(config, split)
+    manifest["dataset"] = dataset.identity
+    manifest["class_names"] = list(dataset.class_names)
+    return Codes(ShardedArray([codes]), dataset.labels, pixels, manifest, device)
+
+
+def _read_prepared(config: RunConfig, split: Split, device: torch.device) -> Codes:
+    folder, manifest = read_manifest(config, split)
+    shards = manifest["shards"]
+    data = split_data(config.data, split)
+
+    # 1. Pixels are stored (prepare --pixels) or read from the images, which are opened when they are first needed.
+    def open_images() -> Dataset:
+        dataset = open_dataset(config, split)
+        advice = "set machine.data to the images that the codes were prepared from"
+        where = config.machine.data or Path(dataset.name)
+        check_fields(where, dataset.identity, manifest["dataset"], advice)
+        return dataset
+
+    num_stored = len(base_sizes(data)) if manifest["pixels"] else 0
+    stored = [open_shards(folder, shards, f".base{number}") for number in range(num_stored)]
+    rows = np.load(folder / "rows.npy", allow_pickle=False)
+    pixels = Pixels(open_images, rows, data, device, stored, config.machine.cpus)
+    # 2. Codes are kept on the device if they fit.
+    codes = open_shards(folder, shards)
+    labels = np.load(folder / "labels.npy", allow_pickle=False)
+    resident = fits(sum(part.nbytes for part in codes.parts), device)
+    return Codes(codes, labels, pixels, manifest, device, resident)
+
+
 def encode_bases(
-    bases: Sequence[np.ndarray], data: Data, tokenizer: Tokenizer, device: torch.device
+    bases: Sequence[np.ndarray], data: DataConfig, tokenizer: Tokenizer, device: torch.device
 ) -> np.ndarray:
-    """Bases uint8 (n, S, S, 3) for each crop range → uint16 (n, R, T)."""
+    """Returns the codes uint16 (n, R, T) of all views of n images.
+
+    `bases` are the images' squares uint8 (n, S, S, 3), one array per crop range.
+    """
     views = all_views([torch.from_numpy(base).to(device) for base in bases], data)
     codes = [tokenizer.encode(part).cpu() for part in views.flatten(0, 1).split(ENCODE_BATCH)]
     return torch.cat(codes).numpy().astype(np.uint16).reshape(len(views), data.num_views, -1)
 
 
-def _encode_now(config: RunConfig, split: Split, device: torch.device) -> Codes:
-    dataset = open_dataset(config, split)
-    bases = [read_bases(dataset, range(len(dataset)), size) for size in base_sizes(config.data)]
-    codes = encode_bases(bases, config.data, load_tokenizer(config.tokenizer, device), device)
-    pixels = Pixels(lambda: dataset, np.arange(len(dataset)), config.data, device)
-    manifest = expected(config, split) | {
-        "dataset": dataset.identity,
-        "class_names": list(dataset.class_names),
-    }
-    return Codes(Joined([codes]), dataset.labels, pixels, manifest, device)
+def has_heldout_codes(config: RunConfig) -> bool:
+    """Tells whether there are codes of images that no training step sees, for held-out losses.
 
-
-def _open_images(config: RunConfig, split: Split, manifest: dict[str, Any]) -> Dataset:
-    dataset = open_dataset(config, split)
-    advice = "set machine.data to the images that the codes were prepared from"
-    refuse_difference(
-        config.machine.data or Path(dataset.name), dataset.identity, manifest["dataset"], advice
-    )
-    return dataset
-
-
-def _read_prepared(config: RunConfig, split: Split, device: torch.device) -> Codes:
-    folder, manifest = read_manifest(config, split)
-    config = split_data(config, split)
-    codes = open_shards(folder, manifest["shards"])
-    labels, rows = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("labels", "rows"))
-    bases = range(len(base_sizes(config.data))) if manifest["pixels"] else ()
-    stored = [open_shards(folder, manifest["shards"], f".base{number}") for number in bases]
-    pixels = Pixels(
-        lambda: _open_images(config, split, manifest), rows, config.data, device, stored, config.machine.cpus
-    )
-    return Codes(
-        codes, labels, pixels, manifest, device, fits(sum(part.nbytes for part in codes.parts), device)
-    )
-
-
-def open_codes(config: RunConfig, split: Split, device: torch.device) -> Codes:
-    """Digits are encoded here and now; other data are read as prepared. Raises UserError where they are not, or are of another config."""
-    if config.data.dataset == "digits":
-        return _encode_now(split_data(config, split), split, device)
-    return _read_prepared(config, split, device)
-
-
-def has_heldout(config: RunConfig) -> bool:
-    """Whether the data has images that no training step sees: digits and cifar10 do, a folder does where it was prepared with a val."""
+    A data set of one's own (`folder`) has them if it was prepared with a validation split.
+    """
     return config.data.dataset != "folder" or (codes_folder(config) / "heldout").is_dir()
 
 
-def images_of(
-    config: RunConfig, split: Split, batch_size: int = 256
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(uint8 (B, s, s, 3), labels (B,)) of a split in its own order: each image once, as its centre crop (ten-crop data too)."""
+def images_of(config: RunConfig, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the images uint8 (B, s, s, 3) of a split and their labels (B,), in the order of the data set.
+
+    Each image comes once, as its centre crop, whatever the views that training sees.
+    """
     dataset = open_dataset(config, split)
-    for start in range(0, len(dataset), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(dataset)))
+    for start in range(0, len(dataset), ENCODE_BATCH):
+        rows = np.arange(start, min(start + ENCODE_BATCH, len(dataset)))
         yield read_bases(dataset, rows, config.data.image_size), dataset.labels[rows]

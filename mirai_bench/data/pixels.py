@@ -1,4 +1,4 @@
-"""The pixels of a view, for teachers that look at images: the same bases and the same cut as the codes."""
+"""The pixels of a view, for teachers that look at images. They come from the same bases and the same cut as the codes."""
 
 from __future__ import annotations
 
@@ -10,69 +10,79 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirai_bench.config.run_config import Data
-from mirai_bench.data.images.crops import VIEWS_PER_BASE, base_sizes, cut, read_bases
+from mirai_bench.config.run_config import DataConfig
+from mirai_bench.data.images.crops import base_sizes, cut, read_bases
 from mirai_bench.data.images.datasets import Dataset
-from mirai_bench.data.shards import Joined
+from mirai_bench.data.shards import ShardedArray
 
 
 class Pixels:
-    """(index, view) → uint8 (B, s, s, 3). `rows` maps an index of the codes to the data set's image (corrupt ones have no codes).
+    """The function (index, view) → pixels uint8 (B, s, s, 3).
 
-    Data sets that are in memory lie on the device, one array a crop range. Else the bases come from `stored` (one a crop range, made by
-    prepare --pixels); without those each image file is read and cropped again, on `threads` threads.
+    The bases of a data set that is in memory are kept on the device. Those of other data sets come from `stored`
+    (one array per crop range, made by `prepare --pixels`) or, without it, from the image files, which are read and
+    cropped again by `threads` threads.
     """
 
     def __init__(
         self,
         open_images: Callable[[], Dataset],
         rows: np.ndarray,
-        data: Data,
+        data: DataConfig,
         device: torch.device,
-        stored: Sequence[Joined] = (),
+        stored: Sequence[ShardedArray] = (),
         threads: int = 1,
     ) -> None:
-        self.open_images, self.rows, self.data, self.device, self.threads = (
-            open_images,
-            rows,
-            data,
-            device,
-            threads,
-        )
+        """`rows` (N,) maps an index of the codes to the data set's image, because corrupt images have no codes."""
+        self.open_images = open_images
+        self.rows = rows
+        self.data = data
+        self.device = device
         self.stored = stored
-        self.resident: dict[int, Tensor] = {}
+        self.threads = threads
+        self.resident: dict[int, Tensor] = {}  # crop range: bases of all images
 
     @cached_property
     def dataset(self) -> Dataset:
+        """The images, opened when they are first needed."""
         return self.open_images()
 
     @cached_property
     def pool(self) -> ThreadPoolExecutor:
+        """The threads that read image files."""
         return ThreadPoolExecutor(self.threads)
 
-    @torch.compiler.disable  # reading of files and host memory: nothing for a graph
+    @torch.compiler.disable  # it reads files and host memory, which no graph can hold
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
-        per_base, sizes, size = VIEWS_PER_BASE[self.data.views], base_sizes(self.data), self.data.image_size
-        base, inner = view // per_base, (view % per_base).to(self.device)
+        """Returns the pixels of these images (B,) in these views (B,)."""
+        sizes = base_sizes(self.data)
+        views = self.data.views
+        size = self.data.image_size
+        per_base = self.data.num_views // len(sizes)
+        base = view // per_base  # (B,) crop range of each view
+        inner = (view % per_base).to(self.device)  # (B,) view within its base
         if len(sizes) == 1:
-            return cut(self._bases(0, sizes[0], index), inner, size, self.data.views)
+            return cut(self._bases(0, sizes[0], index), inner, size, views)
         out = torch.empty(len(index), size, size, 3, dtype=torch.uint8, device=self.device)
         for number in base.unique().tolist():
             chosen = base == number
-            bases, here = self._bases(number, sizes[number], index[chosen]), chosen.to(self.device)
-            out[here] = cut(bases, inner[here], size, self.data.views)
+            bases = self._bases(number, sizes[number], index[chosen])
+            here = chosen.to(self.device)
+            out[here] = cut(bases, inner[here], size, views)
         return out
 
     def _bases(self, number: int, size: int, index: Tensor) -> Tensor:
+        """Returns the bases uint8 (B, S, S, 3) of crop range `number`, whose side S is `size`."""
         if self.stored:
-            return torch.from_numpy(self.stored[number].take(index.cpu().numpy())).to(self.device)
-        if self.dataset.images is not None:
+            bases = self.stored[number].take(index.cpu().numpy())
+        elif self.dataset.images is None:
+            rows = self.rows[index.cpu().numpy()]
+            bases = np.concatenate(
+                list(self.pool.map(lambda row: read_bases(self.dataset, [row], size), rows))
+            )
+        else:
             if number not in self.resident:
-                self.resident[number] = torch.from_numpy(read_bases(self.dataset, self.rows, size)).to(
-                    self.device
-                )
+                all_bases = read_bases(self.dataset, self.rows, size)
+                self.resident[number] = torch.from_numpy(all_bases).to(self.device)
             return self.resident[number][index.to(self.device)]
-        parts = self.pool.map(
-            lambda row: read_bases(self.dataset, [row], size), self.rows[index.cpu().numpy()]
-        )
-        return torch.from_numpy(np.concatenate(list(parts))).to(self.device)
+        return torch.from_numpy(bases).to(self.device)

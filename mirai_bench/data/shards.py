@@ -1,42 +1,62 @@
-"""Prepared codes on disk: where they lie, what their manifest says, and how arrays that follow each other are read as one.
+"""Prepared codes on disk: where they are, what their manifest says, and how shards are read as one array.
 
-<folder>/<split>/plan.json       what is being prepared, written first: a preparation only goes on with the same
-<folder>/<split>/shards/00012.npy          uint16 (n, R, T)
-                        00012.base0.npy    uint8 (n, S, S, 3), with --pixels: one a crop range
-                        00012.json         rows of the data set that these are, and the images that could not be read: written last
+<folder>/<split>/plan.json                 what is being prepared; written first, and compared when it is resumed
+<folder>/<split>/shards/00012.npy          codes, uint16 (n, R, T)
+                        00012.base0.npy    with --pixels: images uint8 (n, S, S, 3), one file per crop range
+                        00012.json         rows of the data set in this shard, and the images that could not be
+                                           read; written last, so that a shard with this file is complete
 <folder>/<split>/labels.npy, rows.npy      int64 (N,)
-<folder>/<split>/manifest.json   written when every shard is there
+<folder>/<split>/manifest.json             written when every shard is complete
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mirai_bench.config.run_config import RunConfig
+from mirai_bench.config.run_config import DataConfig, RunConfig
 from mirai_bench.data.images.crops import crop_rule
 from mirai_bench.data.images.datasets import Split
 from mirai_bench.data.tokenizers import tokenizer_identity
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import read_json
+from mirai_bench.utils.files import atomic
 from mirai_bench.utils.hashing import digest
 
+# Raised when the files of prepared codes change. Codes of another format are refused.
 FORMAT = 1
 
+# ---- files
 
-def split_data(config: RunConfig, split: Split) -> RunConfig:
-    """The config with the views of a split: held-out images are seen once, as their centre crop."""
-    if split == "train":
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"views": "center"})})
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the content of a JSON file of prepared codes. Raises UserError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable ({error}): remove it and prepare the codes again") from None
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes an .npy file, whole or not at all."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+# ---- where codes are, and what they are of
+
+
+def split_data(data: DataConfig, split: Split) -> DataConfig:
+    """Returns the data with the views of a split: held-out images are seen once, as their centre crop."""
+    return data if split == "train" else data.model_copy(update={"views": "center"})
 
 
 def expected(config: RunConfig, split: Split) -> dict[str, Any]:
-    """The manifest's fields that the config decides."""
-    data = split_data(config, split).data
+    """Returns the fields of the manifest that the configuration decides."""
+    data = split_data(config.data, split)
     tokenizer = tokenizer_identity(config.tokenizer)
     return {
         "format": FORMAT,
@@ -54,45 +74,48 @@ def expected(config: RunConfig, split: Split) -> dict[str, Any]:
 
 
 def codes_folder(config: RunConfig) -> Path:
-    """machine.codes, or the folder of this data and tokenizer below machine.runs."""
+    """Returns machine.codes or, if it is not set, the folder of this data and tokenizer in machine.runs."""
     if config.machine.codes is not None:
         return config.machine.codes.absolute()
     fields = expected(config, "train")
-    return (
-        config.machine.runs.absolute() / "codes" / f"{fields['data']}-{fields['image_size']}-{digest(fields)}"
-    )
+    name = f"{fields['data']}-{fields['image_size']}-{digest(fields)}"
+    return config.machine.runs.absolute() / "codes" / name
 
 
-def prepare_command(config: RunConfig) -> str:
-    profile = "CONFIG" if config.profile == "custom" else config.profile
-    return f"python -m mirai_bench.data.prepare {profile} --data {config.machine.data or 'PATH'}"
-
-
-def refuse_difference(where: Path, found: dict[str, Any], wanted: dict[str, Any], advice: str) -> None:
-    """Raises UserError with the first field of `wanted` that `found` says otherwise."""
+def check_fields(path: Path, found: dict[str, Any], wanted: dict[str, Any], advice: str) -> None:
+    """Raises UserError, naming the first field, if a field of `wanted` has another value in `found`."""
     for key, value in wanted.items():
         if found.get(key) != value:
             raise UserError(
-                f"{where}: {key} is {found.get(key)!r}, but the config asks for {value!r}: {advice}"
+                f"{path}: {key} is {found.get(key)!r}, but the config asks for {value!r}: {advice}"
             )
 
 
 def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]]:
-    """(folder of the split, manifest). Raises UserError where nothing is prepared, or something else."""
+    """Returns the folder of a split and its manifest.
+
+    Raises UserError if the codes are not prepared, or are prepared for another configuration.
+    """
     folder = codes_folder(config) / split
-    if not (folder / "manifest.json").is_file():
+    file = folder / "manifest.json"
+    if not file.is_file():
         state = "are only partly prepared" if (folder / "plan.json").is_file() else "are not prepared"
+        profile = "CONFIG" if config.profile == "custom" else config.profile
         raise UserError(
-            f"The codes of {config.data.dataset} ({split}) {state} in {folder}: run {prepare_command(config)}"
+            f"The codes of {config.data.dataset} ({split}) {state} in {folder}: run python -m "
+            f"mirai_bench.data.prepare {profile} --data {config.machine.data or 'PATH'}"
         )
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_json(file)
     advice = "prepare codes for this config, or set machine.codes to a folder that has them"
-    refuse_difference(folder / "manifest.json", manifest, expected(config, split), advice)
+    check_fields(file, manifest, expected(config, split), advice)
     return folder, manifest
 
 
-class Joined:
-    """Arrays that follow each other, as one; only what is asked for is read."""
+# ---- shards as one array
+
+
+class ShardedArray:
+    """Several arrays that follow each other, read as one. Only the rows that are asked for are read."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self.parts = list(parts)
@@ -103,28 +126,27 @@ class Joined:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one row."""
+        """Returns the shape of one row."""
         return self.parts[0].shape[1:]
 
     def take(self, rows: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
-        """[rows], or [rows, second], in the order of `rows`."""
-        holder = np.searchsorted(self.starts, rows, side="right") - 1
+        """Returns array[rows], or array[rows, second], in the order of `rows`."""
+        holder = np.searchsorted(self.starts, rows, side="right") - 1  # which part has the row
         shape = self.shape if second is None else self.shape[1:]
         out = np.empty((len(rows), *shape), self.parts[0].dtype)
         for number in np.unique(holder):
             here = holder == number
             local = rows[here] - self.starts[number]
-            out[here] = (
-                self.parts[number][local] if second is None else self.parts[number][local, second[here]]
-            )
+            part = self.parts[number]
+            out[here] = part[local] if second is None else part[local, second[here]]
         return out
 
 
-def open_shards(folder: Path, names: Sequence[str], ending: str = "") -> Joined:
-    """Memory-maps <name><ending>.npy of every shard."""
+def open_shards(folder: Path, names: Sequence[str], ending: str = "") -> ShardedArray:
+    """Memory-maps <name><ending>.npy of every shard. Raises UserError if one is missing or damaged."""
+    paths = [folder / "shards" / f"{name}{ending}.npy" for name in names]
     try:
-        paths = [folder / "shards" / f"{name}{ending}.npy" for name in names]
-        return Joined([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths])
+        return ShardedArray([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths])
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{folder}: a shard is missing or damaged ({error}): remove that folder and prepare the codes again"

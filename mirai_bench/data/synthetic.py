@@ -1,4 +1,4 @@
-"""TODO: data.synthetic."""
+"""Random codes and images, for measurements of speed and memory that need no data."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ from torch import Tensor
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import Codes
 from mirai_bench.data.pixels import Pixels
-from mirai_bench.data.shards import Joined
+from mirai_bench.data.shards import ShardedArray
 
-CLASSES = 1000
-
-
-BATCHES = 4  # of codes: more only fill memory
-
-
-PIXELS = 256  # a side, of Mirai-I's images
+CLASSES = 1000  # as many as ImageNet has
+NUM_BATCHES = 4  # of different codes: the speed of a step does not depend on how many there are
+IMAGE_SIZE = 256  # side of the images in pixels, as Mirai-I's teacher gets them
 
 
 class RandomPixels(Pixels):
-    """Images without files: (B, s, s, 3) uint8 of any index and view."""
+    """One batch of random images, which any index and view is taken from."""
 
-    def __init__(self, batch: int, device: torch.device) -> None:
-        self.images = torch.randint(256, (batch, PIXELS, PIXELS, 3), dtype=torch.uint8, device=device)
+    def __init__(self, num_images: int, device: torch.device) -> None:
+        size = (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)
+        self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
 
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
+        """Returns images uint8 (B, s, s, 3)."""
         return self.images[index % len(self.images)]
 
 
 def random_codes(config: RunConfig, device: torch.device) -> Codes:
-    rng, n = np.random.default_rng(0), BATCHES * config.train.batch_size
-    codes = rng.integers(config.tokenizer.vocabulary, size=(n, 1, config.grid[0] * config.grid[1])).astype(
-        np.uint16
-    )
-    labels = rng.integers(config.data.classes, size=n)
-    return Codes(Joined([codes]), labels, RandomPixels(config.train.batch_size, device), {}, device)
+    """Returns codes of the configuration's shape and vocabulary. They are the same at every call."""
+    rng = np.random.default_rng(0)
+    size = config.train.batch_size
+    shape = (NUM_BATCHES * size, 1, config.num_tokens)
+    codes = rng.integers(config.tokenizer.vocabulary, size=shape).astype(np.uint16)
+    labels = rng.integers(config.data.classes, size=len(codes))
+    return Codes(ShardedArray([codes]), labels, RandomPixels(size, device), {}, device)

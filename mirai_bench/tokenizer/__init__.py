@@ -1,1 +1,1 @@
-"""The workshop of the small VQ tokenizer: it trains one and measures it."""
+"""The workshop of the small VQ tokenizer: trains one, and measures any tokenizer."""

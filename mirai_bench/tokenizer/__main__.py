@@ -1,4 +1,4 @@
-"""python -m mirai_bench.tokenizer train | measure: makes the weights of vq_small; measures the reconstructions of any tokenizer."""
+"""The command `python -m mirai_bench.tokenizer`: trains a small VQ tokenizer, or measures the tokenizer of a config."""
 
 from __future__ import annotations
 
@@ -9,103 +9,113 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mirai_bench.config.load import load_run
-from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.images.datasets import open_dataset
-from mirai_bench.data.tokenizers import load_tokenizer
-from mirai_bench.evaluate.evaluation import check_evaluation
-from mirai_bench.tokenizer.quality import measure
-from mirai_bench.tokenizer.reconstruction import reconstruction_distance
-from mirai_bench.tokenizer.train import Recipe, open_record, summary, train, write_record
-from mirai_bench.utils.cli import run
+from mirai_bench.tokenizer.recipe import Recipe
+from mirai_bench.utils.cli import add_config, run
 from mirai_bench.utils.errors import UserError
 
 TRAIN = """example:
   python -m mirai_bench.tokenizer train cifar10 --vgg vgg16_features.pt --set machine.data=cifar10.npz
 
-The weights and their record (PSNR, codebook usage, seconds, hardware) are written below runs/tokenizers. Run the same command again after an
-interruption: it goes on. Use the weights with tokenizer.weights: PATH. rFID joins the record with `measure --write-record --rfid`."""
-
+The weights and their record (PSNR, codebook usage, seconds, hardware) are written to runs/tokenizers. Run the same
+command again to resume after an interruption. Use the weights with tokenizer.weights: PATH. rFID is added to the
+record by `measure --write-record --rfid`."""
 
 MEASURE = """example:
-  python -m mirai_bench.tokenizer measure cifar10 --set machine.data=cifar10.npz --set machine.assets=ASSETS --reconstructions held-out.npz --rfid"""
+  python -m mirai_bench.tokenizer measure cifar10 --set machine.data=cifar10.npz --set machine.assets=ASSETS \
+--reconstructions held-out.npz --rfid"""
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m mirai_bench.tokenizer", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True)
+    """Returns the parser of the command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m mirai_bench.tokenizer",
+        description="Trains a small VQ tokenizer, or measures the tokenizer of a config on held-out images.",
+    )
+    commands = result.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
-    train_ = commands.add_parser("train", help="train vq_small", epilog=TRAIN, formatter_class=raw)
-    measure_ = commands.add_parser(
+    train = commands.add_parser("train", help="train vq_small", epilog=TRAIN, formatter_class=raw)
+    measure = commands.add_parser(
         "measure", help="measure a tokenizer on held-out images", epilog=MEASURE, formatter_class=raw
     )
-    for sub in (train_, measure_):
-        sub.add_argument(
-            "config", type=Path, help="a run file or the name of a profile: its data and tokenizer"
-        )
-        sub.add_argument("--set", action="append", default=[], metavar="A.B=C", help="a field of the config")
-        sub.add_argument(
+    for command in (train, measure):
+        add_config(command)
+        command.add_argument(
             "--reconstructions",
             type=Path,
             metavar="FILE",
             help="write the reconstructed held-out images to this .npz",
         )
-    measure_.add_argument(
+    measure.add_argument(
         "--rfid",
         action="store_true",
         help="also the distance of --reconstructions to the held-out images, and KID, precision, recall",
     )
-    measure_.add_argument(
+    measure.add_argument(
         "--write-record",
         action="store_true",
-        help="vq_small: put the numbers into the record beside the weights",
+        help="vq_small: write the numbers into the record next to the weights",
     )
-    train_.add_argument(
+    train.add_argument(
         "--vgg",
         type=Path,
         required=True,
         help="state dict of torchvision's VGG16 .features (perceptual loss)",
     )
     for field in fields(Recipe):
-        kind = type(field.default)
-        train_.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=kind,
-            default=field.default,
-            help=f"default {field.default}",
-        )
-    return top
+        option = f"--{field.name.replace('_', '-')}"
+        default = field.default
+        train.add_argument(option, type=type(default), default=default, help=f"default {default}")
+    return result
 
 
-def device_of(config: RunConfig) -> torch.device:
-    torch.set_num_threads(config.machine.threads)
-    name = config.machine.device
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
-def train_command(args: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
+def train_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Trains a tokenizer. Returns its weight file and what it was measured as."""
+    config = load_run(args.config, args.settings)
     if config.tokenizer.name != "vq_small":
         raise UserError(
             f"tokenizer.name is {config.tokenizer.name!r}, which is not trained here: write vq_small"
         )
     if not args.vgg.is_file():
         raise UserError(f"--vgg: there is no file {str(args.vgg)!r}")
+    # Imported here, so that --help and wrong configs need no torch.
+    import torch
+
+    from mirai_bench.tokenizer.train import train
+    from mirai_bench.utils.device import resolve_device
+
+    torch.set_num_threads(config.machine.threads)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
-    file = train(config, recipe, args.vgg, device_of(config), args.reconstructions)
-    return {"file": str(file)} | summary(file)["heldout"]
+    device = resolve_device(config.machine.device)
+    file, record = train(config, recipe, args.vgg, device, args.reconstructions)
+    return {"file": str(file)} | record["heldout"]
 
 
-def measure_command(args: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
+def measure_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures a tokenizer. Returns its identity and the numbers."""
+    config = load_run(args.config, args.settings)
     if args.rfid and args.reconstructions is None:
         raise UserError(
             "--rfid is measured on the reconstructed images: write --reconstructions FILE.npz too"
         )
-    record = open_record(config.tokenizer) if args.write_record else None
+    import torch
+
+    from mirai_bench.data.images.datasets import open_dataset
+    from mirai_bench.data.tokenizers import load_tokenizer
+    from mirai_bench.evaluate.evaluation import check_evaluation
+    from mirai_bench.tokenizer.quality import find_record, measure, read_record
+    from mirai_bench.tokenizer.reconstruction import reconstruction_distance
+    from mirai_bench.utils.device import resolve_device
+    from mirai_bench.utils.files import write_json
+
+    # 1. Check everything before images are encoded.
+    record = find_record(config.tokenizer) if args.write_record else None
     if args.rfid:
         check_evaluation(config)
-    device, heldout = device_of(config), open_dataset(config, "heldout")
+    heldout = open_dataset(config, "heldout")
+    # 2. Measure.
+    torch.set_num_threads(config.machine.threads)
+    device = resolve_device(config.machine.device)
     tokenizer = load_tokenizer(config.tokenizer, device)
     measured: dict[str, Any] = measure(
         tokenizer, heldout, config.data.image_size, device, args.reconstructions
@@ -113,14 +123,14 @@ def measure_command(args: argparse.Namespace, config: RunConfig) -> dict[str, An
     if args.rfid:
         measured["rfid"] = reconstruction_distance(config, args.reconstructions, device)
     if record is not None:
-        write_record(record, summary(record) | {"heldout": measured})
+        write_json(record, read_record(record) | {"heldout": measured})
     return tokenizer.identity | measured
 
 
 def main(argv: list[str]) -> int:
+    """Runs the command and returns its exit code. Prints one line of JSON."""
     args = parser().parse_args(argv)
-    command = {"train": train_command, "measure": measure_command}[args.command]
-    print(json.dumps(command(args, load_run(args.config, args.set))))
+    print(json.dumps(train_command(args) if args.command == "train" else measure_command(args)))
     return 0
 
 

@@ -1,59 +1,58 @@
-"""Distance of two images in the feature space of VGG16 (as LPIPS, arXiv 1801.03924, without its learned channel weights)."""
+"""The distance of two images in the feature space of VGG16.
+
+It is LPIPS (arXiv 1801.03924) without its learned weights of the channels.
+"""
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import vgg16
 
+from mirai_bench.data.images.colors import IMAGENET
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.tensors import read_tensors
 
-# torchvision's VGG16 .features up to relu3_3: convolutions, poolings, and the ReLUs whose output is compared.
-CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14)
-
-
-POOLINGS = (4, 9)
-
-
+# Layers of torchvision's VGG16 .features whose output is compared: relu1_2, relu2_2 and relu3_3.
 TAPS = (3, 8, 15)
 
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
 class Perceptual(nn.Module):
+    """The distance, with frozen weights."""
+
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, path: Path) -> None:
+        """Reads a state dict of VGG16's .features. Raises UserError if the file is something else."""
         super().__init__()
+        with torch.device("meta"):  # the weights are assigned, so no memory is needed for random ones
+            self.layers = vgg16(weights=None).features[: TAPS[-1] + 1]
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.weights = nn.ParameterList([state[f"{i}.weight"] for i in CONVOLUTIONS])
-            self.biases = nn.ParameterList([state[f"{i}.bias"] for i in CONVOLUTIONS])
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, TypeError) as error:
+            state = read_tensors(path)
+            self.layers.load_state_dict({name: state[name] for name in self.layers.state_dict()}, assign=True)
+        except (RuntimeError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a state dict of torchvision's VGG16 .features: {error}") from None
         self.requires_grad_(False)
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
-        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+        mean, deviation = IMAGENET
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("deviation", torch.tensor(deviation)[:, None, None])
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """float (B, 3, h, w) in [-1, 1] → features at TAPS, of unit length along the channels."""
-        x, taps, done = ((images + 1) / 2 - self.mean) / self.std, [], 0
-        for layer in range(TAPS[-1] + 1):
-            if layer in CONVOLUTIONS:
-                x = F.conv2d(x, self.weights[done], self.biases[done], padding=1)
-                done += 1
-            elif layer in POOLINGS:
-                x = F.max_pool2d(x, 2)
-            else:
-                x = F.relu(x)
-            if layer in TAPS:
+        """Returns the features of images float (B, 3, h, w) in [-1, 1] at TAPS, of unit length along the channels."""
+        x = ((images + 1) / 2 - self.mean) / self.deviation
+        taps = []
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if number in TAPS:
                 taps.append(F.normalize(x.float(), dim=1))
         return taps
 
     def forward(self, images: Tensor, originals: Tensor) -> Tensor:
-        """Mean over the taps of the mean squared distance of the unit features; 0 … 2."""
+        """Returns the mean over the taps of the mean squared distance of the unit features, 0 … 2."""
         with torch.no_grad():
             wanted = self.features(originals)
         found = self.features(images)

@@ -1,50 +1,92 @@
-"""How good a tokenizer's reconstructions are, and how much of its codebook it uses. Letters: B batch, T tokens."""
+"""How well a tokenizer reconstructs images, how much of its codebook it uses, and the record that says so.
+
+The record is a JSON file next to the weights of a vq_small, with the same name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from mirai_bench.config.run_config import TokenizerConfig
 from mirai_bench.data.images.crops import read_bases
 from mirai_bench.data.images.datasets import Dataset
+from mirai_bench.data.images.image_sets import NpzWriter
 from mirai_bench.data.tokenizers import Tokenizer
+from mirai_bench.data.tokenizers.vq_small import weight_file
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.hashing import file_sha256
 
-BATCH = 500  # images
-
-
-def reconstruct(
-    tokenizer: Tokenizer, dataset: Dataset, size: int, device: torch.device
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(originals uint8 (B, h, w, 3), reconstructions, codes (B, T)) of the whole data set."""
-    for start in range(0, len(dataset), BATCH):
-        originals = read_bases(dataset, range(start, min(start + BATCH, len(dataset))), size)
-        codes = tokenizer.encode(torch.from_numpy(originals).to(device))
-        yield originals, tokenizer.decode(codes).cpu().numpy(), codes.cpu().numpy()
+BATCH = 500  # images that are reconstructed at a time
 
 
 def measure(
     tokenizer: Tokenizer, dataset: Dataset, size: int, device: torch.device, keep: Path | None = None
 ) -> dict[str, float | int]:
-    """PSNR (mean over the images, dB), usage (share of the codes that occur) and perplexity of the codes.
+    """Measures a tokenizer on images of `size` pixels.
 
-    `keep`: an .npz of the reconstructions (arr_0) and labels (arr_1), as `mirai_bench.evaluate` takes it for rFID.
+    Returns the PSNR (dB, mean over the images), the usage (share of the codes that occur) and the perplexity of the
+    codes. `keep` is an .npz file that gets the reconstructions (arr_0) and labels (arr_1), as
+    `mirai_bench.evaluate` takes it for rFID.
     """
-    counts, psnr, kept = np.zeros(tokenizer.vocabulary, np.int64), [], []
-    for originals, images, codes in reconstruct(tokenizer, dataset, size, device):
+    num_images = len(dataset)
+    counts = np.zeros(tokenizer.vocabulary, np.int64)
+    psnr = []
+    writer = None if keep is None else NpzWriter(keep, num_images)
+    # 1. Reconstruct the images.
+    for start in range(0, num_images, BATCH):
+        rows = range(start, min(start + BATCH, num_images))
+        originals = read_bases(dataset, rows, size)
+        codes = tokenizer.encode(torch.from_numpy(originals).to(device))
+        images = tokenizer.decode(codes).cpu().numpy()
         error = ((originals.astype(np.float32) - images) ** 2).mean((1, 2, 3))
         psnr.append(10 * np.log10(255**2 / np.maximum(error, 1e-3)))
-        counts += np.bincount(codes.ravel(), minlength=len(counts))
-        if keep is not None:
-            kept.append(images)
-    if keep is not None:
-        np.savez(keep, arr_0=np.concatenate(kept), arr_1=dataset.labels)
-    p = counts[counts > 0] / counts.sum()
+        counts += np.bincount(codes.cpu().numpy().ravel(), minlength=len(counts))
+        if writer is not None:
+            writer.add(images, dataset.labels[rows.start : rows.stop])
+    if writer is not None:
+        writer.close()
+    # 2. The perplexity is the exponential of the entropy of the codes.
+    used = counts[counts > 0] / counts.sum()
     return {
-        "n": len(dataset),
+        "n": num_images,
         "psnr_db": round(float(np.concatenate(psnr).mean()), 3),
         "usage": round(float((counts > 0).mean()), 4),
-        "perplexity": round(float(np.exp(-(p * np.log(p)).sum())), 1),
+        "perplexity": round(float(np.exp(-(used * np.log(used)).sum())), 1),
     }
+
+
+def record_file(weights: Path) -> Path:
+    """Returns the path of the record of a weight file."""
+    return weights.with_suffix(".json")
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Returns the content of a record."""
+    return json.loads(file.read_text())
+
+
+def find_record(config: TokenizerConfig) -> Path:
+    """Returns the path of the record of a configuration's weights.
+
+    Raises UserError if there is none, or if it is that of other weights.
+    """
+    if config.name != "vq_small":
+        raise UserError(f"tokenizer.name is {config.name!r}, which has no record: leave out --write-record")
+    weights = weight_file(config)
+    file = record_file(weights)
+    try:
+        recorded = read_record(file)["weights"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is not the record of a training ({error}): leave out --write-record"
+        ) from None
+    if recorded != file_sha256(weights):
+        raise UserError(
+            f"{file} is the record of other weights than {weights.name}: leave out --write-record"
+        )
+    return file

@@ -1,4 +1,7 @@
-"""rFID: the Fréchet distance of reconstructed held-out images to the held-out images themselves, in the feature space of the profile's protocol."""
+"""rFID: the Fréchet distance of reconstructed held-out images to the held-out images themselves.
+
+The features are those of the extractor that the profile's evaluation protocol names.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,21 @@ import torch
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.image_sets import open_images
 from mirai_bench.evaluate.extractors import open_extractor
-from mirai_bench.evaluate.measure import Stored, measure
+from mirai_bench.evaluate.measure import StoredImages, measure
 from mirai_bench.evaluate.references import open_reference
 from mirai_bench.utils.cli import progress
 
 
 def reconstruction_distance(config: RunConfig, reconstructions: Path, device: torch.device) -> dict[str, Any]:
-    """Of the .npz that `tokenizer measure --reconstructions` writes: every metric of the evaluation, and what they were measured with."""
-    images, extractor = (
-        open_images(reconstructions),
-        open_extractor(config, config.evaluation.protocol.extractor, device),
-    )
+    """Measures an .npz file of `tokenizer measure --reconstructions`.
+
+    Returns every metric of the evaluation, and the identities of the reference and the extractor.
+    """
+    images = open_images(reconstructions)
+    extractor = open_extractor(config, config.evaluation.protocol.extractor, device)
     reference = open_reference(config, "heldout", extractor)
     watch = partial(progress, what="rFID", total=len(images), unit="images", weigh=attrgetter("num_images"))
-    measured = measure(Stored(images), extractor, reference, watch=watch)
+    measured = measure(StoredImages(images), extractor, reference, watch=watch)
+    assert measured is not None, "rank 0 of one process gets the metrics"
     metrics = {name: float(f"{value:.5g}") for name, value in measured.metrics.items()}
     return metrics | {"n": len(images), "reference": reference.identity, "extractor": extractor.identity}

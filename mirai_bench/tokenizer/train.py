@@ -1,84 +1,69 @@
-"""Training of vq_small: L2 + perceptual + commitment loss, a moving-average codebook whose dead codes are born again.
+"""Training of vq_small.
 
-Everything random is a function of (seed, step), so that a resumed training goes on as if nothing had happened.
-Letters: B batch, n = B·H·W rows of a batch, Z code width, V codes.
+The loss is L2 + perceptual + commitment. The codebook is a moving average, and its dead codes are replaced. Everything
+random is a function of (seed, step), so that a resumed training equals an uninterrupted one bit for bit.
+Letters: B batch; n = B·H·W rows of a batch; Z code width; V codes.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirai_bench.config import run_config as settings
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.crops import read_bases
 from mirai_bench.data.images.datasets import Dataset, open_dataset
 from mirai_bench.data.tokenizers.convert import from_uint8
-from mirai_bench.data.tokenizers.vq_small import SmallVQ, VQSmall, read_model, weight_file
+from mirai_bench.data.tokenizers.vq_small import SmallVQ, VQSmall, read_model
 from mirai_bench.tokenizer.perceptual import Perceptual
-from mirai_bench.tokenizer.quality import measure
-from mirai_bench.utils.cli import progress, say
+from mirai_bench.tokenizer.quality import measure, record_file
+from mirai_bench.tokenizer.recipe import Recipe
+from mirai_bench.utils.cli import progress
+from mirai_bench.utils.device import device_name
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import write_atomic
+from mirai_bench.utils.files import atomic, write_json
 from mirai_bench.utils.hashing import digest, file_sha256
+from mirai_bench.utils.tensors import read_tensors
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Recipe:
-    channels: int = 64
-    blocks: int = 2
-    width: int = 16
-    epochs: int = 8
-    batch_size: int = 64
-    lr: float = 1e-3
-    """cosine to zero after a rise over the first 2 %"""
-    weight_decay: float = 0.0
-    perceptual: float = 0.1
-    perceptual_part: float = 0.25
-    """share of each batch that goes through VGG16, which costs more than the tokenizer"""
-    commitment: float = 0.25
-    codebook_decay: float = 0.99
-    dead_below: float = 0.05
-    """a code is dead when its moving count falls below this share of an equal share"""
-    rebirth_until: float = 0.8
-    """of training: afterwards the codebook settles"""
-    precision: str = "bf16"
-    seed: int = 0
-
-
-REBIRTH_EVERY = 20  # steps
-
-
-SAVE_EVERY = 120.0  # seconds
+STEPS_PER_REBIRTH = 20
+STEPS_PER_LOG = 100
+SECONDS_PER_SAVE = 120.0
 
 
 class Codebook:
-    """Moving averages behind SmallVQ.codebook: e_v = m_v / N_v."""
+    """The moving averages behind SmallVQ.codebook: code v is m_v / N_v.
+
+    m_v is the moving sum of the rows that chose code v, and N_v their moving number.
+    """
 
     def __init__(self, model: SmallVQ, recipe: Recipe) -> None:
-        self.model, self.recipe = model, recipe
-        self.counts = torch.zeros(len(model.codebook), device=model.codebook.device)
-        self.sums = torch.zeros_like(model.codebook)
+        self.model = model
+        self.recipe = recipe
+        self.counts = torch.zeros(len(model.codebook), device=model.codebook.device)  # N (V,)
+        self.sums = torch.zeros_like(model.codebook)  # m (V, Z)
 
     def start(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Codes are rows of the first batch."""
+        """Sets the codes to rows (n, Z) of the first batch."""
         chosen = torch.randint(len(rows), (len(self.counts),), generator=generator)
         self.sums = rows[chosen.to(rows.device)].clone()
         self.counts.fill_(1.0)
         self.model.codebook.copy_(self.sums)
 
     def update(self, rows: Tensor, codes: Tensor) -> None:
+        """Moves the codes towards the rows (n, Z) that have chosen them, `codes` (n,)."""
         decay = self.recipe.codebook_decay
         counts = torch.bincount(codes, minlength=len(self.counts)).float()
         sums = torch.zeros_like(self.sums).index_add_(0, codes, rows)
@@ -87,7 +72,10 @@ class Codebook:
         self.model.codebook.copy_(self.sums / self.counts.clamp_min(1e-5)[:, None])
 
     def revive(self, rows: Tensor, generator: torch.Generator) -> int:
-        """Dead codes become rows of this batch, with an equal share as their count → how many."""
+        """Replaces dead codes by rows (n, Z) of this batch, with an equal share as their count.
+
+        Returns how many there were.
+        """
         share = len(rows) / len(self.counts)
         dead = (self.counts < self.recipe.dead_below * share).nonzero()[:, 0]
         chosen = torch.randint(len(rows), (len(dead),), generator=generator).to(rows.device)
@@ -98,75 +86,110 @@ class Codebook:
 
 
 class Training:
-    """Model, optimizer and codebook of one training; `step()` is a pure function of them and of the step's number."""
+    """Model, optimizer and codebook of one training. `step` is a function of them and of the step's number."""
 
     def __init__(
         self, config: RunConfig, recipe: Recipe, vgg: Path, dataset: Dataset, device: torch.device
     ) -> None:
-        self.config, self.recipe, self.dataset, self.device = config, recipe, dataset, device
+        self.recipe = recipe
+        self.dataset = dataset
+        self.image_size = config.data.image_size
+        self.device = device
         torch.manual_seed(recipe.seed)
-        t = config.tokenizer
-        self.model = SmallVQ(t.downsample, t.vocabulary, recipe.channels, recipe.blocks, recipe.width)
+        sizes = (config.tokenizer.downsample, config.tokenizer.vocabulary)
+        self.model = SmallVQ(*sizes, recipe.channels, recipe.blocks, recipe.width)
         self.model.to(device, memory_format=torch.channels_last)
         self.perceptual = Perceptual(vgg).to(device, memory_format=torch.channels_last)
         self.codebook = Codebook(self.model, recipe)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), recipe.lr, (0.9, 0.99), weight_decay=recipe.weight_decay
         )
-        self.per_epoch = len(dataset) // recipe.batch_size
-        self.total = recipe.epochs * self.per_epoch
-        self.done, self.seconds = 0, 0.0
+        self.steps_per_epoch = len(dataset) // recipe.batch_size
+        self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.done = 0  # steps
+        self.seconds = 0.0  # of steps
 
     def images(self, step: int) -> Tensor:
-        """float (B, 3, h, w) in [-1, 1], half of them mirrored."""
-        epoch, position = divmod(step, self.per_epoch)
+        """Returns the images of a step, float (B, 3, h, w) in [-1, 1]. Half of them are mirrored."""
+        epoch, position = divmod(step, self.steps_per_epoch)
         rng = np.random.default_rng((self.recipe.seed, epoch))
-        order, mirrored = rng.permutation(len(self.dataset)), rng.random(len(self.dataset)) < 0.5
-        rows = order[position * self.recipe.batch_size :][: self.recipe.batch_size]
-        images = from_uint8(
-            torch.from_numpy(read_bases(self.dataset, rows, self.config.data.image_size)).to(self.device)
-        )
+        order = rng.permutation(len(self.dataset))
+        mirrored = rng.random(len(self.dataset)) < 0.5
+        start = position * self.recipe.batch_size
+        rows = order[start : start + self.recipe.batch_size]
+        pixels = torch.from_numpy(read_bases(self.dataset, rows, self.image_size))
+        images = from_uint8(pixels.to(self.device))
         flips = torch.from_numpy(mirrored[rows]).to(self.device)[:, None, None, None]
         return torch.where(flips, images.flip(-1), images).contiguous(memory_format=torch.channels_last)
 
     def lr(self, step: int) -> float:
-        at = step / self.total
-        return self.recipe.lr * min(1.0, at / 0.02 + 1 / self.total) * 0.5 * (1 + math.cos(math.pi * at))
+        """Returns the learning rate of a step."""
+        progress = step / self.total_steps
+        warmup = min(1.0, progress / 0.02 + 1 / self.total_steps)
+        return self.recipe.lr * warmup * 0.5 * (1 + math.cos(math.pi * progress))
 
     def step(self, step: int) -> dict[str, float]:
-        r = self.recipe
-        generator, images = torch.Generator().manual_seed(r.seed * 1_000_003 + step), self.images(step)
-        mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=r.precision == "bf16")
-        with mixed:
+        """Computes step number `step` (from 0). Returns its losses and the number of codes that were replaced."""
+        recipe = self.recipe
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        images = self.images(step)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+        # 1. Encode and quantise.
+        with autocast:
             rows = self.model.rows(images).float()
+        detached = rows.detach()
         if step == 0:
-            self.codebook.start(rows.detach(), generator)
-        codes = self.model.nearest(rows.detach())
+            self.codebook.start(detached, generator)
+        codes = self.model.nearest(detached)
         quantised = self.model.codebook[codes]
-        with mixed:
-            decoded = self.model.images(rows + (quantised - rows).detach(), len(images))  # straight through
-            part = max(1, round(r.perceptual_part * len(images)))
+        # 2. Decode. The gradient goes straight through the quantisation.
+        with autocast:
+            decoded = self.model.images(rows + (quantised - rows).detach(), len(images))
+            part = max(1, round(recipe.perceptual_part * len(images)))
             perceptual = self.perceptual(decoded[:part], images[:part])
-        l2, commitment = F.mse_loss(decoded.float(), images), F.mse_loss(rows, quantised)
-        loss = l2 + r.perceptual * perceptual + r.commitment * commitment
+        l2 = F.mse_loss(decoded.float(), images)
+        commitment = F.mse_loss(rows, quantised)
+        loss = l2 + recipe.perceptual * perceptual + recipe.commitment * commitment
+        # 3. Update the weights, then the codebook.
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.codebook.update(rows.detach(), codes)
+        self.codebook.update(detached, codes)
         reborn = 0
-        if step % REBIRTH_EVERY == REBIRTH_EVERY - 1 and step < r.rebirth_until * self.total:
-            reborn = self.codebook.revive(rows.detach(), generator)
-        return {
-            "l2": l2.item(),
-            "perceptual": perceptual.item(),
-            "commitment": commitment.item(),
-            "reborn": reborn,
-        }
+        settled = step >= recipe.rebirth_until * self.total_steps
+        if (step + 1) % STEPS_PER_REBIRTH == 0 and not settled:
+            reborn = self.codebook.revive(detached, generator)
+        losses = {"l2": l2, "perceptual": perceptual, "commitment": commitment}
+        return {name: value.item() for name, value in losses.items()} | {"reborn": reborn}
+
+    def run(self, state: Path) -> None:
+        """Trains from step `done` to the end. Saves to `state` every two minutes and at the end."""
+        saved = time.monotonic()
+        recent: list[dict[str, float]] = []  # since the last line of the log
+        total = self.total_steps
+        for step in progress(range(self.done, total), "vq_small", total, "steps", self.done):
+            start = time.monotonic()
+            losses = self.step(step)
+            self.done = step + 1
+            self.seconds += time.monotonic() - start
+            if not math.isfinite(losses["l2"]):
+                raise FloatingPointError(f"the loss is not finite at step {step}")
+            recent.append(losses)
+            if self.done % STEPS_PER_LOG == 0:
+                means = {name: sum(each[name] for each in recent) / len(recent) for name in losses}
+                text = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
+                log.info(f"step {self.done}/{total}, mean of {len(recent)} steps: {text}")
+                recent = []
+            if time.monotonic() - saved > SECONDS_PER_SAVE:
+                self.save(state)
+                saved = time.monotonic()
+        self.save(state)
 
     def save(self, path: Path) -> None:
+        """Writes the state, whole or not at all."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -175,130 +198,79 @@ class Training:
             "done": self.done,
             "seconds": self.seconds,
         }
-        torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        with atomic(path) as temporary:
+            torch.save(state, temporary)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        """Restores the state that `save` wrote."""
+        state = read_tensors(path)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.codebook.counts, self.codebook.sums = state["counts"], state["sums"]
-        self.done, self.seconds = state["done"], state["seconds"]
-
-
-def hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"one {torch.cuda.get_device_name(device)}"
-    return f"{os.cpu_count()} CPU cores, no GPU ({torch.get_num_threads()} thread)"
+        self.codebook.counts = state["counts"].to(self.device)
+        self.codebook.sums = state["sums"].to(self.device)
+        self.done = state["done"]
+        self.seconds = state["seconds"]
 
 
 def train(
     config: RunConfig, recipe: Recipe, vgg: Path, device: torch.device, keep: Path | None = None
-) -> Path:
-    """Trains, or goes on with, the tokenizer of `config` → its weight file, beside which lies its record (.json)."""
-    if config.tokenizer.downsample not in (2, 4, 8):
-        raise UserError(
-            f"tokenizer.downsample is {config.tokenizer.downsample} with vq_small: write 2, 4 or 8"
-        )
+) -> tuple[Path, dict[str, Any]]:
+    """Trains the tokenizer of a configuration, or resumes its training.
+
+    Returns the weight file and its record, which is written next to it. `keep` is an .npz file that gets the
+    reconstructed held-out images. Raises UserError if the sizes do not fit each other.
+    """
+    tokenizer = config.tokenizer
+    if tokenizer.downsample not in (2, 4, 8):
+        raise UserError(f"tokenizer.downsample is {tokenizer.downsample} with vq_small: write 2, 4 or 8")
     if recipe.channels % 8:
         raise UserError(
             f"--channels is {recipe.channels}: write a multiple of 8 (the groups of its normalisation)"
         )
-    dataset, heldout = open_dataset(config, "train"), open_dataset(config, "heldout")
-    if recipe.batch_size > len(dataset):
+    dataset = open_dataset(config, "train")
+    heldout = open_dataset(config, "heldout")
+    size = len(dataset)
+    if recipe.batch_size > size:
         raise UserError(
-            f"--batch-size is {recipe.batch_size}, but there are {len(dataset)} images: write {len(dataset)} or less"
+            f"--batch-size is {recipe.batch_size}, but there are {size} images: write {size} or less"
         )
-    training = Training(config, recipe, vgg, dataset, device)
-    t, side = config.tokenizer, config.grid[0]
-    identity = [
-        asdict(recipe),
-        dataset.identity,
-        file_sha256(vgg),
-        t.downsample,
-        t.vocabulary,
-        config.data.image_size,
-    ]
-    name = f"vq_small_{dataset.name}_{side}x{side}"
-    folder = config.machine.runs.absolute() / "tokenizers" / f"{name}-{digest(identity)}"
+    # 1. The folder is named by everything that decides the weights.
+    vgg_sha256 = file_sha256(vgg)
+    image_size = config.data.image_size
+    sizes = [tokenizer.downsample, tokenizer.vocabulary, image_size]
+    identity = digest([asdict(recipe), dataset.identity, vgg_sha256, *sizes])
+    name = f"vq_small_{dataset.name}_{config.grid[0]}x{config.grid[1]}"
+    folder = config.machine.runs.absolute() / "tokenizers" / f"{name}-{identity}"
     folder.mkdir(parents=True, exist_ok=True)
+    # 2. Train, or resume.
+    training = Training(config, recipe, vgg, dataset, device)
     state = folder / "state.pt"
     if state.is_file():
         training.load(state)
-        say(f"going on at step {training.done} of {training.total}")
-    run(training, state)
+        log.info(f"resuming at step {training.done} of {training.total_steps}")
+    training.run(state)
+    # 3. Measure the weights as they are stored, and write the record.
     file = folder / f"{name}.safetensors"
     save_weights(training.model, file)
-    measured = measure(
-        VQSmall(read_model(file).to(device), ""), heldout, config.data.image_size, device, keep
-    )
+    stored = VQSmall(read_model(file).to(device), "")
+    steps = {"images": size, "steps": training.total_steps, "seconds": round(training.seconds)}
+    num_parameters = sum(parameter.numel() for parameter in training.model.parameters())
     record = {
         "weights": {"file": file.name, "sha256": file_sha256(file), "stored_as": "fp16, used as fp32"},
-        "sizes": training.model.sizes | {"parameters": sum(p.numel() for p in training.model.parameters())},
-        "heldout": measured,
-        "training": asdict(recipe)
-        | {"images": len(dataset), "steps": training.total, "seconds": round(training.seconds)},
+        "sizes": training.model.sizes | {"parameters": num_parameters},
+        "heldout": measure(stored, heldout, image_size, device, keep),
+        "training": asdict(recipe) | steps,
         "data": dataset.identity,
-        "perceptual_weights": file_sha256(vgg),
-        "hardware": hardware(device),
+        "perceptual_weights": vgg_sha256,
+        "hardware": device_name(device),
         "torch": torch.__version__,
     }
-    write_record(file, record)
-    return file
-
-
-def run(training: Training, state: Path) -> None:
-    """The loop, from `training.done` to the end; saves to `state` every two minutes and at the end."""
-    saved, sums = time.monotonic(), dict[str, float]()
-    steps = progress(range(training.done, training.total), "vq_small", training.total, "steps", training.done)
-    for step in steps:
-        began = time.monotonic()
-        losses = training.step(step)
-        training.done, training.seconds = step + 1, training.seconds + time.monotonic() - began
-        if not math.isfinite(losses["l2"]):
-            raise FloatingPointError(f"the loss is not finite at step {step}")
-        sums = {key: sums.get(key, 0.0) + value for key, value in losses.items()}
-        if training.done % 100 == 0:
-            shown = ", ".join(
-                f"{key} {value / (1 if key == 'reborn' else 100):.4g}" for key, value in sums.items()
-            )
-            say(f"step {training.done}/{training.total}: {shown}")
-            sums = {}
-        if time.monotonic() - saved > SAVE_EVERY:
-            training.save(state)
-            saved = time.monotonic()
-    training.save(state)
+    write_json(record_file(file), record)
+    return file, record
 
 
 def save_weights(model: SmallVQ, path: Path) -> None:
-    """fp16 tensors, the model's sizes as JSON in the file's metadata."""
-    tensors = {key: value.half().contiguous().cpu() for key, value in model.state_dict().items()}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(save(tensors, metadata={"sizes": json.dumps(model.sizes)}))
-    os.replace(temporary, path)
-
-
-def write_record(file: Path, record: dict[str, Any]) -> None:
-    write_atomic(file.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
-
-
-def summary(file: Path) -> dict[str, Any]:
-    return json.loads(file.with_suffix(".json").read_text())
-
-
-def open_record(config: settings.Tokenizer) -> Path:
-    """The weight file that the config names, beside which its record lies. Raises UserError where the record is not there, or of other weights."""
-    if config.name != "vq_small":
-        raise UserError(f"tokenizer.name is {config.name!r}, which has no record: leave out --write-record")
-    file = weight_file(config)
-    try:
-        recorded = summary(file)["weights"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file.with_suffix('.json')} is not the record of a training ({error}): leave out --write-record"
-        ) from None
-    if recorded != file_sha256(file):
-        raise UserError(
-            f"{file.with_suffix('.json')} is the record of other weights than {file.name}: leave out --write-record"
-        )
-    return file
+    """Writes the tensors in fp16, with the sizes of the network as JSON in the file's metadata."""
+    tensors = {name: value.half().contiguous().cpu() for name, value in model.state_dict().items()}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"sizes": json.dumps(model.sizes)})

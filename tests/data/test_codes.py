@@ -9,7 +9,7 @@ from mirai_bench.config.load import build_run, merge
 from mirai_bench.data.codes import Codes, images_of, open_codes
 from mirai_bench.data.pixels import Pixels
 from mirai_bench.data.prepare import main as prepare
-from mirai_bench.data.shards import Joined, codes_folder
+from mirai_bench.data.shards import ShardedArray, codes_folder
 from mirai_bench.data.tokenizers import load_tokenizer
 from mirai_bench.utils.errors import UserError
 from tests.support.images import folder_config, prepared, run_config, write_config
@@ -81,7 +81,7 @@ def test_streamed_codes_equal_resident_codes():
     labels = np.arange(13)
     pixels = Pixels(lambda: None, labels, run_config().data, CPU)
     resident, streamed = (
-        Codes(Joined(parts), labels, pixels, {}, CPU, resident=kept) for kept in (True, False)
+        Codes(ShardedArray(parts), labels, pixels, {}, CPU, resident=kept) for kept in (True, False)
     )
     for step in (0, 1, 2, 9, 10, 4):
         asked = {"seed": 1, "step": step, "rank": 1, "world": 2, "batch_size": 6}

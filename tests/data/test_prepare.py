@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mirai_bench.data import prepare as prepare_module
+from mirai_bench.data import preparation
 from mirai_bench.data.codes import images_of, open_codes
 from mirai_bench.data.prepare import main as prepare
 from mirai_bench.data.shards import codes_folder
@@ -51,7 +51,7 @@ def test_prepared_split_labels_and_manifest(images, tmp_path):
 
 def test_preparation_goes_on_after_a_kill(images, tmp_path, monkeypatch, capsys):
     whole = all_codes(prepared(folder_config(images, tmp_path / "whole"), tmp_path))
-    config, encode = folder_config(images, tmp_path / "cut"), prepare_module.Worker.shard
+    config, encode = folder_config(images, tmp_path / "cut"), preparation.Worker.shard
     arguments = [write_config(config, tmp_path / "cut.json"), "--shard-size", "5"]
     seen = []
 
@@ -61,7 +61,7 @@ def test_preparation_goes_on_after_a_kill(images, tmp_path, monkeypatch, capsys)
         seen.append(number)
         return encode(self, number, part)
 
-    monkeypatch.setattr(prepare_module.Worker, "shard", killed)
+    monkeypatch.setattr(preparation.Worker, "shard", killed)
     assert cli.run(prepare, arguments) == 130
     with pytest.raises(UserError, match="only partly prepared"):
         open_codes(config, "train", CPU)
@@ -71,7 +71,7 @@ def test_preparation_goes_on_after_a_kill(images, tmp_path, monkeypatch, capsys)
         encoded.append((self.job.split, number))
         return encode(self, number, part)
 
-    monkeypatch.setattr(prepare_module.Worker, "shard", counted)
+    monkeypatch.setattr(preparation.Worker, "shard", counted)
     assert cli.run(prepare, arguments) == 0
     assert [number for split, number in encoded if split == "train"] == [2, 3, 4]
     assert "encoding train: 11 images; 10 are done" in capsys.readouterr().err

@@ -11,13 +11,14 @@ from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.data.images.image_sets import open_images
 from mirai_bench.data.tokenizers import load_tokenizer, vq_small
 from mirai_bench.evaluate.extractors import open_extractor
-from mirai_bench.evaluate.measure import Stored
+from mirai_bench.evaluate.measure import StoredImages
 from mirai_bench.evaluate.measure import measure as compare_images
 from mirai_bench.evaluate.references import open_reference
 from mirai_bench.tokenizer.__main__ import main
-from mirai_bench.tokenizer.quality import measure
-from mirai_bench.tokenizer.train import save_weights, summary, write_record
+from mirai_bench.tokenizer.quality import measure, read_record, record_file
+from mirai_bench.tokenizer.train import save_weights
 from mirai_bench.utils import cli
+from mirai_bench.utils.files import write_json
 from mirai_bench.utils.hashing import file_sha256
 from tests.support.assets import asset
 from tests.support.small_tokenizer import small_config
@@ -31,7 +32,9 @@ def weights_with_record(tmp_path):
     file = tmp_path / "weights" / "mine.safetensors"
     file.parent.mkdir()
     save_weights(vq_small.SmallVQ(4, 16, channels=8, blocks=1, width=4), file)
-    write_record(file, {"weights": {"sha256": file_sha256(file)}, "heldout": {"n": 1}, "data": "kept"})
+    write_json(
+        record_file(file), {"weights": {"sha256": file_sha256(file)}, "heldout": {"n": 1}, "data": "kept"}
+    )
     return file
 
 
@@ -40,7 +43,7 @@ def test_rfid_joins_the_record(weights_with_record, tmp_path, capsys):
     arguments = ["measure", str(tmp_path / "run.json"), "--set", f"tokenizer.weights={weights_with_record}"]
     arguments += ["--reconstructions", str(tmp_path / "images.npz"), "--rfid", "--write-record"]
     assert main(arguments) == 0
-    shown, record = json.loads(capsys.readouterr().out), summary(weights_with_record)
+    shown, record = json.loads(capsys.readouterr().out), read_record(record_file(weights_with_record))
     assert record["heldout"] == {key: shown[key] for key in record["heldout"]} and record["data"] == "kept"
     rfid = record["heldout"]["rfid"]
     assert (
@@ -50,7 +53,9 @@ def test_rfid_joins_the_record(weights_with_record, tmp_path, capsys):
     config = small_config(tmp_path)
     extractor = open_extractor(config, "digits", CPU)
     reference = open_reference(config, "heldout", extractor)
-    expected = compare_images(Stored(open_images(tmp_path / "images.npz")), extractor, reference).metrics
+    expected = compare_images(
+        StoredImages(open_images(tmp_path / "images.npz")), extractor, reference
+    ).metrics
     assert rfid["FD-digits"] == pytest.approx(expected["FD-digits"], rel=1e-4) and rfid["FD-digits"] > 1
 
 
@@ -68,7 +73,7 @@ def test_a_record_is_only_written_to_where_it_belongs(weights_with_record, tmp_p
         (["--set", "tokenizer={name: pixel, downsample: 1, weights: null}"], "which has no record"),
     ):
         assert cli.run(main, [*arguments, *flags]) == 2 and message in capsys.readouterr().err
-    write_record(weights_with_record, {"weights": {"sha256": "sha256:of others"}})
+    write_json(record_file(weights_with_record), {"weights": {"sha256": "sha256:of others"}})
     assert cli.run(main, arguments) == 2 and "of other weights" in capsys.readouterr().err
     weights_with_record.with_suffix(".json").unlink()
     assert cli.run(main, arguments) == 2 and "is not the record" in capsys.readouterr().err

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from mirai_bench.config.run_config import Tokenizer
+from mirai_bench.config.run_config import TokenizerConfig
 from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.data.tokenizers import load_tokenizer, vq_small
 from mirai_bench.tokenizer.__main__ import main
-from mirai_bench.tokenizer.perceptual import CONVOLUTIONS, Perceptual
+from mirai_bench.tokenizer.perceptual import Perceptual
 from mirai_bench.tokenizer.quality import measure
-from mirai_bench.tokenizer.train import Codebook, Recipe, Training
+from mirai_bench.tokenizer.recipe import Recipe
+from mirai_bench.tokenizer.train import Codebook, Training
 from mirai_bench.utils import cli
+from mirai_bench.utils.device import cpu_name
 from tests.support.small_tokenizer import small_config
 
 CPU = torch.device("cpu")
@@ -40,7 +42,7 @@ def vgg(tmp_path_factory):
     """A VGG16 of random weights."""
     path, widths = tmp_path_factory.mktemp("vgg") / "vgg.pt", (64, 64, 128, 128, 256, 256, 256)
     generator, state, before = torch.Generator().manual_seed(0), {}, 3
-    for layer, width in zip(CONVOLUTIONS, widths, strict=True):
+    for layer, width in zip((0, 2, 5, 7, 10, 12, 14), widths, strict=True):
         state[f"{layer}.weight"] = (
             torch.randn(width, before, 3, 3, generator=generator) * (2 / (9 * before)) ** 0.5
         )
@@ -112,7 +114,7 @@ def test_training_learns_and_writes_its_record(vgg, tmp_path, capsys):
     assert (
         record["training"]["seed"] == 0
         and record["training"]["seconds"] >= 0
-        and "no GPU" in record["hardware"]
+        and record["hardware"] == cpu_name()
     )
     with np.load(tmp_path / "images.npz") as arrays:
         assert (
@@ -121,7 +123,7 @@ def test_training_learns_and_writes_its_record(vgg, tmp_path, capsys):
             and arrays["arr_1"].shape == (297,)
         )
     tokenizer = load_tokenizer(
-        Tokenizer(name="vq_small", downsample=4, vocabulary=16, weights=Path(shown["file"])), CPU
+        TokenizerConfig(name="vq_small", downsample=4, vocabulary=16, weights=Path(shown["file"])), CPU
     )
     assert tokenizer.identity["sha256"] == record["weights"]["sha256"]
     assert measure(tokenizer, open_dataset(config, "heldout"), 8, CPU) == record["heldout"]

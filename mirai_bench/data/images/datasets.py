@@ -1,11 +1,11 @@
-"""Where images and labels come from. One entry of DATASETS each: (config, split) → Dataset."""
+"""The data sets: where their images and labels are, and how they are split into training and held-out images."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,58 +16,108 @@ import numpy as np
 from PIL import Image
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.utils.cli import say
 from mirai_bench.utils.errors import UserError, unknown
+
+log = logging.getLogger(__name__)
 
 Split = Literal["train", "heldout"]
 
-
+# Endings of the names of image files.
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
-
-
+# Number of the 1,797 digits that are held out.
 DIGITS_HELDOUT = 297
-
-
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# Globals that numpy's arrays need when they are unpickled.
+ARRAY_GLOBALS = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+}
 
 
 @dataclass(frozen=True)
 class Dataset:
+    """The images of a split, in memory or as files, and their labels."""
+
     name: str
+    """Name of the data set."""
     sha256: str
-    """of the pixels (digits, cifar10), or of the file names and sizes (folder)"""
+    """Hash of the pixels (digits, cifar10), or of the names and sizes of the files (folder)."""
     class_names: tuple[str, ...]
+    """Names of the classes."""
     labels: np.ndarray
-    """(N,) int64"""
+    """Classes (N,) int64."""
     images: np.ndarray | None = None
-    """uint8 (N, h, w, 3), where all of them are in memory"""
+    """Images uint8 (N, h, w, 3), if all of them are in memory."""
     files: tuple[str, ...] = ()
+    """Paths of the images otherwise."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, i: int) -> Image.Image:
-        """Raises OSError, ValueError or another of prepare.UNREADABLE where the file is corrupt."""
+        """Returns image `i`. Raises one of `preparation.UNREADABLE` if its file is corrupt."""
         if self.images is not None:
             return Image.fromarray(self.images[i])
         with Image.open(self.files[i]) as image:
             return image.convert("RGB")
 
     def part(self, rows: range) -> Dataset:
-        images = None if self.images is None else self.images[rows.start : rows.stop]
-        return replace(
-            self,
-            labels=self.labels[rows.start : rows.stop],
-            images=images,
-            files=self.files[rows.start : rows.stop],
-        )
+        """Returns the data set of these consecutive rows."""
+        here = slice(rows.start, rows.stop)
+        images = None if self.images is None else self.images[here]
+        return replace(self, labels=self.labels[here], images=images, files=self.files[here])
 
     def describe(self, i: int) -> str:
+        """Returns how messages name image `i`."""
         return self.files[i] if self.files else f"{self.name} image {i}"
 
     @property
     def identity(self) -> dict[str, Any]:
+        """Returns what records say about the data. Data of one identity are the same."""
         return {"name": self.name, "sha256": self.sha256, "images": len(self)}
+
+
+def open_dataset(config: RunConfig, split: Split) -> Dataset:
+    """Returns the data set of a configuration.
+
+    Raises UserError if the images are not found, or if their classes are not data.classes.
+    """
+    data = config.data
+    path = config.machine.data
+    if data.dataset == "digits":
+        dataset = _digits(split)
+    elif data.dataset == "cifar10":
+        dataset = _cifar10(_existing(path, "cifar10.npz or the folder cifar-10-batches-py"), split)
+    else:
+        dataset = _folder(_existing(path, "a folder of class/image files"), split, data.name)
+    num_classes = len(dataset.class_names)
+    if num_classes != data.classes:
+        raise UserError(
+            f"data.classes is {data.classes}, but {dataset.name} has {num_classes}: write data.classes: {num_classes}"
+        )
+    return dataset
+
+
+def has_heldout_images(config: RunConfig) -> bool:
+    """Tells whether the data set has a held-out split.
+
+    digits and cifar10 have one, and a folder has one if its `val` has class folders.
+    """
+    path = config.machine.data
+    if config.data.dataset != "folder":
+        return True
+    return path is not None and path.is_dir() and _split_root(path, "heldout") is not None
+
+
+def _existing(path: Path | None, what: str) -> Path:
+    """Returns machine.data. Raises UserError if it is not set, or does not exist."""
+    if path is None:
+        raise UserError(f"machine.data is not set: write --set machine.data=PATH, where PATH is {what}")
+    if not path.exists():
+        raise UserError(f"machine.data is {str(path)!r}, which does not exist: write the path of {what}")
+    return path
 
 
 def _in_memory(name: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Dataset:
@@ -77,51 +127,42 @@ def _in_memory(name: str, images: np.ndarray, labels: np.ndarray, class_names: t
     return Dataset(name, sha.hexdigest(), class_names, labels, images)
 
 
+# ---- digits
+
+
 @lru_cache(maxsize=2)
 def _digits(split: Split) -> Dataset:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    levels, labels = bunch.images, bunch.target  # (1797, 8, 8) grey levels 0…16
-    # Every sixth image or so of a label-sorted, shuffled list: stratified to within one image. RandomState's stream is frozen for good.
+    levels = bunch.images  # (1797, 8, 8) grey levels 0…16
+    labels = bunch.target
+    # Every sixth image or so of a shuffled list that is sorted by label: the split is stratified to within one image.
+    # The stream of RandomState is frozen for good.
     order = np.random.RandomState(0).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     heldout = np.zeros(len(labels), bool)
     heldout[order[np.arange(DIGITS_HELDOUT) * len(labels) // DIGITS_HELDOUT]] = True
     rows = heldout if split == "heldout" else ~heldout
-    images = np.repeat(np.round(levels[rows] * 255 / 16).astype(np.uint8)[..., None], 3, axis=-1)
-    return _in_memory("digits", images, labels[rows], tuple(map(str, range(10))))
+    grey = np.round(levels[rows] * 255 / 16).astype(np.uint8)
+    images = np.repeat(grey[..., None], 3, axis=-1)
+    return _in_memory("digits", images, labels[rows], tuple("0123456789"))
 
 
-def digits(config: RunConfig, split: Split) -> Dataset:
-    return _digits(split)
-
-
-def _data_path(config: RunConfig, what: str) -> Path:
-    path = config.machine.data
-    if path is None:
-        raise UserError(f"machine.data is not set: write --set machine.data=PATH, where PATH is {what}")
-    if not path.exists():
-        raise UserError(f"machine.data is {str(path)!r}, which does not exist: write the path of {what}")
-    return path
+# ---- CIFAR-10
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads numpy arrays and plain containers; refuses every other global, so that a file cannot run code."""
+    """Reads numpy arrays and plain containers. It refuses every other global, so that a file cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-        }:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"refused {module}.{name}")
+        if (module, name) not in ARRAY_GLOBALS:
+            raise pickle.UnpicklingError(f"refused {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One file of cifar-10-batches-py → images uint8 (n, 32, 32, 3), labels (n,)."""
+    """Returns the images uint8 (n, 32, 32, 3) and the labels (n,) of one file of cifar-10-batches-py."""
     try:
         with open(path, "rb") as file:
             batch = _ArraysOnly(file, encoding="bytes").load()
@@ -131,44 +172,54 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path} is not a batch file of CIFAR-10's python version: {error}") from None
 
 
+def _read_batches(folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images and labels of the folder cifar-10-batches-py."""
+    names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+    batches = [_read_batch(folder / name) for name in names]
+    images = np.concatenate([images for images, _ in batches])
+    return images, np.concatenate([labels for _, labels in batches])
+
+
+def _read_npz(path: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images and labels of cifar10.npz, or of the folder that holds it."""
+    key = "train" if split == "train" else "test"
+    try:
+        with np.load(path / "cifar10.npz" if path.is_dir() else path, allow_pickle=False) as arrays:
+            return arrays[f"x_{key}"], arrays[f"y_{key}"]
+    except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
+        reason = str(error).split(". ")[0]  # numpy's message ends with how to read pickles all the same
+        raise UserError(
+            f"machine.data is {str(path)!r}, which holds no CIFAR-10 ({reason}): write the path of cifar10.npz "
+            "(x_train, y_train, x_test, y_test) or of the folder cifar-10-batches-py"
+        ) from None
+
+
 @lru_cache(maxsize=2)
 def _cifar10(path: Path, split: Split) -> Dataset:
-    folder = next((f for f in (path, path / "cifar-10-batches-py") if (f / "data_batch_1").is_file()), None)
-    if folder is not None:
-        names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-        parts = [_read_batch(folder / name) for name in names]
-        images, labels = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-    else:
-        file = path / "cifar10.npz" if path.is_dir() else path
-        key = "train" if split == "train" else "test"
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                images, labels = arrays[f"x_{key}"], arrays[f"y_{key}"]
-        except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
-            reason = str(error).split(". ")[0]  # numpy goes on with how to read pickles all the same
-            raise UserError(
-                f"machine.data is {str(path)!r}, which holds no CIFAR-10 ({reason}): write the path of cifar10.npz "
-                "(x_train, y_train, x_test, y_test) or of the folder cifar-10-batches-py"
-            ) from None
+    candidates = (path, path / "cifar-10-batches-py")
+    folders = [folder for folder in candidates if (folder / "data_batch_1").is_file()]
+    images, labels = _read_batches(folders[0], split) if folders else _read_npz(path, split)
     if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or len(images) != len(labels):
         raise UserError(
-            f"{path} holds images {images.dtype} {images.shape} and {len(labels)} labels: write uint8 (N, 32, 32, 3) and N"
+            f"{path} holds images {images.dtype} {images.shape} and {len(labels)} labels: write uint8 (N, 32, 32, 3) "
+            "and N"
         )
     return _in_memory("cifar10", np.ascontiguousarray(images), labels.reshape(-1), CIFAR10_CLASSES)
 
 
-def cifar10(config: RunConfig, split: Split) -> Dataset:
-    return _cifar10(_data_path(config, "cifar10.npz or the folder cifar-10-batches-py"), split)
+# ---- folders
 
 
 def _class_folders(root: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def split_root(path: Path, split: Split) -> Path | None:
-    """The folder of a split's class folders: PATH/train and PATH/val (ImageNet's layout), or PATH itself, which is then all training."""
+def _split_root(path: Path, split: Split) -> Path | None:
+    """Returns the folder of a split's class folders, or None if there is none.
+
+    It is PATH/train or PATH/val (the layout of ImageNet), or PATH itself, which is then all training.
+    """
     if (path / "train").is_dir():
         path = path / ("train" if split == "train" else "val")
     elif split == "heldout":
@@ -177,10 +228,10 @@ def split_root(path: Path, split: Split) -> Path | None:
 
 
 def _images_in(folder: Path) -> list[os.DirEntry[str]]:
+    """Returns the image files of a class in the order of their names. A class without a folder has none."""
     entries = os.scandir(folder) if folder.is_dir() else ()
-    return sorted(
-        (e for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES), key=lambda e: e.name
-    )
+    images = [entry for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES]
+    return sorted(images, key=lambda entry: entry.name)
 
 
 def _size(entry: os.DirEntry[str]) -> int:
@@ -192,54 +243,28 @@ def _size(entry: os.DirEntry[str]) -> int:
 
 @lru_cache(maxsize=4)
 def _folder(path: Path, split: Split, name: str) -> Dataset:
-    root = split_root(path, split)
+    root = _split_root(path, split)
     if root is None:
         raise UserError(
-            f"{path} has no class folders for the {split} split: write class/image, or train/class/image and val/class/image"
+            f"{path} has no class folders for the {split} split: write class/image, or train/class/image and "
+            "val/class/image"
         )
-    classes = _class_folders(split_root(path, "train") or root)
+    # 1. The classes are those of training, so that a class without held-out images keeps its number.
+    classes = _class_folders(_split_root(path, "train") or root)
     for other in _class_folders(root):
         if other not in classes:
             raise unknown(f"class folder of {root}", other, classes)
-    files, labels, listing = [], [], hashlib.sha256()
-    say(f"listing {root}")
+    # 2. Their files, with a hash of the names and sizes: reading 1.3 million images would take hours.
+    files = []
+    labels = []
+    listing = hashlib.sha256()
+    log.info(f"listing {root}")
     for label, class_name in enumerate(classes):
         for entry in _images_in(root / class_name):
             files.append(entry.path)
             labels.append(label)
             listing.update(f"{class_name}/{entry.name} {_size(entry)}\n".encode())
     if not files:
-        raise UserError(
-            f"{root} holds no image in its class folders (known endings: {', '.join(sorted(SUFFIXES))})"
-        )
+        endings = ", ".join(sorted(SUFFIXES))
+        raise UserError(f"{root} holds no image in its class folders (known endings: {endings})")
     return Dataset(name, listing.hexdigest(), tuple(classes), np.array(labels, np.int64), files=tuple(files))
-
-
-def folder(config: RunConfig, split: Split) -> Dataset:
-    return _folder(_data_path(config, "a folder of class/image files"), split, config.data.name)
-
-
-DATASETS: dict[str, Callable[[RunConfig, Split], Dataset]] = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "folder": folder,
-}
-
-
-def open_dataset(config: RunConfig, split: Split) -> Dataset:
-    """Raises UserError where the images are not found or their classes are not data.classes."""
-    dataset = DATASETS[config.data.dataset](config, split)
-    if len(dataset.class_names) != config.data.classes:
-        raise UserError(
-            f"data.classes is {config.data.classes}, but {dataset.name} has {len(dataset.class_names)}: "
-            f"write data.classes: {len(dataset.class_names)}"
-        )
-    return dataset
-
-
-def has_heldout_images(config: RunConfig) -> bool:
-    """digits and cifar10 have a held-out split; a folder does where its val has class folders."""
-    if config.data.dataset != "folder":
-        return True
-    path = config.machine.data
-    return path is not None and path.is_dir() and split_root(path, "heldout") is not None

@@ -1,23 +1,31 @@
-"""TODO: data.images.grid."""
+"""Grids of images: many small images as one picture."""
 
 from __future__ import annotations
 
 import numpy as np
 
+FEWEST_PIXELS = 32  # side of a cell: smaller images are enlarged to about that
+GREY = 96  # of the lines around the cells
+
 
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """uint8 (N, h, w, 3) → one RGB image, row by row, a grey line around each; small images are enlarged, missing ones are black."""
-    scale, line = max(1, 32 // images.shape[1]), 1
+    """Returns one RGB picture of the images uint8 (N, h, w, 3), row by row, with a grey line around each.
+
+    Small images are enlarged, and cells without an image are black.
+    """
+    scale = max(1, FEWEST_PIXELS // images.shape[1])
     images = images.repeat(scale, 1).repeat(scale, 2)
     rows = -(-len(images) // columns)
     cells = np.zeros((rows * columns, *images.shape[1:]), np.uint8)
     cells[: len(images)] = images
-    cells = np.pad(cells, ((0, 0), (line, line), (line, line), (0, 0)), constant_values=96)
-    h, w = cells.shape[1:3]
-    return cells.reshape(rows, columns, h, w, 3).transpose(0, 2, 1, 3, 4).reshape(rows * h, columns * w, 3)
+    cells = np.pad(cells, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=GREY)
+    _, height, width, _ = cells.shape
+    grid = cells.reshape(rows, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return grid.reshape(rows * height, columns * width, 3)
 
 
 def first_grid(images: np.ndarray, classes: int) -> np.ndarray:
+    """Returns the grid of the first images of an evaluation, with one column per class, at most 10."""
     columns = min(10, classes)
-    rows = 10 if images.shape[1] <= 64 else 4
+    rows = 10 if images.shape[1] <= 64 else 4  # large images: fewer, so that the file stays small
     return image_grid(images[: rows * columns], columns)

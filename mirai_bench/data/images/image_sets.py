@@ -1,13 +1,13 @@
-"""Sets of images on the disk, read and written a part at a time: folders, and .npz files as the ADM evaluator takes them.
+"""Sets of images on disk, read and written part by part: folders, and .npz files as the ADM evaluator takes them.
 
-Images are uint8 (B, h, w, 3) everywhere. Memory is one part, whatever the number of images.
+Images are uint8 (B, h, w, 3) everywhere. Memory holds one part, whatever the number of images.
 """
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -16,12 +16,19 @@ from PIL import Image, UnidentifiedImageError
 
 from mirai_bench.data.images.datasets import SUFFIXES
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import atomic
 
-PART = 500  # images read at a time
+# Number of images that are read at a time.
+PART = 500
+# Shape and type of an array.
+Header = tuple[tuple[int, ...], np.dtype]
 
 
-def npz_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of the array whose .npy stream this is; the stream stands at its first value. Refuses pickled objects."""
+# ---- reading
+
+
+def _read_header(file: IO[bytes]) -> Header:
+    """Returns the header of an .npy stream, which is then at the array's first value. Refuses pickled objects."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
@@ -30,21 +37,24 @@ def npz_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def npz_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and type of each array of an .npz file; none of them is read. Raises UserError for anything else."""
+def npz_arrays(path: Path) -> dict[str, Header]:
+    """Returns the header of each array of an .npz file, and reads none of them.
+
+    Raises UserError if the file cannot be read, or only with pickle.
+    """
+    arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            arrays = {}
             for name in archive.namelist():
                 with archive.open(name) as file:
-                    arrays[name.removesuffix(".npy")] = npz_header(file)
-            return arrays
+                    arrays[name.removesuffix(".npy")] = _read_header(file)
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         raise UserError(f"{path} is not an .npz file that can be read safely: {error}") from None
+    return arrays
 
 
 class NpzImages:
-    """`arr_0` uint8 (n, h, w, 3) of an .npz file, as ADM's sample and reference batches have it."""
+    """The images `arr_0` uint8 (n, h, w, 3) of an .npz file, as ADM's sample and reference batches have them."""
 
     def __init__(self, path: Path) -> None:
         arrays = npz_arrays(path)
@@ -54,49 +64,45 @@ class NpzImages:
             raise UserError(
                 f"{path} holds no images: expected arr_0, uint8 (n, h, w, 3); found {found or 'nothing'}"
             )
-        self.path, self.shape = path, shape
+        self.path = path
+        self.shape = shape
         self._archive = zipfile.ZipFile(path)
         self._file = self._archive.open("arr_0.npy")
-        npz_header(self._file)
+        _read_header(self._file)
         self._start = self._file.tell()
-        self.labels = self._labels(arrays)
-
-    def _labels(self, arrays: dict[str, tuple[tuple[int, ...], np.dtype]]) -> np.ndarray | None:
-        """`arr_1` (n,), the classes, where the file has them."""
+        # The classes `arr_1` (n,), if the file has them.
+        self.labels: np.ndarray | None = None
         shape, dtype = arrays.get("arr_1", ((), np.dtype(np.float64)))
-        if shape != (len(self),) or dtype.kind not in "iu":
-            return None
-        with np.load(self.path, allow_pickle=False) as file:
-            return file["arr_1"]
+        if shape == (len(self),) and dtype.kind in "iu":
+            with np.load(path, allow_pickle=False) as file:
+                self.labels = file["arr_1"]
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def read(self, rows: range) -> np.ndarray:
-        """Fast for rows that follow those of the last call."""
+        """Returns images. Fast for rows that follow those of the last call."""
         size = self.shape[1] * self.shape[2] * 3
         self._file.seek(self._start + rows.start * size)
         content = self._file.read(len(rows) * size)
         if len(content) < len(rows) * size:
-            raise UserError(
-                f"{self.path} ends within image {rows.start + len(content) // size}: it is truncated"
-            )
+            last = rows.start + len(content) // size
+            raise UserError(f"{self.path} ends within image {last}: it is truncated")
         return np.frombuffer(bytearray(content), np.uint8).reshape(len(rows), *self.shape[1:])
 
 
 class FolderImages:
-    """All images below a folder, in the order of their relative paths; they must have one size."""
+    """All images in a folder and its subfolders, in the order of their relative paths. They must have one size."""
 
     labels = None
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.files = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
-        )
-        if not self.files:
+        files = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+        if not files:
             raise UserError(f"{path} holds no image (known endings: {', '.join(sorted(SUFFIXES))})")
-        self.shape = (len(self.files), *self._read(self.files[0]).shape)
+        self.path = path
+        self.files = sorted(files)
+        self.shape = (len(files), *self._read(self.files[0]).shape)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -109,12 +115,15 @@ class FolderImages:
             raise UserError(f"{file} cannot be read as an image: {error}") from None
 
     def read(self, rows: range) -> np.ndarray:
+        """Returns images. Raises UserError if one cannot be read, or has another size than the first one."""
         images = [self._read(self.files[row]) for row in rows]
         for row, image in zip(rows, images, strict=True):
             if image.shape != self.shape[1:]:
-                size, first = f"{image.shape[1]}x{image.shape[0]}", f"{self.shape[2]}x{self.shape[1]}"
+                size = f"{image.shape[1]}x{image.shape[0]}"
+                first = f"{self.shape[2]}x{self.shape[1]}"
                 raise UserError(
-                    f"{self.files[row]} is {size} pixels and {self.files[0].name} is {first}: bring all to one size first"
+                    f"{self.files[row]} is {size} pixels and {self.files[0].name} is {first}: bring all to one size "
+                    "first"
                 )
         return np.stack(images)
 
@@ -123,7 +132,7 @@ ImageSet = NpzImages | FolderImages
 
 
 def open_images(path: Path) -> ImageSet:
-    """A folder of images or an .npz file with arr_0. Raises UserError for anything else."""
+    """Opens a folder of images, or an .npz file with arr_0. Raises UserError for anything else."""
     if path.is_dir():
         return FolderImages(path)
     if not path.exists():
@@ -138,39 +147,45 @@ def open_images(path: Path) -> ImageSet:
 
 
 def parts(images: ImageSet) -> Iterator[np.ndarray]:
+    """Yields all images, some at a time."""
     for start in range(0, len(images), PART):
         yield images.read(range(start, min(start + PART, len(images))))
 
 
 def resized(images: np.ndarray, side: int) -> np.ndarray:
-    """To side x side by Pillow's bicubic filter, which widens with the scale (antialiasing); uint8 in, uint8 out. 0 leaves them as they are."""
+    """Returns the images uint8 (B, side, side, 3), resized by Pillow's bicubic filter, which is antialiased.
+
+    A side of 0 leaves them as they are.
+    """
     if side == 0 or images.shape[1:3] == (side, side):
         return images
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
-            for image in images
-        ]
-    )
+    pictures = [Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC) for image in images]
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+# ---- writing
 
 
 class NpzWriter:
-    """n images as `arr_0` and their labels as `arr_1`, written as they come; the file appears when all have come."""
+    """Writes n images as `arr_0`, and their labels as `arr_1`, as they come. `close` gives the file its name.
+
+    The file is opened by the first images: of several processes, each of which has a writer, only one gets images.
+    """
 
     def __init__(self, path: Path, n: int) -> None:
         if path.suffix != ".npz" or not path.absolute().parent.is_dir():
-            raise UserError(f"--npz {path}: write a name that ends in .npz, in a folder that is there")
-        self.path, self.n, self.seen = path, n, 0
+            raise UserError(f"{path}: write a name that ends in .npz, in a folder that is there")
+        self.path = path
+        self.n = n
+        self.seen = 0
         self.labels: list[np.ndarray] = []
-        self.temporary = path.with_name(path.name + ".tmp")
-        self._archive: zipfile.ZipFile | None = (
-            None  # opened by the first images: of several processes one writes
-        )
-        self._file: IO[bytes] | None = None
+        self._open_files = ExitStack()
 
     def add(self, images: np.ndarray, labels: np.ndarray | None) -> None:
-        if self._archive is None or self._file is None:
-            self._archive = zipfile.ZipFile(self.temporary, "w")
+        """Appends images uint8 (B, h, w, 3) and, if there are any, their labels (B,)."""
+        if self.seen == 0:
+            temporary = self._open_files.enter_context(atomic(self.path))
+            self._archive = self._open_files.enter_context(zipfile.ZipFile(temporary, "w"))
             self._file = self._archive.open("arr_0.npy", "w", force_zip64=True)
             header = {"descr": "|u1", "fortran_order": False, "shape": (self.n, *images.shape[1:])}
             np.lib.format.write_array_header_1_0(self._file, header)
@@ -180,14 +195,11 @@ class NpzWriter:
             self.labels.append(labels)
 
     def close(self) -> None:
-        assert self.seen == self.n and self._archive is not None and self._file is not None, (
-            "as many images as announced"
-        )
-        self._file.close()
-        if self.labels:
-            with self._archive.open("arr_1.npy", "w") as file:
-                np.lib.format.write_array(
-                    file, np.concatenate(self.labels).astype(np.int64), allow_pickle=False
-                )
-        self._archive.close()
-        os.replace(self.temporary, self.path)
+        """Writes the labels and gives the file its name."""
+        assert self.seen == self.n > 0, "as many images as announced"
+        with self._open_files:
+            self._file.close()
+            if self.labels:
+                labels = np.concatenate(self.labels).astype(np.int64)
+                with self._archive.open("arr_1.npy", "w") as file:
+                    np.lib.format.write_array(file, labels, allow_pickle=False)

@@ -1,6 +1,7 @@
-"""images ↔ codes. One entry of TOKENIZERS each; a tokenizer is frozen, and its codes depend on its weights alone.
+"""Images to codes and back. Each tokenizer is one entry of TOKENIZERS.
 
-Letters: B batch, h, w pixels, H, W tokens, T = H·W, V codes.
+A tokenizer is frozen, and its codes depend on nothing but its weights. Letters: B batch; h, w pixels; H, W tokens,
+T = H·W; V codes.
 """
 
 from __future__ import annotations
@@ -11,49 +12,51 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mirai_bench.config import run_config as settings
+from mirai_bench.config.run_config import TokenizerConfig
 from mirai_bench.data.tokenizers import pixel, vq16, vq_small
-from mirai_bench.utils.errors import unknown
 
 
 class Tokenizer(Protocol):
+    """Turns images into codes and back."""
+
     vocabulary: int
+    """Number of codes V."""
     downsample: int
-    """pixels a token covers along each side"""
+    """Number of pixels that a token covers along each side."""
     identity: dict[str, str]
-    """name and sha256 of the weights: two tokenizers of one identity give the same codes"""
+    """Name, and sha256 of the weights. Two tokenizers of one identity give the same codes."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 (B, h, w, 3) RGB → long (B, T), raster order."""
+        """Returns the codes long (B, T), in raster order, of images uint8 (B, h, w, 3), RGB."""
 
     def decode(self, codes: Tensor) -> Tensor:
-        """long (B, T) of a square grid → uint8 (B, h, w, 3) RGB."""
+        """Returns the images uint8 (B, h, w, 3), RGB, of codes long (B, T) of square grids."""
 
 
-class Entry(NamedTuple):
-    load: Callable[[settings.Tokenizer, torch.device], Tokenizer]
-    identity: Callable[[settings.Tokenizer], dict[str, str]]
-    """of what load would load, without loading it"""
+class TokenizerEntry(NamedTuple):
+    """How a tokenizer is loaded."""
+
+    load: Callable[[TokenizerConfig, torch.device], Tokenizer]
+    """Returns the tokenizer. Raises UserError if the weights are missing or do not fit the configuration."""
+    identity: Callable[[TokenizerConfig], dict[str, str]]
+    """Returns the identity of what `load` would load, without loading it."""
 
 
 TOKENIZERS = {
-    "pixel": Entry(pixel.load, pixel.identity),
-    "vq_small": Entry(vq_small.load, vq_small.identity),
-    "vq16": Entry(vq16.load, vq16.identity),
+    "pixel": TokenizerEntry(pixel.load, pixel.identity),
+    "vq_small": TokenizerEntry(vq_small.load, vq_small.identity),
+    "vq16": TokenizerEntry(vq16.load, vq16.identity),
 }
 
 
-def _entry(config: settings.Tokenizer) -> Entry:
-    if config.name not in TOKENIZERS:
-        raise unknown("tokenizer", config.name, TOKENIZERS)
-    return TOKENIZERS[config.name]
+def load_tokenizer(config: TokenizerConfig, device: torch.device) -> Tokenizer:
+    """Returns the tokenizer of a configuration.
+
+    Raises UserError if its weight file is missing, or is that of another tokenizer.
+    """
+    return TOKENIZERS[config.name].load(config, device)
 
 
-def load_tokenizer(config: settings.Tokenizer, device: torch.device) -> Tokenizer:
-    """Raises UserError where the weight file is missing or is of another tokenizer than the config says."""
-    return _entry(config).load(config, device)
-
-
-def tokenizer_identity(config: settings.Tokenizer) -> dict[str, str]:
-    """The loaded tokenizer's `identity`, from the weight file alone."""
-    return _entry(config).identity(config)
+def tokenizer_identity(config: TokenizerConfig) -> dict[str, str]:
+    """Returns the `identity` of the tokenizer of a configuration, from the weight file only."""
+    return TOKENIZERS[config.name].identity(config)

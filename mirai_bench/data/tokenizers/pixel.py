@@ -1,16 +1,19 @@
-"""No tokenizer at all: a token is a pixel's grey level, quantised to V equidistant levels."""
+"""The tokenizer without weights: a token is the grey level of a pixel, quantised to V equidistant levels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mirai_bench.config import run_config as settings
+from mirai_bench.config.run_config import TokenizerConfig
 from mirai_bench.utils.errors import UserError
 
 
 class Pixel:
-    """decode(encode(·)) is exact on images that hold V grey levels only, such as the digits with V = 17."""
+    """Grey levels as codes.
+
+    decode(encode(·)) is exact on images that hold only V grey levels, such as the digits with V = 17.
+    """
 
     downsample = 1
 
@@ -19,16 +22,19 @@ class Pixel:
         self.identity = {"name": f"pixel-{vocabulary}", "sha256": "no weights"}
 
     def encode(self, images: Tensor) -> Tensor:
+        """Returns the codes long (B, T) of images uint8 (B, h, w, 3)."""
         grey = images.float().mean(-1)
         return (grey * (self.vocabulary - 1) / 255).round().long().flatten(1)
 
     def decode(self, codes: Tensor) -> Tensor:
+        """Returns the images uint8 (B, h, w, 3) of codes long (B, T)."""
         grey = (codes * 255 / (self.vocabulary - 1)).round().to(torch.uint8)
         side = round(codes.shape[1] ** 0.5)
         return grey.unflatten(1, (side, side)).unsqueeze(-1).expand(-1, -1, -1, 3).contiguous()
 
 
-def load(config: settings.Tokenizer, device: torch.device) -> Pixel:
+def load(config: TokenizerConfig, device: torch.device) -> Pixel:
+    """Returns the tokenizer. Raises UserError if the configuration asks for what it cannot do."""
     if config.downsample != 1:
         raise UserError(f"tokenizer.downsample is {config.downsample} with the pixel tokenizer: write 1")
     if config.vocabulary > 256:
@@ -38,5 +44,6 @@ def load(config: settings.Tokenizer, device: torch.device) -> Pixel:
     return Pixel(config.vocabulary)
 
 
-def identity(config: settings.Tokenizer) -> dict[str, str]:
+def identity(config: TokenizerConfig) -> dict[str, str]:
+    """Returns the identity of the tokenizer."""
     return Pixel(config.vocabulary).identity

@@ -1,37 +1,39 @@
-"""LlamaGen's VQ-16 (arXiv 2406.06525, 72M parameters): 16 pixels a token along each side, 16,384 codes of 8 dimensions on the unit sphere.
+"""LlamaGen's tokenizer VQ-16 (arXiv 2406.06525, 72M parameters).
 
-The module's parameter names are those of the official file `vq_ds16_c2i.pt`, which loads strictly.
-Letters: B batch, h, w pixels, H, W tokens, C channels.
+A token covers 16 pixels along each side, and the 16,384 codes are points of the unit sphere in 8 dimensions. The names
+of the parameters are those of the official file `vq_ds16_c2i.pt`, which loads strictly.
+Letters: B batch; h, w pixels; H, W tokens; C channels.
 """
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirai_bench.config import run_config as settings
+from mirai_bench.config.run_config import TokenizerConfig
 from mirai_bench.data.tokenizers.convert import from_uint8, to_uint8
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
+from mirai_bench.utils.tensors import read_tensors
 
 WIDTHS = (128, 128, 256, 256, 512)  # C at full size, 1/2, 1/4, 1/8, 1/16
-
-
 LATENT = 256  # channels between the convolutions and the code space
-
-
-VOCABULARY, CODE_WIDTH, DOWNSAMPLE = 16384, 8, 16
-
-
-BATCH = 32  # images at a time: attention over H·W cells and full-size activations
-
-
-# The file also holds a history of used codes, which only the tokenizer's training reads.
+VOCABULARY = 16384
+CODE_WIDTH = 8
+DOWNSAMPLE = 16
+# Images per forward pass: attention over H·W cells and activations of the full size take memory.
+BATCH = 32
+# Rows of the batch whose inner products with all codes are computed at a time: 8192 x 16384 floats are 0.5 GB.
+ROWS = 8192
+# The file also holds a history of used codes, which only the training of the tokenizer reads.
 UNUSED = "quantize.codebook_used"
+
+
+# ---- the network
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -39,26 +41,35 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
+    """Two convolutions with a residual connection."""
+
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(channels), nn.Conv2d(channels, out, 3, padding=1)
-        self.norm2, self.conv2 = _norm(out), nn.Conv2d(out, out, 3, padding=1)
+        self.norm1 = _norm(channels)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.norm2 = _norm(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, out, h, w)."""
         h = self.conv1(F.silu(self.norm1(x)))
         return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
 
 class Attention(nn.Module):
-    """One head over all cells."""
+    """Self-attention of one head over all cells."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = _norm(channels)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
         h = self.norm(x)
         q, k, v = (part(h).flatten(2).transpose(1, 2) for part in (self.q, self.k, self.v))  # (B, H·W, C)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -66,42 +77,51 @@ class Attention(nn.Module):
 
 
 class Down(nn.Module):
+    """Halves the resolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, C, h/2, w/2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # the official padding: right and bottom only
 
 
 class Up(nn.Module):
+    """Doubles the resolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, C, 2h, 2w)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, attention after each at the smallest, and the step to the next resolution."""
+    """The residual blocks of one resolution, with attention after each at the smallest one, and a change of size."""
 
-    def __init__(
-        self, channels: int, out: int, blocks: int, attends: bool, step: tuple[str, type[nn.Module]] | None
-    ) -> None:
+    def __init__(self, channels: int, out: int, blocks: int) -> None:
         super().__init__()
         self.res = nn.ModuleList(ResBlock(channels if i == 0 else out, out) for i in range(blocks))
-        self.attn = nn.ModuleList(Attention(out) for _ in range(blocks if attends else 0))
-        self.step = step[0] if step else None
-        if step:
-            self.add_module(step[0], step[1](out))
+        attends = out == WIDTHS[-1]  # no other resolution is as wide
+        self.attn = nn.ModuleList(Attention(out) if attends else nn.Identity() for _ in range(blocks))
+        self.downsample: nn.Module = nn.Identity()
+        self.upsample: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.res):
-            x = block(x)
-            if self.attn:
-                x = self.attn[i](x)
-        return self.get_submodule(self.step)(x) if self.step else x
+        """(B, C, h, w) → (B, out, h, w), or half or twice that size."""
+        for res, attn in zip(self.res, self.attn, strict=True):
+            x = attn(res(x))
+        return self.upsample(self.downsample(x))
+
+
+def _levels(widths: Sequence[int], blocks: int) -> list[Level]:
+    """Returns one level per resolution, whose blocks have these widths."""
+    inputs = (widths[0], *widths[:-1])
+    return [Level(channels, out, blocks) for channels, out in zip(inputs, widths, strict=True)]
 
 
 def _middle(channels: int) -> nn.ModuleList:
@@ -109,21 +129,21 @@ def _middle(channels: int) -> nn.ModuleList:
 
 
 class Encoder(nn.Module):
+    """Images to latents."""
+
     def __init__(self) -> None:
         super().__init__()
-        last = len(WIDTHS) - 1
-        inputs = (WIDTHS[0], *WIDTHS[:-1])
+        levels = _levels(WIDTHS, blocks=2)
+        for level, width in zip(levels[:-1], WIDTHS, strict=False):
+            level.downsample = Down(width)
         self.conv_in = nn.Conv2d(3, WIDTHS[0], 3, padding=1)
-        self.conv_blocks = nn.Sequential(
-            *(
-                Level(inputs[i], WIDTHS[i], 2, i == last, ("downsample", Down) if i < last else None)
-                for i in range(last + 1)
-            )
-        )
+        self.conv_blocks = nn.Sequential(*levels)
         self.mid = _middle(WIDTHS[-1])
-        self.norm_out, self.conv_out = _norm(WIDTHS[-1]), nn.Conv2d(WIDTHS[-1], LATENT, 3, padding=1)
+        self.norm_out = _norm(WIDTHS[-1])
+        self.conv_out = nn.Conv2d(WIDTHS[-1], LATENT, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) → (B, LATENT, H, W)."""
         x = self.conv_blocks(self.conv_in(x))
         for block in self.mid:
             x = block(x)
@@ -131,22 +151,22 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Latents to images."""
+
     def __init__(self) -> None:
         super().__init__()
-        last = len(WIDTHS) - 1
         widths = WIDTHS[::-1]
-        inputs = (widths[0], *widths[:-1])
+        levels = _levels(widths, blocks=3)
+        for level, width in zip(levels[:-1], widths, strict=False):
+            level.upsample = Up(width)
         self.conv_in = nn.Conv2d(LATENT, widths[0], 3, padding=1)
         self.mid = _middle(widths[0])
-        self.conv_blocks = nn.Sequential(
-            *(
-                Level(inputs[i], widths[i], 3, i == 0, ("upsample", Up) if i < last else None)
-                for i in range(last + 1)
-            )
-        )
-        self.norm_out, self.conv_out = _norm(widths[-1]), nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.conv_blocks = nn.Sequential(*levels)
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, LATENT, H, W) → (B, 3, h, w)."""
         x = self.conv_in(x)
         for block in self.mid:
             x = block(x)
@@ -154,40 +174,52 @@ class Decoder(nn.Module):
 
 
 class Quantizer(nn.Module):
+    """The codebook."""
+
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, CODE_WIDTH)
 
     def codebook(self) -> Tensor:
+        """Returns the codes (V, 8), of unit length."""
         return F.normalize(self.embedding.weight, dim=-1)
 
     def nearest(self, rows: Tensor) -> Tensor:
-        """(n, 8) → (n,): on the unit sphere the nearest code is the one of largest inner product."""
-        return torch.cat(
-            [(part @ self.codebook().T).argmax(1) for part in F.normalize(rows, dim=-1).split(8192)]
-        )
+        """Returns the nearest code (n,) of each row (n, 8): on the unit sphere it has the largest inner product."""
+        codes = self.codebook().T
+        return torch.cat([(part @ codes).argmax(1) for part in F.normalize(rows, dim=-1).split(ROWS)])
 
 
 class VQ16Model(nn.Module):
+    """The network, by the names of the official file."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.quantize = Encoder(), Decoder(), Quantizer()
+        self.encoder = Encoder()
+        self.decoder = Decoder()
+        self.quantize = Quantizer()
         self.quant_conv = nn.Conv2d(LATENT, CODE_WIDTH, 1)
         self.post_quant_conv = nn.Conv2d(CODE_WIDTH, LATENT, 1)
 
     def rows(self, images: Tensor) -> Tensor:
-        """float (B, 3, h, w) in [-1, 1] → (B·H·W, 8), raster order."""
+        """Returns rows (B·H·W, 8), in raster order, of images float (B, 3, h, w) in [-1, 1]."""
         return self.quant_conv(self.encoder(images)).permute(0, 2, 3, 1).flatten(0, 2)
 
     def images(self, codes: Tensor) -> Tensor:
-        """(B, T) of square grids → float (B, 3, h, w)."""
+        """Returns images float (B, 3, h, w) of codes (B, T) of square grids."""
         side = round(codes.shape[1] ** 0.5)
         latents = self.quantize.codebook()[codes].unflatten(1, (side, side)).permute(0, 3, 1, 2)
         return self.decoder(self.post_quant_conv(latents))
 
 
+# ---- the tokenizer
+
+
 class VQ16:
-    vocabulary, downsample = VOCABULARY, DOWNSAMPLE
+    """The frozen tokenizer around the network."""
+
+    vocabulary = VOCABULARY
+    downsample = DOWNSAMPLE
 
     def __init__(self, model: VQ16Model, sha256: str) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -195,30 +227,27 @@ class VQ16:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        parts = [
-            self.model.quantize.nearest(self.model.rows(from_uint8(part))) for part in images.split(BATCH)
-        ]
-        return torch.cat(parts).view(len(images), -1)
+        """Returns the codes long (B, T) of images uint8 (B, h, w, 3)."""
+        rows = [self.model.rows(from_uint8(part)) for part in images.split(BATCH)]
+        return torch.cat([self.model.quantize.nearest(part) for part in rows]).view(len(images), -1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
+        """Returns the images uint8 (B, h, w, 3) of codes long (B, T)."""
         return torch.cat([to_uint8(self.model.images(part)) for part in codes.split(BATCH)])
 
 
 def read_model(path: Path) -> VQ16Model:
-    """The official file ({"model": state dict}) or a bare state dict, strictly; a file that needs code to be read is refused."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path} cannot be read as weights alone ({reason}): write the path of LlamaGen's vq_ds16_c2i.pt"
-        ) from None
-    state = state.get("model", state) if isinstance(state, dict) else state
+    """Returns the network of the official file ({"model": state dict}) or of a bare state dict, loaded strictly.
+
+    Raises UserError if the file is that of another network, or could only be read with pickle.
+    """
+    content = read_tensors(path)
+    state = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is not LlamaGen's VQ-16: it holds no state dict")
-    state = {key: value for key, value in state.items() if key != UNUSED}
-    with torch.device("meta"):
+    state.pop(UNUSED, None)
+    with torch.device("meta"):  # the weights are assigned, so no memory is needed for random ones
         model = VQ16Model()
     try:
         model.load_state_dict(state, strict=True, assign=True)
@@ -228,7 +257,8 @@ def read_model(path: Path) -> VQ16Model:
     return model.float()
 
 
-def _weights(config: settings.Tokenizer) -> Path:
+def _weight_file(config: TokenizerConfig) -> Path:
+    """Returns the weight file. Raises UserError if it is not set, or if the configuration has other sizes."""
     for name, value, only in (
         ("downsample", config.downsample, DOWNSAMPLE),
         ("vocabulary", config.vocabulary, VOCABULARY),
@@ -242,10 +272,12 @@ def _weights(config: settings.Tokenizer) -> Path:
     return config.weights
 
 
-def identity(config: settings.Tokenizer) -> dict[str, str]:
-    return {"name": "vq16", "sha256": file_sha256(_weights(config))}
+def identity(config: TokenizerConfig) -> dict[str, str]:
+    """Returns the identity of the tokenizer of a configuration."""
+    return {"name": "vq16", "sha256": file_sha256(_weight_file(config))}
 
 
-def load(config: settings.Tokenizer, device: torch.device) -> VQ16:
-    path = _weights(config)
+def load(config: TokenizerConfig, device: torch.device) -> VQ16:
+    """Returns the tokenizer of a configuration."""
+    path = _weight_file(config)
     return VQ16(read_model(path).to(device), file_sha256(path))

@@ -1,8 +1,9 @@
-"""A small convolutional VQ for small colour images: 32x32 pixels → 8x8 codes (down-sampling 4) or 16x16 (down-sampling 2).
+"""A small convolutional VQ for small colour images: 32x32 pixels to 8x8 codes (downsample 4) or 16x16 (downsample 2).
 
-Encoder: 2x2 pixels into channels, residual blocks, and a stride-2 convolution for each further halving. Decoder: its mirror image.
-Codebook: nearest neighbour, learned as a moving average of what it is chosen for (VQ-VAE, arXiv 1711.00937, appendix A.1).
-Letters: B batch, h, w pixels, H, W tokens, C channels, Z code width, V codes.
+The encoder puts 2x2 pixels into channels, then has residual blocks, and a convolution of stride 2 for each further
+halving. The decoder is its mirror image. The codebook is learned as a moving average of the rows that choose each code
+(VQ-VAE, arXiv 1711.00937, appendix A.1).
+Letters: B batch; h, w pixels; H, W tokens; C channels; Z code width; V codes.
 """
 
 from __future__ import annotations
@@ -15,24 +16,31 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirai_bench.config import run_config as settings
+from mirai_bench.config.run_config import TokenizerConfig
 from mirai_bench.data.tokenizers.convert import from_uint8, to_uint8
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
+from mirai_bench.utils.tensors import read_tensors
 
 SHIPPED = Path(__file__).parent / "weights"
+DECODE_BATCH = 512  # images per forward pass of the decoder
 
 
-DECODE_BATCH = 512
+# ---- the network
 
 
 class Residual(nn.Module):
+    """Two convolutions with a residual connection."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(8, channels), nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(8, channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1 = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, C, h, w)."""
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(h)))
 
@@ -42,36 +50,39 @@ def _blocks(channels: int, count: int) -> list[nn.Module]:
 
 
 def build_encoder(downsample: int, channels: int, blocks: int, width: int) -> nn.Sequential:
-    """(B, 3, h, w) → (B, Z, H, W)."""
-    layers: list[nn.Module] = [
-        nn.PixelUnshuffle(2),
-        nn.Conv2d(12, channels, 3, padding=1),
-        *_blocks(channels, blocks),
-    ]
+    """Returns the encoder (B, 3, h, w) → (B, Z, H, W)."""
+    layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, channels, 3, padding=1)]
+    layers += _blocks(channels, blocks)
     while downsample > 2:
-        layers += [nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1), *_blocks(2 * channels, blocks)]
-        channels, downsample = 2 * channels, downsample // 2
+        layers.append(nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1))
+        channels *= 2
+        downsample //= 2
+        layers += _blocks(channels, blocks)
     return nn.Sequential(*layers, nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, width, 1))
 
 
 def build_decoder(downsample: int, channels: int, blocks: int, width: int) -> nn.Sequential:
-    """(B, Z, H, W) → (B, 3, h, w). The last convolutions run at full size on few channels, so that 2x2 cells leave no pattern."""
+    """Returns the decoder (B, Z, H, W) → (B, 3, h, w).
+
+    Its last convolutions run at full size on few channels, so that cells of 2x2 pixels leave no pattern.
+    """
     wide = channels * downsample // 2
     layers: list[nn.Module] = [nn.Conv2d(width, wide, 3, padding=1), *_blocks(wide, blocks)]
     while wide > channels:
-        layers += [nn.Conv2d(wide, 2 * wide, 3, padding=1), nn.PixelShuffle(2), *_blocks(wide // 2, blocks)]
+        layers += [nn.Conv2d(wide, 2 * wide, 3, padding=1), nn.PixelShuffle(2)]
         wide //= 2
+        layers += _blocks(wide, blocks)
     few = max(8, channels // 4)
-    layers += [
-        nn.GroupNorm(8, channels),
-        nn.SiLU(),
-        nn.Conv2d(channels, 4 * few, 3, padding=1),
-        nn.PixelShuffle(2),
-    ]
-    return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(few, 3, 3, padding=1))
+    layers += [nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, 4 * few, 3, padding=1)]
+    return nn.Sequential(*layers, nn.PixelShuffle(2), nn.SiLU(), nn.Conv2d(few, 3, 3, padding=1))
 
 
 class SmallVQ(nn.Module):
+    """The network: encoder, codebook and decoder."""
+
+    codebook: Tensor
+    """Codes (V, Z)."""
+
     def __init__(
         self, downsample: int, vocabulary: int, channels: int = 64, blocks: int = 2, width: int = 16
     ) -> None:
@@ -86,51 +97,63 @@ class SmallVQ(nn.Module):
         self.encoder = build_encoder(downsample, channels, blocks, width)
         self.decoder = build_decoder(downsample, channels, blocks, width)
         self.register_buffer("codebook", torch.zeros(vocabulary, width))
-        self.codebook: Tensor
 
     def nearest(self, z: Tensor) -> Tensor:
-        """(n, Z) → (n,) long: argmin over v of |z - e_v|², with the |z|² that all share left out."""
+        """Returns the nearest code long (n,) of each row (n, Z).
+
+        It is the argmin over v of |z - e_v|². The |z|² that all codes share is left out.
+        """
         e = self.codebook
         return ((e * e).sum(1) - 2 * z.float() @ e.T).argmin(1)
 
     def rows(self, images: Tensor) -> Tensor:
-        """float (B, 3, h, w) → (B·H·W, Z), raster order."""
+        """Returns rows (B·H·W, Z), in raster order, of images float (B, 3, h, w)."""
         return self.encoder(images).permute(0, 2, 3, 1).flatten(0, 2)
 
     def images(self, rows: Tensor, batch: int) -> Tensor:
-        """(B·H·W, Z) of square grids → float (B, 3, h, w)."""
+        """Returns images float (B, 3, h, w) of the rows (B·H·W, Z) of `batch` square grids."""
         side = round((len(rows) // batch) ** 0.5)
         return self.decoder(rows.unflatten(0, (batch, side, side)).permute(0, 3, 1, 2))
 
 
+# ---- the tokenizer
+
+
 class VQSmall:
-    """The frozen tokenizer around a trained SmallVQ."""
+    """The frozen tokenizer around a trained network."""
 
     def __init__(self, model: SmallVQ, sha256: str) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.vocabulary, self.downsample = model.sizes["vocabulary"], model.sizes["downsample"]
+        self.vocabulary = model.sizes["vocabulary"]
+        self.downsample = model.sizes["downsample"]
         self.identity = {"name": "vq_small", "sha256": sha256}
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
+        """Returns the codes long (B, T) of images uint8 (B, h, w, 3)."""
         rows = self.model.rows(from_uint8(images))
         return self.model.nearest(rows).view(len(images), -1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        parts = [
-            to_uint8(self.model.images(self.model.codebook[part.flatten()], len(part)))
-            for part in codes.split(DECODE_BATCH)
-        ]
+        """Returns the images uint8 (B, h, w, 3) of codes long (B, T)."""
+        parts = []
+        for part in codes.split(DECODE_BATCH):
+            rows = self.model.codebook[part.flatten()]
+            parts.append(to_uint8(self.model.images(rows, len(part))))
         return torch.cat(parts)
 
 
 def read_model(path: Path) -> SmallVQ:
-    """A weight file of `mirai_bench.tokenizer train`: tensors (fp16 or fp32) and, in the file's metadata, the model's sizes."""
+    """Returns the network of a weight file of `mirai_bench.tokenizer train`.
+
+    The file holds the tensors (fp16 or fp32) and, in its metadata, the sizes of the network.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            model = SmallVQ(**json.loads((file.metadata() or {})["sizes"]))
-            model.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})  # noqa: SIM118 (not a dictionary)
+            sizes = json.loads((file.metadata() or {})["sizes"])
+        model = SmallVQ(**sizes)
+        model.load_state_dict(read_tensors(path))
     except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(
             f"{path} is not a weight file of `python -m mirai_bench.tokenizer train`: {error}"
@@ -138,7 +161,8 @@ def read_model(path: Path) -> SmallVQ:
     return model
 
 
-def weight_file(config: settings.Tokenizer) -> Path:
+def weight_file(config: TokenizerConfig) -> Path:
+    """Returns the weight file of a configuration. Raises UserError if none is named and none ships for its sizes."""
     side = 32 // config.downsample
     path = config.weights or SHIPPED / f"vq_small_cifar10_{side}x{side}.safetensors"
     if not path.is_file():
@@ -149,16 +173,17 @@ def weight_file(config: settings.Tokenizer) -> Path:
     return path
 
 
-def identity(config: settings.Tokenizer) -> dict[str, str]:
+def identity(config: TokenizerConfig) -> dict[str, str]:
+    """Returns the identity of the tokenizer of a configuration."""
     return {"name": "vq_small", "sha256": file_sha256(weight_file(config))}
 
 
-def load(config: settings.Tokenizer, device: torch.device) -> VQSmall:
+def load(config: TokenizerConfig, device: torch.device) -> VQSmall:
+    """Returns the tokenizer of a configuration. Raises UserError if the weights have other sizes."""
     path = weight_file(config)
     model = read_model(path)
     for name, value in (("downsample", config.downsample), ("vocabulary", config.vocabulary)):
-        if model.sizes[name] != value:
-            raise UserError(
-                f"tokenizer.{name} is {value}, but {path.name} has {model.sizes[name]}: write {name}: {model.sizes[name]}"
-            )
+        size = model.sizes[name]
+        if size != value:
+            raise UserError(f"tokenizer.{name} is {value}, but {path.name} has {size}: write {name}: {size}")
     return VQSmall(model.to(device), file_sha256(path))

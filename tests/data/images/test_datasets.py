@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mirai_bench.config.load import build_run, merge
-from mirai_bench.data.codes import has_heldout
+from mirai_bench.data.codes import has_heldout_codes
 from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.data.tokenizers import load_tokenizer
 from mirai_bench.utils.errors import UserError
@@ -110,12 +110,12 @@ def test_missing_images_are_explained(images, tmp_path, change, message):
 
 def test_a_folder_without_val_is_all_training(images, tmp_path):
     config = folder_config(images / "train", tmp_path)
-    assert prepared(config, tmp_path).num_images == 21 and not has_heldout(config)
+    assert prepared(config, tmp_path).num_images == 21 and not has_heldout_codes(config)
     with pytest.raises(UserError, match="no class folders"):
         open_dataset(config, "heldout")
     both = folder_config(images, tmp_path / "both")
     prepared(both, tmp_path)
-    assert has_heldout(both) and has_heldout(run_config())
+    assert has_heldout_codes(both) and has_heldout_codes(run_config())
 
 
 def test_a_cell_of_another_data_name_is_another_experiment(images, tmp_path):
