@@ -5,39 +5,64 @@ from pathlib import Path
 import pytest
 import torch
 
+from mirai_bench.train.trainer import resolve_hardware
 from mirai_bench.utils import device as device_module
-from mirai_bench.utils.device import is_out_of_memory, machine_bytes, resolve_compile, resolve_precision
+from mirai_bench.utils.device import (
+    fits,
+    has_bf16_products,
+    is_out_of_memory,
+    machine_bytes,
+    resolve_device,
+)
+from mirai_bench.utils.errors import UserError
 
-CPU = torch.device("cpu")
+
+@pytest.fixture
+def container(monkeypatch, tmp_path):
+    """Writes the memory limit of a container."""
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(device_module, "CONTAINER_LIMITS", (limit, tmp_path / "not there"))
+    return limit.write_text
 
 
-def test_a_machines_memory_is_what_its_container_may_take(monkeypatch, tmp_path):
-    whole, limit = machine_bytes(), tmp_path / "memory.max"
-    monkeypatch.setattr(device_module, "LIMITS", (limit, tmp_path / "not there"))
-    limit.write_text("max\n")
+def test_a_machines_memory_is_what_its_container_may_take(container):
+    whole = machine_bytes()
+    container("max\n")
     assert machine_bytes() >= whole
-    limit.write_text("1000000\n")
+    container("1000000\n")
     assert machine_bytes() == 1_000_000
+
+
+def test_codes_stay_in_memory_only_if_the_container_has_room_for_them(container):
+    cpu = torch.device("cpu")
+    assert fits(1_000_000, cpu)
+    container("2000000\n")
+    assert fits(500_000, cpu)
+    assert not fits(500_001, cpu)
 
 
 def test_what_counts_as_out_of_memory():
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**62, dtype=torch.uint8)
     assert is_out_of_memory(error.value), "on a CPU it is a plain RuntimeError"
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and not is_out_of_memory(
-        RuntimeError("no memory of it")
-    )
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("no memory of it"))
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
 @pytest.mark.parametrize(
     ("width", "device", "expected"), [(768, "cuda", True), (384, "cuda", False), (768, "cpu", False)]
 )
-def test_what_is_compiled_by_default(width, device, expected, make_config):
+def test_what_is_compiled_by_default(width, device, expected, make_config, a_gpu):
     model = {"width": width, "heads": 12, "kv_heads": 12}
-    config = make_config(model=model)
-    assert config.machine.compile == "auto" and resolve_compile(config, torch.device(device)) == expected
-    asked = make_config(model=model, machine={"compile": not expected})
-    assert resolve_compile(asked, torch.device(device)) != expected
+    config = make_config(model=model, machine={"device": device})
+    assert config.machine.compile == "auto" and resolve_hardware(config).compile == expected
+    asked = make_config(model=model, machine={"device": device, "compile": not expected})
+    assert resolve_hardware(asked).compile != expected
 
 
 @pytest.mark.parametrize(
@@ -45,8 +70,30 @@ def test_what_is_compiled_by_default(width, device, expected, make_config):
 )
 def test_auto_precision_follows_the_products_of_the_cpu(flags, expected, make_config, monkeypatch):
     wide, narrow = (
-        make_config(model={"width": w, "heads": 4, "kv_heads": 4}, train={"precision": "auto"})
-        for w in (256, 64)
+        make_config(model={"width": width, "heads": 4, "kv_heads": 4}, train={"precision": "auto"})
+        for width in (256, 64)
     )
     monkeypatch.setattr(Path, "read_text", lambda path: f"flags : {flags} fsrm")
-    assert resolve_precision(wide, CPU) == expected and resolve_precision(narrow, CPU) == "fp32"
+    has_bf16_products.cache_clear()
+    try:
+        assert resolve_hardware(wide).precision == expected
+        assert resolve_hardware(narrow).precision == "fp32"
+    finally:
+        has_bf16_products.cache_clear()
+
+
+def test_each_process_of_a_machine_takes_the_gpu_of_its_local_rank(monkeypatch, a_gpu):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 3)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("cuda", "no CUDA device is visible"), ("gpu", "which is not a device: write auto, cpu")],
+)
+def test_a_device_that_is_not_there_is_refused(monkeypatch, name, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        resolve_device(name)

@@ -1,0 +1,60 @@
+"""Files are written whole or not at all, and made once."""
+
+import json
+import threading
+
+import pytest
+
+from mirai_bench.utils.files import atomic, cached, remove_leftovers, write_json, write_text
+
+
+def test_a_file_is_replaced_only_when_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ZeroDivisionError), atomic(path) as temporary:
+        temporary.write_text("half of")
+        raise ZeroDivisionError
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["file.json"], "nothing temporary is left"
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    for content in ("first", "second"):
+        with atomic(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["second"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    write_text(tmp_path / "kept.txt", "kept")
+    (tmp_path / "kept.txt.0123abcd.tmp").write_text("half")
+    (tmp_path / "other.txt.0123abcd.tmp").write_text("half")
+    remove_leftovers(tmp_path / "kept.txt")
+    assert {path.name for path in tmp_path.iterdir()} == {"kept.txt", "other.txt.0123abcd.tmp"}
+
+
+def test_two_processes_build_a_cached_folder_once(tmp_path):
+    built = []
+
+    def build(folder):
+        built.append(folder)
+        (folder / "content").write_text("made")
+
+    threads = [threading.Thread(target=cached, args=(tmp_path / "cache" / "made", build)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+    assert (cached(tmp_path / "cache" / "made", build) / "content").read_text() == "made"
+
+
+def test_a_build_that_fails_leaves_no_folder(tmp_path):
+    def fails(folder):
+        (folder / "half").write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        cached(tmp_path / "made", fails)
+    assert not (tmp_path / "made").exists()
