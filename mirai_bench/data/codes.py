@@ -1,14 +1,14 @@
 """The codes of a data set, and the batch of a training step as a function of (seed, step).
 
-There is no loader and no state that would have to be saved: any step's batch can be asked for at any time.
-Letters: N images, R views, T tokens, B batch. Codes are uint16 everywhere but in a batch.
+There is no loader and no state that would have to be saved: any step's batch can be asked for at
+any time. Letters: N images, R views, T tokens, B batch. Codes are uint16 everywhere but in a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,8 @@ class Batch:
 class Codes:
     """The codes of all images of a split, with their labels and the pixels behind them.
 
-    If `resident`, the codes become one tensor on the device. Otherwise they stay in their files, which are
-    memory-mapped, and the batch of the next step is read ahead into pinned memory.
+    If `resident`, the codes become one tensor on the device. Otherwise they stay in their files,
+    which are memory-mapped: reading a batch of ImageNet's takes 2 ms from the page cache.
     """
 
     def __init__(
@@ -83,12 +83,11 @@ class Codes:
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
         self._codes = codes
         self._tokens = self._load() if resident else None
-        self._orders: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._ahead: dict[tuple[int, ...], Future[Tensor]] = {}  # the next step's tokens, by its `_chosen`
-        self._reader = ThreadPoolExecutor(1)  # starts no thread before it is used
+        # Two, for two trainings that take turns on the same codes.
+        self.order = lru_cache(maxsize=2)(self._order)
 
     def _load(self) -> Tensor:
-        """Returns all codes on the device. PyTorch computes little with uint16, so their bits are kept in int16."""
+        """Returns all codes on the device, as int16 of the same bits: PyTorch knows little uint16."""
         shape = (self.num_images, self.num_views, self.num_tokens)
         tokens = torch.empty(shape, dtype=torch.int16, device=self.device)
         for start, part in zip(self._codes.starts, self._codes.parts, strict=False):
@@ -97,25 +96,17 @@ class Codes:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the number of whole batches. The rest of an epoch's order is dropped."""
-        if batch_size > self.num_images:
-            raise UserError(
-                f"train.batch_size is {batch_size}, but there are {self.num_images} images: write "
-                f"{self.num_images} or less"
-            )
-        return self.num_images // batch_size
+        most = self.num_images
+        if batch_size > most:
+            raise UserError(f"train.batch_size is {batch_size}, but there are {most} images: write less")
+        return most // batch_size
 
-    def order(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Returns the order of the images (N,) in an epoch, and the view (N,) of each image, on the device."""
-        key = (seed, epoch)
-        if key not in self._orders:
-            rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-            order = torch.from_numpy(rng.permutation(self.num_images))
-            views = torch.from_numpy(rng.integers(self.num_views, size=self.num_images))
-            # Two epochs are kept: the read ahead enters the next one before the last batch of this one is asked for.
-            while len(self._orders) >= 2:
-                del self._orders[next(iter(self._orders))]
-            self._orders[key] = (order.to(self.device), views.to(self.device))
-        return self._orders[key]
+    def _order(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Returns the order of the images (N,) in an epoch, and the view (N,) of each image."""
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
+        order = torch.from_numpy(rng.permutation(self.num_images))
+        views = torch.from_numpy(rng.integers(self.num_views, size=self.num_images))
+        return order.to(self.device), views.to(self.device)
 
     def batch(self, *, seed: int, step: int, rank: int, world: int, batch_size: int) -> Batch:
         """Returns this rank's contiguous slice of the global batch of `step` (from 0).
@@ -123,36 +114,21 @@ class Codes:
         The global batch is the same for every number of ranks.
         """
         assert batch_size % world == 0, "the config has checked that the ranks divide the batch"
-        index, view = self._chosen(seed, step, rank, world, batch_size)
-        if self._tokens is not None:
-            tokens = self._tokens[index, view]
-        else:
-            tokens = self._fetch((seed, step, rank, world, batch_size))
-        return Batch(tokens.long() & 0xFFFF, self.labels[index], index, view)
-
-    def _chosen(self, seed: int, step: int, rank: int, world: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Returns the images (B,) and the views (B,) of a batch."""
         epoch, position = divmod(step, self.steps_per_epoch(batch_size))
         order, views = self.order(seed, epoch)
         share = batch_size // world
         start = position * batch_size + rank * share
         index = order[start : start + share]
-        return index, views[index]
-
-    def _fetch(self, key: tuple[int, ...]) -> Tensor:
-        """Returns the tokens of the batch `key`, and starts to read those of the next step."""
-        seed, step, *rest = key
-        following = (seed, step + 1, *rest)
-        present = self._ahead.get(key) or self._reader.submit(self._read, *self._chosen(*key))
-        self._ahead = {following: self._reader.submit(self._read, *self._chosen(*following))}
-        return present.result().to(self.device, non_blocking=True)
-
-    def _read(self, index: Tensor, view: Tensor) -> Tensor:
-        tokens = torch.from_numpy(self._codes.take(index.cpu().numpy(), view.cpu().numpy()).view(np.int16))
-        return tokens.pin_memory() if self.device.type == "cuda" else tokens
+        view = views[index]
+        if self._tokens is not None:
+            tokens = self._tokens[index, view]
+        else:
+            rows = self._codes.take(index.cpu().numpy(), view.cpu().numpy())
+            tokens = torch.from_numpy(rows.view(np.int16)).to(self.device)
+        return Batch(tokens.long() & 0xFFFF, self.labels[index], index, view)
 
     def all(self) -> tuple[Tensor, Tensor]:
-        """Returns the tokens (N, T) of view 0 and the labels (N,), both long, for held-out losses."""
+        """Returns the tokens (N, T) of view 0 and the labels (N,), for held-out losses."""
         if self._tokens is not None:
             return self._tokens[:, 0].long() & 0xFFFF, self.labels
         first = np.concatenate([part[:, 0] for part in self._codes.parts]).astype(np.int64)
@@ -163,9 +139,10 @@ class Codes:
 
 
 def open_codes(config: RunConfig, split: Split, device: torch.device) -> Codes:
-    """Returns the codes of a split. Digits are encoded on the fly, other data must have been prepared.
+    """Returns the codes of a split.
 
-    Raises UserError if the codes are not prepared, or are those of another configuration.
+    Digits are encoded on the fly, other data must have been prepared. Raises UserError if the codes
+    are not prepared, or are those of another configuration.
     """
     if config.data.dataset == "digits":
         return _encode_now(config, split, device)
@@ -181,7 +158,6 @@ def _encode_now(config: RunConfig, split: Split, device: torch.device) -> Codes:
     pixels = Pixels(lambda: dataset, rows, data, device)
     manifest = expected(config, split)
     manifest["dataset"] = dataset.identity
-    manifest["class_names"] = list(dataset.class_names)
     return Codes(ShardedArray([codes]), dataset.labels, pixels, manifest, device)
 
 
@@ -190,7 +166,8 @@ def _read_prepared(config: RunConfig, split: Split, device: torch.device) -> Cod
     shards = manifest["shards"]
     data = split_data(config.data, split)
 
-    # 1. Pixels are stored (prepare --pixels) or read from the images, which are opened when they are first needed.
+    # 1. Pixels are stored (prepare --pixels) or read from the images, which are opened when they
+    # are first needed.
     def open_images() -> Dataset:
         dataset = open_dataset(config, split)
         advice = "set machine.data to the images that the codes were prepared from"
@@ -230,9 +207,10 @@ def has_heldout_codes(config: RunConfig) -> bool:
 
 
 def images_of(config: RunConfig, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the images uint8 (B, s, s, 3) of a split and their labels (B,), in the order of the data set.
+    """Yields the images uint8 (B, s, s, 3) of a split and their labels (B,).
 
-    Each image comes once, as its centre crop, whatever the views that training sees.
+    Each image comes once, in the order of the data set, as its centre crop, whatever the views that
+    training sees.
     """
     dataset = open_dataset(config, split)
     for start in range(0, len(dataset), ENCODE_BATCH):

@@ -1,9 +1,13 @@
-"""The pixels of a view, for teachers that look at images. They come from the same bases and the same cut as the codes."""
+"""The pixels of a view, for teachers that look at images.
+
+They come from the same bases and the same cut as the codes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -16,35 +20,32 @@ from mirai_bench.data.images.datasets import Dataset
 from mirai_bench.data.shards import ShardedArray
 
 
+@dataclass(eq=False)
 class Pixels:
     """The function (index, view) → pixels uint8 (B, s, s, 3).
 
-    The bases of a data set that is in memory are kept on the device. Those of other data sets come from `stored`
-    (one array per crop range, made by `prepare --pixels`) or, without it, from the image files, which are read and
-    cropped again by `threads` threads.
+    The bases of a data set that is in memory are kept on the device. Those of other data sets come
+    from `stored` or, without it, from the image files, which are read and cropped again.
     """
 
-    def __init__(
-        self,
-        open_images: Callable[[], Dataset],
-        rows: np.ndarray,
-        data: DataConfig,
-        device: torch.device,
-        stored: Sequence[ShardedArray] = (),
-        threads: int = 1,
-    ) -> None:
-        """`rows` (N,) maps an index of the codes to the data set's image, because corrupt images have no codes."""
-        self.open_images = open_images
-        self.rows = rows
-        self.data = data
-        self.device = device
-        self.stored = stored
-        self.threads = threads
-        self.resident: dict[int, Tensor] = {}  # crop range: bases of all images
+    open_images: Callable[[], Dataset]
+    """Opens the images when they are first needed."""
+    rows: np.ndarray
+    """Row of the data set (N,) of each index of the codes: corrupt images have no codes."""
+    data: DataConfig
+    """The crops and views."""
+    device: torch.device
+    """Device of the pixels."""
+    stored: Sequence[ShardedArray] = ()
+    """Bases that `prepare --pixels` stored, one array per crop range."""
+    threads: int = 1
+    """Number of threads that read image files."""
+    resident: dict[int, Tensor] = field(default_factory=dict)
+    """Bases of all images on the device, by crop range."""
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The images, opened when they are first needed."""
+        """The images."""
         return self.open_images()
 
     @cached_property
@@ -77,9 +78,8 @@ class Pixels:
             bases = self.stored[number].take(index.cpu().numpy())
         elif self.dataset.images is None:
             rows = self.rows[index.cpu().numpy()]
-            bases = np.concatenate(
-                list(self.pool.map(lambda row: read_bases(self.dataset, [row], size), rows))
-            )
+            parts = self.pool.map(lambda row: read_bases(self.dataset, [row], size), rows)
+            bases = np.concatenate(list(parts))
         else:
             if number not in self.resident:
                 all_bases = read_bases(self.dataset, self.rows, size)

@@ -1,4 +1,4 @@
-"""The command `python -m mirai_bench.data.prepare`: encodes images, once. The same command again resumes it."""
+"""The command `python -m mirai_bench.data.prepare`: encodes images, once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ SHARD_SIZE = 1024
 
 EPILOG = """examples:
   python -m mirai_bench.data.prepare cifar10 --data cifar10.npz
-  python -m mirai_bench.data.prepare imagenet256_b --data IMAGENET \
---set tokenizer.weights=vq_ds16_c2i.pt --processes 16
-  torchrun --nproc-per-node 8 -m mirai_bench.data.prepare imagenet256_b --data IMAGENET \
---set tokenizer.weights=vq_ds16_c2i.pt
+  python -m mirai_bench.data.prepare imagenet256_b --data IMAGENET --set tokenizer.weights=vq_ds16_c2i.pt
+  torchrun --nproc-per-node 8 -m mirai_bench.data.prepare imagenet256_b --data IMAGENET …
 
-IMAGENET holds train/class/image and, for held-out losses, val/class/image. Any folder of class/image will do."""
+IMAGENET holds train/class/image and, for held-out losses, val/class/image. Any folder of
+class/image will do."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,29 +38,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add_config(result)
     result.add_argument("--data", type=Path, help="the images: a file or folder (machine.data)")
+    result.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
     result.add_argument(
-        "--strict",
-        action="store_true",
-        help="stop at the first image that cannot be read, and do not skip it",
+        "--pixels", action="store_true", help="also store the cropped images, for teachers that see pixels"
     )
     result.add_argument(
-        "--pixels",
-        action="store_true",
-        help="also store the cropped training images, for teachers that look at pixels (ImageNet: 303 GB)",
+        "--processes", type=int, default=1, metavar="N", help="processes on this machine; they share its GPUs"
     )
     result.add_argument(
-        "--processes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="number of processes on this machine, which take its GPUs in turn",
-    )
-    result.add_argument(
-        "--shard-size",
-        type=int,
-        default=SHARD_SIZE,
-        metavar="N",
-        help=f"number of images in a file (default {SHARD_SIZE})",
+        "--shard-size", type=int, default=SHARD_SIZE, metavar="N", help="images per file; default %(default)s"
     )
     return result
 

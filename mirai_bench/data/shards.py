@@ -1,12 +1,12 @@
-"""Prepared codes on disk: where they are, what their manifest says, and how shards are read as one array.
+"""Prepared codes on disk: where they are, what their manifest says, and how they are read.
 
-<folder>/<split>/plan.json                 what is being prepared; written first, and compared when it is resumed
-<folder>/<split>/shards/00012.npy          codes, uint16 (n, R, T)
-                        00012.base0.npy    with --pixels: images uint8 (n, S, S, 3), one file per crop range
-                        00012.json         rows of the data set in this shard, and the images that could not be
-                                           read; written last, so that a shard with this file is complete
-<folder>/<split>/labels.npy, rows.npy      int64 (N,)
-<folder>/<split>/manifest.json             written when every shard is complete
+<folder>/<split>/plan.json               what is being prepared; written first
+<folder>/<split>/shards/00012.npy        codes, uint16 (n, R, T)
+                 shards/00012.base0.npy  with --pixels: images uint8 (n, S, S, 3), a file per range
+                 shards/00012.json       the shard's rows of the data set, and the images that could
+                                         not be read; written last: a shard with it is complete
+<folder>/<split>/labels.npy, rows.npy    int64 (N,)
+<folder>/<split>/manifest.json           written when every shard is complete
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORMAT = 1
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the content of a JSON file of prepared codes. Raises UserError if it is missing or damaged."""
+    """Returns the content of a JSON file. Raises UserError if it is missing or damaged."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -50,7 +50,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def split_data(data: DataConfig, split: Split) -> DataConfig:
-    """Returns the data with the views of a split: held-out images are seen once, as their centre crop."""
+    """Returns the data with the views of a split: held-out images are seen as their centre crop."""
     return data if split == "train" else data.model_copy(update={"views": "center"})
 
 
@@ -74,7 +74,7 @@ def expected(config: RunConfig, split: Split) -> dict[str, Any]:
 
 
 def codes_folder(config: RunConfig) -> Path:
-    """Returns machine.codes or, if it is not set, the folder of this data and tokenizer in machine.runs."""
+    """Returns machine.codes, by default the folder of this data and tokenizer in machine.runs."""
     if config.machine.codes is not None:
         return config.machine.codes.absolute()
     fields = expected(config, "train")
@@ -83,7 +83,7 @@ def codes_folder(config: RunConfig) -> Path:
 
 
 def check_fields(path: Path, found: dict[str, Any], wanted: dict[str, Any], advice: str) -> None:
-    """Raises UserError, naming the first field, if a field of `wanted` has another value in `found`."""
+    """Raises UserError, which names the field, if one of `wanted` has another value in `found`."""
     for key, value in wanted.items():
         if found.get(key) != value:
             raise UserError(
@@ -99,7 +99,8 @@ def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]
     folder = codes_folder(config) / split
     file = folder / "manifest.json"
     if not file.is_file():
-        state = "are only partly prepared" if (folder / "plan.json").is_file() else "are not prepared"
+        begun = (folder / "plan.json").is_file()
+        state = "are only partly prepared" if begun else "are not prepared"
         profile = "CONFIG" if config.profile == "custom" else config.profile
         raise UserError(
             f"The codes of {config.data.dataset} ({split}) {state} in {folder}: run python -m "
@@ -115,7 +116,7 @@ def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]
 
 
 class ShardedArray:
-    """Several arrays that follow each other, read as one. Only the rows that are asked for are read."""
+    """Several arrays that follow each other, as one of which only the rows asked for are read."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self.parts = list(parts)
@@ -143,7 +144,7 @@ class ShardedArray:
 
 
 def open_shards(folder: Path, names: Sequence[str], ending: str = "") -> ShardedArray:
-    """Memory-maps <name><ending>.npy of every shard. Raises UserError if one is missing or damaged."""
+    """Memory-maps <name><ending>.npy of every shard. Raises UserError if one is damaged."""
     paths = [folder / "shards" / f"{name}{ending}.npy" for name in names]
     try:
         return ShardedArray([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths])

@@ -29,7 +29,7 @@ class RandomPixels(Pixels):
 
 
 def random_codes(config: RunConfig, device: torch.device) -> Codes:
-    """Returns codes of the configuration's shape and vocabulary. They are the same at every call."""
+    """Returns codes of the configuration's shape and vocabulary, the same at every call."""
     rng = np.random.default_rng(0)
     size = config.train.batch_size
     shape = (NUM_BATCHES * size, 1, config.num_tokens)

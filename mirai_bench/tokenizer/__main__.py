@@ -1,4 +1,4 @@
-"""The command `python -m mirai_bench.tokenizer`: trains a small VQ tokenizer, or measures the tokenizer of a config."""
+"""The command `python -m mirai_bench.tokenizer`: trains a VQ tokenizer, or measures any."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mirai_bench.utils.errors import UserError
 TRAIN = """example:
   python -m mirai_bench.tokenizer train cifar10 --vgg vgg16_features.pt --set machine.data=cifar10.npz
 
-The weights and their record (PSNR, codebook usage, seconds, hardware) are written to runs/tokenizers. Run the same
-command again to resume after an interruption. Use the weights with tokenizer.weights: PATH. rFID is added to the
-record by `measure --write-record --rfid`."""
+The weights and their record (PSNR, codebook usage, seconds, hardware) are written to
+runs/tokenizers. Run the same command again to resume after an interruption. Use the weights with
+tokenizer.weights: PATH. rFID is added to the record by `measure --write-record --rfid`."""
 
 MEASURE = """example:
-  python -m mirai_bench.tokenizer measure cifar10 --set machine.data=cifar10.npz --set machine.assets=ASSETS \
---reconstructions held-out.npz --rfid"""
+  python -m mirai_bench.tokenizer measure cifar10 --set machine.data=cifar10.npz \
+--set machine.assets=ASSETS --reconstructions held-out.npz --rfid"""
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     result = argparse.ArgumentParser(
         prog="python -m mirai_bench.tokenizer",
-        description="Trains a small VQ tokenizer, or measures the tokenizer of a config on held-out images.",
+        description="Trains a small VQ tokenizer, or measures any tokenizer on held-out images.",
     )
     commands = result.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
@@ -41,27 +41,15 @@ def parser() -> argparse.ArgumentParser:
     for command in (train, measure):
         add_config(command)
         command.add_argument(
-            "--reconstructions",
-            type=Path,
-            metavar="FILE",
-            help="write the reconstructed held-out images to this .npz",
+            "--reconstructions", type=Path, metavar="FILE", help="an .npz for the reconstructed images"
         )
     measure.add_argument(
-        "--rfid",
-        action="store_true",
-        help="also the distance of --reconstructions to the held-out images, and KID, precision, recall",
+        "--rfid", action="store_true", help="measure --reconstructions: rFID, KID, precision, recall"
     )
     measure.add_argument(
-        "--write-record",
-        action="store_true",
-        help="vq_small: write the numbers into the record next to the weights",
+        "--write-record", action="store_true", help="put the numbers into the record of the weights"
     )
-    train.add_argument(
-        "--vgg",
-        type=Path,
-        required=True,
-        help="state dict of torchvision's VGG16 .features (perceptual loss)",
-    )
+    train.add_argument("--vgg", type=Path, required=True, help="state dict of torchvision's VGG16 .features")
     for field in fields(Recipe):
         option = f"--{field.name.replace('_', '-')}"
         default = field.default
@@ -72,10 +60,9 @@ def parser() -> argparse.ArgumentParser:
 def train_command(args: argparse.Namespace) -> dict[str, Any]:
     """Trains a tokenizer. Returns its weight file and what it was measured as."""
     config = load_run(args.config, args.settings)
-    if config.tokenizer.name != "vq_small":
-        raise UserError(
-            f"tokenizer.name is {config.tokenizer.name!r}, which is not trained here: write vq_small"
-        )
+    name = config.tokenizer.name
+    if name != "vq_small":
+        raise UserError(f"tokenizer.name is {name!r}, which is not trained here: write vq_small")
     if not args.vgg.is_file():
         raise UserError(f"--vgg: there is no file {str(args.vgg)!r}")
     # Imported here, so that --help and wrong configs need no torch.
@@ -95,9 +82,7 @@ def measure_command(args: argparse.Namespace) -> dict[str, Any]:
     """Measures a tokenizer. Returns its identity and the numbers."""
     config = load_run(args.config, args.settings)
     if args.rfid and args.reconstructions is None:
-        raise UserError(
-            "--rfid is measured on the reconstructed images: write --reconstructions FILE.npz too"
-        )
+        raise UserError("--rfid measures reconstructed images: write --reconstructions FILE.npz too")
     import torch
 
     from mirai_bench.data.images.datasets import open_dataset
@@ -117,9 +102,8 @@ def measure_command(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(config.machine.threads)
     device = resolve_device(config.machine.device)
     tokenizer = load_tokenizer(config.tokenizer, device)
-    measured: dict[str, Any] = measure(
-        tokenizer, heldout, config.data.image_size, device, args.reconstructions
-    )
+    size = config.data.image_size
+    measured: dict[str, Any] = measure(tokenizer, heldout, size, device, args.reconstructions)
     if args.rfid:
         measured["rfid"] = reconstruction_distance(config, args.reconstructions, device)
     if record is not None:
@@ -130,7 +114,8 @@ def measure_command(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     """Runs the command and returns its exit code. Prints one line of JSON."""
     args = parser().parse_args(argv)
-    print(json.dumps(train_command(args) if args.command == "train" else measure_command(args)))
+    command = train_command if args.command == "train" else measure_command
+    print(json.dumps(command(args)))
     return 0
 
 

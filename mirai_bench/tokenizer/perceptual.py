@@ -27,13 +27,14 @@ class Perceptual(nn.Module):
     deviation: Tensor
 
     def __init__(self, path: Path) -> None:
-        """Reads a state dict of VGG16's .features. Raises UserError if the file is something else."""
+        """Reads a state dict of VGG16's .features. Raises UserError for any other file."""
         super().__init__()
-        with torch.device("meta"):  # the weights are assigned, so no memory is needed for random ones
+        with torch.device("meta"):  # the weights are assigned: random ones need no memory
             self.layers = vgg16(weights=None).features[: TAPS[-1] + 1]
         try:
             state = read_tensors(path)
-            self.layers.load_state_dict({name: state[name] for name in self.layers.state_dict()}, assign=True)
+            weights = {name: state[name] for name in self.layers.state_dict()}
+            self.layers.load_state_dict(weights, assign=True)
         except (RuntimeError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a state dict of torchvision's VGG16 .features: {error}") from None
         self.requires_grad_(False)
@@ -42,7 +43,10 @@ class Perceptual(nn.Module):
         self.register_buffer("deviation", torch.tensor(deviation)[:, None, None])
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Returns the features of images float (B, 3, h, w) in [-1, 1] at TAPS, of unit length along the channels."""
+        """Returns the features at TAPS of images float (B, 3, h, w) in [-1, 1].
+
+        They are of unit length along the channels.
+        """
         x = ((images + 1) / 2 - self.mean) / self.deviation
         taps = []
         for number, layer in enumerate(self.layers):
@@ -52,7 +56,7 @@ class Perceptual(nn.Module):
         return taps
 
     def forward(self, images: Tensor, originals: Tensor) -> Tensor:
-        """Returns the mean over the taps of the mean squared distance of the unit features, 0 … 2."""
+        """Returns the mean over the taps of the mean squared distance of the features, 0 … 2."""
         with torch.no_grad():
             wanted = self.features(originals)
         found = self.features(images)

@@ -1,4 +1,4 @@
-"""How well a tokenizer reconstructs images, how much of its codebook it uses, and the record that says so.
+"""How well a tokenizer reconstructs images, how much of its codebook it uses, and its record.
 
 The record is a JSON file next to the weights of a vq_small, with the same name.
 """
@@ -22,6 +22,7 @@ from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
 
 BATCH = 500  # images that are reconstructed at a time
+ADVICE = "leave out --write-record"
 
 
 def measure(
@@ -29,9 +30,9 @@ def measure(
 ) -> dict[str, float | int]:
     """Measures a tokenizer on images of `size` pixels.
 
-    Returns the PSNR (dB, mean over the images), the usage (share of the codes that occur) and the perplexity of the
-    codes. `keep` is an .npz file that gets the reconstructions (arr_0) and labels (arr_1), as
-    `mirai_bench.evaluate` takes it for rFID.
+    Returns the PSNR (dB, mean over the images), the usage (share of the codes that occur) and the
+    perplexity of the codes. `keep` is an .npz file that gets the reconstructions (arr_0) and labels
+    (arr_1), as `mirai_bench.evaluate` takes it for rFID.
     """
     num_images = len(dataset)
     counts = np.zeros(tokenizer.vocabulary, np.int64)
@@ -76,17 +77,13 @@ def find_record(config: TokenizerConfig) -> Path:
     Raises UserError if there is none, or if it is that of other weights.
     """
     if config.name != "vq_small":
-        raise UserError(f"tokenizer.name is {config.name!r}, which has no record: leave out --write-record")
+        raise UserError(f"tokenizer.name is {config.name!r}, which has no record: {ADVICE}")
     weights = weight_file(config)
     file = record_file(weights)
     try:
         recorded = read_record(file)["weights"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is not the record of a training ({error}): leave out --write-record"
-        ) from None
+        raise UserError(f"{file} is not the record of a training ({error}): {ADVICE}") from None
     if recorded != file_sha256(weights):
-        raise UserError(
-            f"{file} is the record of other weights than {weights.name}: leave out --write-record"
-        )
+        raise UserError(f"{file} is the record of other weights than {weights.name}: {ADVICE}")
     return file

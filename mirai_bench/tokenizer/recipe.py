@@ -1,4 +1,4 @@
-"""The recipe of vq_small: its sizes and how it is trained. Each field is an option of the command `train`."""
+"""The sizes of vq_small and how it is trained. Each field is an option of the command `train`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Recipe:
     batch_size: int = 64
     """Batch size in images."""
     lr: float = 1e-3
-    """Peak learning rate. It rises over the first 2 % of training and falls to zero along a cosine."""
+    """Peak learning rate. It rises over the first 2 % of training, then falls along a cosine."""
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
     perceptual: float = 0.1
@@ -38,4 +38,4 @@ class Recipe:
     precision: str = "bf16"
     """Precision of the networks under autocast, bf16 or fp32."""
     seed: int = 0
-    """Seed of the initial weights, the order of the images, and the codes that replace dead ones."""
+    """Seed of the initial weights, the order of the images, and what replaces dead codes."""

@@ -5,8 +5,6 @@ The features are those of the extractor that the profile's evaluation protocol n
 
 from __future__ import annotations
 
-from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from mirai_bench.data.images.image_sets import open_images
 from mirai_bench.evaluate.extractors import open_extractor
 from mirai_bench.evaluate.measure import StoredImages, measure
 from mirai_bench.evaluate.references import open_reference
-from mirai_bench.utils.cli import progress
 
 
 def reconstruction_distance(config: RunConfig, reconstructions: Path, device: torch.device) -> dict[str, Any]:
@@ -28,8 +25,8 @@ def reconstruction_distance(config: RunConfig, reconstructions: Path, device: to
     images = open_images(reconstructions)
     extractor = open_extractor(config, config.evaluation.protocol.extractor, device)
     reference = open_reference(config, "heldout", extractor)
-    watch = partial(progress, what="rFID", total=len(images), unit="images", weigh=attrgetter("num_images"))
-    measured = measure(StoredImages(images), extractor, reference, watch=watch)
+    measured = measure(StoredImages(images), extractor, reference, label="rFID")
     assert measured is not None, "rank 0 of one process gets the metrics"
     metrics = {name: float(f"{value:.5g}") for name, value in measured.metrics.items()}
-    return metrics | {"n": len(images), "reference": reference.identity, "extractor": extractor.identity}
+    made_with = {"reference": reference.identity, "extractor": extractor.identity}
+    return metrics | {"n": len(images)} | made_with

@@ -1,8 +1,8 @@
 """Training of vq_small.
 
-The loss is L2 + perceptual + commitment. The codebook is a moving average, and its dead codes are replaced. Everything
-random is a function of (seed, step), so that a resumed training equals an uninterrupted one bit for bit.
-Letters: B batch; n = B·H·W rows of a batch; Z code width; V codes.
+The loss is L2 + perceptual + commitment. The codebook is a moving average, and its dead codes are
+replaced. Everything random is a function of (seed, step), so that a resumed training equals an
+uninterrupted one bit for bit. Letters: B batch; n = B·H·W rows of a batch; Z code width; V codes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.crops import read_bases
 from mirai_bench.data.images.datasets import Dataset, open_dataset
-from mirai_bench.data.tokenizers.convert import from_uint8
+from mirai_bench.data.tokenizers.network import from_uint8
 from mirai_bench.data.tokenizers.vq_small import SmallVQ, VQSmall, read_model
 from mirai_bench.tokenizer.perceptual import Perceptual
 from mirai_bench.tokenizer.quality import measure, record_file
@@ -39,8 +39,6 @@ from mirai_bench.utils.tensors import read_tensors
 log = logging.getLogger(__name__)
 
 STEPS_PER_REBIRTH = 20
-STEPS_PER_LOG = 100
-SECONDS_PER_SAVE = 120.0
 
 
 class Codebook:
@@ -86,7 +84,7 @@ class Codebook:
 
 
 class Training:
-    """Model, optimizer and codebook of one training. `step` is a function of them and of the step's number."""
+    """Model, optimizer and codebook of one training. Nothing else decides what a step computes."""
 
     def __init__(
         self, config: RunConfig, recipe: Recipe, vgg: Path, dataset: Dataset, device: torch.device
@@ -98,8 +96,8 @@ class Training:
         torch.manual_seed(recipe.seed)
         sizes = (config.tokenizer.downsample, config.tokenizer.vocabulary)
         self.model = SmallVQ(*sizes, recipe.channels, recipe.blocks, recipe.width)
-        self.model.to(device, memory_format=torch.channels_last)
-        self.perceptual = Perceptual(vgg).to(device, memory_format=torch.channels_last)
+        self.model.to(device).to(memory_format=torch.channels_last)
+        self.perceptual = Perceptual(vgg).to(device).to(memory_format=torch.channels_last)
         self.codebook = Codebook(self.model, recipe)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), recipe.lr, (0.9, 0.99), weight_decay=recipe.weight_decay
@@ -110,7 +108,7 @@ class Training:
         self.seconds = 0.0  # of steps
 
     def images(self, step: int) -> Tensor:
-        """Returns the images of a step, float (B, 3, h, w) in [-1, 1]. Half of them are mirrored."""
+        """Returns the images of a step, float (B, 3, h, w) in [-1, 1], half of them mirrored."""
         epoch, position = divmod(step, self.steps_per_epoch)
         rng = np.random.default_rng((self.recipe.seed, epoch))
         order = rng.permutation(len(self.dataset))
@@ -129,7 +127,10 @@ class Training:
         return self.recipe.lr * warmup * 0.5 * (1 + math.cos(math.pi * progress))
 
     def step(self, step: int) -> dict[str, float]:
-        """Computes step number `step` (from 0). Returns its losses and the number of codes that were replaced."""
+        """Computes step number `step` (from 0).
+
+        Returns its losses and, as `reborn`, the number of codes that were replaced.
+        """
         recipe = self.recipe
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         images = self.images(step)
@@ -166,9 +167,8 @@ class Training:
         return {name: value.item() for name, value in losses.items()} | {"reborn": reborn}
 
     def run(self, state: Path) -> None:
-        """Trains from step `done` to the end. Saves to `state` every two minutes and at the end."""
-        saved = time.monotonic()
-        recent: list[dict[str, float]] = []  # since the last line of the log
+        """Trains from step `done` to the end. After every epoch it saves to `state` and logs its losses."""
+        epoch: list[dict[str, float]] = []  # losses of each step
         total = self.total_steps
         for step in progress(range(self.done, total), "vq_small", total, "steps", self.done):
             start = time.monotonic()
@@ -177,16 +177,13 @@ class Training:
             self.seconds += time.monotonic() - start
             if not math.isfinite(losses["l2"]):
                 raise FloatingPointError(f"the loss is not finite at step {step}")
-            recent.append(losses)
-            if self.done % STEPS_PER_LOG == 0:
-                means = {name: sum(each[name] for each in recent) / len(recent) for name in losses}
-                text = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
-                log.info(f"step {self.done}/{total}, mean of {len(recent)} steps: {text}")
-                recent = []
-            if time.monotonic() - saved > SECONDS_PER_SAVE:
+            epoch.append(losses)
+            if self.done % self.steps_per_epoch == 0:
                 self.save(state)
-                saved = time.monotonic()
-        self.save(state)
+                means = {name: sum(each[name] for each in epoch) / len(epoch) for name in losses}
+                text = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
+                log.info(f"step {self.done}/{total}, mean of {len(epoch)} steps: {text}")
+                epoch = []
 
     def save(self, path: Path) -> None:
         """Writes the state, whole or not at all."""
@@ -217,23 +214,19 @@ def train(
 ) -> tuple[Path, dict[str, Any]]:
     """Trains the tokenizer of a configuration, or resumes its training.
 
-    Returns the weight file and its record, which is written next to it. `keep` is an .npz file that gets the
-    reconstructed held-out images. Raises UserError if the sizes do not fit each other.
+    Returns the weight file and its record, which is written next to it. `keep` is an .npz file that
+    gets the reconstructed held-out images. Raises UserError if the sizes do not fit each other.
     """
     tokenizer = config.tokenizer
     if tokenizer.downsample not in (2, 4, 8):
         raise UserError(f"tokenizer.downsample is {tokenizer.downsample} with vq_small: write 2, 4 or 8")
-    if recipe.channels % 8:
-        raise UserError(
-            f"--channels is {recipe.channels}: write a multiple of 8 (the groups of its normalisation)"
-        )
+    if recipe.channels % 8:  # the groups of its normalisation
+        raise UserError(f"--channels is {recipe.channels}: write a multiple of 8")
     dataset = open_dataset(config, "train")
     heldout = open_dataset(config, "heldout")
     size = len(dataset)
     if recipe.batch_size > size:
-        raise UserError(
-            f"--batch-size is {recipe.batch_size}, but there are {size} images: write {size} or less"
-        )
+        raise UserError(f"--batch-size is {recipe.batch_size}, but there are {size} images: write less")
     # 1. The folder is named by everything that decides the weights.
     vgg_sha256 = file_sha256(vgg)
     image_size = config.data.image_size

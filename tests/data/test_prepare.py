@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from mirai_bench.data import preparation
 from mirai_bench.data.codes import images_of, open_codes
+from mirai_bench.data.preparation import Worker, worker_device
 from mirai_bench.data.prepare import main as prepare
 from mirai_bench.data.shards import codes_folder
 from mirai_bench.data.tokenizers import load_tokenizer
@@ -51,34 +51,36 @@ def test_prepared_split_labels_and_manifest(images, tmp_path):
 
 def test_preparation_goes_on_after_a_kill(images, tmp_path, monkeypatch, capsys):
     whole = all_codes(prepared(folder_config(images, tmp_path / "whole"), tmp_path))
-    config, encode = folder_config(images, tmp_path / "cut"), preparation.Worker.shard
+    config = folder_config(images, tmp_path / "cut")
     arguments = [write_config(config, tmp_path / "cut.json"), "--shard-size", "5"]
+    encode = Worker.encode
     seen = []
 
-    def killed(self, number, part):
+    def killed(self, shard):
         if len(seen) == 2:
             raise KeyboardInterrupt
-        seen.append(number)
-        return encode(self, number, part)
+        seen.append(shard)
+        return encode(self, shard)
 
-    monkeypatch.setattr(preparation.Worker, "shard", killed)
+    monkeypatch.setattr(Worker, "encode", killed)
     assert cli.run(prepare, arguments) == 130
     with pytest.raises(UserError, match="only partly prepared"):
         open_codes(config, "train", CPU)
     encoded = []
 
-    def counted(self, number, part):
-        encoded.append((self.job.split, number))
-        return encode(self, number, part)
+    def counted(self, shard):
+        encoded.append((self.job.split, shard[0]))
+        return encode(self, shard)
 
-    monkeypatch.setattr(preparation.Worker, "shard", counted)
+    monkeypatch.setattr(Worker, "encode", counted)
     assert cli.run(prepare, arguments) == 0
     assert [number for split, number in encoded if split == "train"] == [2, 3, 4]
     assert "encoding train: 11 images; 10 are done" in capsys.readouterr().err
     assert torch.equal(all_codes(open_codes(config, "train", CPU)), whole)
     encoded.clear()
-    assert cli.run(prepare, arguments) == 0 and not encoded
-    assert len(capsys.readouterr().out.splitlines()) == 2  # one line a split, nothing else, on stdout
+    assert cli.run(prepare, arguments) == 0
+    assert not encoded
+    assert len(capsys.readouterr().out.splitlines()) == 2  # one line per split, nothing else, on stdout
 
 
 def test_ranks_share_the_work(images, tmp_path, monkeypatch):
@@ -128,6 +130,16 @@ def test_processes_share_the_work(images, tmp_path, capfd):
         all_codes(prepared(folder_config(images, tmp_path / "pool"), tmp_path, "--processes", "2")), whole
     )
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_processes_take_the_gpus_in_turn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name in ("auto", "cuda"):
+        devices = [worker_device(name, number) for number in range(4)]
+        assert [device.index for device in devices] == [1, 2, 0, 1]
+    assert worker_device("cpu", 5) == CPU
 
 
 def test_corrupt_images_are_named_counted_and_skipped(damaged, capsys):

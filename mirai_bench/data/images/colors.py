@@ -1,4 +1,4 @@
-"""Means and deviations of RGB in 0…1, with which pretrained networks expect images to be normalised."""
+"""Means and deviations of RGB in 0…1, by which images are normalised for pretrained networks."""
 
 from __future__ import annotations
 

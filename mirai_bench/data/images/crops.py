@@ -1,7 +1,9 @@
-"""Which pixels a view of an image is. Codes and pixels both come through here, so a view's code and pixels agree.
+"""Which pixels a view of an image is.
 
-An image first becomes one square *base* per crop range (ADM's centre crop), and a view is a square cut out of a base,
-mirrored or not. Letters: B batch, S side of the base, s side of the view (data.image_size), both in pixels.
+Codes and pixels both come through here, so that the code and the pixels of a view agree.
+An image first becomes one square *base* per crop range (ADM's centre crop), and a view is a square
+cut out of a base, mirrored or not. Letters: B batch, S side of the base, s side of the view
+(data.image_size), both in pixels.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ def crop_rule(data: DataConfig) -> str:
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """Returns ADM's centre crop, uint8 (size, size, 3).
 
-    The image is halved with a box filter while it is at least twice too large, then resized bicubically until its
-    shorter side is `size`, and the centre is cut out.
+    The image is halved with a box filter while it is at least twice too large, then resized
+    bicubically until its shorter side is `size`, and the centre is cut out.
     """
     image = image.convert("RGB")
     while min(image.size) >= 2 * size:
@@ -52,14 +54,13 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.crop((left, top, left + size, top + size)))
 
 
-def cut(bases: Tensor, view: Tensor, size: int, views: str, which: Tensor | None = None) -> Tensor:
-    """Returns the views uint8 (B, s, s, 3) of bases uint8 (B, S, S, 3). `view` (B,) counts within the base.
+def cut(bases: Tensor, view: Tensor, size: int, views: str) -> Tensor:
+    """Returns the views uint8 (B, s, s, 3) of bases uint8 (B, S, S, 3).
 
-    With `which` (B,), view i is cut out of base which[i]. The views are
-    center: 0;
-    flip: 0, and 1 is the mirror image;
-    ten_crop, in torchvision's order: top left, top right, bottom left, bottom right, centre; then the same five of
-    the mirror image, so that view 5 mirrors view 1.
+    `view` (B,) counts within the base.
+    center: view 0. flip: view 0, and view 1, which is the mirror image. ten_crop, in torchvision's
+    order: top left, top right, bottom left, bottom right, centre, and then the same five of the
+    mirror image, so that view 5 mirrors view 1.
     """
     side = bases.shape[1]
     device = bases.device
@@ -81,26 +82,25 @@ def cut(bases: Tensor, view: Tensor, size: int, views: str, which: Tensor | None
     rows = top[:, None] + steps
     columns = left[:, None] + steps
     columns = torch.where(mirrored[:, None], side - 1 - columns, columns)
-    which = torch.arange(len(bases), device=device) if which is None else which
-    return bases[which[:, None, None], rows[:, :, None], columns[:, None, :]]
+    image = torch.arange(len(bases), device=device)
+    return bases[image[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def all_views(bases: Sequence[Tensor], data: DataConfig) -> Tensor:
-    """Returns all views uint8 (n, R, s, s, 3) of n images, whose bases are uint8 (n, S, S, 3), one per crop range."""
-    count = data.num_views // len(bases)
-    num_images = len(bases[0])
-    device = bases[0].device
-    view = torch.arange(count, device=device).repeat(num_images)
-    which = torch.arange(num_images, device=device).repeat_interleave(count)
-    parts = []
+    """Returns all views uint8 (n, R, s, s, 3) of n images.
+
+    `bases` are their squares uint8 (n, S, S, 3), one tensor per crop range.
+    """
+    views = []
     for base in bases:
-        views = cut(base, view, data.image_size, data.views, which)
-        parts.append(views.unflatten(0, (num_images, count)))
-    return torch.cat(parts, 1)
+        for number in range(data.num_views // len(bases)):
+            view = torch.full((len(base),), number, device=base.device)
+            views.append(cut(base, view, data.image_size, data.views))
+    return torch.stack(views, 1)
 
 
 def read_bases(dataset: Dataset, rows: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    """Returns the centre crops uint8 (len(rows), size, size, 3) of images. Raises what Dataset.read raises."""
+    """Returns the centre crops uint8 (n, size, size, 3) of images. Raises as Dataset.read does."""
     if dataset.images is not None and dataset.images.shape[1:3] == (size, size):
         return dataset.images[np.asarray(rows)]
     return np.stack([center_crop(dataset.read(int(row)), size) for row in rows])

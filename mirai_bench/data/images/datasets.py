@@ -1,4 +1,4 @@
-"""The data sets: where their images and labels are, and how they are split into training and held-out images."""
+"""The data sets: where their images and labels are, and which images are held out."""
 
 from __future__ import annotations
 
@@ -27,13 +27,9 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
 # Number of the 1,797 digits that are held out.
 DIGITS_HELDOUT = 297
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# Globals that numpy's arrays need when they are unpickled.
-ARRAY_GLOBALS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-}
+# What numpy's arrays need when they are unpickled, by the names of numpy 1 and numpy 2.
+ARRAY_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+ARRAY_NAMES = ("ndarray", "dtype", "_reconstruct")
 
 
 @dataclass(frozen=True)
@@ -92,10 +88,10 @@ def open_dataset(config: RunConfig, split: Split) -> Dataset:
         dataset = _cifar10(_existing(path, "cifar10.npz or the folder cifar-10-batches-py"), split)
     else:
         dataset = _folder(_existing(path, "a folder of class/image files"), split, data.name)
-    num_classes = len(dataset.class_names)
-    if num_classes != data.classes:
+    found = len(dataset.class_names)
+    if found != data.classes:
         raise UserError(
-            f"data.classes is {data.classes}, but {dataset.name} has {num_classes}: write data.classes: {num_classes}"
+            f"data.classes is {data.classes}, but {dataset.name} has {found}: write data.classes: {found}"
         )
     return dataset
 
@@ -105,9 +101,9 @@ def has_heldout_images(config: RunConfig) -> bool:
 
     digits and cifar10 have one, and a folder has one if its `val` has class folders.
     """
-    path = config.machine.data
     if config.data.dataset != "folder":
         return True
+    path = config.machine.data
     return path is not None and path.is_dir() and _split_root(path, "heldout") is not None
 
 
@@ -122,7 +118,7 @@ def _existing(path: Path | None, what: str) -> Path:
 
 def _in_memory(name: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Dataset:
     labels = labels.astype(np.int64)
-    sha = hashlib.sha256(np.ascontiguousarray(images))
+    sha = hashlib.sha256(np.ascontiguousarray(images).data)
     sha.update(labels.astype("<i8").tobytes())
     return Dataset(name, sha.hexdigest(), class_names, labels, images)
 
@@ -137,8 +133,8 @@ def _digits(split: Split) -> Dataset:
     bunch = load_digits()
     levels = bunch.images  # (1797, 8, 8) grey levels 0…16
     labels = bunch.target
-    # Every sixth image or so of a shuffled list that is sorted by label: the split is stratified to within one image.
-    # The stream of RandomState is frozen for good.
+    # Every sixth image or so of a shuffled list that is sorted by label: the split is stratified to
+    # within one image. The stream of RandomState is frozen for good.
     order = np.random.RandomState(0).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     heldout = np.zeros(len(labels), bool)
@@ -153,31 +149,30 @@ def _digits(split: Split) -> Dataset:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads numpy arrays and plain containers. It refuses every other global, so that a file cannot run code."""
+    """Reads numpy arrays and plain containers only, so that no file can run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ARRAY_GLOBALS:
+        if module not in ARRAY_MODULES or name not in ARRAY_NAMES:
             raise pickle.UnpicklingError(f"refused {module}.{name}")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images uint8 (n, 32, 32, 3) and the labels (n,) of one file of cifar-10-batches-py."""
-    try:
-        with open(path, "rb") as file:
-            batch = _ArraysOnly(file, encoding="bytes").load()
-        images = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return images, np.asarray(batch[b"labels"], np.int64)
-    except (OSError, pickle.UnpicklingError, KeyError, ValueError, TypeError, EOFError) as error:
-        raise UserError(f"{path} is not a batch file of CIFAR-10's python version: {error}") from None
-
-
 def _read_batches(folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images and labels of the folder cifar-10-batches-py."""
+    """Returns the images uint8 (N, 32, 32, 3) and labels (N,) of the folder cifar-10-batches-py."""
+    images = []
+    labels = []
     names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-    batches = [_read_batch(folder / name) for name in names]
-    images = np.concatenate([images for images, _ in batches])
-    return images, np.concatenate([labels for _, labels in batches])
+    for name in names:
+        try:
+            with open(folder / name, "rb") as file:
+                batch = _ArraysOnly(file, encoding="bytes").load()
+            images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32))
+            labels.append(np.asarray(batch[b"labels"], np.int64))
+        except (OSError, pickle.UnpicklingError, KeyError, ValueError, TypeError, EOFError) as error:
+            raise UserError(
+                f"{folder / name} is not a batch file of CIFAR-10's python version: {error}"
+            ) from None
+    return np.concatenate(images).transpose(0, 2, 3, 1), np.concatenate(labels)
 
 
 def _read_npz(path: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +182,7 @@ def _read_npz(path: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
         with np.load(path / "cifar10.npz" if path.is_dir() else path, allow_pickle=False) as arrays:
             return arrays[f"x_{key}"], arrays[f"y_{key}"]
     except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
-        reason = str(error).split(". ")[0]  # numpy's message ends with how to read pickles all the same
+        reason = str(error).split(". ")[0]  # the rest of numpy's message is how to read pickles
         raise UserError(
             f"machine.data is {str(path)!r}, which holds no CIFAR-10 ({reason}): write the path of cifar10.npz "
             "(x_train, y_train, x_test, y_test) or of the folder cifar-10-batches-py"
@@ -200,10 +195,8 @@ def _cifar10(path: Path, split: Split) -> Dataset:
     folders = [folder for folder in candidates if (folder / "data_batch_1").is_file()]
     images, labels = _read_batches(folders[0], split) if folders else _read_npz(path, split)
     if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or len(images) != len(labels):
-        raise UserError(
-            f"{path} holds images {images.dtype} {images.shape} and {len(labels)} labels: write uint8 (N, 32, 32, 3) "
-            "and N"
-        )
+        found = f"images {images.dtype} {images.shape} and {len(labels)} labels"
+        raise UserError(f"{path} holds {found}: write uint8 (N, 32, 32, 3) and N")
     return _in_memory("cifar10", np.ascontiguousarray(images), labels.reshape(-1), CIFAR10_CLASSES)
 
 
@@ -218,7 +211,8 @@ def _class_folders(root: Path) -> list[str]:
 def _split_root(path: Path, split: Split) -> Path | None:
     """Returns the folder of a split's class folders, or None if there is none.
 
-    It is PATH/train or PATH/val (the layout of ImageNet), or PATH itself, which is then all training.
+    It is PATH/train or PATH/val (the layout of ImageNet), or PATH itself, which is then all
+    training.
     """
     if (path / "train").is_dir():
         path = path / ("train" if split == "train" else "val")
@@ -228,7 +222,7 @@ def _split_root(path: Path, split: Split) -> Path | None:
 
 
 def _images_in(folder: Path) -> list[os.DirEntry[str]]:
-    """Returns the image files of a class in the order of their names. A class without a folder has none."""
+    """Returns the image files of a class by name. A class without a folder has none."""
     entries = os.scandir(folder) if folder.is_dir() else ()
     images = [entry for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES]
     return sorted(images, key=lambda entry: entry.name)
@@ -246,15 +240,16 @@ def _folder(path: Path, split: Split, name: str) -> Dataset:
     root = _split_root(path, split)
     if root is None:
         raise UserError(
-            f"{path} has no class folders for the {split} split: write class/image, or train/class/image and "
-            "val/class/image"
+            f"{path} has no class folders for the {split} split: write class/image or {{train,val}}/class/image"
         )
-    # 1. The classes are those of training, so that a class without held-out images keeps its number.
+    # 1. The classes are those of training, so that a class without held-out images keeps its
+    # number.
     classes = _class_folders(_split_root(path, "train") or root)
     for other in _class_folders(root):
         if other not in classes:
             raise unknown(f"class folder of {root}", other, classes)
-    # 2. Their files, with a hash of the names and sizes: reading 1.3 million images would take hours.
+    # 2. Their files, with a hash of the names and sizes: reading 1.3 million images would take
+    # hours.
     files = []
     labels = []
     listing = hashlib.sha256()

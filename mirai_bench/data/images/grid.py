@@ -9,9 +9,10 @@ GREY = 96  # of the lines around the cells
 
 
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Returns one RGB picture of the images uint8 (N, h, w, 3), row by row, with a grey line around each.
+    """Returns one RGB picture of the images uint8 (N, h, w, 3), row by row.
 
-    Small images are enlarged, and cells without an image are black.
+    There is a grey line around each image. Small images are enlarged, and cells without an image
+    are black.
     """
     scale = max(1, FEWEST_PIXELS // images.shape[1])
     images = images.repeat(scale, 1).repeat(scale, 2)
@@ -25,7 +26,7 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def first_grid(images: np.ndarray, classes: int) -> np.ndarray:
-    """Returns the grid of the first images of an evaluation, with one column per class, at most 10."""
+    """Returns the grid of an evaluation's first images, with a column per class, at most 10."""
     columns = min(10, classes)
     rows = 10 if images.shape[1] <= 64 else 4  # large images: fewer, so that the file stays small
     return image_grid(images[: rows * columns], columns)

@@ -1,6 +1,7 @@
-"""Sets of images on disk, read and written part by part: folders, and .npz files as the ADM evaluator takes them.
+"""Sets of images on disk, read and written part by part.
 
-Images are uint8 (B, h, w, 3) everywhere. Memory holds one part, whatever the number of images.
+They are folders, or .npz files as the ADM evaluator takes them. Images are uint8 (B, h, w, 3)
+everywhere. Memory holds one part, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ Header = tuple[tuple[int, ...], np.dtype]
 
 
 def _read_header(file: IO[bytes]) -> Header:
-    """Returns the header of an .npy stream, which is then at the array's first value. Refuses pickled objects."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    """Returns the header of an .npy stream, which is then at the array's first value.
+
+    Raises ValueError for pickled objects.
+    """
+    npy = np.lib.format
+    version = npy.read_magic(file)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if dtype.hasobject or (fortran and len(shape) > 1):
         raise ValueError("it holds pickled objects, or is in Fortran order")
@@ -54,7 +59,7 @@ def npz_arrays(path: Path) -> dict[str, Header]:
 
 
 class NpzImages:
-    """The images `arr_0` uint8 (n, h, w, 3) of an .npz file, as ADM's sample and reference batches have them."""
+    """The images `arr_0` uint8 (n, h, w, 3) of an .npz file, as ADM's batches have them."""
 
     def __init__(self, path: Path) -> None:
         arrays = npz_arrays(path)
@@ -92,12 +97,13 @@ class NpzImages:
 
 
 class FolderImages:
-    """All images in a folder and its subfolders, in the order of their relative paths. They must have one size."""
+    """All images in a folder and its subfolders, by relative path. They must have one size."""
 
     labels = None
 
     def __init__(self, path: Path) -> None:
-        files = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+        named = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES]
+        files = [file for file in named if file.is_file()]
         if not files:
             raise UserError(f"{path} holds no image (known endings: {', '.join(sorted(SUFFIXES))})")
         self.path = path
@@ -115,16 +121,15 @@ class FolderImages:
             raise UserError(f"{file} cannot be read as an image: {error}") from None
 
     def read(self, rows: range) -> np.ndarray:
-        """Returns images. Raises UserError if one cannot be read, or has another size than the first one."""
-        images = [self._read(self.files[row]) for row in rows]
-        for row, image in zip(rows, images, strict=True):
+        """Returns images. Raises UserError if one is damaged or has another size than the first."""
+        images = []
+        for file in self.files[rows.start : rows.stop]:
+            image = self._read(file)
             if image.shape != self.shape[1:]:
-                size = f"{image.shape[1]}x{image.shape[0]}"
-                first = f"{self.shape[2]}x{self.shape[1]}"
-                raise UserError(
-                    f"{self.files[row]} is {size} pixels and {self.files[0].name} is {first}: bring all to one size "
-                    "first"
-                )
+                size = f"{image.shape[1]}x{image.shape[0]} pixels"
+                first = f"{self.files[0].name} is {self.shape[2]}x{self.shape[1]}"
+                raise UserError(f"{file} is {size} and {first}: bring all to one size first")
+            images.append(image)
         return np.stack(images)
 
 
@@ -135,14 +140,11 @@ def open_images(path: Path) -> ImageSet:
     """Opens a folder of images, or an .npz file with arr_0. Raises UserError for anything else."""
     if path.is_dir():
         return FolderImages(path)
+    advice = "write a run folder, a folder of images, or an .npz file with arr_0"
     if not path.exists():
-        raise UserError(
-            f"There is no {str(path)!r}: write a run folder, a folder of images, or an .npz file with arr_0"
-        )
+        raise UserError(f"There is no {str(path)!r}: {advice}")
     if path.suffix != ".npz":
-        raise UserError(
-            f"{path} is neither a folder nor an .npz file: write a folder of images, or an .npz file with arr_0"
-        )
+        raise UserError(f"{path} is neither a folder nor an .npz file: {advice}")
     return NpzImages(path)
 
 
@@ -153,9 +155,9 @@ def parts(images: ImageSet) -> Iterator[np.ndarray]:
 
 
 def resized(images: np.ndarray, side: int) -> np.ndarray:
-    """Returns the images uint8 (B, side, side, 3), resized by Pillow's bicubic filter, which is antialiased.
+    """Returns the images uint8 (B, side, side, 3), resized by Pillow's bicubic filter.
 
-    A side of 0 leaves them as they are.
+    The filter is antialiased. A side of 0 leaves the images as they are.
     """
     if side == 0 or images.shape[1:3] == (side, side):
         return images
@@ -167,9 +169,10 @@ def resized(images: np.ndarray, side: int) -> np.ndarray:
 
 
 class NpzWriter:
-    """Writes n images as `arr_0`, and their labels as `arr_1`, as they come. `close` gives the file its name.
+    """Writes n images as `arr_0` and their labels as `arr_1`, as they come.
 
-    The file is opened by the first images: of several processes, each of which has a writer, only one gets images.
+    `close` gives the file its name. It is opened by the first images: of several processes, each of
+    which has a writer, only one gets images.
     """
 
     def __init__(self, path: Path, n: int) -> None:

@@ -1,13 +1,12 @@
 """Images to codes and back. Each tokenizer is one entry of TOKENIZERS.
 
-A tokenizer is frozen, and its codes depend on nothing but its weights. Letters: B batch; h, w pixels; H, W tokens,
-T = H·W; V codes.
+A tokenizer is frozen, and its codes depend on nothing but its weights. Letters: B batch; h, w
+pixels; H, W tokens, T = H·W; V codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,20 +32,9 @@ class Tokenizer(Protocol):
         """Returns the images uint8 (B, h, w, 3), RGB, of codes long (B, T) of square grids."""
 
 
-class TokenizerEntry(NamedTuple):
-    """How a tokenizer is loaded."""
-
-    load: Callable[[TokenizerConfig, torch.device], Tokenizer]
-    """Returns the tokenizer. Raises UserError if the weights are missing or do not fit the configuration."""
-    identity: Callable[[TokenizerConfig], dict[str, str]]
-    """Returns the identity of what `load` would load, without loading it."""
-
-
-TOKENIZERS = {
-    "pixel": TokenizerEntry(pixel.load, pixel.identity),
-    "vq_small": TokenizerEntry(vq_small.load, vq_small.identity),
-    "vq16": TokenizerEntry(vq16.load, vq16.identity),
-}
+# Each is a module with two functions: load(config, device) → Tokenizer, and identity(config), which
+# gives the identity of what `load` would load, without loading it.
+TOKENIZERS = {"pixel": pixel, "vq_small": vq_small, "vq16": vq16}
 
 
 def load_tokenizer(config: TokenizerConfig, device: torch.device) -> Tokenizer:

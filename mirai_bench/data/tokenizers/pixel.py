@@ -1,4 +1,4 @@
-"""The tokenizer without weights: a token is the grey level of a pixel, quantised to V equidistant levels."""
+"""The tokenizer without weights: a token is the grey level of a pixel, in V equidistant levels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from mirai_bench.utils.errors import UserError
 class Pixel:
     """Grey levels as codes.
 
-    decode(encode(·)) is exact on images that hold only V grey levels, such as the digits with V = 17.
+    decode(encode(·)) is exact on images that hold only V grey levels, such as the digits with V =
+    17.
     """
 
     downsample = 1
@@ -36,12 +37,11 @@ class Pixel:
 def load(config: TokenizerConfig, device: torch.device) -> Pixel:
     """Returns the tokenizer. Raises UserError if the configuration asks for what it cannot do."""
     if config.downsample != 1:
-        raise UserError(f"tokenizer.downsample is {config.downsample} with the pixel tokenizer: write 1")
-    if config.vocabulary > 256:
-        raise UserError(
-            f"tokenizer.vocabulary is {config.vocabulary} with the pixel tokenizer: write 256 grey levels or fewer"
-        )
-    return Pixel(config.vocabulary)
+        raise UserError(f"tokenizer.downsample is {config.downsample} with pixel: write 1")
+    vocabulary = config.vocabulary
+    if vocabulary > 256:
+        raise UserError(f"tokenizer.vocabulary is {vocabulary} with pixel: write 256 grey levels or fewer")
+    return Pixel(vocabulary)
 
 
 def identity(config: TokenizerConfig) -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""A small convolutional VQ for small colour images: 32x32 pixels to 8x8 codes (downsample 4) or 16x16 (downsample 2).
+"""A small convolutional VQ for small colour images.
 
-The encoder puts 2x2 pixels into channels, then has residual blocks, and a convolution of stride 2 for each further
-halving. The decoder is its mirror image. The codebook is learned as a moving average of the rows that choose each code
-(VQ-VAE, arXiv 1711.00937, appendix A.1).
-Letters: B batch; h, w pixels; H, W tokens; C channels; Z code width; V codes.
+32x32 pixels become 8x8 codes (downsample 4) or 16x16 (downsample 2). The encoder puts 2x2 pixels
+into channels, then has residual blocks, and a convolution of stride 2 for each further halving. The
+decoder is its mirror image. The codebook is learned as a moving average of the rows that choose
+each code (VQ-VAE, arXiv 1711.00937, appendix A.1). Letters: B batch; h, w pixels; H, W tokens; C
+channels; Z code width; V codes.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mirai_bench.config.run_config import TokenizerConfig
-from mirai_bench.data.tokenizers.convert import from_uint8, to_uint8
+from mirai_bench.data.tokenizers.network import ResBlock, from_uint8, to_uint8
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
 from mirai_bench.utils.tensors import read_tensors
@@ -29,24 +29,12 @@ DECODE_BATCH = 512  # images per forward pass of the decoder
 # ---- the network
 
 
-class Residual(nn.Module):
-    """Two convolutions with a residual connection."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(8, channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(8, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) → (B, C, h, w)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(8, channels)
 
 
 def _blocks(channels: int, count: int) -> list[nn.Module]:
-    return [Residual(channels) for _ in range(count)]
+    return [ResBlock(channels, channels, _norm) for _ in range(count)]
 
 
 def build_encoder(downsample: int, channels: int, blocks: int, width: int) -> nn.Sequential:
@@ -58,13 +46,14 @@ def build_encoder(downsample: int, channels: int, blocks: int, width: int) -> nn
         channels *= 2
         downsample //= 2
         layers += _blocks(channels, blocks)
-    return nn.Sequential(*layers, nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, width, 1))
+    return nn.Sequential(*layers, _norm(channels), nn.SiLU(), nn.Conv2d(channels, width, 1))
 
 
 def build_decoder(downsample: int, channels: int, blocks: int, width: int) -> nn.Sequential:
     """Returns the decoder (B, Z, H, W) → (B, 3, h, w).
 
-    Its last convolutions run at full size on few channels, so that cells of 2x2 pixels leave no pattern.
+    Its last convolutions run at full size on few channels, so that cells of 2x2 pixels leave no
+    pattern.
     """
     wide = channels * downsample // 2
     layers: list[nn.Module] = [nn.Conv2d(width, wide, 3, padding=1), *_blocks(wide, blocks)]
@@ -73,7 +62,7 @@ def build_decoder(downsample: int, channels: int, blocks: int, width: int) -> nn
         wide //= 2
         layers += _blocks(wide, blocks)
     few = max(8, channels // 4)
-    layers += [nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, 4 * few, 3, padding=1)]
+    layers += [_norm(channels), nn.SiLU(), nn.Conv2d(channels, 4 * few, 3, padding=1)]
     return nn.Sequential(*layers, nn.PixelShuffle(2), nn.SiLU(), nn.Conv2d(few, 3, 3, padding=1))
 
 
@@ -162,7 +151,10 @@ def read_model(path: Path) -> SmallVQ:
 
 
 def weight_file(config: TokenizerConfig) -> Path:
-    """Returns the weight file of a configuration. Raises UserError if none is named and none ships for its sizes."""
+    """Returns the weight file of a configuration, by default the one that ships for its sizes.
+
+    Raises UserError if there is none.
+    """
     side = 32 // config.downsample
     path = config.weights or SHIPPED / f"vq_small_cifar10_{side}x{side}.safetensors"
     if not path.is_file():
@@ -179,7 +171,7 @@ def identity(config: TokenizerConfig) -> dict[str, str]:
 
 
 def load(config: TokenizerConfig, device: torch.device) -> VQSmall:
-    """Returns the tokenizer of a configuration. Raises UserError if the weights have other sizes."""
+    """Returns the tokenizer. Raises UserError if the weights are of other sizes."""
     path = weight_file(config)
     model = read_model(path)
     for name, value in (("downsample", config.downsample), ("vocabulary", config.vocabulary)):

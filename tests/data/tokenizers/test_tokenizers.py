@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from mirai_bench.config.load import load_run
 from mirai_bench.config.run_config import TokenizerConfig
 from mirai_bench.data.tokenizers import TOKENIZERS, load_tokenizer, tokenizer_identity, vq16, vq_small
-from mirai_bench.data.tokenizers.convert import from_uint8, to_uint8
+from mirai_bench.data.tokenizers.network import from_uint8, to_uint8
 from mirai_bench.tokenizer.train import save_weights
 from mirai_bench.utils.errors import UserError
 from tests.support.paths import FIXTURES
@@ -139,7 +139,7 @@ def test_vq16_reads_the_official_layout_and_a_bare_state_dict(official, weights,
     model = vq16.read_model(weights["vq16"])
     for key, value in model.state_dict().items():
         assert torch.equal(value, official[key])
-    assert torch.allclose(model.quantize.codebook().norm(dim=1), torch.ones(16384))
+    assert torch.allclose(model.codebook().norm(dim=1), torch.ones(16384))
     torch.save(official, tmp_path / "bare.pt")
     assert torch.equal(
         vq16.read_model(tmp_path / "bare.pt").encoder.conv_in.weight, official["encoder.conv_in.weight"]
@@ -150,7 +150,7 @@ def test_vq16_codes_survive_a_round_trip(tokenizers):
     """Random weights decode to noise; the codes of the codebook's own vectors must come back."""
     model = tokenizers("vq16")[0].model
     codes = torch.arange(0, 16384, 37)
-    assert torch.equal(model.quantize.nearest(model.quantize.codebook()[codes] * 3.0), codes)
+    assert torch.equal(model.nearest(model.codebook()[codes] * 3.0), codes)
 
 
 DAMAGES = {
