@@ -1,4 +1,4 @@
-"""What a record says about where it comes from: commit, versions, machine."""
+"""What a record says about where it comes from: the commit and the versions of the software."""
 
 from __future__ import annotations
 
@@ -9,30 +9,35 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+# The packages whose versions matter to a number.
 PACKAGES = ("mirai-bench", "torch", "numpy", "torch-fidelity", "ray", "mlflow", "timm")
+HERE = Path(__file__).resolve().parent
 
 
 @lru_cache
-def git_state() -> dict[str, Any]:
-    """The commit of this code and whether tracked files differ from it; None where it is not a git checkout."""
+def git_state(folder: Path = HERE) -> dict[str, Any]:
+    """Returns the commit of a checkout, by default of this code, and whether tracked files differ from it.
 
-    def git(*words: str) -> str | None:
-        folder = Path(__file__).resolve().parent
-        try:
-            answer = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return answer.stdout.strip()
+    Both are None if the folder is not part of a git checkout.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+def _git(folder: Path, *words: str) -> str | None:
+    """Returns what git prints, or None if it fails."""
+    command = ["git", "-C", str(folder), *words]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
 
 
 @lru_cache
 def versions() -> dict[str, str]:
-    """Of Python and of those packages that matter to a number and are installed."""
+    """Returns the versions of Python and of those PACKAGES that are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -25,8 +25,15 @@ def markdown_escape(text: str) -> str:
     return text
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:") -> str:
-    """Returns the table in Markdown, with its texts escaped. `align` is that of all columns but the first."""
-    lines = [[markdown_escape(text) for text in row] for row in (header, *rows)]
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:", escape: bool = True
+) -> str:
+    """Returns the table in Markdown. `align` is that of all columns but the first.
+
+    The texts are escaped. Without `escape` they are Markdown already.
+    """
+    lines = [list(row) for row in (header, *rows)]
+    if escape:
+        lines = [[markdown_escape(text) for text in line] for line in lines]
     lines.insert(1, ["---"] + [align] * (len(header) - 1))
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
