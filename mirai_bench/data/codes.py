@@ -24,7 +24,6 @@ from mirai_bench.data.shards import (
     ShardedArray,
     check_fields,
     codes_folder,
-    expected,
     open_shards,
     read_manifest,
     split_data,
@@ -96,7 +95,7 @@ class Codes:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the number of whole batches. The rest of an epoch's order is dropped."""
-        most = self.num_images
+        most = self.num_images  # a larger batch would make an epoch of no step
         if batch_size > most:
             raise UserError(f"train.batch_size is {batch_size}, but there are {most} images: write less")
         return most // batch_size
@@ -116,7 +115,7 @@ class Codes:
         assert batch_size % world == 0, "the config has checked that the ranks divide the batch"
         epoch, position = divmod(step, self.steps_per_epoch(batch_size))
         order, views = self.order(seed, epoch)
-        share = batch_size // world
+        share = batch_size // world  # images per rank
         start = position * batch_size + rank * share
         index = order[start : start + share]
         view = views[index]
@@ -125,7 +124,8 @@ class Codes:
         else:
             rows = self._codes.take(index.cpu().numpy(), view.cpu().numpy())
             tokens = torch.from_numpy(rows.view(np.int16)).to(self.device)
-        return Batch(tokens.long() & 0xFFFF, self.labels[index], index, view)
+        tokens = tokens.long() & 0xFFFF  # codes above 32,767 are negative as int16
+        return Batch(tokens, self.labels[index], index, view)
 
     def all(self) -> tuple[Tensor, Tensor]:
         """Returns the tokens (N, T) of view 0 and the labels (N,), for held-out losses."""
@@ -156,8 +156,7 @@ def _encode_now(config: RunConfig, split: Split, device: torch.device) -> Codes:
     bases = [read_bases(dataset, rows, size) for size in base_sizes(data)]
     codes = encode_bases(bases, data, load_tokenizer(config.tokenizer, device), device)
     pixels = Pixels(lambda: dataset, rows, data, device)
-    manifest = expected(config, split)
-    manifest["dataset"] = dataset.identity
+    manifest = {"dataset": dataset.identity}
     return Codes(ShardedArray([codes]), dataset.labels, pixels, manifest, device)
 
 
@@ -194,6 +193,7 @@ def encode_bases(
     `bases` are the images' squares uint8 (n, S, S, 3), one array per crop range.
     """
     views = all_views([torch.from_numpy(base).to(device) for base in bases], data)
+    # (n·R, s, s, 3) in parts, so that memory does not depend on n and R.
     codes = [tokenizer.encode(part).cpu() for part in views.flatten(0, 1).split(ENCODE_BATCH)]
     return torch.cat(codes).numpy().astype(np.uint16).reshape(len(views), data.num_views, -1)
 

@@ -62,6 +62,7 @@ class Pixels:
         per_base = self.data.num_views // len(sizes)
         base = view // per_base  # (B,) crop range of each view
         inner = (view % per_base).to(self.device)  # (B,) view within its base
+        # With one crop range there is nothing to tell apart, and no wait for the device.
         if len(sizes) == 1:
             return cut(self._bases(0, sizes[0], index), inner, size, views)
         out = torch.empty(len(index), size, size, 3, dtype=torch.uint8, device=self.device)

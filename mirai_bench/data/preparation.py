@@ -106,6 +106,7 @@ class Worker:
         write_array(job.file(number, ".npy"), np.concatenate(codes))
         for i, base in enumerate(bases):
             write_array(job.file(number, f".base{i}.npy"), np.concatenate(base))
+        # Written last: it marks the shard as complete.
         write_json(job.file(number, ".json"), {"rows": kept, "skipped": skipped})
         return len(images)
 
@@ -125,7 +126,7 @@ class Worker:
                 crops.append([center_crop(image, side) for side in base_sizes(self.data)])
                 readable.append(row)
             except UNREADABLE as error:
-                name = images.describe(row)
+                name = images.files[row]  # images in memory can always be read
                 # An error of the system is the disk's fault, not the image's.
                 if isinstance(error, OSError) and error.errno is not None:
                     advice = "run the same command again when it can, to resume"
@@ -169,7 +170,7 @@ _worker: list[Worker] = []  # the worker of this process of a pool
 def _start_worker(job: Job, counter: Any) -> None:
     configure_logging()
     Thread(target=_exit_with_parent, daemon=True).start()
-    with counter.get_lock():
+    with counter.get_lock():  # the processes of the pool share the counter
         number = counter.value
         counter.value += 1
     _worker.append(Worker(job, number))
@@ -180,7 +181,7 @@ def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None, "only a process of a pool has one"
     parent.join()
-    os._exit(1)
+    os._exit(1)  # sys.exit would end this thread only
 
 
 def _encode(shard: Shard) -> int:

@@ -132,12 +132,12 @@ class ShardedArray:
 
     def take(self, rows: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
         """Returns array[rows], or array[rows, second], in the order of `rows`."""
-        holder = np.searchsorted(self.starts, rows, side="right") - 1  # which part has the row
+        holder = np.searchsorted(self.starts, rows, side="right") - 1  # (n,) part that has the row
         shape = self.shape if second is None else self.shape[1:]
         out = np.empty((len(rows), *shape), self.parts[0].dtype)
         for number in np.unique(holder):
             here = holder == number
-            local = rows[here] - self.starts[number]
+            local = rows[here] - self.starts[number]  # row within the part
             part = self.parts[number]
             out[here] = part[local] if second is None else part[local, second[here]]
         return out

@@ -47,10 +47,11 @@ class Perceptual(nn.Module):
 
         They are of unit length along the channels.
         """
+        # From [-1, 1] to what VGG16 was trained on.
         x = ((images + 1) / 2 - self.mean) / self.deviation
         taps = []
         for number, layer in enumerate(self.layers):
-            x = layer(x)
+            x = layer(x)  # the ReLUs are in place, the copies of the taps are not touched
             if number in TAPS:
                 taps.append(F.normalize(x.float(), dim=1))
         return taps

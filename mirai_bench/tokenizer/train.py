@@ -63,6 +63,7 @@ class Codebook:
     def update(self, rows: Tensor, codes: Tensor) -> None:
         """Moves the codes towards the rows (n, Z) that have chosen them, `codes` (n,)."""
         decay = self.recipe.codebook_decay
+        # Counts (V,) and sums (V, Z) of this batch.
         counts = torch.bincount(codes, minlength=len(self.counts)).float()
         sums = torch.zeros_like(self.sums).index_add_(0, codes, rows)
         self.counts.lerp_(counts, 1 - decay)
@@ -113,7 +114,7 @@ class Training:
         rng = np.random.default_rng((self.recipe.seed, epoch))
         order = rng.permutation(len(self.dataset))
         mirrored = rng.random(len(self.dataset)) < 0.5
-        start = position * self.recipe.batch_size
+        start = position * self.recipe.batch_size  # the rest of an epoch's order is dropped
         rows = order[start : start + self.recipe.batch_size]
         pixels = torch.from_numpy(read_bases(self.dataset, rows, self.image_size))
         images = from_uint8(pixels.to(self.device))
@@ -123,6 +124,7 @@ class Training:
     def lr(self, step: int) -> float:
         """Returns the learning rate of a step."""
         progress = step / self.total_steps
+        # From one step's share to 1 over the first 2 %.
         warmup = min(1.0, progress / 0.02 + 1 / self.total_steps)
         return self.recipe.lr * warmup * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -146,7 +148,7 @@ class Training:
         # 2. Decode. The gradient goes straight through the quantisation.
         with autocast:
             decoded = self.model.images(rows + (quantised - rows).detach(), len(images))
-            part = max(1, round(recipe.perceptual_part * len(images)))
+            part = max(1, round(recipe.perceptual_part * len(images)))  # images
             perceptual = self.perceptual(decoded[:part], images[:part])
         l2 = F.mse_loss(decoded.float(), images)
         commitment = F.mse_loss(rows, quantised)
@@ -159,7 +161,7 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.codebook.update(detached, codes)
-        reborn = 0
+        reborn = 0  # codes
         settled = step >= recipe.rebirth_until * self.total_steps
         if (step + 1) % STEPS_PER_REBIRTH == 0 and not settled:
             reborn = self.codebook.revive(detached, generator)
@@ -245,7 +247,7 @@ def train(
     # 3. Measure the weights as they are stored, and write the record.
     file = folder / f"{name}.safetensors"
     save_weights(training.model, file)
-    stored = VQSmall(read_model(file).to(device), "")
+    stored = VQSmall(read_model(file).to(device), "")  # its identity is not read
     steps = {"images": size, "steps": training.total_steps, "seconds": round(training.seconds)}
     num_parameters = sum(parameter.numel() for parameter in training.model.parameters())
     record = {

@@ -12,7 +12,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """train: 3 classes of 7 images of several sizes and formats; val: 2 images of each class."""
-    root, rng = tmp_path_factory.mktemp("toys"), np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("toys")
+    rng = np.random.default_rng(0)
     for split, count in (("train", 7), ("val", 2)):
         for label, name in enumerate(("ant", "bee", "cat")):
             (root / split / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Codes and batches: a batch is a pure function of (seed, step), and codes of another configuration are refused."""
+"""A batch is a function of (seed, step), and codes of another configuration are refused."""
 
 import numpy as np
 import pytest
@@ -21,9 +21,12 @@ def test_digits_codes_are_the_grey_levels():
     config = run_config()
     codes = open_codes(config, "heldout", CPU)
     tokens, labels = codes.all()
-    assert tokens.shape == (297, 64) and labels.shape == (297,) and tokens.max() == 16 and tokens.min() == 0
+    assert tokens.shape == (297, 64)
+    assert labels.shape == (297,)
+    assert (tokens.min(), tokens.max()) == (0, 16)
     pictures = np.concatenate([batch for batch, _ in images_of(config, "heldout")])
-    assert torch.equal(load_tokenizer(config.tokenizer, CPU).decode(tokens), torch.from_numpy(pictures))
+    tokenizer = load_tokenizer(config.tokenizer, CPU)
+    assert torch.equal(tokenizer.decode(tokens), torch.from_numpy(pictures))
 
 
 def test_batch_is_a_pure_function_of_seed_and_step(digits):
@@ -69,8 +72,9 @@ def test_the_view_depends_on_seed_epoch_and_image_alone(digits):
             seen |= dict(zip(batch.index.tolist(), batch.view.tolist(), strict=True))
         return seen
 
-    small, large = views(30), views(500)
-    assert small == large and len(small) == 1500
+    small = views(30)
+    assert small == views(500)
+    assert len(small) == 1500
     assert 600 < sum(small.values()) < 900
 
 
@@ -85,10 +89,14 @@ def test_streamed_codes_equal_resident_codes():
     )
     for step in (0, 1, 2, 9, 10, 4):
         asked = {"seed": 1, "step": step, "rank": 1, "world": 2, "batch_size": 6}
-        a, b = resident.batch(**asked), streamed.batch(**asked)
-        assert torch.equal(a.tokens, b.tokens) and torch.equal(a.view, b.view)
-    assert torch.equal(resident.all()[0], streamed.all()[0]) and resident.all()[0].max() <= 65535
-    assert resident.all()[0][0, 0] == 65535
+        a = resident.batch(**asked)
+        b = streamed.batch(**asked)
+        assert torch.equal(a.tokens, b.tokens)
+        assert torch.equal(a.view, b.view)
+    tokens, _ = resident.all()
+    assert torch.equal(tokens, streamed.all()[0])
+    assert tokens.max() <= 65535
+    assert tokens[0, 0] == 65535
 
 
 def test_a_batch_larger_than_the_data_is_refused(digits):
@@ -110,9 +118,8 @@ def test_codes_of_another_config_are_refused_by_name(images, tmp_path, name):
     over, message = DIFFERENCES[name]
     config = folder_config(images, tmp_path)
     prepared(config, tmp_path)
-    fields = merge(
-        config.model_dump(mode="json"), merge(over, {"machine": {"codes": str(codes_folder(config))}})
-    )
+    codes = {"machine": {"codes": str(codes_folder(config))}}
+    fields = merge(config.model_dump(mode="json"), merge(over, codes))
     with pytest.raises(UserError, match=message):
         open_codes(build_run(fields, "test"), "train", CPU)
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Preparation of codes: it resumes after a kill, shares its work among processes, and names corrupt images."""
+"""Preparation resumes after a kill, shares its work among processes, and names corrupt images."""
 
 import json
 import os
@@ -28,16 +28,12 @@ def test_prepared_split_labels_and_manifest(images, tmp_path):
     config = folder_config(images, tmp_path)
     codes = prepared(config, tmp_path)
     manifest = codes.manifest
-    assert (
-        manifest["class_names"] == ["ant", "bee", "cat"]
-        and manifest["grid"] == [16, 16]
-        and manifest["views"] == 10
-    )
-    assert (
-        manifest["tokenizer"] == "pixel-17"
-        and manifest["crop"].startswith("ten_crop")
-        and manifest["dataset"]["images"] == 21
-    )
+    assert manifest["class_names"] == ["ant", "bee", "cat"]
+    assert manifest["grid"] == [16, 16]
+    assert manifest["views"] == 10
+    assert manifest["tokenizer"] == "pixel-17"
+    assert manifest["crop"].startswith("ten_crop")
+    assert manifest["dataset"]["images"] == 21
     assert codes.labels.tolist() == [0] * 7 + [1] * 7 + [2] * 7
     heldout = open_codes(config, "heldout", CPU)
     assert (heldout.num_images, heldout.num_views) == (6, 1)
@@ -80,7 +76,8 @@ def test_preparation_goes_on_after_a_kill(images, tmp_path, monkeypatch, capsys)
     encoded.clear()
     assert cli.run(prepare, arguments) == 0
     assert not encoded
-    assert len(capsys.readouterr().out.splitlines()) == 2  # one line per split, nothing else, on stdout
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2, "stdout gets one line per split, and nothing else"
 
 
 def test_ranks_share_the_work(images, tmp_path, monkeypatch):
@@ -98,10 +95,14 @@ def test_ranks_share_the_work(images, tmp_path, monkeypatch):
 
 @pytest.mark.slow  # three processes import torch, twice
 def test_preparation_goes_on_after_kill_9(images, tmp_path):
-    """SIGKILL of the parent once shards lie there: its two processes end too, and the same command makes what an unbroken one makes."""
+    """The parent is killed once there are shards. Its two processes end too.
+
+    The same command then writes what an uninterrupted one writes.
+    """
     whole = all_codes(prepared(folder_config(images, tmp_path / "whole"), tmp_path))
     config = folder_config(images, tmp_path / "cut")
-    command = [sys.executable, "-m", "mirai_bench.data.prepare", write_config(config, tmp_path / "cut.json")]
+    file = write_config(config, tmp_path / "cut.json")
+    command = [sys.executable, "-m", "mirai_bench.data.prepare", file]
     command += ["--shard-size", "1", "--processes", "2"]
     shards = codes_folder(config) / "train" / "shards"
     with subprocess.Popen(
@@ -120,15 +121,15 @@ def test_preparation_goes_on_after_kill_9(images, tmp_path):
     done = len(list(shards.glob("*.json")))
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done == 21 or f"encoding train: {21 - done} images; {done} are done" in again.stderr
-    assert torch.equal(all_codes(open_codes(config, "train", CPU)), whole) and not list(shards.glob("*.tmp"))
+    assert torch.equal(all_codes(open_codes(config, "train", CPU)), whole)
+    assert not list(shards.glob("*.tmp"))
 
 
 @pytest.mark.slow  # two more processes import torch
 def test_processes_share_the_work(images, tmp_path, capfd):
     whole = all_codes(prepared(folder_config(images, tmp_path / "whole"), tmp_path))
-    assert torch.equal(
-        all_codes(prepared(folder_config(images, tmp_path / "pool"), tmp_path, "--processes", "2")), whole
-    )
+    pool = prepared(folder_config(images, tmp_path / "pool"), tmp_path, "--processes", "2")
+    assert torch.equal(all_codes(pool), whole)
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -162,7 +163,7 @@ def test_strict_ends_at_a_corrupt_image(damaged, capsys):
     assert cli.run(prepare, [*arguments, "--strict"]) == 2
     assert "2.jpg" in capsys.readouterr().err
     assert cli.run(prepare, arguments) == 0
-    assert cli.run(prepare, [*arguments, "--strict"]) == 2  # what an earlier run skipped is not forgotten
+    assert cli.run(prepare, [*arguments, "--strict"]) == 2, "what was skipped before is not forgotten"
     assert "2 images were skipped before" in capsys.readouterr().err
 
 

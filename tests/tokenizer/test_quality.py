@@ -43,20 +43,21 @@ def test_rfid_joins_the_record(weights_with_record, tmp_path, capsys):
     arguments = ["measure", str(tmp_path / "run.json"), "--set", f"tokenizer.weights={weights_with_record}"]
     arguments += ["--reconstructions", str(tmp_path / "images.npz"), "--rfid", "--write-record"]
     assert main(arguments) == 0
-    shown, record = json.loads(capsys.readouterr().out), read_record(record_file(weights_with_record))
-    assert record["heldout"] == {key: shown[key] for key in record["heldout"]} and record["data"] == "kept"
+    shown = json.loads(capsys.readouterr().out)
+    record = read_record(record_file(weights_with_record))
+    assert record["heldout"] == {key: shown[key] for key in record["heldout"]}
+    assert record["data"] == "kept"
     rfid = record["heldout"]["rfid"]
-    assert (
-        rfid["n"] == record["heldout"]["n"] == rfid["reference"]["n"] == 297
-        and rfid["extractor"]["name"] == "digits"
-    )
+    assert rfid["n"] == record["heldout"]["n"] == rfid["reference"]["n"] == 297
+    assert rfid["extractor"]["name"] == "digits"
     config = small_config(tmp_path)
     extractor = open_extractor(config, "digits", CPU)
     reference = open_reference(config, "heldout", extractor)
     expected = compare_images(
         StoredImages(open_images(tmp_path / "images.npz")), extractor, reference
     ).metrics
-    assert rfid["FD-digits"] == pytest.approx(expected["FD-digits"], rel=1e-4) and rfid["FD-digits"] > 1
+    assert rfid["FD-digits"] == pytest.approx(expected["FD-digits"], rel=1e-4)
+    assert rfid["FD-digits"] > 1
 
 
 def test_a_record_is_only_written_to_where_it_belongs(weights_with_record, tmp_path, capsys):

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mirai_bench.config.run_config import TokenizerConfig
+from mirai_bench.data.images.colors import IMAGENET
 from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.data.tokenizers import load_tokenizer, vq_small
 from mirai_bench.tokenizer.__main__ import main
@@ -20,11 +22,13 @@ from mirai_bench.utils.device import cpu_name
 from tests.support.small_tokenizer import small_config
 
 CPU = torch.device("cpu")
+CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14)  # of VGG16's .features up to relu3_3
 
 
 def test_codebook_follows_its_rows_and_dead_codes_are_reborn():
     model = vq_small.SmallVQ(4, 4, channels=8, blocks=1, width=2)
-    codebook, generator = Codebook(model, Recipe()), torch.Generator().manual_seed(0)
+    codebook = Codebook(model, Recipe())
+    generator = torch.Generator().manual_seed(0)
     rows = torch.tensor([[0.0, 0.0], [1.0, 0.0]]).repeat(50, 1)
     codebook.start(rows, generator)
     model.codebook.copy_(torch.tensor([[0.1, 0.0], [0.9, 0.0], [9.0, 9.0], [-9.0, 9.0]]))
@@ -40,19 +44,43 @@ def test_codebook_follows_its_rows_and_dead_codes_are_reborn():
 @pytest.fixture(scope="module")
 def vgg(tmp_path_factory):
     """A VGG16 of random weights."""
-    path, widths = tmp_path_factory.mktemp("vgg") / "vgg.pt", (64, 64, 128, 128, 256, 256, 256)
-    generator, state, before = torch.Generator().manual_seed(0), {}, 3
-    for layer, width in zip((0, 2, 5, 7, 10, 12, 14), widths, strict=True):
+    path = tmp_path_factory.mktemp("vgg") / "vgg.pt"
+    widths = (64, 64, 128, 128, 256, 256, 256)
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    before = 3
+    for layer, width in zip(CONVOLUTIONS, widths, strict=True):
         state[f"{layer}.weight"] = (
             torch.randn(width, before, 3, 3, generator=generator) * (2 / (9 * before)) ** 0.5
         )
-        state[f"{layer}.bias"], before = torch.zeros(width), width
+        state[f"{layer}.bias"] = torch.zeros(width)
+        before = width
     torch.save(state, path)
     return path
 
 
+def test_the_features_are_those_of_vgg16_computed_by_hand(vgg):
+    weights = torch.load(vgg, weights_only=True)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in IMAGENET)
+    x = ((images + 1) / 2 - mean) / deviation
+    expected = []
+    for layer in range(16):
+        if layer in CONVOLUTIONS:
+            x = F.conv2d(x, weights[f"{layer}.weight"], weights[f"{layer}.bias"], padding=1)
+        elif layer in (4, 9):
+            x = F.max_pool2d(x, 2)
+        else:
+            x = F.relu(x)
+        if layer in (3, 8, 15):
+            expected.append(F.normalize(x, dim=1))
+    found = Perceptual(vgg).features(images)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_perceptual_distance(vgg):
-    distance, images = Perceptual(vgg), torch.rand(2, 3, 16, 16) * 2 - 1
+    distance = Perceptual(vgg)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
     assert distance(images, images) == 0
     near, far = (
         distance((images + amount * torch.randn_like(images)).clamp(-1, 1), images) for amount in (0.05, 0.5)
@@ -106,22 +134,16 @@ def test_training_learns_and_writes_its_record(vgg, tmp_path, capsys):
     assert main(arguments + [part for key, value in flags.items() for part in (f"--{key}", str(value))]) == 0
     shown = json.loads(capsys.readouterr().out)
     record = json.loads(Path(shown["file"]).with_suffix(".json").read_text())
-    assert (
-        record["heldout"]["n"] == 297
-        and record["heldout"]["usage"] > 0.9
-        and record["heldout"]["psnr_db"] > 11
-    )
-    assert (
-        record["training"]["seed"] == 0
-        and record["training"]["seconds"] >= 0
-        and record["hardware"] == cpu_name()
-    )
+    assert record["heldout"]["n"] == 297
+    assert record["heldout"]["usage"] > 0.9
+    assert record["heldout"]["psnr_db"] > 11
+    assert record["training"]["seed"] == 0
+    assert record["training"]["seconds"] >= 0
+    assert record["hardware"] == cpu_name()
     with np.load(tmp_path / "images.npz") as arrays:
-        assert (
-            arrays["arr_0"].shape == (297, 8, 8, 3)
-            and arrays["arr_0"].dtype == np.uint8
-            and arrays["arr_1"].shape == (297,)
-        )
+        assert arrays["arr_0"].shape == (297, 8, 8, 3)
+        assert arrays["arr_0"].dtype == np.uint8
+        assert arrays["arr_1"].shape == (297,)
     tokenizer = load_tokenizer(
         TokenizerConfig(name="vq_small", downsample=4, vocabulary=16, weights=Path(shown["file"])), CPU
     )

@@ -82,6 +82,7 @@ def cut(bases: Tensor, view: Tensor, size: int, views: str) -> Tensor:
     rows = top[:, None] + steps
     columns = left[:, None] + steps
     columns = torch.where(mirrored[:, None], side - 1 - columns, columns)
+    # 3. The three indices broadcast to (B, s, s).
     image = torch.arange(len(bases), device=device)
     return bases[image[:, None, None], rows[:, :, None], columns[:, None, :]]
 

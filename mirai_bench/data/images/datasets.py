@@ -65,10 +65,6 @@ class Dataset:
         images = None if self.images is None else self.images[here]
         return replace(self, labels=self.labels[here], images=images, files=self.files[here])
 
-    def describe(self, i: int) -> str:
-        """Returns how messages name image `i`."""
-        return self.files[i] if self.files else f"{self.name} image {i}"
-
     @property
     def identity(self) -> dict[str, Any]:
         """Returns what records say about the data. Data of one identity are the same."""
@@ -118,6 +114,7 @@ def _existing(path: Path | None, what: str) -> Path:
 
 def _in_memory(name: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Dataset:
     labels = labels.astype(np.int64)
+    # In little-endian order, so that the hash is the same on every machine.
     sha = hashlib.sha256(np.ascontiguousarray(images).data)
     sha.update(labels.astype("<i8").tobytes())
     return Dataset(name, sha.hexdigest(), class_names, labels, images)
@@ -166,6 +163,7 @@ def _read_batches(folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
         try:
             with open(folder / name, "rb") as file:
                 batch = _ArraysOnly(file, encoding="bytes").load()
+            # Each row holds the red, then the green, then the blue channel.
             images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[b"labels"], np.int64))
         except (OSError, pickle.UnpicklingError, KeyError, ValueError, TypeError, EOFError) as error:
@@ -204,6 +202,7 @@ def _cifar10(path: Path, split: Split) -> Dataset:
 
 
 def _class_folders(root: Path) -> list[str]:
+    # Hidden folders, such as .ipynb_checkpoints, are no classes.
     entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
     return sorted(entry.name for entry in entries if entry.is_dir())
 

@@ -16,11 +16,12 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     """
     scale = max(1, FEWEST_PIXELS // images.shape[1])
     images = images.repeat(scale, 1).repeat(scale, 2)
-    rows = -(-len(images) // columns)
+    rows = -(-len(images) // columns)  # rounded up
     cells = np.zeros((rows * columns, *images.shape[1:]), np.uint8)
     cells[: len(images)] = images
     cells = np.pad(cells, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=GREY)
     _, height, width, _ = cells.shape
+    # (rows, columns, h, w, 3) → (rows, h, columns, w, 3)
     grid = cells.reshape(rows, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
     return grid.reshape(rows * height, columns * width, 3)
 

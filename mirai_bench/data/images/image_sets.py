@@ -87,12 +87,13 @@ class NpzImages:
 
     def read(self, rows: range) -> np.ndarray:
         """Returns images. Fast for rows that follow those of the last call."""
-        size = self.shape[1] * self.shape[2] * 3
+        size = self.shape[1] * self.shape[2] * 3  # bytes per image
         self._file.seek(self._start + rows.start * size)
         content = self._file.read(len(rows) * size)
         if len(content) < len(rows) * size:
             last = rows.start + len(content) // size
             raise UserError(f"{self.path} ends within image {last}: it is truncated")
+        # A bytearray, because torch warns of arrays that cannot be written to.
         return np.frombuffer(bytearray(content), np.uint8).reshape(len(rows), *self.shape[1:])
 
 
@@ -189,6 +190,7 @@ class NpzWriter:
         if self.seen == 0:
             temporary = self._open_files.enter_context(atomic(self.path))
             self._archive = self._open_files.enter_context(zipfile.ZipFile(temporary, "w"))
+            # zip64: the array may be larger than 4 GB.
             self._file = self._archive.open("arr_0.npy", "w", force_zip64=True)
             header = {"descr": "|u1", "fortran_order": False, "shape": (self.n, *images.shape[1:])}
             np.lib.format.write_array_header_1_0(self._file, header)

@@ -31,6 +31,7 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.norm2 = norm(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        # By the name that it has in LlamaGen's file.
         self.nin_shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

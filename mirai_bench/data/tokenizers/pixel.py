@@ -31,6 +31,7 @@ class Pixel:
         """Returns the images uint8 (B, h, w, 3) of codes long (B, T)."""
         grey = (codes * 255 / (self.vocabulary - 1)).round().to(torch.uint8)
         side = round(codes.shape[1] ** 0.5)
+        # One channel becomes three equal ones.
         return grey.unflatten(1, (side, side)).unsqueeze(-1).expand(-1, -1, -1, 3).contiguous()
 
 

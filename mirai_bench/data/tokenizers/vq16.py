@@ -215,6 +215,7 @@ def read_model(path: Path) -> VQ16Model:
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
+        # The first line says that there are errors, the next two name some.
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])[:300]
         raise UserError(f"{path} is not LlamaGen's VQ-16: {reason}") from None
     return model.float()

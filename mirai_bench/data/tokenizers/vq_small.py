@@ -39,6 +39,7 @@ def _blocks(channels: int, count: int) -> list[nn.Module]:
 
 def build_encoder(downsample: int, channels: int, blocks: int, width: int) -> nn.Sequential:
     """Returns the encoder (B, 3, h, w) → (B, Z, H, W)."""
+    # 2x2 pixels of 3 channels become 12 channels.
     layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, channels, 3, padding=1)]
     layers += _blocks(channels, blocks)
     while downsample > 2:
@@ -55,13 +56,13 @@ def build_decoder(downsample: int, channels: int, blocks: int, width: int) -> nn
     Its last convolutions run at full size on few channels, so that cells of 2x2 pixels leave no
     pattern.
     """
-    wide = channels * downsample // 2
+    wide = channels * downsample // 2  # as many as the encoder ends with
     layers: list[nn.Module] = [nn.Conv2d(width, wide, 3, padding=1), *_blocks(wide, blocks)]
     while wide > channels:
         layers += [nn.Conv2d(wide, 2 * wide, 3, padding=1), nn.PixelShuffle(2)]
         wide //= 2
         layers += _blocks(wide, blocks)
-    few = max(8, channels // 4)
+    few = max(8, channels // 4)  # at full size
     layers += [_norm(channels), nn.SiLU(), nn.Conv2d(channels, 4 * few, 3, padding=1)]
     return nn.Sequential(*layers, nn.PixelShuffle(2), nn.SiLU(), nn.Conv2d(few, 3, 3, padding=1))
 
@@ -142,7 +143,7 @@ def read_model(path: Path) -> SmallVQ:
         with safe_open(path, framework="pt") as file:
             sizes = json.loads((file.metadata() or {})["sizes"])
         model = SmallVQ(**sizes)
-        model.load_state_dict(read_tensors(path))
+        model.load_state_dict(read_tensors(path))  # copies fp16 into fp32
     except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(
             f"{path} is not a weight file of `python -m mirai_bench.tokenizer train`: {error}"

@@ -9,7 +9,7 @@ import torch
 
 from mirai_bench.config.load import build_run, merge
 from mirai_bench.data.codes import has_heldout_codes
-from mirai_bench.data.images.datasets import open_dataset
+from mirai_bench.data.images.datasets import has_heldout_images, open_dataset
 from mirai_bench.data.tokenizers import load_tokenizer
 from mirai_bench.utils.errors import UserError
 from tests.support.images import folder_config, prepared, run_config
@@ -28,21 +28,22 @@ def test_digits_split_is_fixed_and_stratified():
     total = np.bincount(np.concatenate([train.labels, heldout.labels]))
     share = np.bincount(heldout.labels)
     assert np.abs(share - total * 297 / 1797).max() < 1
-    assert (
-        len({image.tobytes() for image in heldout.images} & {image.tobytes() for image in train.images}) <= 1
-    )
+    seen = {image.tobytes() for image in train.images}
+    assert len(seen & {image.tobytes() for image in heldout.images}) <= 1
 
 
 def cifar_config(path: Path):
     fields = {"dataset": "cifar10", "image_size": 32, "views": "flip"}
-    return run_config({"data": fields, "machine": {"data": str(path), "runs": str(path.parent / "runs")}})
+    machine = {"data": str(path), "runs": str(path.parent / "runs")}
+    return run_config({"data": fields, "machine": machine})
 
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
     """The same 50 + 10 images as cifar10.npz and as cifar-10-batches-py."""
-    root, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (60, 32, 32, 3), np.uint8), np.arange(60, dtype=np.uint8) % 10
+    root = tmp_path_factory.mktemp("cifar")
+    x = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
+    y = np.arange(60, dtype=np.uint8) % 10
     np.savez(root / "cifar10.npz", x_train=x[:50], y_train=y[:50], x_test=x[50:], y_test=y[50:])
     (root / "python" / "cifar-10-batches-py").mkdir(parents=True)
     for i, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
@@ -110,12 +111,18 @@ def test_missing_images_are_explained(images, tmp_path, change, message):
 
 def test_a_folder_without_val_is_all_training(images, tmp_path):
     config = folder_config(images / "train", tmp_path)
-    assert prepared(config, tmp_path).num_images == 21 and not has_heldout_codes(config)
+    assert prepared(config, tmp_path).num_images == 21
+    assert not has_heldout_codes(config)
+    assert not has_heldout_images(config)
     with pytest.raises(UserError, match="no class folders"):
         open_dataset(config, "heldout")
     both = folder_config(images, tmp_path / "both")
+    assert has_heldout_images(both)
+    assert not has_heldout_codes(both), "they are not prepared yet"
     prepared(both, tmp_path)
-    assert has_heldout_codes(both) and has_heldout_codes(run_config())
+    assert has_heldout_codes(both)
+    assert has_heldout_codes(run_config())
+    assert has_heldout_images(run_config())
 
 
 def test_a_cell_of_another_data_name_is_another_experiment(images, tmp_path):

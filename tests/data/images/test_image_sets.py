@@ -14,7 +14,9 @@ from tests.support.images import noise
 
 
 def test_what_is_written_is_read(tmp_path):
-    images, labels, path = noise(1203), np.arange(1203) % 10, tmp_path / "samples.npz"
+    images = noise(1203)
+    labels = np.arange(1203) % 10
+    path = tmp_path / "samples.npz"
     writer = NpzWriter(path, 1203)
     for rows in np.split(np.arange(1203), [5, 800]):
         assert not path.exists()
@@ -23,10 +25,19 @@ def test_what_is_written_is_read(tmp_path):
     with np.load(path, allow_pickle=False) as arrays:
         assert (arrays["arr_0"] == images).all() and (arrays["arr_1"] == labels).all()
     found = open_images(path)
-    assert (np.concatenate(list(parts(found))) == images).all() and (found.labels == labels).all()
-    assert (found.read(range(700, 703)) == images[700:703]).all() and (
-        found.read(range(2)) == images[:2]
-    ).all()
+    assert (np.concatenate(list(parts(found))) == images).all()
+    assert (found.labels == labels).all()
+    assert (found.read(range(700, 703)) == images[700:703]).all()
+    assert (found.read(range(2)) == images[:2]).all(), "reading goes back, too"
+
+
+def test_a_file_that_is_not_finished_does_not_appear(tmp_path):
+    writer = NpzWriter(tmp_path / "samples.npz", 10)
+    writer.add(noise(4), None)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+    with pytest.raises(AssertionError, match="as many images as announced"):
+        writer.close()
+    assert not (tmp_path / "samples.npz").exists()
 
 
 def test_compressed_files_are_read_too(tmp_path):
@@ -56,14 +67,12 @@ def test_folders_that_cannot_be_evaluated_are_refused(tmp_path):
 
 
 def test_resize_rule():
-    """Pillow's bicubic: identity at the same size, averages when it shrinks (antialiasing), bytes in and out."""
+    """Pillow's bicubic filter changes nothing at the same size and averages where it shrinks."""
     images = noise(3, side=32)
     assert resized(images, 0) is images and resized(images, 32) is images
     stripes = np.zeros((1, 32, 32, 3), np.uint8)
     stripes[:, :, ::2] = 255
     small = resized(stripes, 8)
-    assert (
-        small.shape == (1, 8, 8, 3)
-        and small.dtype == np.uint8
-        and abs(small[:, :, 2:-2].astype(float) - 127.5).max() < 3
-    )
+    assert small.shape == (1, 8, 8, 3)
+    assert small.dtype == np.uint8
+    assert abs(small[:, :, 2:-2].astype(float) - 127.5).max() < 3

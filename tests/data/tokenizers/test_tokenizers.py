@@ -1,4 +1,4 @@
-"""Tokenizers: one contract for every entry, LlamaGen's VQ-16 by its published key list, and the shipped weights."""
+"""One contract for every tokenizer, LlamaGen's VQ-16 by its published keys, the shipped weights."""
 
 import json
 import pickle
@@ -78,23 +78,20 @@ def test_contract(tokenizers, name):
     )
     codes = tokenizer.encode(images)
     assert codes.shape == (3, (side // downsample) ** 2) and codes.dtype == torch.long
-    assert (
-        codes.min() >= 0
-        and codes.max() < vocabulary == tokenizer.vocabulary
-        and tokenizer.downsample == downsample
-    )
+    assert codes.min() >= 0
+    assert codes.max() < vocabulary == tokenizer.vocabulary
+    assert tokenizer.downsample == downsample
     assert torch.equal(tokenizer.encode(images), codes)
     decoded = tokenizer.decode(codes)
     assert decoded.shape == images.shape and decoded.dtype == torch.uint8
     assert torch.equal(tokenizer.decode(codes), decoded)
-    assert (
-        tokenizer.identity == tokenizer_identity(config) and {"name", "sha256"} <= tokenizer.identity.keys()
-    )
+    assert tokenizer.identity == tokenizer_identity(config)
+    assert {"name", "sha256"} <= tokenizer.identity.keys()
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_codes_are_in_raster_order(tokenizers, name):
-    """Changing the last code changes pixels at the bottom right, and leaves the top left as it was where the decoder is local."""
+    """Changing the last code changes the bottom right more than the top left."""
     tokenizer, _ = tokenizers(name)
     codes = torch.zeros(1, 16, dtype=torch.long)
     other = codes.clone()
@@ -141,9 +138,8 @@ def test_vq16_reads_the_official_layout_and_a_bare_state_dict(official, weights,
         assert torch.equal(value, official[key])
     assert torch.allclose(model.codebook().norm(dim=1), torch.ones(16384))
     torch.save(official, tmp_path / "bare.pt")
-    assert torch.equal(
-        vq16.read_model(tmp_path / "bare.pt").encoder.conv_in.weight, official["encoder.conv_in.weight"]
-    )
+    bare = vq16.read_model(tmp_path / "bare.pt")
+    assert torch.equal(bare.encoder.conv_in.weight, official["encoder.conv_in.weight"])
 
 
 def test_vq16_codes_survive_a_round_trip(tokenizers):
@@ -165,7 +161,8 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_vq16_refuses_other_files_by_reason(official, tmp_path, damage):
-    state = {key: value[:1] if value.ndim > 2 else value for key, value in official.items()}  # quick to write
+    # Parts of the weights, which are quick to write.
+    state = {key: value[:1] if value.ndim > 2 else value for key, value in official.items()}
     path = tmp_path / "file.pt"
     if damage == "missing":
         state.pop("decoder.conv_out.bias")
@@ -218,8 +215,10 @@ def test_shipped_weights_are_those_of_their_record(path):
     config = TokenizerConfig(
         name="vq_small", downsample=record["sizes"]["downsample"], vocabulary=record["sizes"]["vocabulary"]
     )
-    assert tokenizer_identity(config)["sha256"] == record["weights"]["sha256"] and path.stat().st_size <= 12e6
-    assert record["heldout"]["usage"] > 0.9 and record["heldout"]["n"] == 10_000
+    assert tokenizer_identity(config)["sha256"] == record["weights"]["sha256"]
+    assert path.stat().st_size <= 12e6
+    assert record["heldout"]["usage"] > 0.9
+    assert record["heldout"]["n"] == 10_000
     assert not re.search(r"\"\.{0,2}/", path.with_suffix(".json").read_text()), (
         "a path of the machine that made it"
     )
@@ -237,7 +236,10 @@ def test_cifar10_profile_fits_the_shipped_weights():
 
 
 def test_to_uint8_agrees_with_both_conventions_in_use():
-    """127.5x + 128 cut off, and (x + 1)/2·255 rounded, are one rule but for values exactly between two levels; cutting the latter is not."""
+    """Truncating 127.5x + 128 and rounding (x + 1)/2·255 are one rule; truncating the latter is not.
+
+    They differ only for values exactly between two levels.
+    """
     x = torch.linspace(-1.1, 1.1, 100_003).repeat(3, 1)[None, :, None]
     ours = to_uint8(x).permute(0, 3, 1, 2)
     assert torch.equal(ours, (127.5 * x + 128).clamp(0, 255).to(torch.uint8))
