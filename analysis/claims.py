@@ -1,10 +1,12 @@
-"""The paper's claims (reports/claims.yaml) against our records: supported, contradicted, undecided, or not run.
+"""Compares the paper's claims (reports/claims.yaml) with our records: supported, contradicted,
+undecided, or not run.
 
-python analysis/claims.py
+    python analysis/claims.py
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Callable
@@ -17,126 +19,154 @@ from speedup import speedup
 
 from mirai_bench.config.load import read_yaml
 from mirai_bench.results.frame import Results, lower_is_better, primary_metric, refuse_mixed_protocols
-from mirai_bench.results.stats import paired, t_interval
+from mirai_bench.results.stats import CONFIDENCE, paired, ratio
 from mirai_bench.results.table import MISSING
-from mirai_bench.results.writers import markdown_grid, number
-from mirai_bench.utils.cli import run, say
+from mirai_bench.results.writers import difference
+from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
+from mirai_bench.utils.text_table import markdown_table
+
+log = logging.getLogger(__name__)
 
 CLAIMS = Path(__file__).resolve().parents[1] / "reports" / "claims.yaml"
-RULES = """A comparison is made at the last evaluation, paired by seed, with the t-interval over seeds. A claim is **supported** if the 95 % interval
-of each of its comparisons lies wholly on the claimed side; **contradicted** if the interval of one of them (at 1 − 5 %/m, for m
-comparisons) lies wholly on the other side; else **undecided**: these seeds do not tell. One seed never decides. Verdicts hold for the
-profile in their row, and are not corrected for the number of claims."""
-SIDES = ("supported", "contradicted", "undecided")
+RULES = (
+    "A comparison is made at the last evaluation, paired by seed, with the t-interval over seeds. "
+    "A claim is **supported** if the 95 % interval\nof each of its comparisons lies wholly on the "
+    "claimed side; **contradicted** if the interval of one of them (at 1 − 5 %/m, for "
+    "m\ncomparisons) lies wholly on the other side; else **undecided**: these seeds do not tell. "
+    "One seed never decides. Verdicts hold for the\nprofile in their row, and are not corrected "
+    "for the number of claims."
+)
+VERDICTS = ("supported", "contradicted", "undecided", "not run")
+
+Test = dict[str, Any]  # a comparison, as claims.yaml describes it
 
 
 @dataclass(frozen=True)
 class Evidence:
+    """What one comparison says about a claim."""
+
     verdict: str
     text: str
 
 
 def verdict(inside: bool, outside: bool) -> str:
-    return "supported" if inside else "contradicted" if outside else "undecided"
+    """Returns the verdict of an interval that lies wholly inside, wholly outside, or neither."""
+    if inside:
+        return "supported"
+    return "contradicted" if outside else "undecided"
 
 
-def compare_better(results: Results, test: dict[str, Any], strict: float) -> Evidence:
-    """`better` - `than`; `strict` is the confidence that a contradiction needs."""
+# ---- the kinds of comparison. `strict` is the confidence that a contradiction needs.
+
+
+def compare_better(results: Results, test: Test, strict: float) -> Evidence:
+    """Compares the arm `better` with the arm `than`."""
     metric = test.get("metric") or primary_metric(results.metrics)
-    ours, theirs = (
-        at_last(results, arm, lambda r: r["metrics"].get(metric)) for arm in (test["better"], test["than"])
-    )
-    narrow, wide = paired(ours, theirs), paired(ours, theirs, strict)
+
+    def value(record: dict[str, Any]) -> float | None:
+        return record["metrics"].get(metric)
+
+    ours = at_last(results, test["better"], value)
+    theirs = at_last(results, test["than"], value)
+    found = paired(ours, theirs)
+    wide = paired(ours, theirs, strict)
     what = f"{metric}: {test['better']} minus {test['than']}"
-    if narrow is None or math.isnan(narrow.half):
-        return Evidence(
-            "undecided",
-            f"{what} {number(narrow and narrow.mean, metric, sign=True)}, n {narrow.n if narrow else 0}",
-        )
-    sign = 1 if lower_is_better(metric) else -1
-    better, worse = max(sign * narrow.low, sign * narrow.high) < 0, min(sign * wide.low, sign * wide.high) > 0
-    low, high = (number(x, metric, sign=True) for x in (narrow.low, narrow.high))
-    return Evidence(
-        verdict(better, worse),
-        f"{what} {number(narrow.mean, metric, sign=True)} [{low}, {high}], n {narrow.n}",
-    )
+    text = f"{what} {difference(found, metric)}, n {found.n if found else 0}"
+    if found is None or wide is None or math.isnan(found.half):
+        return Evidence("undecided", text)
+    if lower_is_better(metric):
+        return Evidence(verdict(found.high < 0, wide.low > 0), text)
+    return Evidence(verdict(found.low > 0, wide.high < 0), text)
 
 
-def compare_speedup(results: Results, test: dict[str, Any], strict: float) -> Evidence:
-    metric, factor = primary_metric(results.metrics), float(test["speedup"])
-    narrow, wide = (
-        speedup(results, test["arm"], metric, "epochs", "final", level) for level in (0.95, strict)
-    )
-    text = f"{test['arm']} reaches the baseline's final {metric}: {narrow} in epochs, n {narrow.n}"
-    return Evidence(verdict(narrow.sure_low >= factor, wide.sure_high < factor), text)
+def compare_speedup(results: Results, test: Test, strict: float) -> Evidence:
+    """Compares the speed-up of an arm in epochs, to the baseline's final value, with a factor."""
+    metric = primary_metric(results.metrics)
+    factor = float(test["speedup"])
+    found = speedup(results, test["arm"], metric, "epochs", "final", CONFIDENCE)
+    wide = speedup(results, test["arm"], metric, "epochs", "final", strict)
+    text = f"{test['arm']} reaches the baseline's final {metric}: {found} in epochs, n {found.n}"
+    return Evidence(verdict(found.sure_low >= factor, wide.sure_high < factor), text)
 
 
-def compare_same(results: Results, test: dict[str, Any], strict: float) -> Evidence:
-    def quantity(record: dict[str, Any]) -> float:
+def compare_same(results: Results, test: Test, strict: float) -> Evidence:
+    """Compares a quantity of an arm, over the baseline's, with 1."""
+
+    def quantity(record: dict[str, Any]) -> float | None:
         return record[test["same"]] if test["same"] in record else record["run"][test["same"]]
 
-    ours, theirs = at_last(results, test["arm"], quantity), at_last(results, results.baseline, quantity)
-    ratios = [ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    narrow, wide = t_interval(ratios), t_interval(ratios, strict)
+    ours = at_last(results, test["arm"], quantity)
+    theirs = at_last(results, results.baseline, quantity)
+    found = ratio(ours, theirs)
+    wide = ratio(ours, theirs, strict)
     what = f"{test['same']}: {test['arm']} over {results.baseline}"
-    if narrow is None or math.isnan(narrow.half):
-        return Evidence(
-            "undecided", f"{what} {narrow.mean if narrow else math.nan:.3f}, n {narrow.n if narrow else 0}"
-        )
-    low, high = 1 - test["within"], 1 + test["within"]
-    same, other = low <= narrow.low and narrow.high <= high, wide.high < low or wide.low > high
-    return Evidence(
-        verdict(same, other), f"{what} {narrow.mean:.3f} [{narrow.low:.3f}, {narrow.high:.3f}], n {narrow.n}"
-    )
+    if found is None or wide is None or math.isnan(found.half):
+        mean = found.mean if found else math.nan
+        return Evidence("undecided", f"{what} {mean:.3f}, n {found.n if found else 0}")
+    low = 1 - test["within"]
+    high = 1 + test["within"]
+    text = f"{what} {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}], n {found.n}"
+    same = low <= found.low and found.high <= high
+    return Evidence(verdict(same, wide.high < low or wide.low > high), text)
 
 
-# key that tells the kind → (other keys that it needs, comparison)
-KINDS: dict[str, tuple[set[str], Callable[[Results, dict[str, Any], float], Evidence]]] = {
+# For the key that tells the kind: the other keys that it needs, and the comparison.
+KINDS: dict[str, tuple[set[str], Callable[[Results, Test, float], Evidence]]] = {
     "better": ({"axis", "than"}, compare_better),
     "speedup": ({"axis", "arm"}, compare_speedup),
     "same": ({"axis", "arm", "within"}, compare_same),
 }
 
 
-def at_last(results: Results, arm: str, value: Callable[[dict[str, Any]], float | None]) -> dict[int, float]:
-    """seed → value at the sweep's last evaluation."""
-    step = max(record["step"] for record in results.records)
-    there = {r["seed"]: value(r) for r in results.records if r["arm"] == arm and r["step"] == step}
-    return {seed: number for seed, number in there.items() if number is not None and math.isfinite(number)}
+def kind_of(test: Test) -> str:
+    """Returns the kind of a comparison.
 
-
-def kind_of(test: dict[str, Any]) -> str:
+    Raises UserError if it is unknown, or has other keys than it needs.
+    """
     for kind, (needs, _) in KINDS.items():
         if kind in test:
-            missing, extra = needs - test.keys(), test.keys() - needs - {kind, "metric"}
+            missing = ", ".join(sorted(needs - test.keys()))
+            extra = ", ".join(sorted(test.keys() - needs - {kind, "metric"}))
             if missing or extra:
-                raise UserError(
-                    f"claims.yaml: {test} {'lacks ' + ', '.join(sorted(missing)) if missing else 'has ' + ', '.join(sorted(extra))}"
-                )
+                problem = f"lacks {missing}" if missing else f"has {extra}"
+                raise UserError(f"claims.yaml: {test} {problem}")
             return kind
     raise unknown("kind of comparison", next(iter(test), ""), KINDS)
 
 
-def subject(test: dict[str, Any]) -> str:
-    return (
-        f"{test['axis']}: {test['better']} and {test['than']}"
-        if "better" in test
-        else f"{test['axis']}: {test['arm']}"
-    )
+def at_last(results: Results, arm: str, value: Callable[[dict[str, Any]], float | None]) -> dict[int, float]:
+    """Returns the finite values of an arm at the sweep's last evaluation, by seed."""
+    step = max(record["step"] for record in results.records)
+    found = {}
+    for record in results.records:
+        number = value(record) if record["arm"] == arm and record["step"] == step else None
+        if number is not None and math.isfinite(number):
+            found[record["seed"]] = number
+    return found
 
 
-def sweep_of(test: dict[str, Any], profile: str, sweeps: list[Results]) -> Results | None:
-    """The sweep that has records of both arms at its last evaluation."""
+# ---- verdicts
+
+
+def subject(test: Test) -> str:
+    """Returns the arms of a comparison in words."""
+    arms = f"{test['better']} and {test['than']}" if "better" in test else test["arm"]
+    return f"{test['axis']}: {arms}"
+
+
+def sweep_of(test: Test, profile: str, sweeps: list[Results]) -> Results | None:
+    """Returns the sweep that has records of both arms at its last evaluation."""
     for results in sweeps:
         if (results.axis, results.profile) == (test["axis"], profile):
-            arms = {test["better"], test["than"]} if "better" in test else {test["arm"], results.baseline}
+            arms = [test["better"], test["than"]] if "better" in test else [test["arm"], results.baseline]
             if all(at_last(results, arm, lambda record: record["step"]) for arm in arms):
                 return results
     return None
 
 
 def overall(verdicts: list[str], complete: bool) -> str:
+    """Returns the verdict on a claim whose comparisons have these verdicts."""
     for side in ("contradicted", "undecided"):
         if side in verdicts:
             return side
@@ -144,51 +174,58 @@ def overall(verdicts: list[str], complete: bool) -> str:
 
 
 def judge(claim: dict[str, Any], sweeps: list[Results]) -> list[list[str]]:
-    """→ rows (claim, paper, profile, verdict, evidence), one for each profile that ran a comparison; one row `not run` if none did."""
-    rows, tests, label = [], claim["tests"], [claim["claim"], claim["paper"]]
-    compare = [KINDS[kind_of(test)][1] for test in tests]
+    """Returns rows of claim, paper, profile, verdict and evidence.
+
+    There is a row for each profile that ran one of the comparisons, or one row `not run`.
+    """
+    tests = claim["tests"]
+    label = [claim["claim"], claim["paper"]]
+    strict = 1 - 0.05 / len(tests)
+    kinds = [kind_of(test) for test in tests]
+    rows = []
     for profile in dict.fromkeys(results.profile for results in sweeps):
-        where = [sweep_of(test, profile, sweeps) for test in tests]
-        found = [
-            f(r, test, 1 - 0.05 / len(tests)) for f, r, test in zip(compare, where, tests, strict=True) if r
-        ]
-        absent = [subject(test) for r, test in zip(where, tests, strict=True) if r is None]
+        found = []
+        absent = []
+        for test, kind in zip(tests, kinds, strict=True):
+            results = sweep_of(test, profile, sweeps)
+            if results is None:
+                absent.append(f"not run: {subject(test)}")
+            else:
+                _, compare = KINDS[kind]
+                found.append(compare(results, test, strict))
         if found:
-            texts = [evidence.text for evidence in found] + [f"not run: {text}" for text in absent]
-            rows.append(
-                [
-                    *label,
-                    profile,
-                    overall([evidence.verdict for evidence in found], not absent),
-                    "; ".join(texts),
-                ]
-            )
-    return rows or [[*label, MISSING, "not run", "needs " + "; ".join(map(subject, tests))]]
+            side = overall([evidence.verdict for evidence in found], not absent)
+            texts = [evidence.text for evidence in found]
+            rows.append([*label, profile, side, "; ".join(texts + absent)])
+    needs = "; ".join(subject(test) for test in tests)
+    return rows or [[*label, MISSING, "not run", f"needs {needs}"]]
 
 
 def report(claims: list[dict[str, Any]], sweeps: list[Results]) -> str:
+    """Returns the report in Markdown."""
     for results in sweeps:
         refuse_mixed_protocols(results)
     rows = [row for claim in claims for row in judge(claim, sweeps)]
-    count = {side: sum(row[3] == side for row in rows) for side in (*SIDES, "not run")}
-    summary = ", ".join(f"{n} {side}" for side, n in count.items())
-    return f"# The paper's claims against these records\n\n{RULES}\n\n{summary}.\n\n" + markdown_grid(
-        ["claim", "in the paper", "profile", "verdict", "evidence"], rows, "---"
-    )
+    given = [row[3] for row in rows]
+    summary = ", ".join(f"{given.count(side)} {side}" for side in VERDICTS)
+    header = ["claim", "in the paper", "profile", "verdict", "evidence"]
+    table = markdown_table(header, rows, "---")
+    return f"# The paper's claims against these records\n\n{RULES}\n\n{summary}.\n\n{table}"
 
 
 def command(argv: list[str]) -> int:
-    options = parser(
-        "claims", __doc__.splitlines()[0], "python analysis/claims.py --records reports/data/*_digits.jsonl"
-    )
+    """Runs the script. Writes and prints the report."""
+    example = "python analysis/claims.py --records reports/data/*_digits.jsonl"
+    options = parser("claims", __doc__.splitlines()[0], example)
     options.add_argument(
-        "--claims", type=Path, default=CLAIMS, metavar="FILE", help="claims (reports/claims.yaml)"
+        "--claims", type=Path, default=CLAIMS, metavar="FILE", help="default reports/claims.yaml"
     )
     args = options.parse_args(argv)
     text = report(read_yaml(args.claims)["claims"], load(args))
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "claims.md").write_text(text, encoding="utf-8")
-    say(f"wrote {args.out / 'claims.md'}")
+    path = args.out / "claims.md"
+    path.write_text(text, encoding="utf-8")
+    log.info(f"wrote {path}")
     print(text)
     return 0
 

@@ -1,9 +1,9 @@
-"""How much of a number is the evaluation's own noise: the same weights sampled with other seeds, against other training seeds.
+"""Compares the noise of an evaluation with the spread of the training seeds.
 
-python analysis/evaluation_noise.py reports/evaluation_noise_digits.jsonl
+    python analysis/evaluation_noise.py reports/evaluation_noise_digits.jsonl
 
-The records come from `python -m mirai_bench.evaluate RUN --set evaluation.protocol.seed=N --record FILE`, for a few runs of one arm
-that differ in their training seed and a few N each.
+The records come from `python -m mirai_bench.evaluate RUN --set evaluation.protocol.seed=N --record
+FILE`, for a few runs of one arm that differ in their training seed, and for a few N each.
 """
 
 from __future__ import annotations
@@ -17,18 +17,47 @@ from typing import Any
 
 import numpy as np
 
-from mirai_bench.results.writers import markdown_grid
+from mirai_bench.results.frame import measured_with
+from mirai_bench.results.table import MISSING
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.text_table import markdown_table
 
 Records = list[dict[str, Any]]
 
 
-def deviations(records: Records, metric: str) -> tuple[float, float]:
-    """→ (deviation over sampling seeds at the same weights, deviation over training seeds), both of one evaluation.
+def read(path: Path) -> Records:
+    """Returns the records of a file.
 
-    One-way analysis of variance, a training seed a group of m evaluations: the mean square within groups is the evaluation's variance;
-    the spread of single evaluations between training seeds is the variance of the group means plus (1 - 1/m) of it.
+    Raises UserError if they differ in more than their training and sampling seeds.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        records = [json.loads(line) for line in text.splitlines()]
+        kinds = {json.dumps(_kind(record)) for record in records}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not hold evaluation records: {type(error).__name__} {error}") from None
+    if len(kinds) != 1:
+        raise UserError(
+            f"{path} holds {len(kinds)} kinds of records: the arm, the epoch and the protocol (but "
+            "for its seed) must be the same"
+        )
+    return records
+
+
+def _kind(record: dict[str, Any]) -> list[Any]:
+    """Returns what must be the same in all records."""
+    protocol = measured_with(record) | {"protocol.seed": None}
+    return [record["config"]["foresight"], record["profile"], record["epoch"], protocol]
+
+
+def deviations(records: Records, metric: str) -> tuple[float, float]:
+    """Returns the standard deviations over sampling seeds and over training seeds, of one
+    evaluation.
+
+    This is a one-way analysis of variance in which a training seed is a group of m evaluations. The
+    mean square within groups is the variance of the evaluation. The variance of single evaluations
+    between training seeds is that of the group means plus (1 - 1/m) of it.
     """
     groups: dict[int, list[float]] = {}
     for record in records:
@@ -37,62 +66,44 @@ def deviations(records: Records, metric: str) -> tuple[float, float]:
     if len(groups) < 2 or len(sizes) != 1 or sizes == {1}:
         counts = {seed: len(values) for seed, values in groups.items()}
         raise UserError(
-            f"evaluations per training seed are {counts}: give two training seeds or more, each with the same number of at least two"
+            f"evaluations per training seed are {counts}: give two training seeds or more, each "
+            "with the same number of at least two"
         )
     table = np.array(list(groups.values()))  # (training seeds, m)
     within = table.var(1, ddof=1).mean()
-    return math.sqrt(within), math.sqrt(table.mean(1).var(ddof=1) + (1 - 1 / table.shape[1]) * within)
-
-
-def read(path: Path) -> Records:
-    """Raises UserError where the records are not of one run's kind: only the training and sampling seeds may differ."""
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        kinds = {
-            json.dumps(
-                [r["config"]["foresight"], r["profile"], r["epoch"], r["protocol"] | {"seed": 0, "name": ""}]
-            )
-            for r in records
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not hold evaluation records: {type(error).__name__} {error}") from None
-    if len(kinds) != 1:
-        raise UserError(
-            f"{path} holds {len(kinds)} kinds of records: the arm, the epoch and the protocol (but for its seed) must be the same"
-        )
-    return records
+    between = table.mean(1).var(ddof=1) + (1 - 1 / table.shape[1]) * within
+    return math.sqrt(within), math.sqrt(between)
 
 
 def report(records: Records) -> str:
-    header, rows = ["metric", "mean", "s.d. of evaluation", "s.d. between training seeds", "ratio"], []
+    """Returns the table of all metrics, with a heading."""
+    rows = []
     for metric in records[0]["metrics"]:
         noise, spread = deviations(records, metric)
         mean = np.mean([record["metrics"][metric] for record in records])
-        rows.append(
-            [
-                metric,
-                f"{mean:.4g}",
-                f"{noise:.2g}",
-                f"{spread:.2g}",
-                f"{noise / spread:.2f}" if spread else "—",
-            ]
-        )
-    first, seeds = records[0], sorted({record["seed"] for record in records})
-    level, samples = first["config"]["foresight"]["level"], first["protocol"]["num_samples"]
+        ratio = f"{noise / spread:.2f}" if spread else MISSING
+        rows.append([metric, f"{mean:.4g}", f"{noise:.2g}", f"{spread:.2g}", ratio])
+    header = ["metric", "mean", "s.d. of evaluation", "s.d. between training seeds", "ratio"]
+    first = records[0]
+    seeds = sorted({record["seed"] for record in records})
+    level = first["config"]["foresight"]["level"]
+    samples = first["protocol"]["num_samples"]
     return (
-        f"{first['profile']}, level {level}, epoch {first['epoch']:g}, {samples} samples: training seeds {seeds}, "
-        f"{len(records) // len(seeds)} sampling seeds each. Sample standard deviations (n - 1).\n\n{markdown_grid(header, rows)}"
+        f"{first['profile']}, level {level}, epoch {first['epoch']:g}, {samples} samples: training "
+        f"seeds {seeds}, {len(records) // len(seeds)} sampling seeds each. Sample standard "
+        f"deviations (n - 1).\n\n{markdown_table(header, rows)}"
     )
 
 
 def command(argv: list[str]) -> None:
+    """Runs the script. Writes and prints the table."""
     parser = argparse.ArgumentParser(
         prog="python analysis/evaluation_noise.py", description=__doc__.splitlines()[0]
     )
-    parser.add_argument(
-        "records", type=Path, nargs="?", default=Path("reports/evaluation_noise_digits.jsonl")
-    )
-    parser.add_argument("--out", type=Path, default=Path("reports/evaluation_noise.md"))
+    records = Path("reports/evaluation_noise_digits.jsonl")
+    out = Path("reports/evaluation_noise.md")
+    parser.add_argument("records", type=Path, nargs="?", default=records, help=f"default {records}")
+    parser.add_argument("--out", type=Path, default=out, help=f"the file to write; default {out}")
     args = parser.parse_args(argv)
     text = report(read(args.records))
     args.out.write_text(text.rstrip() + "\n", encoding="utf-8")

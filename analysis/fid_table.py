@@ -1,87 +1,90 @@
-"""The table of a sweep: arms against the baseline, seed by seed, the paper's value beside ours. Markdown, CSV, LaTeX and HTML, and the
-differences to the baseline as a figure.
+"""Writes the table of a sweep: arms against the baseline, seed by seed, next to the paper's values.
 
-python analysis/fid_table.py
+    python analysis/fid_table.py
+
+Writes Markdown, CSV, LaTeX and HTML, and the differences to the baseline as a figure.
 """
 
+from __future__ import annotations
+
+import logging
 import math
 import sys
+from typing import Any
 
 import matplotlib
 from common import STYLE, load, look, parser, save
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mirai_bench.results.frame import Results, file_stem, lower_is_better
 from mirai_bench.results.reading import freeze
+from mirai_bench.results.stats import Estimate
 from mirai_bench.results.table import Table, build_table
 from mirai_bench.results.writers import WRITERS, markdown, p_value
-from mirai_bench.utils.cli import run, say
+from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import unknown
+
+log = logging.getLogger(__name__)
 
 SIGNIFICANT = 0.05  # of the p-values after Holm's correction
 
 
 def draw_differences(results: Results, table: Table) -> Figure:
-    """Each arm's mean difference to the baseline with its 95 % t-interval, one line an arm; filled where the corrected p is below 0.05."""
-    metric, looks = table.metrics[0], look(results)
-    rows = [(row.arm, row.differences.get(metric)) for row in table.rows if row.arm != table.baseline]
+    """Returns a figure with a line per arm: its mean difference to the baseline and the 95 %
+    t-interval.
+
+    The marker is filled if the corrected p is below 0.05.
+    """
+    metric = table.metrics[0]
+    looks = look(results)
+    rows = [row for row in table.rows if row.arm != table.baseline]
+    better = "left" if lower_is_better(metric) else "right"
+    note = (
+        "mean and 95 % t-interval over seeds; filled: Holm-corrected p below "
+        f"{SIGNIFICANT:g}; profile {results.profile}"
+    )
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 1.1 + 0.27 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color="black", linewidth=1)
-        for place, (arm, change) in enumerate(rows):
-            text = "no pair of seeds"
-            if change is not None:
-                colour, marker = looks[arm]
-                known = not math.isnan(change.half)
-                reach = [[change.mean - change.low], [change.high - change.mean]] if known else None
-                filled = colour if change.p < SIGNIFICANT else "white"
-                axes.errorbar(
-                    change.mean,
-                    place,
-                    xerr=reach,
-                    color=colour,
-                    marker=marker,
-                    mfc=filled,
-                    markersize=6,
-                    capsize=3,
-                )
-                text = f"p {p_value(change.p)}, n {change.n}"
-            axes.annotate(
-                text,
-                (1.01, place),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                fontsize=7.5,
-                annotation_clip=False,
-            )
-        axes.set_yticks(range(len(rows)), [arm for arm, _ in rows])
+        for place, row in enumerate(rows):
+            _draw_difference(axes, place, row.differences.get(metric), *looks[row.arm])
+        axes.set_yticks(range(len(rows)), [row.arm for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        better = "left" if lower_is_better(metric) else "right"
         axes.set_xlabel(
             f"{metric}: arm minus {table.baseline}, paired by seed ({better} of the line is better)"
         )
-        note = f"mean and 95 % t-interval over seeds; filled: Holm-corrected p below {SIGNIFICANT:g}; profile {results.profile}"
         figure.suptitle(f"{table.title}\n{note}", fontsize=9, x=0.01, ha="left", wrap=True)
     return figure
 
 
+def _draw_difference(axes: Axes, place: int, change: Estimate | None, colour: str, marker: str) -> None:
+    text = "no pair of seeds"
+    if change is not None:
+        reach = None
+        if not math.isnan(change.half):
+            reach = [[change.mean - change.low], [change.high - change.mean]]
+        face = colour if change.p < SIGNIFICANT else "white"
+        style: dict[str, Any] = {"color": colour, "marker": marker, "mfc": face}
+        style |= {"markersize": 6, "capsize": 3}
+        axes.errorbar(change.mean, place, xerr=reach, **style)
+        text = f"p {p_value(change.p)}, n {change.n}"
+    axis: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
+    axes.annotate(text, (1.01, place), fontsize=7.5, annotation_clip=False, **axis)
+
+
 def command(argv: list[str]) -> int:
-    options = parser(
-        "fid_table", __doc__.splitlines()[0], "python analysis/fid_table.py --axis injection_level"
-    )
-    options.add_argument("--metric", help="first column (the Fréchet distance that the records carry)")
-    options.add_argument("--epoch", type=float, help="evaluation to tabulate (the last)")
-    options.add_argument(
-        "--no-timing",
-        action="store_true",
-        help="leave out wall-clock, the one thing that a repetition changes",
-    )
-    options.add_argument(
-        "--freeze",
-        action="store_true",
-        help="also write the records behind the table to OUT/data/AXIS_PROFILE.jsonl",
-    )
+    """Runs the script. Writes the tables and the figure, and prints the table in Markdown."""
+    example = "python analysis/fid_table.py --axis injection_level"
+    options = parser("fid_table", __doc__.splitlines()[0], example)
+    add = options.add_argument
+    timing = "leave out wall-clock time, the one thing that a repetition changes"
+    frozen = "also write the records behind the table to OUT/data/AXIS_PROFILE.jsonl"
+    add("--metric", help="first column; default the Fréchet distance that the records carry")
+    add("--epoch", type=float, help="evaluation to tabulate; default the last")
+    add("--no-timing", action="store_true", help=timing)
+    add("--freeze", action="store_true", help=frozen)
     args = options.parse_args(argv)
     for results in load(args):
         if args.metric is not None and args.metric not in results.metrics:
@@ -91,11 +94,12 @@ def command(argv: list[str]) -> int:
         for kind, write in WRITERS.items():
             path = args.out / f"{results.name}.{kind}"
             path.write_text(write(table), encoding="utf-8")
-            say(f"wrote {path}")
+            log.info(f"wrote {path}")
         if len(table.rows) > 1:
             save(draw_differences(results, table), args.out, f"{results.name}_differences")
         if args.freeze:
-            freeze(results, args.out / "data" / f"{file_stem(f'{results.axis}_{results.profile}')}.jsonl")
+            stem = file_stem(f"{results.axis}_{results.profile}")
+            freeze(results, args.out / "data" / f"{stem}.jsonl")
         print(markdown(table))
     return 0
 

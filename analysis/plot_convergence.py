@@ -1,13 +1,17 @@
-"""Metric against epochs (or training FLOPs, or time): a line and a band over seeds for each arm, and the speed-up read off.
+"""Draws a metric against epochs, training FLOPs or time: a line and a band over seeds for each arm.
 
     python analysis/plot_convergence.py
 
-Writes SVG, PDF and PNG (the same bytes for the same records) and the speed-up as Markdown. A sweep of many arms gets one panel an arm,
-each beside the baseline.
+Writes SVG, PDF and PNG (the same bytes for the same records), and the speed-up as Markdown. If a
+sweep has many arms, each of them gets its own panel, together with the baseline.
 """
 
+from __future__ import annotations
+
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -28,89 +32,116 @@ from mirai_bench.results.frame import (
 )
 from mirai_bench.results.paper import is_papers, paper_size, read_paper
 from mirai_bench.results.stats import t_interval
-from mirai_bench.utils.cli import run, say
+from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import unknown
 
-ONE_PANEL = 6  # arms; more than these cannot be told apart in one
-COLUMNS = 4
-LOG_FROM = 5.0  # times the least value
+log = logging.getLogger(__name__)
+
+ONE_PANEL = 6  # arms; more than these cannot be told apart in one panel
+COLUMNS = 4  # of panels
+LOG_FROM = 5.0  # ratio of the greatest to the least value from which the scale is logarithmic
+GAP = 0.045  # between two labels, as a fraction of the height of the axes
+
+Looks = dict[str, tuple[str, str]]  # (colour, marker) of each arm
 
 
-def t_band(values: np.ndarray) -> tuple[float, float]:
-    estimate = t_interval(list(values))
-    return (estimate.low, estimate.high) if len(values) > 1 else (values[0], values[0])
+class End(NamedTuple):
+    """Where the line of an arm ends, and what stands there."""
+
+    x: float
+    y: float
+    colour: str
+    text: str
 
 
-# name: (seaborn's errorbar, what the figure says of it)
-BANDS: dict[str, tuple[tuple[str, int] | Callable[[np.ndarray], tuple[float, float]], str]] = {
+def t_band(values: Iterable[float]) -> tuple[float, float]:
+    """Returns the ends of the t-interval of the mean, or the mean if it has none."""
+    estimate = t_interval(values)
+    assert estimate is not None, "seaborn asks where there are values"
+    if estimate.n == 1:
+        return estimate.mean, estimate.mean
+    return estimate.low, estimate.high
+
+
+# For each name seaborn's `errorbar`, and what the figure says of it.
+BANDS: dict[str, tuple[Any, str]] = {
     "minmax": (("pi", 100), "band: least to greatest seed"),
     "t": (t_band, "band: 95 % t-interval of the mean over seeds"),
 }
 
 
 def tidy(results: Results, metric: str, x: str) -> pd.DataFrame:
-    """arm, seed, x, y: the finite values at the evaluations that most seeds of the arm have reached; seeds share one x (their mean)."""
+    """Returns the points of all lines: arm, seed, x, y.
+
+    They are the finite values at the evaluations that most seeds of the arm have reached. The seeds
+    share one x, which is their mean. A cost that is not known is no point.
+    """
+    field, _ = AXES[x]
     frame = results.frame
-    frame = frame[np.isfinite(frame[metric].astype(float))]
+    finite = np.isfinite(frame[metric].astype(float)) & np.isfinite(frame[field].astype(float))
+    frame = frame[finite]
     seeds = frame.groupby(["arm", "epoch"])["seed"].transform("nunique")
     frame = frame[seeds == seeds.groupby(frame["arm"]).transform("max")]
-    mean_x = frame.groupby(["arm", "epoch"])[AXES[x][0]].transform("mean")
+    mean_x = frame.groupby(["arm", "epoch"])[field].transform("mean")
     return pd.DataFrame({"arm": frame["arm"], "seed": frame["seed"], "x": mean_x, "y": frame[metric]})
 
 
+# ---- the figure
+
+
 def draw(results: Results, metric: str, x: str, band: str, scale: str) -> Figure:
+    """Returns the figure. `scale` is linear, log or auto."""
     refuse_mixed_protocols(results)
-    frame, looks = tidy(results, metric, x), look(results)
-    others = [arm for arm in results.arms if arm != results.baseline]
-    panels = [results.arms] if len(results.arms) <= ONE_PANEL else [[results.baseline, arm] for arm in others]
-    paper = _papers_curves(results) if is_papers(results) and metric == "FID" and x == "epochs" else {}
+    frame = tidy(results, metric, x)
+    looks = look(results)
+    panels = [results.arms]
+    if len(results.arms) > ONE_PANEL:
+        panels = [[results.baseline, arm] for arm in results.arms if arm != results.baseline]
+    paper = {}
+    if is_papers(results) and metric == "FID" and x == "epochs":
+        paper = _papers_curves(results)
     if scale == "auto":
-        scale = "log" if frame["y"].min() > 0 and frame["y"].max() > LOG_FROM * frame["y"].min() else "linear"
+        least = frame["y"].min()
+        scale = "log" if least > 0 and frame["y"].max() > LOG_FROM * least else "linear"
     with matplotlib.rc_context(STYLE):
+        # 1. The lines.
         rows = -(-len(panels) // COLUMNS)
-        size, columns = ((8, 4.6), 1) if len(panels) == 1 else ((9, 0.9 + 1.9 * rows), COLUMNS)
+        size, columns = ((8.0, 4.6), 1) if len(panels) == 1 else ((9.0, 0.9 + 1.9 * rows), COLUMNS)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, arms in zip(grid.flat, panels, strict=False):
             _draw_arms(axes, frame, arms, looks, band)
             for arm in paper.keys() & set(arms):
-                axes.plot(
-                    *paper[arm],
-                    color=looks[arm][0],
-                    linestyle="--",
-                    linewidth=1,
-                    marker="o",
-                    mfc="none",
-                    ms=4,
-                )
+                colour, _ = looks[arm]
+                line: dict[str, Any] = {"color": colour, "linestyle": "--", "linewidth": 1}
+                axes.plot(*paper[arm], **line, marker="o", mfc="none", ms=4)
             if len(panels) > 1:
                 axes.set_title(arms[1], fontsize=8.5, color=looks[arms[1]][0], loc="left")
-        for axes in (
-            grid.flat
-        ):  # once all is drawn: on an axis that is logarithmic already, seaborn draws geometric means
+        # 2. The axes, once all is drawn: if one is logarithmic, seaborn draws geometric means.
+        for axes in grid.flat:
             _dress(axes, scale, integers=x == "epochs")
         for axes in grid.flat[len(panels) :]:
             axes.remove()
+        # 3. The words.
         if len(panels) == 1:
             _label_ends(grid[0, 0], _ends(results, frame, looks))
+        better = "lower" if lower_is_better(metric) else "higher"
+        caption = _caption(results, band, len(panels) > 1, bool(paper))
         figure.supxlabel(AXES[x][1], fontsize=9)
-        figure.supylabel(
-            f"{metric} ({'lower' if lower_is_better(metric) else 'higher'} is better)", fontsize=9
-        )
-        figure.suptitle(
-            _caption(results, band, len(panels) > 1, bool(paper)), fontsize=9, x=0.01, ha="left", wrap=True
-        )
+        figure.supylabel(f"{metric} ({better} is better)", fontsize=9)
+        figure.suptitle(caption, fontsize=9, x=0.01, ha="left", wrap=True)
     return figure
 
 
-def _draw_arms(
-    axes: Axes, frame: pd.DataFrame, arms: Sequence[str], looks: dict[str, tuple[str, str]], band: str
-) -> None:
-    sns.lineplot(
-        frame[frame["arm"].isin(arms)], x="x", y="y", hue="arm", style="arm", hue_order=arms, style_order=arms, ax=axes, legend=False,
-        palette={arm: looks[arm][0] for arm in arms}, markers={arm: looks[arm][1] for arm in arms}, dashes=False,
-        errorbar=BANDS[band][0], markersize=4.5, markeredgewidth=0, linewidth=1.5, err_kws={"alpha": 0.15, "linewidth": 0},
-    )  # fmt: skip
+def _draw_arms(axes: Axes, frame: pd.DataFrame, arms: Sequence[str], looks: Looks, band: str) -> None:
+    colours = {arm: looks[arm][0] for arm in arms}
+    markers = {arm: looks[arm][1] for arm in arms}
+    style: dict[str, Any] = {"hue": "arm", "hue_order": arms, "palette": colours}
+    style |= {"style": "arm", "style_order": arms, "markers": markers, "dashes": False}
+    style |= {"linewidth": 1.5, "markersize": 4.5, "markeredgewidth": 0}
+    style |= {"errorbar": BANDS[band][0], "err_kws": {"alpha": 0.15, "linewidth": 0}}
+    points = frame[frame["arm"].isin(arms)]
+    sns.lineplot(points, x="x", y="y", legend=False, ax=axes, **style)
 
 
 def _dress(axes: Axes, scale: str, integers: bool) -> None:
@@ -125,104 +156,99 @@ def _dress(axes: Axes, scale: str, integers: bool) -> None:
 
 def _caption(results: Results, band: str, panels: bool, paper: bool) -> str:
     seeds = max(len(results.seeds(arm)) for arm in results.arms)
-    parts = [
-        f"line: mean over {seeds} seed{'s' * (seeds != 1)}",
-        BANDS[band][1],
-        f"profile {results.profile}",
-    ]
-    parts += [f"black: {results.baseline}"] * panels + [
-        "dashed, open circles: the paper's single runs"
-    ] * paper
+    line = "line: mean over 1 seed" if seeds == 1 else f"line: mean over {seeds} seeds"
+    parts = [line, BANDS[band][1], f"profile {results.profile}"]
+    if panels:
+        parts.append(f"black: {results.baseline}")
+    if paper:
+        parts.append("dashed, open circles: the paper's single runs")
     return f"{results.axis}: {results.question}\n{'; '.join(parts)}"
 
 
 def _papers_curves(results: Results) -> dict[str, tuple[list[int], list[float]]]:
+    """Returns (epochs, FID) of each arm for which the paper has values."""
     points: dict[str, list[tuple[int, float]]] = {}
     for row in read_paper(results.axis, paper_size(results)):
         if row["metric"] == "FID" and row["arm"] in results.arms:
             points.setdefault(row["arm"], []).append((int(row["epochs"]), float(row["value"])))
-    return {arm: tuple(map(list, zip(*sorted(curve), strict=True))) for arm, curve in points.items()}
+    curves = {}
+    for arm, curve in points.items():
+        curve.sort()
+        curves[arm] = ([epoch for epoch, _ in curve], [value for _, value in curve])
+    return curves
 
 
-def _ends(
-    results: Results, frame: pd.DataFrame, looks: dict[str, tuple[str, str]]
-) -> dict[str, tuple[float, float, str, str]]:
-    """arm → where its line ends, its colour, and how many of its seeds are there where some are missing."""
-    ends = {}
-    for arm, own in frame.groupby("arm"):
-        last, n, planned = own[own["x"] == own["x"].max()], own["seed"].nunique(), len(results.seeds(arm))
-        note = "" if n == planned else f" ({n} of {planned} seeds)"
-        ends[arm] = (last["x"].iloc[0], last["y"].mean(), looks[arm][0], note)
+def _ends(results: Results, frame: pd.DataFrame, looks: Looks) -> list[End]:
+    """Returns the ends of all lines. The text says if seeds are missing."""
+    ends = []
+    for name, own in frame.groupby("arm"):
+        arm = str(name)
+        last = own[own["x"] == own["x"].max()]
+        n = own["seed"].nunique()
+        planned = len(results.seeds(arm))
+        text = arm if n == planned else f"{arm} ({n} of {planned} seeds)"
+        ends.append(End(last["x"].iloc[0], last["y"].mean(), looks[arm][0], text))
     return ends
 
 
-def _label_ends(axes: Axes, ends: dict[str, tuple[float, float, str, str]]) -> None:
-    """Each arm's name at the end of its line, pushed apart where they would overlap, with a thin leader to the line's end."""
+def _label_ends(axes: Axes, ends: list[End]) -> None:
+    """Writes each text at the end of its line, with a thin leader to it.
+
+    Texts that overlap are pushed apart.
+    """
     axes.autoscale_view()
     to_axes = axes.transScale + axes.transLimits
-    at = {arm: to_axes.transform((x, y)) for arm, (x, y, _, _) in ends.items()}
-    order, gap = sorted(at, key=lambda arm: at[arm][1]), 0.045
-    heights = [at[arm][1] for arm in order]
-    for _ in range(200):  # relax: neighbours that are too near move apart
+    placed = [(end, tuple(to_axes.transform((end.x, end.y)))) for end in ends]
+    placed.sort(key=lambda pair: pair[1][1])
+    heights = _pushed_apart([place[1] for _, place in placed])
+    where: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "axes fraction", "va": "center"}
+    leader = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
+    for (end, place), height in zip(placed, heights, strict=True):
+        style: dict[str, Any] = {"color": end.colour, "arrowprops": leader | {"color": end.colour}}
+        at = (1.05, height)
+        axes.annotate(end.text, place, at, fontsize=8.5, annotation_clip=False, **where, **style)
+
+
+def _pushed_apart(heights: list[float]) -> list[float]:
+    """Returns rising heights with a gap between neighbours, near the given ones."""
+    for _ in range(200):
         for i in range(len(heights) - 1):
-            short = gap - (heights[i + 1] - heights[i])
+            short = GAP - (heights[i + 1] - heights[i])
             if short > 1e-9:
-                heights[i], heights[i + 1] = heights[i] - short / 2, heights[i + 1] + short / 2
-        heights = [h + max(0.0, 0.01 - heights[0]) for h in heights]
-    for arm, height in zip(order, heights, strict=True):
-        _, _, colour, note = ends[arm]
-        leader = {
-            "arrowstyle": "-",
-            "color": colour,
-            "linewidth": 0.6,
-            "shrinkA": 1,
-            "shrinkB": 3,
-            "relpos": (0, 0.5),
-        }
-        axes.annotate(
-            arm + note, xy=at[arm], xytext=(1.05, height), xycoords="axes fraction", textcoords="axes fraction", color=colour, va="center",
-            fontsize=8.5, arrowprops=leader, annotation_clip=False,
-        )  # fmt: skip
+                heights[i] -= short / 2
+                heights[i + 1] += short / 2
+        lift = max(0.0, 0.01 - heights[0]) if heights else 0.0
+        heights = [height + lift for height in heights]
+    return heights
+
+
+# ---- the script
 
 
 def command(argv: list[str]) -> int:
-    options = parser(
-        "plot_convergence",
-        __doc__.splitlines()[0],
-        "python analysis/plot_convergence.py --axis foresight_source --x flops",
-    )
-    options.add_argument("--metric", help="what to draw (the Fréchet distance that the records carry)")
-    options.add_argument("--x", choices=AXES, default="epochs", help="against what (epochs)")
-    options.add_argument(
-        "--band",
-        choices=BANDS,
-        default="minmax",
-        help="over seeds: least to greatest, or the t-interval of the mean",
-    )
-    options.add_argument(
-        "--scale",
-        choices=("auto", "linear", "log"),
-        default="auto",
-        help=f"of the metric (log beyond a factor of {LOG_FROM:g})",
-    )
-    options.add_argument(
-        "--no-timing", action="store_true", help="no speed-up in seconds: the machine was shared"
-    )
+    """Runs the script. Writes the figures and the speed-up, which it also prints."""
+    example = "python analysis/plot_convergence.py --axis foresight_source --x flops"
+    options = parser("plot_convergence", __doc__.splitlines()[0], example)
+    add = options.add_argument
+    bands = "over seeds: least to greatest (default), or the t-interval of the mean"
+    scales = f"scale of the metric; default auto, which is log beyond a factor of {LOG_FROM:g}"
+    add("--metric", help="what to draw; default the Fréchet distance that the records carry")
+    add("--x", choices=AXES, default="epochs", help="what the metric is drawn against; default epochs")
+    add("--band", choices=BANDS, default="minmax", help=bands)
+    add("--scale", choices=("auto", "linear", "log"), default="auto", help=scales)
+    add("--no-timing", action="store_true", help="no speed-up in seconds: the machine was shared")
     args = options.parse_args(argv)
     for results in load(args):
         metric = args.metric or primary_metric(results.metrics)
         if metric not in results.metrics:
             raise unknown("metric", metric, results.metrics)
-        stem = results.name + (f"_{file_stem(metric)}" if args.metric else "")
-        save(
-            draw(results, metric, args.x, args.band, args.scale),
-            args.out,
-            stem + (f"_{args.x}" if args.x != "epochs" else ""),
-        )
+        stem = f"{results.name}_{file_stem(metric)}" if args.metric else results.name
+        figure = draw(results, metric, args.x, args.band, args.scale)
+        save(figure, args.out, stem if args.x == "epochs" else f"{stem}_{args.x}")
         text = speedup_table(results, metric, timing=not args.no_timing)
         path = args.out / f"{stem}_speedup.md"
         path.write_text(text, encoding="utf-8")
-        say(f"wrote {path}")
+        log.info(f"wrote {path}")
         print(text)
     return 0
 

@@ -1,85 +1,101 @@
-"""Samples of all arms side by side: row for row the same seeds, cell for cell the same class and the same random numbers.
+"""Puts samples of all arms side by side.
 
-python analysis/sample_grid.py
+    python analysis/sample_grid.py
+
+A row has one seed. In all its cells the same place has the same class and the same random numbers.
 """
 
+from __future__ import annotations
+
+import logging
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from common import load, look, parser
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mirai_bench.results.frame import Results
 from mirai_bench.results.reading import fetch_grid
-from mirai_bench.utils.cli import run, say
+from mirai_bench.results.table import MISSING
+from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError
 
+log = logging.getLogger(__name__)
 
-def chosen(results: Results, epoch: float | None) -> dict[tuple[str, int], dict[str, Any]]:
-    """(arm, seed) → the record at the evaluation nearest to `epoch`, by default each run's last."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+Records = dict[tuple[str, int], dict[str, Any]]  # by arm and seed
+
+
+def chosen(results: Results, epoch: float | None) -> Records:
+    """Returns the record of each run at the evaluation nearest to `epoch`, by default its last."""
+    found: Records = {}
     for record in results.records:
-        key = record["arm"], record["seed"]
+        key = (record["arm"], record["seed"])
         best = found.get(key)
         if best is None or epoch is None or abs(record["epoch"] - epoch) < abs(best["epoch"] - epoch):
             found[key] = record
     return found
 
 
-def draw(
-    results: Results, records: dict[tuple[str, int], dict[str, Any]], seeds: list[int], scratch: Path
-) -> Figure:
-    """Columns are arms in the sweep's order, rows are seeds; a missing cell stays empty and says so."""
-    arms, looks = results.arms, look(results)
+def draw(results: Results, records: Records, seeds: list[int], scratch: Path) -> Figure:
+    """Returns a figure whose columns are arms in the sweep's order and whose rows are seeds.
+
+    A missing cell stays empty. Raises UserError if all are missing.
+    """
+    arms = results.arms
+    looks = look(results)
     figure = Figure(figsize=(1.9 * len(arms), 1.9 * len(seeds) + 0.5), layout="constrained")
     grid = figure.subplots(len(seeds), len(arms), squeeze=False)
-    drawn = 0
+    paths = {}
+    for (arm, seed), record in records.items():
+        if seed in seeds:
+            paths[arm, seed] = fetch_grid(results, record, scratch)
+    if not any(paths.values()):
+        raise UserError(
+            f"{results.axis}: no sample grids are at hand: read them from MLflow, or from the run "
+            "folders with --runs FOLDER"
+        )
     for row, seed in enumerate(seeds):
         for column, arm in enumerate(arms):
-            axes, record = grid[row][column], records.get((arm, seed))
-            path = fetch_grid(results, record, scratch) if record else None
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-            if path is None:
-                axes.text(0.5, 0.5, "—", ha="center", va="center")
-            else:
-                axes.imshow(imread(path), interpolation="nearest", cmap="gray")
-                axes.set_xlabel(f"epoch {record['epoch']:g}", fontsize=6, labelpad=2)
-                drawn += 1
+            axes = grid[row][column]
+            _draw_cell(axes, records.get((arm, seed)), paths.get((arm, seed)))
             if row == 0:
                 axes.set_title(arm, fontsize=8, color=looks[arm][0])
             if column == 0:
                 axes.set_ylabel(f"seed {seed}", fontsize=8)
-    if not drawn:
-        raise UserError(
-            f"{results.axis}: no sample grids are at hand: read them from MLflow, or from the run folders with --runs FOLDER"
-        )
     return figure
 
 
+def _draw_cell(axes: Axes, record: dict[str, Any] | None, path: Path | None) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    if record is None or path is None:
+        axes.text(0.5, 0.5, MISSING, ha="center", va="center")
+        return
+    axes.imshow(imread(path), interpolation="nearest", cmap="gray")
+    axes.set_xlabel(f"epoch {record['epoch']:g}", fontsize=6, labelpad=2)
+
+
 def command(argv: list[str]) -> int:
-    options = parser(
-        "sample_grid",
-        __doc__.splitlines()[0],
-        "python analysis/sample_grid.py --axis foresight_source --seeds 0 1",
-    )
-    options.add_argument(
-        "--seeds", nargs="+", type=int, metavar="SEED", help="rows (the first seed of the sweep)"
-    )
-    options.add_argument("--epoch", type=float, help="the evaluation nearest to it (the last)")
+    """Runs the script. Writes one figure per sweep and prints its path."""
+    example = "python analysis/sample_grid.py --axis foresight_source --seeds 0 1"
+    options = parser("sample_grid", __doc__.splitlines()[0], example)
+    seeds = "rows; default the first seed of the sweep"
+    options.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help=seeds)
+    options.add_argument("--epoch", type=float, help="the evaluation nearest to it; default the last")
     args = options.parse_args(argv)
     for results in load(args):
-        seeds = args.seeds or results.seeds(results.baseline)[:1]
+        rows = args.seeds or results.seeds(results.baseline)[:1]
         with tempfile.TemporaryDirectory() as scratch:
-            figure = draw(results, chosen(results, args.epoch), seeds, Path(scratch))
+            figure = draw(results, chosen(results, args.epoch), rows, Path(scratch))
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f"{results.name}_samples.png"
         figure.savefig(path, dpi=160, metadata={"Software": None})
-        say(f"wrote {path}")
+        log.info(f"wrote {path}")
         print(path)
     return 0
 

@@ -1,4 +1,6 @@
-"""The command `python -m mirai_bench.evaluate`: evaluates a run or images, compares records, writes references."""
+"""The command `python -m mirai_bench.evaluate`: evaluates a run or images, compares records, writes
+references.
+"""
 
 from __future__ import annotations
 
@@ -24,41 +26,25 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     result = argparse.ArgumentParser(
         prog="python -m mirai_bench.evaluate",
-        description="Evaluates a run, a folder of images, or an .npz of images (arr_0). Prints the record as one JSON "
-        "line. `evaluate compare A B` compares records, `evaluate reference IMAGES OUT.npz` writes reference "
-        "statistics: see their --help. Under torchrun the processes share the work; the numbers stay the same.",
+        description="Evaluates a run, a folder of images, or an .npz of images (arr_0). Prints the "
+        "record as one JSON line. `evaluate compare A B` compares records, `evaluate reference "
+        "IMAGES OUT.npz` writes reference statistics: see their --help. Under torchrun the "
+        "processes share the work; the numbers stay the same.",
         epilog="example: python -m mirai_bench.evaluate runs/a87d3a399400 "
         "--set evaluation.protocol.num_samples=2000 --npz samples.npz",
     )
     add = result.add_argument
-    add("what", type=Path, metavar="RUN|IMAGES", help="a run folder, a folder of images, or an .npz file")
-    add("--protocol", metavar="NAME", help="digits, cifar10_10k, paper, …; by default that of the run")
-    add(
-        "--config",
-        metavar="PROFILE|FILE",
-        help="for IMAGES: whose data `train` and `heldout` mean; default digits",
-    )
+    add("what", type=Path, metavar="RUN|IMAGES", help="a run folder, a folder, or an .npz file")
+    add("--protocol", metavar="NAME", help="digits, cifar10_10k, paper, …; default: the run's")
+    whose = "for IMAGES: whose data `train` and `heldout` mean; default digits"
+    add("--config", metavar="PROFILE|FILE", help=whose)
     add_settings(result, "evaluation.protocol.num_samples=2000")
     add("--weights", type=Path, metavar="FILE", help="weight file of the extractor")
-    add(
-        "--npz",
-        type=Path,
-        metavar="OUT",
-        help="also write the images in the format of ADM's TensorFlow evaluator",
-    )
+    add("--npz", type=Path, metavar="OUT", help="also write the images as ADM's evaluator reads them")
     add("--record", type=Path, metavar="FILE", help="also append the record to this file")
-    add(
-        "--extrapolate",
-        action="store_true",
-        help="also estimate the Fréchet distance at n = ∞, from a line in 1/n",
-    )
+    add("--extrapolate", action="store_true", help="also estimate the Fréchet distance at n = ∞")
     add_device(result)
-    add(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="images per batch when sampling: changes speed and memory only",
-    )
+    add("--batch-size", type=int, metavar="N", help="images per batch of sampling: speed and memory only")
     return result
 
 
@@ -86,7 +72,9 @@ def command(argv: list[str]) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Evaluates what the command line names, together with the other ranks of torchrun, if there are any."""
+    """Evaluates what the command line names, together with the other ranks of torchrun, if there
+    are any.
+    """
     # Imported here, so that --help needs no torch.
     import torch
 
@@ -121,17 +109,15 @@ def reference_parser() -> argparse.ArgumentParser:
     """Returns the parser of `evaluate reference`."""
     result = argparse.ArgumentParser(
         prog="python -m mirai_bench.evaluate reference",
-        description="Writes reference statistics, once for many evaluations. Prints their manifest.",
-        epilog="example: python -m mirai_bench.evaluate reference heldout digits_heldout.npz --extractor digits",
+        description="Writes reference statistics, once for many evaluations; prints their manifest.",
+        epilog="example: python -m mirai_bench.evaluate reference heldout heldout.npz --extractor digits",
     )
     what = "a split of the data of --config, a folder, or an .npz file with arr_0"
     add = result.add_argument
     add("images", metavar="train|heldout|IMAGES", help=what)
     add("out", type=Path, metavar="OUT.npz", help="the file to write")
     add("--extractor", required=True, metavar="NAME", help="feature extractor, for instance digits")
-    add(
-        "--config", default="digits", metavar="PROFILE|FILE", help="whose data the splits are; default digits"
-    )
+    add("--config", default="digits", metavar="PROFILE|FILE", help="whose data it is; default digits")
     add_settings(result, "machine.data=cifar10.npz")
     add("--weights", type=Path, metavar="FILE", help="weight file of the extractor")
     add_device(result)

@@ -1,8 +1,9 @@
-"""The digits classifier behind FD-digits and class accuracy: a small convolutional network, trained once.
+"""The digits classifier behind FD-digits and class accuracy: a small convolutional network, trained
+once.
 
-It is the same on every machine. It is trained in float64 and its weights are then rounded to a coarse grid: what
-processors and thread counts do to the last bits of a sum is far below that grid, so the rounded weights, and with them
-the file's sha256, come out the same everywhere.
+It is the same on every machine. It is trained in float64 and its weights are then rounded to a
+coarse grid: what processors and thread counts do to the last bits of a sum is far below that grid,
+so the rounded weights, and with them the file's sha256, come out the same everywhere.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ SEED = 0  # of the initial weights, the order of the images and their shifts
 
 
 class Recipe(NamedTuple):
-    """How the classifier is built and trained. Another value makes another classifier, with another digest."""
+    """How the classifier is built and trained.
+
+    Another value makes another classifier, with another digest.
+    """
 
     width: int = 64
     """Width of a feature."""
@@ -61,12 +65,15 @@ class DigitsClassifier(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Maps images uint8 (B, 3, 8, 8) to pool (B, 64) and logits (B, 10)."""
         x = images.double().mean(1) / 127.5 - 1
-        patches = F.pad(x, (1, 1, 1, 1), value=-1).unfold(1, 3, 1).unfold(2, 3, 1).flatten(3)  # (B, 8, 8, 9)
+        padded = F.pad(x, (1, 1, 1, 1), value=-1)
+        patches = padded.unfold(1, 3, 1).unfold(2, 3, 1).flatten(3)  # (B, 8, 8, 9)
         features = F.silu(self.hidden(F.silu(self.convolution(patches)).flatten(1)))
         return {"pool": features, "logits": self.output(features)}
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draws the matrices from normal distributions (He initialisation) and sets the biases to zero."""
+        """Draws the matrices from normal distributions (He initialisation) and sets the biases to
+        zero.
+        """
         for parameter in self.parameters():
             if parameter.dim() >= 2:
                 std = (2 / parameter[0].numel()) ** 0.5
@@ -76,7 +83,10 @@ class DigitsClassifier(nn.Module):
 
 
 def _shifted(images: Tensor, shifts: np.ndarray) -> Tensor:
-    """Moves each image (B, 3, 8, 8) by its (dy, dx) of -1, 0 or 1. What enters at the edge is black."""
+    """Moves each image (B, 3, 8, 8) by its (dy, dx) of -1, 0 or 1.
+
+    What enters at the edge is black.
+    """
     padded = F.pad(images, (1, 1, 1, 1))
     first = torch.arange(len(images))[:, None, None]
     rows = torch.from_numpy(1 + shifts[:, :1] + np.arange(8))
@@ -85,7 +95,10 @@ def _shifted(images: Tensor, shifts: np.ndarray) -> Tensor:
 
 
 def train_classifier(config: RunConfig) -> DigitsClassifier:
-    """Trains on the digits' training split. The result depends on nothing but the data and the recipe."""
+    """Trains on the digits' training split.
+
+    The result depends on nothing but the data and the recipe.
+    """
     dataset = open_dataset(config, "train")
     assert dataset.images is not None, "digits are in memory"
     images = torch.from_numpy(dataset.images).permute(0, 3, 1, 2)
@@ -101,7 +114,8 @@ def train_classifier(config: RunConfig) -> DigitsClassifier:
         order = torch.from_numpy(rng.permutation(len(images)))
         for rows in order.split(RECIPE.batch)[:steps_per_epoch]:
             batch = _shifted(images[rows], rng.integers(-1, 2, (len(rows), 2)))
-            loss = F.cross_entropy(model(batch)["logits"], labels[rows], label_smoothing=RECIPE.smoothing)
+            logits = model(batch)["logits"]
+            loss = F.cross_entropy(logits, labels[rows], label_smoothing=RECIPE.smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -112,7 +126,10 @@ def train_classifier(config: RunConfig) -> DigitsClassifier:
 
 
 def classifier_file(config: RunConfig) -> Path:
-    """Returns the file of the trained weights in the cache. If it is missing, trains them first (a few seconds)."""
+    """Returns the file of the trained weights in the cache.
+
+    If it is missing, trains them first (a few seconds).
+    """
 
     def build(folder: Path) -> None:
         log.info("training the digits classifier, once")
@@ -126,7 +143,8 @@ def classifier_file(config: RunConfig) -> Path:
         save_file(weights, folder / "model.safetensors")
 
     identity = digest([RECIPE._asdict(), SEED, open_dataset(config, "train").identity])
-    return cached(config.machine.runs / "cache" / f"classifier-{identity}", build) / "model.safetensors"
+    folder = config.machine.runs / "cache" / f"classifier-{identity}"
+    return cached(folder, build) / "model.safetensors"
 
 
 def load_classifier(file: Path) -> DigitsClassifier:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from functools import cached_property, partial
-from operator import attrgetter
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,6 @@ from mirai_bench.model.transformer import ARModel
 from mirai_bench.sample.sampler import load_for_sampling
 from mirai_bench.tracking import provenance
 from mirai_bench.tracking.run_folder import RunFolder
-from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import device_name
 from mirai_bench.utils.distributed import Ranks
 from mirai_bench.utils.errors import UserError
@@ -57,7 +55,9 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates under the protocol of a config. What all evaluations share is opened once, by the first of them.
+    """Evaluates under the protocol of a config.
+
+    What all evaluations share is opened once, by the first of them.
 
     Opening raises UserError if the extractor's weights or the reference are missing.
     """
@@ -95,19 +95,25 @@ class Evaluator:
     def evaluate_model(
         self, model: ARModel, *, batch_size: int | None = None, **options: Any
     ) -> Evaluation | None:
-        """Samples and measures what the protocol says. The loss on a held-out split, if there is one, is a metric, too.
+        """Samples and measures what the protocol says.
 
-        `model` holds the weights that the protocol names. `batch_size` changes the speed and memory of sampling only.
-        `options` are those of `measure`. With `ranks` all processes of the group call this and share the work; all but
-        rank 0 get None.
+        The loss on a held-out split, if there is one, is a metric, too.
+
+        `model` holds the weights that the protocol names. `batch_size` changes the speed and memory
+        of sampling only. `options` are those of `measure`. With `ranks` all processes of the group
+        call this and share the work; all but rank 0 get None.
         """
         source = SampledImages(model, self.tokenizer, self.protocol, batch_size)
         return self.evaluate(source, model, **options)
 
     def evaluate(self, source: Source, model: ARModel | None = None, **options: Any) -> Evaluation | None:
-        """Measures images. `model` is the one that sampled them, if there is one. `options` are those of `measure`."""
+        """Measures images.
+
+        `model` is the one that sampled them, if there is one. `options` are those of `measure`.
+        """
         start = time.perf_counter()
-        measured = measure(source, self.extractor, self.reference, resize=self.protocol.resize, **options)
+        resize = self.protocol.resize
+        measured = measure(source, self.extractor, self.reference, resize=resize, **options)
         if measured is None:
             return None
         metrics = measured.metrics
@@ -125,7 +131,9 @@ class Evaluator:
 
     @torch.inference_mode()
     def heldout_ntp(self, model: ARModel) -> float:
-        """Returns the next-token loss on the held-out split in nats per token, given the true class, without dropout."""
+        """Returns the next-token loss on the held-out split in nats per token, given the true
+        class, without dropout.
+        """
         tokens, labels = self.heldout
         total = 0.0
         batches = zip(tokens.split(HELDOUT_BATCH), labels.split(HELDOUT_BATCH), strict=True)
@@ -138,7 +146,8 @@ class Evaluator:
 def check_evaluation(config: RunConfig) -> None:
     """Raises UserError if a run of this config could not be evaluated.
 
-    Trains or downloads missing weights of the extractor now, so that a failure shows before training starts.
+    Trains or downloads missing weights of the extractor now, so that a failure shows before
+    training starts.
     """
     protocol = config.evaluation.protocol
     entry_of(protocol.extractor).locate(config, None)
@@ -167,7 +176,9 @@ class Request:
     batch_size: int | None
 
     def settled(self, config: RunConfig) -> RunConfig:
-        """Returns the config under --protocol and --set, which may change evaluation and machine only."""
+        """Returns the config under --protocol and --set, which may change evaluation and machine
+        only.
+        """
         fields = config.model_dump(mode="json")
         if self.protocol:
             fields["evaluation"]["protocol"] = self.protocol
@@ -179,14 +190,10 @@ class Request:
         return settled
 
     def measure_options(self, n: int, ranks: Ranks) -> dict[str, Any]:
-        """Returns the options of `measure` for n images. Only rank 0 shows progress."""
-        options: dict[str, Any] = {"ranks": ranks, "extrapolate": self.extrapolate}
-        if self.npz is not None:
-            options["writer"] = NpzWriter(self.npz, n)
-        if ranks.rank == 0:
-            weigh = attrgetter("num_images")
-            options["watch"] = partial(progress, what="evaluating", total=n, unit="images", weigh=weigh)
-        return options
+        """Returns the options of `measure` for n images."""
+        writer = NpzWriter(self.npz, n) if self.npz is not None else None
+        common = {"ranks": ranks, "label": "evaluating"}
+        return common | {"extrapolate": self.extrapolate, "writer": writer}
 
 
 def evaluate_request(request: Request, device: torch.device, ranks: Ranks) -> dict[str, Any] | None:
@@ -228,7 +235,8 @@ def _evaluate_run(
 def _evaluate_images(request: Request, device: torch.device, ranks: Ranks) -> dict[str, Any] | None:
     if not request.protocol:
         raise UserError(
-            f"{request.what} is not a run folder (it has no config.json); to evaluate images, name a --protocol"
+            f"{request.what} is not a run folder (it has no config.json); to evaluate images, name "
+            "a --protocol"
         )
     images = open_images(request.what)
     n = len(images)
@@ -236,11 +244,13 @@ def _evaluate_images(request: Request, device: torch.device, ranks: Ranks) -> di
     protocol = config.evaluation.protocol
     if request.config is None and protocol.reference in SPLITS and protocol.extractor != "digits":
         raise UserError(
-            f"protocol.reference is {protocol.reference}: of which data? Write --config, for instance --config cifar10"
+            f"protocol.reference is {protocol.reference}: of which data? Write --config, for "
+            "instance --config cifar10"
         )
     if protocol.num_samples != n:
         log.info(
-            f"protocol {protocol.name} is of {protocol.num_samples:,} images, {request.what} has {n:,}: n is {n:,}"
+            f"protocol {protocol.name} is of {protocol.num_samples:,} images, {request.what} has "
+            f"{n:,}: n is {n:,}"
         )
         settings = {"evaluation": {"protocol": {"num_samples": n}}}
         config = build_run(config.model_dump(mode="json"), "images", settings)

@@ -1,7 +1,8 @@
 """Feature extractors: images to features. Each one is an entry of EXTRACTORS.
 
-A feature space has its own name for each distance in it: "FID" and "KID" are those of the 2015 Inception at 2,048
-dimensions, and of no other network. Letters: B images, n images in all, d dimensions, C classes.
+A feature space has its own name for each distance in it: "FID" and "KID" are those of the 2015
+Inception at 2,048 dimensions, and of no other network. Letters: B images, n images in all, d
+dimensions, C classes.
 """
 
 from __future__ import annotations
@@ -29,17 +30,20 @@ class Entry:
     network: Callable[[Path], nn.Module]
     """Builds the network from its weight file. It maps uint8 (B, 3, h, w) to {feature: (B, d)}."""
     locate: Callable[[RunConfig, Path | None], Path]
-    """Returns the weight file, which is the given path (--weights) if there is one. Raises UserError if it is missing \
-and cannot be made or downloaded."""
+    """Returns the weight file, which is the given path (--weights) if there is one. Raises \
+UserError if it is missing and cannot be made or downloaded."""
     features: tuple[str, ...]
-    """Names of the features: `pool` always, `spatial` for sFID, and `logits` for the Inception Score or, with \
-`labels`, for class accuracy."""
+    """Names of the features: `pool` always, `spatial` for sFID, and `logits` for the Inception \
+Score or, with `labels`, for class accuracy."""
     frechet: str
     """Name of the Fréchet distance of `pool`."""
     kernel: str
     """Name of the kernel distance of `pool`."""
     batch: int = 64
-    """Number of images per forward pass. It is fixed, because features can change in their last bits with it."""
+    """Number of images per forward pass.
+
+    It is fixed, because features can change in their last bits with it.
+    """
     kid: tuple[int, int] = (100, 1000)
     """Number of subsets of the kernel distance, and of images in each."""
     image_size: int | None = None
@@ -51,8 +55,8 @@ and cannot be made or downloaded."""
 def _locate_digits(config: RunConfig, weights: Path | None) -> Path:
     if config.data.dataset != "digits":
         raise UserError(
-            f"protocol.extractor is digits, but data.dataset is {config.data.dataset}: write extractor: inception, "
-            "inception_2015 or dinov2"
+            f"protocol.extractor is digits, but data.dataset is {config.data.dataset}: write "
+            "extractor: inception, inception_2015 or dinov2"
         )
     return weights or classifier_file(config)
 
@@ -60,7 +64,7 @@ def _locate_digits(config: RunConfig, weights: Path | None) -> Path:
 def _among_assets(
     locate: Callable[[Path | None, Path | None], Path],
 ) -> Callable[[RunConfig, Path | None], Path]:
-    """Returns `Entry.locate` for a network that needs nothing of a config but its folder of assets."""
+    """Returns `Entry.locate` for a network that needs only the folder of assets of a config."""
     return lambda config, weights: locate(config.machine.assets, weights)
 
 
@@ -127,29 +131,37 @@ class Extractor:
         height, width = images.shape[1:3]
         if side is not None and (height, width) != (side, side):
             raise UserError(
-                f"extractor {self.name} takes images of {side}x{side} pixels, found {height}x{width}: choose another"
+                f"extractor {self.name} takes images of {side}x{side} pixels, found "
+                f"{height}x{width}: choose another"
             )
         parts = []
-        # TF32 would move features in their third digit, and autotuning could choose other kernels on another day.
+        # TF32 would move features in their third digit, and autotuning could choose other kernels
+        # on another day.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             for start in range(0, len(images), self.entry.batch):
-                batch = np.ascontiguousarray(images[start : start + self.entry.batch])
-                parts.append(self.network(torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)))
-        return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in self.entry.features}
+                batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self.entry.batch]))
+                parts.append(self.network(batch.to(self.device).permute(0, 3, 1, 2)))
+        features = {}
+        for name in self.entry.features:
+            features[name] = torch.cat([part[name] for part in parts]).cpu().numpy()
+        return features
 
 
 def open_extractor(
     config: RunConfig, name: str, device: torch.device, weights: Path | None = None
 ) -> Extractor:
-    """Returns an extractor. Raises UserError if its name is unknown, or its weights cannot be found or made."""
+    """Returns an extractor.
+
+    Raises UserError if its name is unknown, or its weights cannot be found or made.
+    """
     return Extractor(name, entry_of(name).locate(config, weights), device)
 
 
 class FeatureCollector:
     """Collects the features of n images, which arrive in order, in the form that the metrics need.
 
-    Memory is `keep` rows of `pool`, evenly spaced, whatever n. They are for the metrics that compare images with
-    images: precision, recall, density, coverage, KID.
+    Memory is `keep` rows of `pool`, evenly spaced, whatever n. They are for the metrics that
+    compare images with images: precision, recall, density, coverage, KID.
     """
 
     def __init__(self, n: int, entry: Entry, keep: int | None = None) -> None:
@@ -172,7 +184,10 @@ class FeatureCollector:
         return self._kept
 
     def add(self, features: dict[str, np.ndarray], labels: np.ndarray | None = None) -> None:
-        """Adds the features of the next images. `labels` (B,) are their classes, if they have any."""
+        """Adds the features of the next images.
+
+        `labels` (B,) are their classes, if they have any.
+        """
         pool = features["pool"]
         if self._kept is None:
             self._kept = np.empty((len(self.kept_rows), pool.shape[1]))

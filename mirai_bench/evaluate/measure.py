@@ -1,8 +1,8 @@
 """Computes all metrics in one pass over the images.
 
-Memory is constant in the number of images, except for the `pool` features that KID and precision/recall need. Work is
-dealt out in units of fixed size, so neither the batch size nor the number of processes decides which images share a
-forward pass of the extractor.
+Memory is constant in the number of images, except for the `pool` features that KID and
+precision/recall need. Work is dealt out in units of fixed size, so neither the batch size nor the
+number of processes decides which images share a forward pass of the extractor.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mirai_bench.evaluate.metrics import density_coverage, frechet, frechet_at_i
 from mirai_bench.evaluate.references import Reference
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.sample.sampler import sample_images
+from mirai_bench.utils.cli import progress
 from mirai_bench.utils.distributed import Ranks
 from mirai_bench.utils.errors import UserError
 
@@ -82,13 +83,16 @@ class SampledImages:
 
     def read(self, rows: range) -> tuple[np.ndarray, np.ndarray]:
         """Samples images uint8 (B, h, w, 3) and returns them with their classes (B,)."""
-        batches = sample_images(self.model, self.tokenizer, self.protocol, rows, batch_size=self.batch_size)
+        size = self.batch_size
+        batches = sample_images(self.model, self.tokenizer, self.protocol, rows, batch_size=size)
         images, labels = zip(*batches, strict=True)
         return torch.cat(images).cpu().numpy(), torch.cat(labels).cpu().numpy()
 
 
 def sampling_batch(model: ARModel, protocol: Protocol) -> int:
-    """Returns the number of images per batch: as many as fit into CACHE_BYTES and into a unit of work."""
+    """Returns the number of images per batch: as many as fit into CACHE_BYTES and into a unit of
+    work.
+    """
     config = model.config
     weight = model.tok_embeddings.weight
     width = config.kv_heads * (config.width // config.heads)
@@ -104,17 +108,12 @@ class Unit(NamedTuple):
     """Some consecutive images and their features."""
 
     images: np.ndarray | None
-    """Images uint8 (B, h, w, 3) as the extractor saw them. None if another process has them and nobody asked for \
-them."""
+    """Images uint8 (B, h, w, 3) as the extractor saw them. None if another process has them and \
+nobody asked for them."""
     labels: np.ndarray | None
     features: dict[str, np.ndarray]
     seconds: float
     """Time that making the images took."""
-
-    @property
-    def num_images(self) -> int:
-        """Returns B."""
-        return len(self.features["pool"])
 
 
 def round_robin(count: int, make: Callable[[int], T], ranks: Ranks) -> Iterator[T]:
@@ -177,20 +176,25 @@ def measure(
     ranks: Ranks | None = None,
     extrapolate: bool = False,
     writer: NpzWriter | None = None,
-    watch: Callable[[Iterator[Unit]], Iterator[Unit]] = iter,
+    label: str | None = None,
 ) -> Measured | None:
     """Measures all images of `source`. Returns None on ranks other than 0.
 
-    `resize` is the side to which images are resized first (0: they are not), `writer` writes the images, `watch` may
-    show progress. With `extrapolate` the Fréchet distance at n = ∞ is estimated, too. Raises UserError for fewer than
-    FEWEST images.
+    `resize` is the side to which images are resized first (0: they are not). With `extrapolate` the
+    Fréchet distance at n = ∞ is estimated, too. `writer` writes the images. Progress is shown under
+    `label`, if there is one. Raises UserError for fewer than FEWEST images.
     """
     if len(source) < FEWEST:
         raise UserError(f"an evaluation needs {FEWEST} images or more, found {len(source)}")
     samples = FeatureCollector(len(source), extractor.entry)
     first = None
     seconds = 0.0
-    for unit in watch(units(source, extractor, resize, ranks or Ranks(), writer is not None)):
+    ranks = ranks or Ranks()
+    found = units(source, extractor, resize, ranks, writer is not None)
+    if label is not None and ranks.rank == 0:
+        total = len(source)
+        found = progress(found, label, total, "images", weigh=lambda unit: len(unit.features["pool"]))
+    for unit in found:
         samples.add(unit.features, unit.labels)
         seconds += unit.seconds
         if first is None:
@@ -244,7 +248,8 @@ def image_to_image(samples: FeatureCollector, real: np.ndarray, device: torch.de
     kid = kid_features_to_metric(
         fake_tensor, real_tensor, kid_subsets=subsets, kid_subset_size=size, rng_seed=KID_SEED, verbose=False
     )
-    blocks = {"prc_batch_size": DISTANCE_ROWS, "save_cpu_ram": True}  # the distance matrix is not kept
+    # The matrix of distances is computed in blocks and not kept.
+    blocks = {"prc_batch_size": DISTANCE_ROWS, "save_cpu_ram": True}
     prc = prc_features_to_metric(
         fake_tensor.to(device), real_tensor.to(device), prc_neighborhood=NEIGHBOURS, verbose=False, **blocks
     )

@@ -1,7 +1,7 @@
 """Statistics of features in float64, in pure numpy and scipy.
 
-Moments that are accumulated, the Fréchet distance and its extrapolation in 1/n, the Inception Score, density and
-coverage. Letters: n images, d dimensions of a feature, C classes, k neighbours.
+Moments that are accumulated, the Fréchet distance and its extrapolation in 1/n, the Inception
+Score, density and coverage. Letters: n images, d dimensions of a feature, C classes, k neighbours.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Moments:
         self.n = n
 
     def gaussian(self) -> Gaussian:
-        """Returns mean and covariance. Raises ValueError for fewer than two images, which have no covariance."""
+        """Returns mean and covariance.
+
+        Raises ValueError for fewer than two images, which have no covariance.
+        """
         if self.n < 2:
             raise ValueError(f"a covariance needs two images or more, found {self.n}")
         return Gaussian(self.mean, self.scatter / (self.n - 1))
@@ -68,8 +71,8 @@ def square_root(cov: Array) -> Array:
 def frechet(a: Gaussian, b: Gaussian, root: Array | None = None) -> float:
     """Returns |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁Σ₂)^½), which is never below 0.
 
-    `root` is square_root(b.cov), if it is known already. Σ₁Σ₂ has the eigenvalues of the symmetric RᵀΣ₁R, where
-    Σ₂ = R Rᵀ. They are real and computed stably, also below full rank (n < d).
+    `root` is square_root(b.cov), if it is known already. Σ₁Σ₂ has the eigenvalues of the symmetric
+    RᵀΣ₁R, where Σ₂ = R Rᵀ. They are real and computed stably, also below full rank (n < d).
     """
     if root is None:
         root = square_root(b.cov)
@@ -91,13 +94,15 @@ def line_in_inverse_n(sizes: Sequence[int], values: Sequence[float]) -> tuple[fl
 
 
 def frechet_at_infinity(features: Floats, reference: Gaussian, points: int = 10, seed: int = 0) -> float:
-    """Returns the Fréchet distance without the bias of n samples (Chong and Forsyth, arXiv 1911.07023).
+    """Returns the Fréchet distance without the bias of n samples (Chong and Forsyth, arXiv
+    1911.07023).
 
-    A line in 1/n is fitted through nested subsets of n/5 to n of the features (n, d) and extended to 1/n = 0. The
-    bias of the reference's own size stays.
+    A line in 1/n is fitted through nested subsets of n/5 to n of the features (n, d) and extended
+    to 1/n = 0. The bias of the reference's own size stays.
     """
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(features))
-    sizes = sorted({max(2, round(len(features) * (0.2 + 0.8 * i / (points - 1)))) for i in range(points)})
+    fractions = [0.2 + 0.8 * i / (points - 1) for i in range(points)]
+    sizes = sorted({max(2, round(len(features) * fraction)) for fraction in fractions})
     moments = Moments(features.shape[1])
     root = square_root(reference.cov)
     values = []
@@ -111,8 +116,8 @@ def frechet_at_infinity(features: Floats, reference: Gaussian, points: int = 10,
 class InceptionScore:
     """Accumulates exp E KL(p(y|x) ‖ p(y)), the mean over splits, from logits that arrive in parts.
 
-    Memory is splits x C. The split of an image is drawn from (seed, index of the image), so a folder that is sorted
-    by class gets the score of its shuffled copy.
+    Memory is splits x C. The split of an image is drawn from (seed, index of the image), so a
+    folder that is sorted by class gets the score of its shuffled copy.
     """
 
     def __init__(self, n: int, classes: int, splits: int = 10, seed: int = 2020) -> None:
@@ -146,12 +151,15 @@ class InceptionScore:
         assert self.seen == len(self.split), "every image's logits have arrived"
         counts = np.bincount(self.split, minlength=len(self.probabilities))
         marginal = self.probabilities / counts[:, None]
-        entropy = -np.where(marginal > 0, marginal * np.log(np.where(marginal > 0, marginal, 1)), 0).sum(1)
+        log_marginal = np.log(np.where(marginal > 0, marginal, 1))
+        entropy = -np.where(marginal > 0, marginal * log_marginal, 0).sum(1)
         return float(np.exp(self.negative_entropy / counts + entropy).mean())
 
 
 def distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
-    """Yields the Euclidean distances of a (n, d) to b (m, d) in blocks of bounded size: (rows, (rows, m))."""
+    """Yields the Euclidean distances of a (n, d) to b (m, d) in blocks of bounded size: (rows,
+    (rows, m)).
+    """
     squares = np.einsum("md,md->m", b, b)
     step = max(1, BLOCK_BYTES // (8 * len(b)))
     for start in range(0, len(a), step):
@@ -162,10 +170,12 @@ def distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
 
 
 def density_coverage(samples: Array, reference: Array, k: int = 5) -> tuple[float, float]:
-    """Returns (density, coverage) of samples (n, d) and reference images (m, d), m > k (arXiv 2002.09797).
+    """Returns (density, coverage) of samples (n, d) and reference images (m, d), m > k (arXiv
+    2002.09797).
 
-    Each reference image has a ball that reaches its k-th neighbour. Density is the number of balls that a sample
-    lies in, over k, which is 1 if the two sets are alike. Coverage is the fraction of the balls that hold a sample.
+    Each reference image has a ball that reaches its k-th neighbour. Density is the number of balls
+    that a sample lies in, over k, which is 1 if the two sets are alike. Coverage is the fraction of
+    the balls that hold a sample.
     """
     if len(reference) <= k:
         raise ValueError(

@@ -1,7 +1,8 @@
 """The pretrained networks that give features, and where their weights come from.
 
-A network maps images uint8 (B, 3, h, w) to {feature: (B, d)}. A file that claims to be the 2015 Inception is checked by
-its sha256, so that "FID" means one network. Downloads are always announced on stderr.
+A network maps images uint8 (B, 3, h, w) to {feature: (B, d)}. A file that claims to be the 2015
+Inception is checked by its sha256, so that "FID" means one network. Downloads are always announced
+on stderr.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from mirai_bench.utils.tensors import read_tensors
 log = logging.getLogger(__name__)
 
 INCEPTION_SIDE = 299  # pixels
-# Channels of mixed_6's first branch, 17x17 each: 2,023 dimensions (ADM's sFID, after arXiv 2103.03841).
+# Channels of mixed_6's first branch, 17x17 each: 2,023 dimensions (ADM's sFID, after arXiv
+# 2103.03841).
 SPATIAL_CHANNELS = 7
 
 COMPAT_FILE = "weights-inception-2015-12-05-6726825d.pth"
 COMPAT_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{COMPAT_FILE}"
 COMPAT_SHA256 = "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-# TorchScript files of the same network: without its 1,008-way head, and as StyleGAN and EDM publish it.
+# TorchScript files of the same network: without its 1,008-way head, and as StyleGAN and EDM publish
+# it.
 TORCHSCRIPT_FILES = {
     "fid_inception.pt": "sha256:7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
     "inception-2015-12-05.pt": "sha256:f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
@@ -45,10 +48,13 @@ DINOV2_SIDE = 224  # pixels
 
 
 def _tensorflow_resize(images: Tensor, side: int) -> Tensor:
-    """Resizes bilinearly as TensorFlow 1 does (corners not aligned, no antialiasing), as in the network's own graph."""
-    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+    """Resizes bilinearly as TensorFlow 1 does (corners not aligned, no antialiasing), as in the
+    network's own graph.
+    """
+    from torch_fidelity import interpolate_compat_tensorflow as tensorflow
 
-    return interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(side, side), align_corners=False)
+    resize = tensorflow.interpolate_bilinear_2d_like_tensorflow1x
+    return resize(images.float(), size=(side, side), align_corners=False)
 
 
 def _spatial(mixed_6: Tensor) -> Tensor:
@@ -59,15 +65,17 @@ def _spatial(mixed_6: Tensor) -> Tensor:
 class InceptionCompat(nn.Module):
     """torch-fidelity's own 2015 Inception.
 
-    Its features are pool, spatial, and the logits without their bias, which the Inception Score is made of.
+    Its features are pool, spatial, and the logits without their bias, which the Inception Score is
+    made of.
     """
 
     def __init__(self, weights: Path) -> None:
         from torch_fidelity import FeatureExtractorInceptionV3
 
         super().__init__()
+        features = ["2048", "logits_unbiased"]
         self.network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+            "inception-v3-compat", features, feature_extractor_weights_path=str(weights)
         )
         self.mixed_6 = torch.empty(0)
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
@@ -82,12 +90,16 @@ class InceptionCompat(nn.Module):
 
 
 class Inception2015(nn.Module):
-    """The TorchScript file that StyleGAN, EDM and clean-fid use. It gives no logits here, so no Inception Score."""
+    """The TorchScript file that StyleGAN, EDM and clean-fid use.
+
+    It gives no logits here, so no Inception Score.
+    """
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; the file is TorchScript
+            # torch.jit is deprecated, but the file is TorchScript.
+            warnings.simplefilter("ignore", FutureWarning)
             network = torch.jit.load(str(weights), map_location="cpu").eval()
         self.layers = (network.net if hasattr(network, "net") else network).layers
 
@@ -108,9 +120,11 @@ class Inception2015(nn.Module):
 
 
 def locate_compat(assets: Path | None, weights: Path | None) -> Path:
-    """Returns torch-fidelity's weight file: `weights`, the one among the assets, or the one that torch.hub keeps.
+    """Returns torch-fidelity's weight file: `weights`, the one among the assets, or the one that
+    torch.hub keeps.
 
-    The last one is downloaded if it is missing. Raises UserError if that fails, or if the file is another one.
+    The last one is downloaded if it is missing. Raises UserError if that fails, or if the file is
+    another one.
     """
     hub = Path(torch.hub.get_dir()) / "checkpoints" / COMPAT_FILE
     path = weights or find_asset(assets, COMPAT_FILE) or hub
@@ -122,8 +136,8 @@ def locate_compat(assets: Path | None, weights: Path | None) -> Path:
             torch.hub.download_url_to_file(COMPAT_URL, str(hub), digest, progress=False)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"the 2015 Inception could not be downloaded ({error}): fetch {COMPAT_URL} and write --weights FILE, "
-                "or put it into machine.assets or $MIRAI_BENCH_ASSETS"
+                f"the 2015 Inception could not be downloaded ({error}): fetch {COMPAT_URL} and "
+                "write --weights FILE, or put it into machine.assets or $MIRAI_BENCH_ASSETS"
             ) from None
     return _check_content(path, {COMPAT_FILE: COMPAT_SHA256}, "torch-fidelity's 2015 Inception")
 
@@ -136,16 +150,21 @@ def locate_2015(assets: Path | None, weights: Path | None) -> Path:
     path = weights or find_asset(assets, *TORCHSCRIPT_FILES)
     if path is None:
         raise UserError(
-            f"extractor inception_2015 needs {' or '.join(TORCHSCRIPT_FILES)}: write --weights FILE, or put it into "
-            f"machine.assets or $MIRAI_BENCH_ASSETS (found {str(assets_folder(assets))!r})"
+            f"extractor inception_2015 needs {' or '.join(TORCHSCRIPT_FILES)}: write --weights "
+            "FILE, or put it into machine.assets or $MIRAI_BENCH_ASSETS (found "
+            f"{str(assets_folder(assets))!r})"
         )
     return _check_content(path, TORCHSCRIPT_FILES, "the TorchScript Inception of 2015-12-05")
 
 
 def _check_content(path: Path, files: dict[str, str], what: str) -> Path:
-    """Returns `path`. Raises UserError if its content is not that of one of `files` (name: sha256)."""
+    """Returns `path`.
+
+    Raises UserError if its content is not that of one of `files` (name: sha256).
+    """
     if not path.is_file():
-        raise UserError(f"There is no file {str(path)!r}: write the path of {what} ({' or '.join(files)})")
+        names = " or ".join(files)
+        raise UserError(f"There is no file {str(path)!r}: write the path of {what} ({names})")
     found = file_sha256(path)
     if found not in files.values():
         known = ", ".join(f"{name} {sha}" for name, sha in files.items())
@@ -157,10 +176,11 @@ def _check_content(path: Path, files: dict[str, str], what: str) -> Path:
 
 
 class Dinov2(nn.Module):
-    """The class token of ViT-L/14 after the last norm (Stein et al., arXiv 2306.04675): the space of FD-DINOv2.
+    """The class token of ViT-L/14 after the last norm (Stein et al., arXiv 2306.04675): the space
+    of FD-DINOv2.
 
-    Images are resized to 224 pixels, bicubically with antialiasing; timm resamples the position table from 37x37 to
-    16x16.
+    Images are resized to 224 pixels, bicubically with antialiasing; timm resamples the position
+    table from 37x37 to 16x16.
     """
 
     mean: Tensor
@@ -185,18 +205,20 @@ class Dinov2(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Returns pool (B, 1024)."""
         size = (DINOV2_SIDE, DINOV2_SIDE)
-        x = F.interpolate(images.float() / 255, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-        return {"pool": self.model((x - self.mean) / self.std)}
+        x = F.interpolate(images.float() / 255, size=size, mode="bicubic", antialias=True)
+        return {"pool": self.model((x.clamp(0, 1) - self.mean) / self.std)}
 
 
 def locate_dinov2(assets: Path | None, weights: Path | None) -> Path:
-    """Returns the weight file of DINOv2: `weights`, the one among the assets, or the one of the Hugging Face Hub.
+    """Returns the weight file of DINOv2: `weights`, the one among the assets, or the one of the
+    Hugging Face Hub.
 
     Raises UserError if there is no such file, it cannot be fetched, or timm is not installed.
     """
     path = weights or find_asset(assets, *DINOV2_FILES)
     if path is not None and not path.is_file():
-        raise UserError(f"There is no file {str(path)!r}: write the path of {' or '.join(DINOV2_FILES)}")
+        names = " or ".join(DINOV2_FILES)
+        raise UserError(f"There is no file {str(path)!r}: write the path of {names}")
     try:
         import timm  # noqa: F401
         from huggingface_hub import hf_hub_download
@@ -209,6 +231,6 @@ def locate_dinov2(assets: Path | None, weights: Path | None) -> Path:
         return Path(hf_hub_download(f"timm/{DINOV2_MODEL}", "model.safetensors"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"timm/{DINOV2_MODEL} could not be fetched ({type(error).__name__}): write --weights FILE, or put "
-            f"{' or '.join(DINOV2_FILES)} into machine.assets or $MIRAI_BENCH_ASSETS"
+            f"timm/{DINOV2_MODEL} could not be fetched ({type(error).__name__}): write --weights "
+            f"FILE, or put {' or '.join(DINOV2_FILES)} into machine.assets or $MIRAI_BENCH_ASSETS"
         ) from None

@@ -1,8 +1,8 @@
 """Reference statistics: what samples are compared with.
 
-A reference is a data split, a folder or .npz file of images, or a file of statistics. Three kinds of such files are
-known: our own (mu, sigma, mu_s, sigma_s, features and a manifest), ADM's (arr_0 images and mu, sigma, mu_s, sigma_s), and
-EDM's (mu, sigma).
+A reference is a data split, a folder or .npz file of images, or a file of statistics. Three kinds
+of such files are known: our own (mu, sigma, mu_s, sigma_s, features and a manifest), ADM's (arr_0
+images and mu, sigma, mu_s, sigma_s), and EDM's (mu, sigma).
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from mirai_bench.utils.hashing import digest, file_sha256
 log = logging.getLogger(__name__)
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
-# Number of evenly spaced reference images for precision, recall, density, coverage and KID; ADM's batch has as many.
+# Number of evenly spaced reference images for precision, recall, density, coverage and KID; ADM's
+# batch has as many.
 FEATURES_KEPT = 10_000
 INCEPTION_SHAPES = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
-ARRAYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # names of a feature's mean and covariance
+# Names of the mean and the covariance of a feature in an .npz file.
+ARRAYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 RECIPE = 1  # raised when the statistics below change, so that cached ones are computed again
 
 
@@ -60,9 +62,14 @@ class Reference:
 
     @cached_property
     def roots(self) -> dict[str, Array]:
-        """The square roots of the covariances. They are half the work of a Fréchet distance and are computed once."""
-        gaussians = {"pool": self.pool, "spatial": self.spatial}
-        return {name: square_root(found.cov) for name, found in gaussians.items() if found is not None}
+        """The square roots of the covariances.
+
+        They are half the work of a Fréchet distance and are computed once.
+        """
+        roots = {"pool": square_root(self.pool.cov)}
+        if self.spatial is not None:
+            roots["spatial"] = square_root(self.spatial.cov)
+        return roots
 
 
 # ---- images that become a reference
@@ -79,7 +86,10 @@ class ReferenceImages(NamedTuple):
 
 
 def split_images(config: RunConfig, split: Split) -> ReferenceImages:
-    """Returns the images of a data split, one view each. Raises UserError if the data has no such split."""
+    """Returns the images of a data split, one view each.
+
+    Raises UserError if the data has no such split.
+    """
     if split == "heldout" and not has_heldout_images(config):
         raise UserError(
             "protocol.reference is heldout, but the data has no held-out split: write reference: train"
@@ -90,13 +100,15 @@ def split_images(config: RunConfig, split: Split) -> ReferenceImages:
         "sha256": f"sha256:{dataset.sha256}",
         "image_size": config.data.image_size,
     }
-    return ReferenceImages((images for images, _ in images_of(config, split)), len(dataset), identity)
+    batches = (images for images, _ in images_of(config, split))
+    return ReferenceImages(batches, len(dataset), identity)
 
 
 def path_images(path: Path) -> ReferenceImages:
     """Returns the images of a folder or an .npz file."""
     images = open_images(path)
-    return ReferenceImages(parts(images), len(images), {"name": path.name, "sha256": file_sha256(path)})
+    identity = {"name": path.name, "sha256": file_sha256(path)}
+    return ReferenceImages(parts(images), len(images), identity)
 
 
 # ---- our own files of statistics
@@ -121,9 +133,9 @@ def write_reference(path: Path, images: ReferenceImages, extractor: Extractor) -
 def _read_gaussians(arrays: Any) -> dict[str, Gaussian]:
     """Returns the Gaussian of each feature that an open .npz file has."""
     found = {}
-    for feature, (mean, cov) in ARRAYS.items():
-        if mean in arrays:
-            found[feature] = Gaussian(arrays[mean].astype(np.float64), arrays[cov].astype(np.float64))
+    for feature, names in ARRAYS.items():
+        if names[0] in arrays:
+            found[feature] = Gaussian(*(arrays[name].astype(np.float64) for name in names))
     return found
 
 
@@ -132,8 +144,9 @@ def _read_own(path: Path, extractor: Extractor) -> Reference:
         manifest = json.loads(str(arrays["manifest"]))
         if manifest["extractor"] != extractor.identity:
             raise UserError(
-                f"{path} was made with extractor {manifest['extractor']}, this evaluation uses {extractor.identity}: "
-                "make it again with `python -m mirai_bench.evaluate reference`, or name the images themselves"
+                f"{path} was made with extractor {manifest['extractor']}, this evaluation uses "
+                f"{extractor.identity}: make it again with `python -m mirai_bench.evaluate "
+                "reference`, or name the images themselves"
             )
         gaussians = _read_gaussians(arrays)
         features = arrays["features"].astype(np.float64)
@@ -142,7 +155,10 @@ def _read_own(path: Path, extractor: Extractor) -> Reference:
 
 
 def _cached(runs: Path, images: ReferenceImages, extractor: Extractor) -> Reference:
-    """Returns the statistics of images from the cache in the folder of runs. Computes them first if they are missing."""
+    """Returns the statistics of images from the cache in the folder of runs.
+
+    Computes them first if they are missing.
+    """
 
     def build(folder: Path) -> None:
         write_reference(folder / "reference.npz", images, extractor)
@@ -178,13 +194,17 @@ def open_reference(config: RunConfig, reference: str, extractor: Extractor) -> R
     if "arr_0" in arrays:
         return _cached(runs, path_images(path), extractor)
     raise UserError(
-        f"{path} is not a reference: it holds {', '.join(arrays) or 'nothing'}; expected images (arr_0), statistics "
-        "(mu, sigma; ADM's also mu_s, sigma_s), or a file of `python -m mirai_bench.evaluate reference`"
+        f"{path} is not a reference: it holds {', '.join(arrays) or 'nothing'}; expected images "
+        "(arr_0), statistics (mu, sigma; ADM's also mu_s, sigma_s), or a file of `python -m "
+        "mirai_bench.evaluate reference`"
     )
 
 
 def find_reference(assets: Path | None, reference: str) -> Path:
-    """Returns the path as it is, or else within the folder of assets. Raises UserError if neither exists."""
+    """Returns the path as it is, or else within the folder of assets.
+
+    Raises UserError if neither exists.
+    """
     folder = assets_folder(assets)
     candidates = [Path(reference)]
     if folder is not None:
@@ -193,28 +213,30 @@ def find_reference(assets: Path | None, reference: str) -> Path:
         if path.exists():
             return path
     raise UserError(
-        f"protocol.reference is {reference!r}, which is not there (looked at {', '.join(map(str, candidates))}): "
-        "write train, heldout, or the path of an .npz or folder, or put it into machine.assets or $MIRAI_BENCH_ASSETS"
+        f"protocol.reference is {reference!r}, which is not there (looked at "
+        f"{', '.join(map(str, candidates))}): write train, heldout, or the path of an .npz or "
+        "folder, or put it into machine.assets or $MIRAI_BENCH_ASSETS"
     )
 
 
 def _read_statistics(runs: Path, path: Path, extractor: Extractor) -> Reference:
     """Reads ADM's and EDM's files.
 
-    They do not say what made them. So their shapes must be the 2015 Inception's, and the extractor must be one.
+    They do not say what made them. So their shapes must be the 2015 Inception's, and the extractor
+    must be one.
     """
     if extractor.entry.frechet != "FID":
         raise UserError(
-            f"{path} holds statistics of Inception features, but protocol.extractor is {extractor.name}: write "
-            "inception or inception_2015"
+            f"{path} holds statistics of Inception features, but protocol.extractor is "
+            f"{extractor.name}: write inception or inception_2015"
         )
     arrays = npz_arrays(path)
     for name, expected in INCEPTION_SHAPES.items():
         shape, dtype = arrays.get(name, (expected, np.dtype(np.float64)))
         if shape != expected or dtype.kind != "f":
             raise UserError(
-                f"{path} is not statistics of the 2015 Inception: {name} is {dtype} {shape}, expected floating-point "
-                f"numbers {expected}"
+                f"{path} is not statistics of the 2015 Inception: {name} is {dtype} {shape}, "
+                f"expected floating-point numbers {expected}"
             )
     with np.load(path, allow_pickle=False) as file:
         gaussians = _read_gaussians(file)
@@ -222,8 +244,7 @@ def _read_statistics(runs: Path, path: Path, extractor: Extractor) -> Reference:
     if "arr_0" in arrays:
         features = _cached(runs, path_images(path), extractor).features
     else:
-        log.info(
-            f"{path.name} holds statistics without images: no precision, recall, density, coverage or KID"
-        )
+        missing = "precision, recall, density, coverage or KID"
+        log.info(f"{path.name} holds statistics without images: no {missing}")
     sha256 = file_sha256(path)
     return Reference(path.name, sha256, None, gaussians["pool"], gaussians.get("spatial"), features)

@@ -1,4 +1,4 @@
-"""Records back: from MLflow, from run folders, or from frozen files, as one frame with a row for each evaluation. No torch in here."""
+"""The evaluations of one sweep, as records and as one frame with a row per evaluation."""
 
 from __future__ import annotations
 
@@ -7,38 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from mirai_bench.utils.errors import UserError, unknown
 
-# Better is … By the name's beginning: `FD-digits` is an FD, `FID∞` an FID.
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Beginnings of the names of metrics of which less, or more, is better.
 LOWER = ("FID", "sFID", "FD-", "KID", "heldout_ntp")
-
-
 HIGHER = ("IS", "precision", "recall", "density", "coverage", "class_accuracy")
-
-
-def lower_is_better(metric: str) -> bool:
-    if not metric.startswith(LOWER + HIGHER):
-        raise unknown("metric (whether more or less of it is better is not declared)", metric, LOWER + HIGHER)
-    return metric.startswith(LOWER)
-
-
-def primary_metric(metrics: Sequence[str]) -> str:
-    """The Fréchet distance that the records carry: FID if it is there, else FD-…"""
-    for prefix in ("FID", "FD-"):
-        for metric in metrics:
-            if metric.startswith(prefix):
-                return metric
-    raise UserError(
-        f"these records have no Fréchet distance: choose one of {', '.join(metrics) or 'no metrics at all'} with --metric"
-    )
-
-
-def file_stem(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.+-]", "_", name).lstrip(".") or "_"
+# Parts of a record that decide what its numbers mean. Records that differ in them are never mixed.
+MEASURED_WITH = ("protocol", "extractor", "reference")
+# Columns of the frame: fields of a record, and fields of its run.
+OWN_COLUMNS = ("step", "epoch", "train_flops", "train_seconds", "sample_seconds", "evaluate_seconds")
+RUN_COLUMNS = ("fingerprint", "protocol_digest", "device", "parameters")
 
 
 @dataclass
@@ -50,76 +33,141 @@ class Results:
     question: str
     baseline: str
     arms: list[str]
-    """in the order of the sweep file"""
+    """Names of the arms in the order of the sweep file."""
     cells: list[dict[str, Any]]
-    """{arm, seed, fingerprint, status: done | failed | running | pending}"""
+    """For each cell {arm, seed, fingerprint, status: done | failed | running | pending}."""
     records: list[dict[str, Any]] = field(repr=False, default_factory=list)
-    """MEASURED fields, arm, seed, and `run`: the PROVENANCE fields, one object for all evaluations of a run that share them"""
+    """For each evaluation the fields MEASURED of tracking/records.py, arm, seed, and `run`: the \
+fields PROVENANCE. `run` is one object for all evaluations of a run that share it."""
     sources: dict[str, Path | str] = field(repr=False, default_factory=dict)
-    """fingerprint → folder of the run (or of its artifacts) on this machine, or its MLflow run id"""
+    """For each fingerprint the folder of the run, or of its artifacts, on this machine, or else its
+    MLflow run id.
+    """
 
     @property
     def name(self) -> str:
-        """Stem of this sweep's report files: the axis, and the profile unless it is the embedded one. Never a path."""
+        """Returns the stem of this sweep's report files, which is never a path.
+
+        It is the axis, followed by the profile unless that is the embedded one.
+        """
         return file_stem(self.axis if self.profile == "digits" else f"{self.axis}_{self.profile}")
 
     @cached_property
     def metrics(self) -> list[str]:
+        """The names of all metrics, in the order in which they first appear."""
         return list(dict.fromkeys(name for record in self.records for name in record["metrics"]))
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One row an evaluation: axis, profile, arm, seed, step, epoch, cost so far, where it comes from, one column a metric."""
-        plain = ("step", "epoch", "train_flops", "train_seconds", "sample_seconds", "evaluate_seconds")
-        same = ("fingerprint", "protocol_digest", "device", "parameters")
-        rows = [
-            {"axis": self.axis, "profile": self.profile, "arm": record["arm"], "seed": record["seed"]}
-            | {key: record[key] for key in plain}
-            | {key: record["run"][key] for key in same}
-            | {"git_commit": record["run"]["git"]["commit"], "git_dirty": record["run"]["git"]["dirty"]}
-            | {"autocast": record["run"]["precision"]}  # `precision` is a metric
-            | record["metrics"]
-            for record in self.records
-        ]
-        labels = ("axis", "profile", "arm", "seed", *plain, *same, "git_commit", "git_dirty", "autocast")
-        return pd.DataFrame(rows, columns=[*labels, *self.metrics])
+        """One row per evaluation: axis, profile, arm, seed, costs so far, provenance, one column
+        per metric.
+        """
+        import pandas as pd
+
+        rows = []
+        for record in self.records:
+            run = record["run"]
+            row = {"axis": self.axis, "profile": self.profile, "arm": record["arm"], "seed": record["seed"]}
+            row |= {key: record[key] for key in OWN_COLUMNS}
+            row |= {key: run[key] for key in RUN_COLUMNS}
+            row |= {"git_commit": run["git"]["commit"], "git_dirty": run["git"]["dirty"]}
+            row["autocast"] = run["precision"]  # `precision` is a metric
+            rows.append(row | record["metrics"])
+        labels = ["axis", "profile", "arm", "seed", *OWN_COLUMNS, *RUN_COLUMNS]
+        labels += ["git_commit", "git_dirty", "autocast", *self.metrics]
+        return pd.DataFrame(rows, columns=labels)
 
     def seeds(self, arm: str) -> list[int]:
+        """Returns the seeds of an arm."""
         return [cell["seed"] for cell in self.cells if cell["arm"] == arm]
 
 
+def file_stem(name: str) -> str:
+    """Returns the name without the characters that a file name should not have."""
+    return re.sub(r"[^A-Za-z0-9_.+-]", "_", name).lstrip(".") or "_"
+
+
+# ---- metrics
+
+
+def lower_is_better(metric: str) -> bool:
+    """Tells whether less of a metric is better. Raises UserError for a metric that is not known."""
+    if not metric.startswith(LOWER + HIGHER):
+        raise unknown("metric (whether more or less of it is better is not declared)", metric, LOWER + HIGHER)
+    return metric.startswith(LOWER)
+
+
+def primary_metric(metrics: Sequence[str]) -> str:
+    """Returns the Fréchet distance among the metrics: FID if it is there, or else FD-…"""
+    for prefix in ("FID", "FD-"):
+        for metric in metrics:
+            if metric.startswith(prefix):
+                return metric
+    known = ", ".join(metrics) or "no metrics at all"
+    raise UserError(f"these records have no Fréchet distance: choose one of {known} with --metric")
+
+
+# ---- protocols
+
+
+def measured_with(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a record was measured with, as flat fields such as `protocol.cfg_scale`.
+
+    The name of the protocol is left out, because it changes nothing.
+    """
+    fields = {}
+    for part in MEASURED_WITH:
+        for key, value in record[part].items():
+            fields[f"{part}.{key}"] = value
+    del fields["protocol.name"]
+    return fields
+
+
+def first_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """Returns the first field in which two records were not measured alike, with both values, or
+    None.
+    """
+    ours = measured_with(one)
+    theirs = measured_with(other)
+    for key in [*ours, *theirs]:
+        if ours.get(key) != theirs.get(key):
+            return key, ours.get(key), theirs.get(key)
+    return None
+
+
 def refuse_mixed_protocols(results: Results) -> None:
-    """Raises UserError, naming the first field that differs and both values, where two records were not measured alike."""
+    """Raises UserError if two records were not measured alike.
 
-    def flat(run: dict[str, Any]) -> dict[str, Any]:
-        parts = {"protocol": {key: value for key, value in run["protocol"].items() if key != "name"}}
-        parts |= {key: run[key] for key in ("extractor", "reference")}
-        return {f"{part}.{key}": value for part, fields in parts.items() for key, value in fields.items()}
-
-    first: dict[str, Any] | None = None
-    for record in {id(record["run"]): record for record in results.records}.values():
-        mine = flat(record["run"])
-        if first is None:
-            first, where = mine, record
-        for key in [*first, *mine]:
-            if first.get(key) != mine.get(key):
-                raise UserError(
-                    f"{results.axis}: records of two protocols cannot stand in one table: {key} is {first.get(key)!r} for {_of(where)} "
-                    f"and {mine.get(key)!r} for {_of(record)}. Evaluate them alike, or choose one with --protocol DIGEST "
-                    f"({where['run']['protocol_digest']} or {record['run']['protocol_digest']})"
-                )
+    It names the first field that differs.
+    """
+    one_per_run = list({id(record["run"]): record for record in results.records}.values())
+    for record in one_per_run[1:]:
+        first = one_per_run[0]
+        found = first_difference(first["run"], record["run"])
+        if found is not None:
+            key, ours, theirs = found
+            digests = f"{first['run']['protocol_digest']} or {record['run']['protocol_digest']}"
+            raise UserError(
+                f"{results.axis}: records of two protocols cannot stand in one table: {key} is "
+                f"{ours!r} for {_place(first)} and {theirs!r} for {_place(record)}. Evaluate them "
+                f"alike, or choose one with --protocol DIGEST ({digests})"
+            )
 
 
-def _of(record: dict[str, Any]) -> str:
+def _place(record: dict[str, Any]) -> str:
     return f"{record['arm']}, seed {record['seed']}, epoch {record['epoch']:g}"
 
 
-def with_protocol(results: Results, digest: str) -> Results:
-    """Only the evaluations under the protocol of this digest or name."""
-    kept = [
-        r for r in results.records if digest in (r["run"]["protocol_digest"], r["run"]["protocol"]["name"])
-    ]
+def with_protocol(results: Results, wanted: str) -> Results:
+    """Returns only the evaluations under the protocol of this digest or name."""
+    names = {
+        record["run"]["protocol_digest"]: record["run"]["protocol"]["name"] for record in results.records
+    }
+    kept = []
+    for record in results.records:
+        run = record["run"]
+        if wanted in (run["protocol_digest"], run["protocol"]["name"]):
+            kept.append(record)
     if not kept:
-        known = {r["run"]["protocol_digest"]: r["run"]["protocol"]["name"] for r in results.records}
-        raise unknown("protocol", digest, [*known, *dict.fromkeys(known.values())])
+        raise unknown("protocol", wanted, [*names, *dict.fromkeys(names.values())])
     return replace(results, records=kept)

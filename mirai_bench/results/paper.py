@@ -1,60 +1,67 @@
-"""The paper's numbers beside ours: reports/data/paper_values.csv, value by value, with how each was read."""
+"""The paper's numbers, which tables and figures show next to ours: reports/data/paper_values.csv."""
 
 from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from pathlib import Path
 
 from mirai_bench.results.frame import Results
+from mirai_bench.utils.assets import shipped
 
-PAPER_VALUES = Path(__file__).resolve().parents[2] / "reports" / "data" / "paper_values.csv"
+PAPER_VALUES = shipped("reports", "data", "paper_values.csv")
+EPOCHS = 80  # of the paper's ablations, whose values stand next to ours if the profile is not the paper's
 
 
 @dataclass(frozen=True)
 class Paper:
+    """A value of the paper."""
+
     value: float
     epochs: int
     mark: str
-    """how it was read, see reports/data/README.md"""
+    """How it was read; see reports/data/README.md."""
+
+
+def is_papers(results: Results) -> bool:
+    """Tells whether the profile is the paper's own setting."""
+    return results.profile.startswith("imagenet256")
 
 
 def paper_size(results: Results) -> str:
-    """The paper's model that this sweep's numbers stand beside: the one of the same size, or B."""
+    """Returns the size of the paper's model that stands next to this sweep: the same size, or B."""
     size = results.records[0]["run"]["config"]["model"]["size"] if results.records else "B"
     return size if size in ("B", "L", "XL") else "B"
 
 
-def papers_name(name: str) -> str:
-    return "FID" if name.startswith("FD-") else name
+def papers_name(metric: str) -> str:
+    """Returns the paper's metric that stands next to ours: FID next to any Fréchet distance."""
+    return "FID" if metric.startswith("FD-") else metric
 
 
 def read_paper(axis: str, size: str) -> list[dict[str, str]]:
-    """Rows of paper_values.csv for arms of this axis, `arm` added; none where the data files do not lie beside the package."""
-    if not PAPER_VALUES.is_file():
-        return []
+    """Returns the rows of paper_values.csv for the arms of an axis, with the arm's name as `arm`."""
+    found = []
     with open(PAPER_VALUES, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["size"] == size]
-    return [
-        row | {"arm": arm.split("/")[1]}
-        for row in rows
-        for arm in row["arms"].split()
-        if arm.startswith(f"{axis}/")
-    ]
+        for row in csv.DictReader(file):
+            for name in row["arms"].split():
+                of_axis, _, arm = name.partition("/")
+                if row["size"] == size and of_axis == axis:
+                    found.append(row | {"arm": arm})
+    return found
 
 
 def paper_values(results: Results, epoch: float) -> dict[tuple[str, str], Paper]:
-    """(arm, metric) → what the paper reports for it: at the epoch nearest to ours where the profile is the paper's, else at 80."""
-    target = epoch if is_papers(results) else 80
-    rows = sorted(
-        read_paper(results.axis, paper_size(results)), key=lambda row: -abs(int(row["epochs"]) - target)
-    )
-    return {
-        (row["arm"], row["metric"]): Paper(float(row["value"]), int(row["epochs"]), row["mark"])
-        for row in rows
-    }
+    """Returns what the paper reports for (arm, metric).
+
+    It is the value at the epoch nearest to ours if the profile is the paper's, and at epoch 80
+    otherwise.
+    """
+    target = epoch if is_papers(results) else EPOCHS
+    rows = read_paper(results.axis, paper_size(results))
+    rows.sort(key=lambda row: abs(int(row["epochs"]) - target), reverse=True)
+    # The nearest comes last, and stays.
+    return {(row["arm"], row["metric"]): _paper(row) for row in rows}
 
 
-def is_papers(results: Results) -> bool:
-    """Whether the profile is the paper's own setting."""
-    return results.profile.startswith("imagenet256")
+def _paper(row: dict[str, str]) -> Paper:
+    return Paper(float(row["value"]), int(row["epochs"]), row["mark"])

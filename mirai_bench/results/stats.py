@@ -1,37 +1,47 @@
-"""Few seeds, honestly: t-intervals, differences paired by seed, Holm's correction. Nothing here is defined for one seed but the mean."""
+"""Statistics for few seeds: t-intervals, seed-paired differences, Holm's correction.
+
+With one seed only the mean is defined.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # of the intervals in tables and figures
 
 
 @dataclass(frozen=True)
 class Estimate:
+    """A mean over n seeds, its interval, and the test of its being 0."""
+
     n: int
     mean: float
     half: float
-    """half width of the interval; nan for n = 1"""
+    """Half width of the interval. It is nan for n = 1."""
     p: float = math.nan
-    """two-sided, of the mean being 0; nan for n = 1"""
+    """Two-sided p-value of the mean being 0. It is nan for n = 1."""
 
     @property
     def low(self) -> float:
+        """Returns the lower end of the interval."""
         return self.mean - self.half
 
     @property
     def high(self) -> float:
+        """Returns the upper end of the interval."""
         return self.mean + self.half
 
 
-def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate | None:
-    """Mean and Student's t-interval (sample deviation, n - 1 degrees of freedom) of the finite values; None where there is none."""
+def t_interval(values: Iterable[float | None], confidence: float = CONFIDENCE) -> Estimate | None:
+    """Returns the mean and Student's t-interval of the finite values, or None if there is none.
+
+    The interval is that of the sample deviation with n - 1 degrees of freedom.
+    """
     x = np.asarray([value for value in values if value is not None and math.isfinite(value)], dtype=float)
     n = len(x)
     if n == 0:
@@ -48,14 +58,30 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estim
 def paired(
     ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Estimate | None:
-    """ours - theirs over the seeds that both have; p is the paired t-test's."""
-    return t_interval([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())], confidence)
+    """Returns the estimate of ours - theirs over the seeds that both have.
+
+    Its p is the paired t-test's.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    return t_interval([ours[seed] - theirs[seed] for seed in seeds], confidence)
+
+
+def ratio(
+    ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Estimate | None:
+    """Returns the estimate of ours / theirs over the seeds that both have, unless theirs is 0."""
+    seeds = [seed for seed in sorted(ours.keys() & theirs.keys()) if theirs[seed] != 0]
+    return t_interval([ours[seed] / theirs[seed] for seed in seeds], confidence)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the given order; nan (no test) is neither corrected nor counted."""
+    """Returns the p-values after Holm's step-down correction, in the given order.
+
+    A nan (no test) is neither corrected nor counted.
+    """
     tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
-    corrected, largest = [math.nan] * len(p_values), 0.0
+    corrected = [math.nan] * len(p_values)
+    largest = 0.0
     for rank, (p, index) in enumerate(tested):
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
         corrected[index] = largest

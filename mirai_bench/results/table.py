@@ -1,51 +1,70 @@
-"""Records → one table of arms, written as Markdown, CSV, LaTeX or HTML. All four are made from the same rows."""
+"""One table of the arms of a sweep.
+
+writers.py writes it as Markdown, CSV, LaTeX and HTML, all from the same rows.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mirai_bench.results.frame import Results, primary_metric, refuse_mixed_protocols
 from mirai_bench.results.paper import Paper, is_papers, paper_size, paper_values, papers_name
-from mirai_bench.results.stats import Estimate, holm, paired, t_interval
+from mirai_bench.results.stats import Estimate, holm, paired, ratio, t_interval
 from mirai_bench.utils.errors import UserError
 
 MISSING = "—"
+MOST_LISTED = 12  # unfinished cells that a note names
 
 
 @dataclass(frozen=True)
 class Row:
+    """One arm."""
+
     arm: str
     planned: int
+    """Number of seeds of the sweep."""
     n: int
-    """seeds with a value of the primary metric"""
+    """Number of seeds with a value of the primary metric."""
     values: Mapping[str, Estimate | None]
-    differences: Mapping[str, Estimate | None]
-    """to the baseline, paired by seed, p corrected over the arms; empty for the baseline itself"""
+    """For each metric its mean over the seeds."""
+    differences: dict[str, Estimate | None]
+    """For each metric its difference to the baseline, paired by seed, with p corrected over the \
+arms. Empty for the baseline itself."""
     paper: Mapping[str, Paper]
-    flops: float | None
-    """training FLOPs so far over the baseline's"""
+    """For some metrics the paper's value."""
+    flops: Estimate | None
+    """Training FLOPs so far over the baseline's. None if the cost of an encoder is not known."""
     seconds: Estimate | None
-    """training time so far over the baseline's of the same seed"""
+    """Training time so far over that of the baseline with the same seed."""
 
 
 @dataclass(frozen=True)
 class Table:
+    """The arms of a sweep at one evaluation."""
+
     title: str
     baseline: str
     metrics: list[str]
-    """the primary one first"""
+    """Names of the metrics, the primary one first."""
     rows: list[Row]
     notes: list[str]
     timing: bool
-    """whether seconds are shown; without them the table of a sweep is the same however often it was interrupted"""
+    """Whether seconds are shown.
+
+    Without them the table of a sweep is the same however often it was interrupted.
+    """
 
 
 def build_table(
     results: Results, *, metric: str | None = None, epoch: float | None = None, timing: bool = True
 ) -> Table:
-    """The arms at one evaluation: the last that any of them reached, or that of `epoch`. Raises UserError for mixed protocols."""
+    """Returns the table at the last evaluation that any arm has reached, or at the one of `epoch`.
+
+    Raises UserError for mixed protocols, or if there is no such evaluation.
+    """
     refuse_mixed_protocols(results)
     step, at = _evaluation(results, epoch)
     first = metric or primary_metric(results.metrics)
@@ -53,93 +72,107 @@ def build_table(
     cells = {(record["arm"], record["seed"]): record for record in results.records if record["step"] == step}
     paper = paper_values(results, at)
     rows = [_row(results, arm, metrics, cells, paper) for arm in results.arms]
-    for name in metrics:  # Holm's correction, metric by metric
+    _correct(rows, metrics)
+    notes = _notes(results, at, rows, first, timing)
+    return Table(f"{results.axis}: {results.question}", results.baseline, metrics, rows, notes, timing)
+
+
+def _evaluation(results: Results, epoch: float | None) -> tuple[int, float]:
+    """Returns (step, epoch) of the last evaluation, or of the one at `epoch`."""
+    known = sorted({(record["step"], record["epoch"]) for record in results.records})
+    if not known:
+        raise UserError(f"{results.axis} ({results.profile}) has no evaluation yet: run its sweep first")
+    if epoch is None:
+        return known[-1]
+    nearest = min(known, key=lambda pair: abs(pair[1] - epoch))
+    if abs(nearest[1] - epoch) > 0.01 * epoch:
+        epochs = ", ".join(f"{each:g}" for _, each in known)
+        raise UserError(f"no evaluation at epoch {epoch:g}: there are {epochs}")
+    return nearest
+
+
+def _row(
+    results: Results,
+    arm: str,
+    metrics: list[str],
+    cells: Mapping[tuple[str, int], dict[str, Any]],
+    paper: Mapping[tuple[str, str], Paper],
+) -> Row:
+    def by_seed(of: str, key: str) -> dict[int, float]:
+        """Returns the finite values of a metric or a cost."""
+        found = {}
+        for seed in results.seeds(of):
+            record = cells.get((of, seed))
+            value = (record | record["metrics"]).get(key) if record else None
+            if value is not None and math.isfinite(value):
+                found[seed] = value
+        return found
+
+    def cost(key: str) -> Estimate | None:
+        return ratio(by_seed(arm, key), by_seed(results.baseline, key))
+
+    values = {}
+    differences = {}
+    known = {}
+    for name in metrics:
+        ours = by_seed(arm, name)
+        values[name] = t_interval(ours.values())
+        if arm != results.baseline:
+            differences[name] = paired(ours, by_seed(results.baseline, name))
+        if (arm, papers_name(name)) in paper:
+            known[name] = paper[arm, papers_name(name)]
+    primary = values[metrics[0]]
+    return Row(
+        arm,
+        planned=len(results.seeds(arm)),
+        n=primary.n if primary else 0,
+        values=values,
+        differences=differences,
+        paper=known,
+        flops=cost("train_flops"),
+        seconds=cost("train_seconds"),
+    )
+
+
+def _correct(rows: list[Row], metrics: list[str]) -> None:
+    """Applies Holm's correction over the arms to the p-values of each metric."""
+    for name in metrics:
         tests = [row.differences.get(name) for row in rows]
         corrected = holm([test.p if test else math.nan for test in tests])
         for row, test, p in zip(rows, tests, corrected, strict=True):
             if test:
                 row.differences[name] = replace(test, p=p)
-    return Table(
-        f"{results.axis}: {results.question}",
-        results.baseline,
-        metrics,
-        rows,
-        _notes(results, at, rows, first, timing),
-        timing,
-    )
-
-
-def _evaluation(results: Results, epoch: float | None) -> tuple[int, float]:
-    """→ (step, epoch)"""
-    there = sorted({(record["step"], record["epoch"]) for record in results.records})
-    if not there:
-        raise UserError(f"{results.axis} ({results.profile}) has no evaluation yet: run its sweep first")
-    if epoch is None:
-        return there[-1]
-    nearest = min(there, key=lambda pair: abs(pair[1] - epoch))
-    if abs(nearest[1] - epoch) > 0.01 * epoch:
-        raise UserError(
-            f"no evaluation at epoch {epoch:g}: there are {', '.join(f'{e:g}' for _, e in there)}"
-        )
-    return nearest
-
-
-def _row(
-    results: Results, arm: str, metrics: list[str], cells: Mapping, paper: Mapping[tuple[str, str], Paper]
-) -> Row:
-    def by_seed(of: str, value: Callable[[dict], float | None]) -> dict[int, float]:
-        found = {seed: value(cells[of, seed]) for seed in results.seeds(of) if (of, seed) in cells}
-        return {
-            seed: number for seed, number in found.items() if number is not None and math.isfinite(number)
-        }
-
-    def ratios(key: str) -> Estimate | None:
-        ours, theirs = by_seed(arm, lambda r: r[key]), by_seed(results.baseline, lambda r: r[key])
-        return t_interval(
-            [ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys()) if theirs[seed] > 0]
-        )
-
-    values, differences = {}, {}
-    for name in metrics:
-        ours = by_seed(arm, lambda r, name=name: r["metrics"].get(name))
-        values[name] = t_interval(list(ours.values()))
-        if arm != results.baseline:
-            differences[name] = paired(
-                ours, by_seed(results.baseline, lambda r, name=name: r["metrics"].get(name))
-            )
-    flops, primary = ratios("train_flops"), values[metrics[0]]
-    known = {name: paper[arm, key] for name in metrics if (arm, key := papers_name(name)) in paper}
-    n = primary.n if primary else 0
-    seconds = ratios("train_seconds")
-    return Row(
-        arm, len(results.seeds(arm)), n, values, differences, known, flops.mean if flops else None, seconds
-    )
 
 
 def _notes(results: Results, epoch: float, rows: list[Row], metric: str, timing: bool) -> list[str]:
+    """Returns the sentences below the table."""
     run = results.records[0]["run"]
-    protocol, reference = run["protocol"], run["reference"]
-    tests = sum(not math.isnan(row.differences[metric].p) for row in rows if row.differences.get(metric))
+    protocol = run["protocol"]
+    changes = [row.differences.get(metric) for row in rows]
+    num_tests = sum(change is not None and not math.isnan(change.p) for change in changes)
+    arms = "1 arm" if num_tests == 1 else f"{num_tests} arms"
+    costs = "FLOPs × and time ×" if timing else "FLOPs ×"
     notes = [
-        f"Mean ± half width of the 95 % t-interval over n seeds, at epoch {epoch:g}. Δ: arm minus {results.baseline}, paired by seed, with its "
-        f"95 % t-interval; p: paired t-test, Holm-corrected over {tests} arm{'s' * (tests != 1)}. ↓ lower is better, ↑ higher. "
-        f"FLOPs ×{' and time ×' * timing}: training cost up to there, relative to the baseline.",
-        f"Profile {results.profile}. Protocol {protocol['name']} ({run['protocol_digest']}): {protocol['num_samples']:,} samples, "
-        f"{protocol['class_rule']} classes, CFG {protocol['cfg_scale']:g}, {protocol['weights']} weights, extractor "
-        f"{run['extractor']['name']}, reference {reference['name']}.",
+        f"Mean ± half width of the 95 % t-interval over n seeds, at epoch {epoch:g}. Δ: arm minus "
+        f"{results.baseline}, paired by seed, with its 95 % t-interval; p: paired t-test, "
+        f"Holm-corrected over {arms}. ↓ lower is better, ↑ higher. {costs}: training cost up to "
+        "there, relative to the baseline.",
+        f"Profile {results.profile}. Protocol {protocol['name']} ({run['protocol_digest']}): "
+        f"{protocol['num_samples']:,} samples, {protocol['class_rule']} classes, CFG "
+        f"{protocol['cfg_scale']:g}, {protocol['weights']} weights, extractor "
+        f"{run['extractor']['name']}, reference {run['reference']['name']}.",
     ]
     if any(row.paper for row in rows):
+        other = "; another data set, model and metric: compare the order of arms, not the values"
         notes.append(
-            f"Paper: as published for LlamaGen-{paper_size(results)} on ImageNet 256×256 @epochs, and how it was read "
-            "(reports/data/README.md)"
-            + (
-                "."
-                if is_papers(results)
-                else "; another data set, model and metric: compare the order of arms, not the values."
-            )
+            f"Paper: as published for LlamaGen-{paper_size(results)} on ImageNet 256×256 @epochs, "
+            f"and how it was read (reports/data/README.md){'' if is_papers(results) else other}."
         )
-    absent = [f"{c['arm']} seed {c['seed']} ({c['status']})" for c in results.cells if c["status"] != "done"]
-    if absent:
-        shown = ", ".join(absent[:12]) + (f", and {len(absent) - 12} more" if len(absent) > 12 else "")
-        notes.append(f"Not finished: {shown}. {MISSING}: no value.")
+    unfinished = [cell for cell in results.cells if cell["status"] != "done"]
+    if unfinished:
+        names = [f"{cell['arm']} seed {cell['seed']} ({cell['status']})" for cell in unfinished]
+        listed = ", ".join(names[:MOST_LISTED])
+        if len(names) > MOST_LISTED:
+            listed += f", and {len(names) - MOST_LISTED} more"
+        notes.append(f"Not finished: {listed}. {MISSING}: no value.")
     return notes

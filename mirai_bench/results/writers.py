@@ -1,4 +1,4 @@
-"""TODO: results.writers."""
+"""Writes a table as Markdown, CSV, LaTeX or HTML."""
 
 from __future__ import annotations
 
@@ -11,22 +11,48 @@ from mirai_bench.results.frame import lower_is_better
 from mirai_bench.results.paper import papers_name
 from mirai_bench.results.stats import Estimate
 from mirai_bench.results.table import MISSING, Row, Table
+from mirai_bench.utils.text_table import markdown_escape, markdown_table
 
-DECIMALS = {"FID": 2, "sFID": 2, "FD-": 2, "IS": 1, "KID": 4}  # others: 3
+DECIMALS = {"FID": 2, "sFID": 2, "FD-": 2, "IS": 1, "KID": 4}  # by the beginning of a metric's name
+MOST_DECIMALS = 3  # of other metrics
+CSV_COLUMNS = (
+    "arm,metric,n,planned,mean,ci95_low,ci95_high,difference,difference_ci95_low,"
+    "difference_ci95_high,p_holm,paper,paper_mark,flops_ratio"
+)
+
+Grid = list[list[str]]  # a header, and rows of as many texts
 
 
-# ---- writers
+# ---- numbers as texts
 
 
 def number(value: float | None, metric: str = "", sign: bool = False) -> str:
+    """Writes a value of a metric, with as many decimals as is usual for it."""
     if value is None or math.isnan(value):
         return MISSING
-    decimals = next((d for prefix, d in DECIMALS.items() if metric.startswith(prefix)), 3)
-    return f"{value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
+    decimals = [each for prefix, each in DECIMALS.items() if metric.startswith(prefix)]
+    digits = f".{decimals[0] if decimals else MOST_DECIMALS}f"
+    text = format(value, f"+{digits}" if sign else digits)
+    return text.replace("-", "−")
 
 
 def p_value(p: float) -> str:
-    return MISSING if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+    """Writes a p-value with three decimals."""
+    if math.isnan(p):
+        return MISSING
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def difference(estimate: Estimate | None, metric: str) -> str:
+    """Writes a difference with its sign and, if there is one, its interval."""
+    if estimate is None:
+        return MISSING
+    mean = number(estimate.mean, metric, sign=True)
+    if math.isnan(estimate.half):
+        return mean
+    low = number(estimate.low, metric, sign=True)
+    high = number(estimate.high, metric, sign=True)
+    return f"{mean} [{low}, {high}]"
 
 
 def _plus_minus(row: Row, metric: str) -> str:
@@ -34,137 +60,145 @@ def _plus_minus(row: Row, metric: str) -> str:
     if estimate is None:
         return MISSING
     half = "" if math.isnan(estimate.half) else f" ± {number(estimate.half, metric)}"
-    return number(estimate.mean, metric) + half + (f" (n {estimate.n})" if estimate.n != row.n else "")
+    n = "" if estimate.n == row.n else f" (n {estimate.n})"
+    return number(estimate.mean, metric) + half + n
 
 
-def _difference(estimate: Estimate | None, metric: str) -> str:
-    if estimate is None:
-        return MISSING
-    low, high = number(estimate.low, metric, sign=True), number(estimate.high, metric, sign=True)
-    return number(estimate.mean, metric, sign=True) + (
-        "" if math.isnan(estimate.half) else f" [{low}, {high}]"
-    )
+def _ratio(estimate: Estimate | None) -> str:
+    return MISSING if estimate is None else f"{estimate.mean:.2f}"
 
 
-def _grids(table: Table) -> list[list[list[str]]]:
-    """Header and rows as they are read: the primary metric against the baseline, then the other metrics."""
-    first, *others = table.metrics
-    arrow = {name: f"{name} {'↓' if lower_is_better(name) else '↑'}" for name in table.metrics}
-    with_paper = any(first in row.paper for row in table.rows)
-    header = ["arm", "n", arrow[first], f"Δ to {table.baseline}", "p (Holm)"]
-    main = [header + [f"paper: {papers_name(first)}"] * with_paper + ["FLOPs ×"] + ["time ×"] * table.timing]
-    for row in table.rows:
-        change, paper = row.differences.get(first), row.paper.get(first)
-        line = [
-            row.arm,
-            str(row.n) if row.n == row.planned else f"{row.n} of {row.planned}",
-            _plus_minus(row, first),
-        ]
-        line += [_difference(change, first), p_value(change.p) if change else MISSING]
-        line += [f"{paper.value:.2f} @{paper.epochs} [{paper.mark}]" if paper else MISSING] * with_paper
-        line += [f"{row.flops:.2f}" if row.flops else MISSING]
-        main.append(line + [f"{row.seconds.mean:.2f}" if row.seconds else MISSING] * table.timing)
-    rest = [
-        ["arm", *(arrow[name] for name in others)],
-        *([row.arm, *(_plus_minus(row, name) for name in others)] for row in table.rows),
-    ]
-    return [main, rest] if others else [main]
+# ---- the table as grids of texts
 
 
-def markdown_escape(text: str) -> str:
-    for character in "\\|`*_<[":
-        text = text.replace(character, "\\" + character)
-    return text
+def _grids(table: Table) -> list[Grid]:
+    """Returns the primary metric against the baseline and then, if there are any, the other metrics."""
+    grids = [_grid([_main_cells(table, row) for row in table.rows])]
+    if len(table.metrics) > 1:
+        grids.append(_grid([_other_cells(table, row) for row in table.rows]))
+    return grids
 
 
-def markdown_grid(header: list[str], rows: list[list[str]], rest: str = "---:") -> str:
-    """`rest` aligns all columns but the first."""
-    lines = [[markdown_escape(text) for text in line] for line in (header, *rows)]
-    lines.insert(1, ["---"] + [rest] * (len(header) - 1))
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+def _grid(rows: list[dict[str, str]]) -> Grid:
+    return [list(rows[0]), *(list(row.values()) for row in rows)]
+
+
+def _main_cells(table: Table, row: Row) -> dict[str, str]:
+    first = table.metrics[0]
+    change = row.differences.get(first)
+    paper = row.paper.get(first)
+    cells = {
+        "arm": row.arm,
+        "n": str(row.n) if row.n == row.planned else f"{row.n} of {row.planned}",
+        _with_arrow(first): _plus_minus(row, first),
+        f"Δ to {table.baseline}": difference(change, first),
+        "p (Holm)": p_value(change.p) if change else MISSING,
+    }
+    if any(first in each.paper for each in table.rows):
+        text = f"{paper.value:.2f} @{paper.epochs} [{paper.mark}]" if paper else MISSING
+        cells[f"paper: {papers_name(first)}"] = text
+    cells["FLOPs ×"] = _ratio(row.flops)
+    if table.timing:
+        cells["time ×"] = _ratio(row.seconds)
+    return cells
+
+
+def _other_cells(table: Table, row: Row) -> dict[str, str]:
+    values = {_with_arrow(name): _plus_minus(row, name) for name in table.metrics[1:]}
+    return {"arm": row.arm} | values
+
+
+def _with_arrow(metric: str) -> str:
+    return f"{metric} {'↓' if lower_is_better(metric) else '↑'}"
+
+
+# ---- the four forms
 
 
 def markdown(table: Table) -> str:
-    grids = "\n".join(markdown_grid(header, rows) for header, *rows in _grids(table))
+    """Returns the table in Markdown."""
+    grids = "\n".join(markdown_table(header, rows) for header, *rows in _grids(table))
     notes = "".join(f"- {markdown_escape(note)}\n" for note in table.notes)
     return f"**{markdown_escape(table.title)}**\n\n{grids}\n{notes}"
 
 
 def comma_separated(table: Table) -> str:
-    """One line for each arm and metric, all differences included."""
-    header = "arm metric n planned mean ci95_low ci95_high difference difference_ci95_low difference_ci95_high p_holm paper paper_mark flops_ratio"
+    """Returns the table as CSV: one line per arm and metric, all differences included."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header.split() + ["seconds_ratio"] * table.timing)
-
-    def of(estimate: Estimate | None, names: str) -> list[float]:
-        return [getattr(estimate, name) if estimate else math.nan for name in names.split()]
-
+    writer.writerow(CSV_COLUMNS.split(",") + (["seconds_ratio"] if table.timing else []))
     for row in table.rows:
+        costs = [row.flops, row.seconds] if table.timing else [row.flops]
+        ratios = [_exact(cost, "mean") for cost in costs]
         for name in table.metrics:
-            value, paper = row.values[name], row.paper.get(name)
-            numbers = (
-                of(value, "mean low high")
-                + of(row.differences.get(name), "mean low high p")
-                + [paper.value if paper else math.nan]
-            )
-            texts = [MISSING if math.isnan(x) else f"{x:.6g}" for x in numbers]
-            ratios = [row.flops] + [row.seconds.mean if row.seconds else None] * table.timing
-            costs = [MISSING if x is None else f"{x:.6g}" for x in ratios]
-            counts = [value.n if value else 0, row.planned]
-            writer.writerow([row.arm, name, *counts, *texts, paper.mark if paper else MISSING, *costs])
+            value = row.values[name]
+            change = row.differences.get(name)
+            paper = row.paper.get(name)
+            line = [row.arm, name, value.n if value else 0, row.planned]
+            line += [_exact(value, field) for field in ("mean", "low", "high")]
+            line += [_exact(change, field) for field in ("mean", "low", "high", "p")]
+            line += [_exact(paper, "value"), paper.mark if paper else MISSING]
+            writer.writerow(line + ratios)
     return out.getvalue()
 
 
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "[": "{[}", "]": "{]}", "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "Δ": r"$\Delta$", "λ": r"$\lambda$", "∞": r"$\infty$",
-    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "—": "---", "–": "--", "…": r"\ldots{}",
-}  # fmt: skip
+def _exact(found: object, field: str) -> str:
+    """Writes a field with six digits, if it was found and is a number."""
+    value = getattr(found, field, math.nan)
+    return MISSING if math.isnan(value) else f"{value:.6g}"
+
+
+# LaTeX for characters that mean something in it, or that it does not know.
+TEXT = ["backslash", "asciitilde", "asciicircum", "less", "greater", "bar"]
+MATH = ["pm", "times", "Delta", "lambda", "infty", "downarrow", "uparrow"]
+LATEX = {"…": r"\ldots{}", "−": "$-$", "[": "{[}", "]": "{]}", "—": "---", "–": "--"}
+LATEX |= {character: "\\" + character for character in "&%$#_{}"}
+LATEX |= {character: rf"\text{name}{{}}" for character, name in zip("\\~^<>|", TEXT, strict=True)}
+LATEX |= {character: rf"$\{name}$" for character, name in zip("±×Δλ∞↓↑", MATH, strict=True)}
 
 
 def latex_escape(text: str) -> str:
+    """Returns the text in plain ASCII, as LaTeX typesets it."""
     return "".join(LATEX.get(character, character) for character in text)
 
 
 def latex(table: Table) -> str:
-    """A `table` with booktabs rules; the other metrics in a second tabular below."""
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{latex_escape(' '.join([table.title, *table.notes]))}}}",
-    ]
+    """Returns a `table` with booktabs rules. The other metrics are in a second tabular below the first."""
+    caption = latex_escape(" ".join([table.title, *table.notes]))
+    tabulars = []
     for grid in _grids(table):
         header, *rows = [" & ".join(map(latex_escape, line)) + r" \\" for line in grid]
-        lines += [
-            rf"\begin{{tabular}}{{l{'r' * (len(grid[0]) - 1)}}}",
-            r"\toprule",
-            header,
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    return "\n".join([*lines[:-1], r"\end{table}"]) + "\n"
+        columns = "l" + "r" * (len(grid[0]) - 1)
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows]
+        tabulars.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
+    return "\n".join([*head, "\n\n".join(tabulars), r"\end{table}"]) + "\n"
+
+
+STYLE = (
+    "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
+    "th,td{padding:.3em .8em;text-align:right}th:first-child{text-align:left}"
+    "thead{border-bottom:1px solid}p{max-width:60em;color:#555}"
+)
 
 
 def html_page(table: Table) -> str:
-    title, parts = html.escape(table.title), []
+    """Returns a page that needs no other file."""
+    title = html.escape(table.title)
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n<h1>{title}</h1>\n"
+    ]
     for grid in _grids(table):
-        header, *rows = [[html.escape(text) for text in line] for line in grid]
-        head = "".join(f"<th>{text}</th>" for text in header)
-        body = "\n".join(
-            f"<tr><th>{line[0]}</th>" + "".join(f"<td>{text}</td>" for text in line[1:]) + "</tr>"
-            for line in rows
-        )
-        parts.append(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n")
+        header, *rows = grid
+        head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
+        parts.append(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n")
+        for arm, *texts in rows:
+            cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+            parts.append(f"<tr><th>{html.escape(arm)}</th>{cells}</tr>\n")
+        parts.append("</tbody>\n</table>\n")
     parts += [f"<p>{html.escape(note)}</p>\n" for note in table.notes]
-    style = "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}th,td{padding:.3em .8em;text-align:right}"
-    style += "th:first-child{text-align:left}thead{border-bottom:1px solid}p{max-width:60em;color:#555}"
-    head = f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{style}</style>\n<h1>{title}</h1>\n'
-    return head + "".join(parts) + "</html>\n"
+    return "".join(parts) + "</html>\n"
 
 
 WRITERS = {"md": markdown, "csv": comma_separated, "tex": latex, "html": html_page}

@@ -1,3 +1,5 @@
+"""The noise of an evaluation, by hand and recovered from made-up records."""
+
 import json
 
 import numpy as np
@@ -8,11 +10,21 @@ from mirai_bench.utils.errors import UserError
 
 
 def records(groups: dict[int, list[float]]) -> list[dict]:
-    return [
-        {"seed": seed, "epoch": 10.0, "profile": "digits", "metrics": {"FD-digits": value}, "config": {"foresight": {"level": "none"}},
-         "protocol": {"name": "digits", "seed": n, "num_samples": 1000}}
-        for seed, values in groups.items() for n, value in enumerate(values)
-    ]  # fmt: skip
+    found = []
+    for seed, values in groups.items():
+        for number, value in enumerate(values):
+            record = {
+                "seed": seed,
+                "epoch": 10.0,
+                "profile": "digits",
+                "metrics": {"FD-digits": value},
+                "config": {"foresight": {"level": "none"}},
+                "protocol": {"name": "digits", "seed": number, "num_samples": 1000},
+                "extractor": {"name": "digits", "sha256": "sha256:aa"},
+                "reference": {"name": "digits/train", "sha256": "sha256:bb", "n": 1500},
+            }
+            found.append(record)
+    return found
 
 
 def test_deviations_by_hand():
@@ -25,7 +37,8 @@ def test_deviations_recover_what_was_put_in():
     rng = np.random.default_rng(0)
     groups = {seed: list(10 + 3 * rng.standard_normal() + rng.standard_normal(20)) for seed in range(400)}
     noise, spread = deviations(records(groups), "FD-digits")
-    assert noise == pytest.approx(1, rel=0.05) and spread == pytest.approx(10**0.5, rel=0.1)
+    assert noise == pytest.approx(1, rel=0.05)
+    assert spread == pytest.approx(10**0.5, rel=0.1)
 
 
 @pytest.mark.parametrize("groups", [{0: [1.0, 2.0]}, {0: [1.0], 1: [2.0]}, {0: [1.0, 2.0], 1: [2.0]}])
@@ -34,9 +47,10 @@ def test_too_few_or_uneven_evaluations_are_refused(groups):
         report(records(groups))
 
 
-def test_records_of_two_kinds_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize("field", [{"epoch": 5.0}, {"extractor": {"name": "dinov2"}}])
+def test_records_of_two_kinds_are_refused(tmp_path, field):
     lines = records({0: [1.0, 2.0], 1: [3.0, 4.0]})
-    lines[0]["epoch"] = 5.0
+    lines[0] |= field
     path = tmp_path / "noise.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(UserError, match="2 kinds"):

@@ -21,6 +21,7 @@ from matplotlib.colors import to_hex
 
 from mirai_bench.results.paper import read_paper
 from mirai_bench.results.reading import read_jsonl
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.ship import ship, start_sweep
 from mirai_bench.utils import cli
 from mirai_bench.utils.errors import UserError
@@ -39,14 +40,16 @@ CLAIMS = yaml.safe_load((ROOT / "reports" / "claims.yaml").read_text())["claims"
 @pytest.fixture(scope="session")
 def main_job(tmp_path_factory):
     """A folder of runs of a whole sweep, shipped to MLflow under an axis of its own."""
-    runs, sweep = tmp_path_factory.mktemp("analysis") / "runs", injection_level(seeds=[20, 21])
+    runs = tmp_path_factory.mktemp("analysis") / "runs"
+    sweep = injection_level(seeds=[20, 21])
     plan = write_plan(runs, sweep)
     for cell in sweep.cells:
-        write_run(
-            runs,
-            cell.config,
-            lambda epoch, c=cell: {"FD-digits": 20 / epoch - ("2d" in c.arm) + 0.1 * c.seed, "recall": 0.5},
-        )
+        gain = 1 if "2d" in cell.arm else 0
+
+        def metrics(epoch, shift=0.1 * cell.seed - gain):
+            return {"FD-digits": 20 / epoch + shift, "recall": 0.5}
+
+        write_run(runs, cell.config, metrics)
     return runs, plan
 
 
@@ -65,10 +68,9 @@ def test_first_reach_by_hand():
 def test_speedup_of_the_papers_own_points():
     """Its "10 times" and "5 times", by interpolation of the curves that it prints: LlamaGen-B needs 400 epochs for 5.23."""
     rows = [row for row in read_paper("foresight_source", "B") if row["metric"] == "FID"]
-    points = {
-        arm: sorted((int(r["epochs"]), float(r["value"])) for r in rows if r["arm"] == arm)
-        for arm in ("baseline", "mirai-i-k1", "mirai-e-k3")
-    }
+    points = {}
+    for arm in ("baseline", "mirai-i-k1", "mirai-e-k3"):
+        points[arm] = sorted((int(row["epochs"]), float(row["value"])) for row in rows if row["arm"] == arm)
     assert points["baseline"][-1] == (400, 5.23)
     needed = {arm: speedup.first_reach(curve, 5.23, lower=True)[0] for arm, curve in points.items()}
     assert needed["baseline"] / needed["mirai-i-k1"] == pytest.approx(400 / (40 + 20 * 0.02 / 0.31))
@@ -80,11 +82,13 @@ def test_speedup_over_seeds(frozen):
     # seed 0: 5.0 is reached between epoch 4 (6.0) and 8 (4.9); seed 1: 5.4 likewise; seed 2: 5.2 likewise
     each = [12 / (4 + 4 * 1.0 / 1.1), 12 / (4 + 4 * 1.0 / 1.2), 12 / (4 + 4 * 1.0 / 1.1)]
     assert (one.n, one.reached, one.mean) == (3, 3, pytest.approx(np.exp(np.mean(np.log(each)))))
-    assert one.low < one.mean < one.high and one.sure_low == one.low and one.sure_high == one.high
+    assert one.low < one.mean < one.high
+    assert (one.sure_low, one.sure_high) == (one.low, one.high)
     flops = speedup.speedup(frozen, "internal-2d", "FD-digits", "flops", "final")
     assert flops.mean == pytest.approx(one.mean / 1.5)
     never = speedup.speedup(frozen, "output-1d", "FD-digits", "epochs", "final")
-    assert (str(never), never.sure_low) == ("not reached", 0.0) and never.sure_high == pytest.approx(1.0)
+    assert (str(never), never.sure_low) == ("not reached", 0.0)
+    assert never.sure_high == pytest.approx(1.0)
     assert str(speedup.speedup(frozen, "pending", "FD-digits", "epochs", "final")) == "—"
 
 
@@ -93,12 +97,47 @@ def test_reached_before_the_first_evaluation_is_a_lower_bound(frozen):
         if record["arm"] == "internal-2d":
             record["metrics"] = {"FD-digits": 1.0}
     found = speedup.speedup(frozen, "internal-2d", "FD-digits", "epochs", "best")
-    assert str(found).startswith("≥ 6.00×") and found.sure_high == float("inf")
+    assert str(found).startswith("≥ 6.00×")
+    assert found.sure_high == float("inf")
+
+
+def test_speedup_in_flops_is_missing_where_a_cost_is_not_known(frozen):
+    """An encoder of unknown size: the training FLOPs of the arm that uses it are None."""
+    for record in frozen.records:
+        if record["arm"] == "internal-2d":
+            record["train_flops"] = None
+    assert str(speedup.speedup(frozen, "internal-2d", "FD-digits", "flops", "final")) == "—"
+    assert str(speedup.speedup(frozen, "internal-2d", "FD-digits", "epochs", "final")).startswith("1.59×")
+    (line,) = [
+        line for line in speedup.speedup_table(frozen, "FD-digits").splitlines() if "internal-2d |" in line
+    ]
+    assert [cell.strip() == "—" for cell in line.split(" | ")] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    points = plot_convergence.tidy(frozen, "FD-digits", "flops")
+    assert set(points["arm"]) == {"baseline", "output-1d", "odd_name<&>#1%|"}
+    figure = plot_convergence.draw(frozen, "FD-digits", "flops", "minmax", "auto")
+    assert len([line for line in figure.axes[0].lines if len(line.get_xdata())]) == 3
+
+
+def test_a_figure_against_costs_of_which_none_is_known_has_no_line(frozen):
+    for record in frozen.records:
+        record["train_flops"] = None
+    figure = plot_convergence.draw(frozen, "FD-digits", "flops", "minmax", "auto")
+    assert not [line for line in figure.axes[0].lines if len(line.get_xdata())]
 
 
 def test_speedup_without_seconds(frozen):
-    with_seconds, without = (speedup.speedup_table(frozen, "FD-digits", timing) for timing in (True, False))
-    assert "training time" in with_seconds and "training time" not in without and "training FLOPs" in without
+    assert "training time" in speedup.speedup_table(frozen, "FD-digits", timing=True)
+    without = speedup.speedup_table(frozen, "FD-digits", timing=False)
+    assert "training time" not in without
+    assert "training FLOPs" in without
 
 
 def test_golden_speedup(frozen):
@@ -122,17 +161,16 @@ def test_figure_is_the_same_bytes_in_another_process_and_shows_the_records(froze
     assert plot_convergence.command([*words, str(tmp_path / "b")]) == 0
     for kind in ("svg", "pdf", "png"):
         first, second = ((tmp_path / folder / f"injection_level.{kind}").read_bytes() for folder in "ab")
-        assert first == second and len(first) > 5000, kind
-    lines = {
-        line.get_color(): line
-        for line in plot_convergence.draw(frozen, "FD-digits", "epochs", "minmax", "linear").axes[0].lines
-    }
+        assert first == second, kind
+        assert len(first) > 5000, kind
+    axes = plot_convergence.draw(frozen, "FD-digits", "epochs", "minmax", "linear").axes[0]
+    lines = {line.get_color(): line for line in axes.lines}
     looks = common.look(frozen)
     for arm in ("baseline", "output-1d", "internal-2d"):
         mean = frozen.frame[frozen.frame.arm == arm].groupby("epoch")["FD-digits"].mean()
-        assert np.array_equal(lines[looks[arm][0]].get_xdata(), mean.index) and np.allclose(
-            lines[looks[arm][0]].get_ydata(), mean.values
-        )
+        line = lines[looks[arm][0]]
+        assert np.array_equal(line.get_xdata(), mean.index)
+        assert np.allclose(line.get_ydata(), mean.values)
     assert len(lines) == 4, "an arm without records has no line"
 
 
@@ -166,23 +204,17 @@ def test_seeds_share_one_place_in_time(frozen):
 def test_many_arms_have_a_panel_each_beside_the_baseline(frozen):
     arms = ["baseline", *(f"arm-{i}" for i in range(7))]
     records = [r | {"arm": arm} for r in frozen.records if r["arm"] == "baseline" for arm in arms]
-    many = replace(
-        frozen,
-        arms=arms,
-        records=records,
-        cells=[c | {"arm": arm} for c in frozen.cells if c["arm"] == "baseline" for arm in arms],
-    )
+    cells = [c | {"arm": arm} for c in frozen.cells if c["arm"] == "baseline" for arm in arms]
+    many = replace(frozen, arms=arms, records=records, cells=cells)
     figure = plot_convergence.draw(many, "FD-digits", "epochs", "minmax", "auto")
     assert [axes.get_title(loc="left") for axes in figure.axes] == arms[1:]
     looks = common.look(many)
     mean = frozen.frame[frozen.frame.arm == "baseline"].groupby("epoch")["FD-digits"].mean()
     figure = plot_convergence.draw(many, "FD-digits", "epochs", "minmax", "log")
     for arm, axes in zip(arms[1:], figure.axes, strict=True):
-        assert all(np.allclose(line.get_ydata(), mean.values) for line in axes.lines if len(line.get_xdata()))
-        assert {line.get_color() for line in axes.lines if len(line.get_xdata())} == {
-            looks["baseline"][0],
-            looks[arm][0],
-        }
+        lines = [line for line in axes.lines if len(line.get_xdata())]
+        assert all(np.allclose(line.get_ydata(), mean.values) for line in lines)
+        assert {line.get_color() for line in lines} == {looks["baseline"][0], looks[arm][0]}
 
 
 def test_papers_curve_is_dashed_only_under_its_own_profile(frozen):
@@ -194,10 +226,8 @@ def test_papers_curve_is_dashed_only_under_its_own_profile(frozen):
         record["metrics"] = {"FID": record["metrics"]["FD-digits"]}
         record["run"]["config"]["model"]["size"] = "B"
     assert not dashed(frozen)
-    lines = dashed(replace(frozen, profile="imagenet256_b"))
-    assert sorted(map(len, (line.get_xdata() for line in lines))) == [1, 5, 6], (
-        "output-1d (one point), internal-2d (Mirai-E), baseline"
-    )
+    lengths = sorted(len(line.get_xdata()) for line in dashed(replace(frozen, profile="imagenet256_b")))
+    assert lengths == [1, 5, 6], "output-1d (one point), internal-2d (Mirai-E), baseline"
 
 
 @pytest.mark.parametrize(
@@ -205,21 +235,16 @@ def test_papers_curve_is_dashed_only_under_its_own_profile(frozen):
 )
 def test_other_metrics_and_axes(frozen, metric, x):
     figure = plot_convergence.draw(frozen, metric, x, "t", "log")
-    assert figure.get_supxlabel() == speedup.AXES[x][1] and figure.get_supylabel().startswith(metric)
+    assert figure.get_supxlabel() == speedup.AXES[x][1]
+    assert figure.get_supylabel().startswith(metric)
     assert figure.axes[0].get_yscale() == "log"
 
 
 def test_figure_of_another_metric_has_another_name(tmp_path):
-    assert (
-        plot_convergence.command(
-            ["--records", str(RECORDS), "--out", str(tmp_path), "--metric", "recall", "--x", "flops"]
-        )
-        == 0
-    )
-    names = {f"injection_level_recall_flops.{kind}" for kind in ("svg", "pdf", "png")} | {
-        "injection_level_recall_speedup.md"
-    }
-    assert {path.name for path in tmp_path.iterdir()} == names
+    words = ["--records", str(RECORDS), "--out", str(tmp_path), "--metric", "recall", "--x", "flops"]
+    assert plot_convergence.command(words) == 0
+    names = {f"injection_level_recall_flops.{kind}" for kind in ("svg", "pdf", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"injection_level_recall_speedup.md"}
 
 
 def test_arms_have_colours_of_their_own(frozen):
@@ -229,9 +254,8 @@ def test_arms_have_colours_of_their_own(frozen):
 
 def test_differences_are_those_of_the_table_and_filled_where_significant(frozen, monkeypatch):
     table = fid_table.build_table(frozen)
-    changes = {
-        row.arm: row.differences["FD-digits"] for row in table.rows if row.differences.get("FD-digits")
-    }
+    rows = [row for row in table.rows if row.differences.get("FD-digits")]
+    changes = {row.arm: row.differences["FD-digits"] for row in rows}
     assert changes
     for threshold in (0.0, 1.1):
         monkeypatch.setattr(fid_table, "SIGNIFICANT", threshold)
@@ -239,12 +263,10 @@ def test_differences_are_those_of_the_table_and_filled_where_significant(frozen,
         points = [container.lines[0] for container in axes.containers]
         assert [line.get_xdata()[0] for line in points] == [change.mean for change in changes.values()]
         filled = [line.get_markerfacecolor() != "white" for line in points]
-        assert filled == [change.p < threshold for change in changes.values()] and any(filled) == (
-            threshold > 1
-        )
-    assert [text.get_text() for text in axes.get_yticklabels()] == [
-        arm for arm in frozen.arms if arm != "baseline"
-    ]
+        assert filled == [change.p < threshold for change in changes.values()]
+        assert any(filled) == (threshold > 1)
+    others = [arm for arm in frozen.arms if arm != "baseline"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == others
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "the sweep's order, from above"
 
 
@@ -253,13 +275,18 @@ def test_differences_are_those_of_the_table_and_filled_where_significant(frozen,
 
 def results_with(frozen, **finals):
     """One evaluation per seed: arm → values by seed (underscores stand for hyphens)."""
-    run = frozen.records[0]["run"]
-    records = [
-        {"arm": arm.replace("_", "-"), "seed": seed, "step": 10, "epoch": 1.0, "metrics": {"FD-x": value}, "train_flops": 1.0,
-         "train_seconds": 1.0, "sample_seconds": 1.0, "evaluate_seconds": 1.0, "run": run}
-        for arm, values in finals.items() for seed, value in enumerate(values)
-    ]  # fmt: skip
+    costs = dict.fromkeys(("train_flops", "train_seconds", "sample_seconds", "evaluate_seconds"), 1.0)
+    common = {"step": 10, "epoch": 1.0, "run": frozen.records[0]["run"]} | costs
+    records = []
+    for arm, values in finals.items():
+        for seed, value in enumerate(values):
+            own = {"arm": arm.replace("_", "-"), "seed": seed, "metrics": {"FD-x": value}}
+            records.append(common | own)
     return replace(frozen, arms=[arm.replace("_", "-") for arm in finals], records=records)
+
+
+def claim_of(*tests):
+    return {"claim": "", "paper": "", "tests": list(tests)}
 
 
 @pytest.mark.parametrize(
@@ -289,7 +316,9 @@ def test_a_claim_needs_all_its_comparisons(frozen):
     def judged(**values):
         return claims.judge(claim, [results_with(frozen, **values)])[0][3]
 
-    up, low, wide = [5.0, 5.1, 5.25], [4.0, 4.15, 4.2], [4.0, 6.1, 5.2]
+    up = [5.0, 5.1, 5.25]
+    low = [4.0, 4.15, 4.2]
+    wide = [4.0, 6.1, 5.2]
     assert judged(a=low, b=up, c=[x + 1 + i / 50 for i, x in enumerate(up)]) == "supported"
     assert judged(a=low, b=up, c=wide) == "undecided"
     assert judged(a=low, b=up, c=low) == "contradicted"
@@ -301,39 +330,36 @@ def test_contradiction_is_corrected_for_the_number_of_comparisons(frozen):
     test = {"axis": "injection_level", "better": "a", "than": "b"}
     d = np.array([-0.9, 0.1, 0.8])  # s = 0.854
     values = results_with(frozen, baseline=[0.0] * 3, a=list(5 + d + 2.7), b=[5.0, 5.0, 5.0])
-    assert claims.paired(
-        {i: float(x) + 2.7 for i, x in enumerate(d)}, dict.fromkeys(range(3), 0.0)
-    ).p == pytest.approx(0.032, abs=0.002)
-    assert claims.judge({"claim": "", "paper": "", "tests": [test]}, [values])[0][3] == "contradicted"
-    assert claims.judge({"claim": "", "paper": "", "tests": [test, test]}, [values])[0][3] == "undecided"
+    shifted = {i: float(x) + 2.7 for i, x in enumerate(d)}
+    assert claims.paired(shifted, dict.fromkeys(range(3), 0.0)).p == pytest.approx(0.032, abs=0.002)
+    assert claims.judge(claim_of(test), [values])[0][3] == "contradicted"
+    assert claims.judge(claim_of(test, test), [values])[0][3] == "undecided"
 
 
 def test_speedup_and_sameness_claims(frozen):
-    def judged(**test):
-        return claims.judge(
-            {"claim": "", "paper": "", "tests": [{"axis": "injection_level", "arm": "internal-2d"} | test]},
-            [frozen],
-        )[0][3]
+    def row_of(arm="internal-2d", **test):
+        (row,) = claims.judge(claim_of({"axis": "injection_level", "arm": arm} | test), [frozen])
+        return row
 
-    assert (
-        judged(speedup=1.4) == "supported"
-        and judged(speedup=10) == "contradicted"
-        and judged(speedup=1.6) == "undecided"
-    )
-    assert (
-        judged(same="parameters", within=0.0) == "supported"
-        and judged(same="sample_seconds", within=0.05) == "supported"
-    )
-    assert judged(same="train_flops", within=0.05) == "contradicted"
-    never = claims.judge(
-        {"claim": "", "paper": "", "tests": [{"axis": "injection_level", "arm": "output-1d", "speedup": 5}]},
-        [frozen],
-    )
-    assert never[0][3] == "contradicted" and "not reached" in never[0][4]
+    assert row_of(speedup=1.4)[3] == "supported"
+    assert row_of(speedup=10)[3] == "contradicted"
+    assert row_of(speedup=1.6)[3] == "undecided"
+    assert row_of(same="parameters", within=0.0)[3] == "supported"
+    assert row_of(same="sample_seconds", within=0.05)[3] == "supported"
+    assert row_of(same="train_flops", within=0.05)[3] == "contradicted"
+    never = row_of("output-1d", speedup=5)
+    assert never[3] == "contradicted"
+    assert "not reached" in never[4]
 
 
-@pytest.mark.parametrize("test, message", [({"bettr": "a"}, "Unknown kind of comparison 'bettr'"), ({"axis": "x", "better": "a"}, "lacks than"),
-                                           ({"axis": "x", "arm": "a", "speedup": 2, "x": 1}, "has x")])  # fmt: skip
+@pytest.mark.parametrize(
+    "test, message",
+    [
+        ({"bettr": "a"}, "Unknown kind of comparison 'bettr'"),
+        ({"axis": "x", "better": "a"}, "lacks than"),
+        ({"axis": "x", "arm": "a", "speedup": 2, "x": 1}, "has x"),
+    ],
+)
 def test_bad_claims_are_refused(test, message):
     with pytest.raises(UserError, match=message):
         claims.kind_of(test)
@@ -364,7 +390,9 @@ def test_nothing_to_read_says_what_to_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert cli.run(SCRIPTS[name].command, []) == 2
     captured = capsys.readouterr()
-    assert common.MAIN_JOB in captured.err and captured.out == "" and not list(tmp_path.iterdir())
+    assert common.MAIN_JOB in captured.err
+    assert captured.out == ""
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -387,9 +415,8 @@ def test_table_freezes_the_records_that_rebuild_it(tmp_path, capsys):
     frozen = tmp_path / "data" / "injection_level_digits.jsonl"
     assert fid_table.command(["--records", str(frozen), "--out", str(tmp_path / "again")]) == 0
     for kind in ("md", "csv", "tex", "html"):
-        assert (tmp_path / f"injection_level.{kind}").read_bytes() == (
-            tmp_path / "again" / f"injection_level.{kind}"
-        ).read_bytes()
+        name = f"injection_level.{kind}"
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_every_script_reads_mlflow_and_run_folders(main_job, tmp_path, tmp_path_factory, monkeypatch, capsys):
@@ -399,29 +426,28 @@ def test_every_script_reads_mlflow_and_run_folders(main_job, tmp_path, tmp_path_
     mine = plan | {"profile": "analysis"}
     parent = start_sweep(mine)
     for cell in plan["cells"]:
-        ship(runs / cell["fingerprint"], parent=parent, axis=plan["axis"], arm=cell["arm"], seed=cell["seed"])
+        folder = RunFolder(runs / cell["fingerprint"])
+        ship(folder, parent=parent, axis=plan["axis"], arm=cell["arm"], seed=cell["seed"])
     for name, script in SCRIPTS.items():
         capsys.readouterr()
         assert script.command(["--profile", "analysis"]) == 0, name
         from_mlflow = capsys.readouterr().out.replace("_analysis", "").replace("analysis", "digits")
         assert script.command(["--runs", str(runs)]) == 0, name
         assert from_mlflow == capsys.readouterr().out, name
-    written = {
-        path.name for path in (tmp_path / "reports").glob("injection_level*") if "analysis" not in path.name
-    }
-    kinds = ("md", "csv", "tex", "html", "svg", "pdf", "png")
-    assert written == {f"injection_level.{kind}" for kind in kinds} | {
-        "injection_level_speedup.md",
-        "injection_level_samples.png",
-        *(f"injection_level_differences.{kind}" for kind in ("svg", "pdf", "png")),
-    }
+    written = {path.name for path in (tmp_path / "reports").glob("injection_level*")}
+    written = {name for name in written if "analysis" not in name}
+    figures = ("svg", "pdf", "png")
+    expected = {f"injection_level.{kind}" for kind in ("md", "csv", "tex", "html", *figures)}
+    expected |= {f"injection_level_differences.{kind}" for kind in figures}
+    assert written == expected | {"injection_level_speedup.md", "injection_level_samples.png"}
 
 
 def test_grids_stand_side_by_side(main_job, frozen, tmp_path):
     runs, _ = main_job
     (results,) = common.load(common.parser("x", "", "").parse_args(["--runs", str(runs)]))
     figure = sample_grid.draw(results, sample_grid.chosen(results, None), [20, 21], tmp_path)
-    assert len(figure.axes) == 2 * 5 and all(len(axes.images) == 1 for axes in figure.axes)
+    assert len(figure.axes) == 2 * 5
+    assert all(len(axes.images) == 1 for axes in figure.axes)
     assert [axes.get_title() for axes in figure.axes[:5]] == results.arms
     earlier = sample_grid.chosen(results, 4.2)
     assert {record["epoch"] for record in earlier.values()} == {4.0}
@@ -439,21 +465,17 @@ def test_help_has_an_example(name, capsys):
 
 
 def test_paper_values_are_marked():
-    rows = [
-        row
-        for axis in ("injection_level", "foresight_layout", "foresight_source")
-        for size in ("B", "L", "XL")
-        for row in read_paper(axis, size)
-    ]
-    assert (
-        len(rows) > 80
-        and {row["mark"] for row in rows} <= {"L-img", "L-vec", "L-px", "S1", "S2"}
-        and all(row["source"] for row in rows)
-    )
+    rows = []
+    for axis in ("injection_level", "foresight_layout", "foresight_source"):
+        for size in ("B", "L", "XL"):
+            rows += read_paper(axis, size)
+    assert len(rows) > 80
+    assert {row["mark"] for row in rows} <= {"L-img", "L-vec", "L-px", "S1", "S2"}
+    assert all(row["source"] for row in rows)
 
 
 if __name__ == "__main__":
-    (FIXTURES / "speedup.md").write_text(
-        speedup.speedup_table(read_jsonl([RECORDS])[0], "FD-digits"), encoding="utf-8"
-    )
-    (FIXTURES / "claims.md").write_text(claims.report(CLAIMS, read_jsonl([RECORDS])), encoding="utf-8")
+    found = read_jsonl([RECORDS])
+    table = speedup.speedup_table(found[0], "FD-digits")
+    (FIXTURES / "speedup.md").write_text(table, encoding="utf-8")
+    (FIXTURES / "claims.md").write_text(claims.report(CLAIMS, found), encoding="utf-8")

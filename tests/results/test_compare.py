@@ -13,12 +13,14 @@ from tests.support.synthetic import injection_level, write_plan, write_run
 
 
 def record(seed, epoch, value, **protocol):
-    alike = {
+    return {
+        "seed": seed,
+        "epoch": epoch,
+        "metrics": {"FD-digits": value, "recall": 0.5},
         "protocol": {"name": "p", "num_samples": 100} | protocol,
         "extractor": {"name": "digits"},
         "reference": {"n": 9},
     }
-    return {"seed": seed, "epoch": epoch, "metrics": {"FD-digits": value, "recall": 0.5}} | alike
 
 
 def test_differences_are_paired_by_seed():
@@ -32,7 +34,8 @@ def test_differences_are_paired_by_seed():
 
 def test_the_last_epoch_that_both_reached_is_compared():
     a = [record(0, 1, 1), record(0, 2, 1), record(1, 1, 1), record(1, 2, 1)]
-    assert last_common_epoch(a, a[:3]) == 1 and last_common_epoch(a, a) == 2
+    assert last_common_epoch(a, a[:3]) == 1
+    assert last_common_epoch(a, a) == 2
     with pytest.raises(UserError, match="nothing to pair"):
         last_common_epoch(a, [record(7, 1, 1)])
 
@@ -58,14 +61,16 @@ def test_arms_of_a_sweep_are_compared(tmp_path):
     write_plan(tmp_path, sweep)
     for cell in sweep.cells:
         gain = 0.5 if cell.arm == "output-1d" else 0.0
-        write_run(
-            tmp_path,
-            cell.config,
-            lambda epoch, cell=cell, gain=gain: {"FD-digits": 10 / epoch + cell.seed - gain},
-        )
-    a, b = (records_of(f"injection_level/{arm}", tmp_path) for arm in ("baseline", "output-1d"))
+
+        def metrics(epoch, shift=cell.seed - gain):
+            return {"FD-digits": 10 / epoch + shift}
+
+        write_run(tmp_path, cell.config, metrics)
+    a = records_of("injection_level/baseline", tmp_path)
+    b = records_of("injection_level/output-1d", tmp_path)
     refuse_difference([*a, *b])
-    last = [[record for record in side if record["epoch"] == last_common_epoch(a, b)] for side in (a, b)]
+    epoch = last_common_epoch(a, b)
+    last = [[record for record in side if record["epoch"] == epoch] for side in (a, b)]
     assert differences(*last)[0][:5] == ("FD-digits", "2", "1.3333", "0.83333", "-0.5")
     freeze(read_journals(tmp_path)[0], tmp_path / "frozen.jsonl")
     frozen = records_of(f"{tmp_path}/frozen.jsonl/output-1d", tmp_path)

@@ -13,24 +13,17 @@ from mirai_bench.utils.errors import UserError
 
 def test_frame_has_a_row_for_each_evaluation_and_a_column_for_each_metric(frozen):
     assert frozen.frame.shape[0] == len(frozen.records) == 36
-    assert {
-        "axis",
-        "arm",
-        "seed",
-        "epoch",
-        "step",
-        "train_flops",
-        "train_seconds",
-        "FD-digits",
-        "recall",
-    } <= set(frozen.frame)
+    columns = "axis arm seed epoch step train_flops train_seconds FD-digits recall"
+    assert set(columns.split()) <= set(frozen.frame)
     assert frozen.frame["recall"].isna().sum() == 1
 
 
 @pytest.mark.parametrize("axis", ["../../x", "/etc/x", "a\0b", "..", "a/b"])
 def test_names_of_report_files_are_no_paths(frozen, axis):
     name = replace(frozen, axis=axis, profile="../p").name
-    assert Path(name).name == name and not name.startswith(".") and "\0" not in name
+    assert Path(name).name == name
+    assert not name.startswith(".")
+    assert "\0" not in name
 
 
 @pytest.mark.parametrize(
@@ -50,36 +43,29 @@ def test_protocols_are_never_mixed(frozen, change, message, tmp_path):
     for record in frozen.records:
         if record["arm"] == "internal-2d" and record["seed"] == 0:
             run = record["run"]
-            record["run"] = changed.setdefault(
-                id(run), run | {part: run[part] | fields, "protocol_digest": "other"}
-            )
+            other = run | {part: run[part] | fields, "protocol_digest": "other"}
+            record["run"] = changed.setdefault(id(run), other)
     for use in (refuse_mixed_protocols, build_table, lambda results: freeze(results, tmp_path / "x.jsonl")):
         with pytest.raises(UserError, match=message):
             use(frozen)
     chosen = with_protocol(frozen, "other")
-    assert {record["arm"] for record in chosen.records} == {"internal-2d"} and "metrics" not in vars(frozen)
+    assert {record["arm"] for record in chosen.records} == {"internal-2d"}
+    assert "metrics" not in vars(frozen)
     with pytest.raises(UserError, match="Unknown protocol 'nothing'"):
         with_protocol(frozen, "nothing")
 
 
 def test_protocols_name_may_differ(frozen):
-    frozen.records[-1]["run"] = frozen.records[-1]["run"] | {
-        "protocol": frozen.records[-1]["run"]["protocol"] | {"name": "alias"}
-    }
+    run = frozen.records[-1]["run"]
+    frozen.records[-1]["run"] = run | {"protocol": run["protocol"] | {"name": "alias"}}
     refuse_mixed_protocols(frozen)
 
 
 def test_directions_and_primary_metric():
-    assert (
-        lower_is_better("FD-digits")
-        and lower_is_better("FID")
-        and lower_is_better("sFID")
-        and not lower_is_better("recall")
-    )
-    assert (
-        primary_metric(["recall", "FD-digits", "FID"]) == "FID"
-        and primary_metric(["KID", "FD-DINOv2"]) == "FD-DINOv2"
-    )
+    assert all(lower_is_better(name) for name in ("FD-digits", "FID", "sFID"))
+    assert not lower_is_better("recall")
+    assert primary_metric(["recall", "FD-digits", "FID"]) == "FID"
+    assert primary_metric(["KID", "FD-DINOv2"]) == "FD-DINOv2"
     with pytest.raises(UserError, match="Unknown metric"):
         lower_is_better("colour")
     with pytest.raises(UserError, match="no Fréchet distance"):

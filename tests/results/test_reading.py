@@ -9,6 +9,7 @@ import pytest
 from mirai_bench.results.reading import fetch_grid, freeze, read_journals, read_jsonl, read_mlflow
 from mirai_bench.results.table import build_table
 from mirai_bench.results.writers import markdown
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.ship import ship, start_sweep
 from mirai_bench.utils.errors import UserError
 from tests.support.synthetic import injection_level, shared_store, write_plan, write_run
@@ -20,13 +21,14 @@ def runs(tmp_path):
     sweep = injection_level(only=["baseline", "internal-2d"])
     write_plan(tmp_path / "runs", sweep)
     for cell in sweep.cells:
-        state = {("internal-2d", 1): "failed", ("internal-2d", 2): None}.get((cell.arm, cell.seed), "done")
-        if state:
-            until = 4 if state == "failed" else 12
-            write_run(
-                tmp_path / "runs", cell.config, lambda epoch, s=cell.seed: {"FD-digits": 10 / epoch + s, "recall": 0.5}, until=until,
-                status=state,
-            )  # fmt: skip
+
+        def metrics(epoch, seed=cell.seed):
+            return {"FD-digits": 10 / epoch + seed, "recall": 0.5}
+
+        if (cell.arm, cell.seed) == ("internal-2d", 1):
+            write_run(tmp_path / "runs", cell.config, metrics, until=4, status="failed")
+        elif (cell.arm, cell.seed) != ("internal-2d", 2):
+            write_run(tmp_path / "runs", cell.config, metrics)
     return tmp_path / "runs"
 
 
@@ -38,41 +40,24 @@ def test_the_same_records_from_journals_mlflow_and_frozen_files(
     plan = json.loads((runs / "sweeps" / "injection_level-digits.json").read_text())
     parent = start_sweep(plan)
     for cell in plan["cells"]:
-        if (runs / cell["fingerprint"]).is_dir():
-            ship(
-                runs / cell["fingerprint"],
-                parent=parent,
-                axis=plan["axis"],
-                arm=cell["arm"],
-                seed=cell["seed"],
-            )
-    (mlflow,) = read_mlflow(axis="injection_level", profile="digits")
-    assert read_mlflow(sweep=parent)[0].cells == mlflow.cells
+        folder = RunFolder(runs / cell["fingerprint"])
+        if folder.holds_run:
+            ship(folder, parent=parent, axis=plan["axis"], arm=cell["arm"], seed=cell["seed"])
+    (mlflow,) = read_mlflow(sweep=parent)
+    assert mlflow.cells in [results.cells for results in read_mlflow()]
     freeze(journals, tmp_path / "frozen.jsonl")
     (frozen,) = read_jsonl([tmp_path / "frozen.jsonl"])
     for other in (mlflow, frozen):
         pd.testing.assert_frame_equal(other.frame, journals.frame)
-        assert (
-            other.cells == journals.cells
-            and other.arms == ["baseline", "internal-2d"]
-            and other.baseline == "baseline"
-        )
-    assert [cell["status"] for cell in journals.cells] == [
-        "done",
-        "done",
-        "done",
-        "failed",
-        "done",
-        "pending",
-    ]
+        assert other.cells == journals.cells
+        assert other.arms == ["baseline", "internal-2d"]
+        assert other.baseline == "baseline"
+    states = [cell["status"] for cell in journals.cells]
+    assert states == ["done", "done", "done", "failed", "done", "pending"]
     assert len(journals.frame) == 4 * 5 + 2
     row = journals.frame.query("arm == 'internal-2d' and seed == 1 and epoch == 4").iloc[0]
-    assert (row["FD-digits"], row["train_flops"], row["autocast"], row["fingerprint"]) == (
-        3.5,
-        4e12,
-        "fp32",
-        plan["cells"][3]["fingerprint"],
-    )
+    assert (row["FD-digits"], row["train_flops"], row["autocast"]) == (3.5, 4e12, "fp32")
+    assert row["fingerprint"] == plan["cells"][3]["fingerprint"]
     assert markdown(build_table(mlflow)) == markdown(build_table(journals)) == markdown(build_table(frozen))
     for results in (journals, mlflow):
         assert fetch_grid(results, results.records[0], tmp_path).read_bytes().startswith(b"\x89PNG")
@@ -81,7 +66,8 @@ def test_the_same_records_from_journals_mlflow_and_frozen_files(
 
 def test_no_store_is_an_empty_list(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'absent.db'}")
-    assert read_mlflow() == [] and not (tmp_path / "absent.db").exists()
+    assert read_mlflow() == []
+    assert not (tmp_path / "absent.db").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer"):
         read_mlflow()
@@ -96,6 +82,25 @@ def test_other_files_are_refused(tmp_path, text):
         read_jsonl([tmp_path / "absent.jsonl"])
 
 
+def states(results):
+    return {(cell["arm"], cell["seed"]): cell["status"] for cell in results.cells}
+
+
+def test_a_run_whose_process_died_is_pending_in_tables_and_in_the_status_of_its_sweep(tmp_path):
+    """Its folder has a journal and nothing that says how it ended."""
+    sweep = injection_level(only=["baseline"], seeds=[0])
+    write_plan(tmp_path, sweep)
+    config = sweep.cells[0].config
+    path = write_run(tmp_path, config, lambda epoch: {"FD-digits": 10 / epoch}, until=4, status="running")
+    (results,) = read_journals(tmp_path)
+    assert states(results) == {("baseline", 0): "pending"}
+    assert RunFolder(path).state == "pending"
+    assert len(results.records) == 2
+    with RunFolder(path).lock(wait=False):
+        (results,) = read_journals(tmp_path)
+    assert states(results) == {("baseline", 0): "running"}
+
+
 def test_files_of_one_sweep_are_joined(frozen, tmp_path):
     """Seed 0 in one file, the others in the next: the same as all in one, whatever the order of the files."""
 
@@ -108,9 +113,7 @@ def test_files_of_one_sweep_are_joined(frozen, tmp_path):
     paths = [part("first.jsonl", lambda seed: seed == 0), part("more.jsonl", lambda seed: seed != 0)]
     for files in (paths, paths[::-1]):
         (joined,) = read_jsonl(files)
-        assert {(c["arm"], c["seed"]): c["status"] for c in joined.cells} == {
-            (c["arm"], c["seed"]): c["status"] for c in frozen.cells
-        }
+        assert states(joined) == states(frozen)
         assert markdown(build_table(joined)) == markdown(build_table(frozen))
     with pytest.raises(UserError, match=r"an earlier file has records of baseline, seed 0, too"):
         read_jsonl([*paths, paths[0]])

@@ -25,16 +25,13 @@ def test_rows_keep_the_order_of_the_sweep_and_show_what_is_missing(frozen):
     text = markdown(table)
     assert "| pending | 0 of 3 | — | — | — |" in text and "output-1d seed 2 (failed)" in text
     change = table.rows[2].differences["FD-digits"]
-    assert change.mean == pytest.approx(-1.6 / 3) and change.p == pytest.approx(2 * 0.00388350, rel=1e-4), (
-        "Holm over two tests"
-    )
+    assert change.mean == pytest.approx(-1.6 / 3)
+    assert change.p == pytest.approx(2 * 0.00388350, rel=1e-4), "Holm over two tests"
 
 
 def test_interrupted_sweep_gives_the_same_table_without_timing(frozen):
-    slower = replace(
-        frozen,
-        records=[record | {"train_seconds": record["train_seconds"] * 1.7 + 1} for record in frozen.records],
-    )
+    records = [record | {"train_seconds": record["train_seconds"] * 1.7 + 1} for record in frozen.records]
+    slower = replace(frozen, records=records)
     for kind, write in WRITERS.items():
         assert write(build_table(frozen, timing=False)) == write(build_table(slower, timing=False)), kind
     assert markdown(build_table(frozen)) != markdown(build_table(slower))
@@ -42,7 +39,8 @@ def test_interrupted_sweep_gives_the_same_table_without_timing(frozen):
 
 def test_earlier_epoch_and_other_metric(frozen):
     table = build_table(frozen, metric="precision", epoch=4)
-    assert table.metrics[0] == "precision" and table.rows[0].values["FD-digits"].mean == pytest.approx(7.2)
+    assert table.metrics[0] == "precision"
+    assert table.rows[0].values["FD-digits"].mean == pytest.approx(7.2)
     with pytest.raises(UserError, match="no evaluation at epoch 5: there are 2, 4, 8, 12"):
         build_table(frozen, epoch=5)
     with pytest.raises(UserError, match="no evaluation yet"):
@@ -52,12 +50,29 @@ def test_earlier_epoch_and_other_metric(frozen):
 def test_papers_value_is_of_the_same_size_and_nearest_epoch(frozen):
     run = frozen.records[0]["run"]
     run |= {"config": {"model": {"size": "XL"}}}
-    large = build_table(
-        replace(frozen, profile="imagenet256_xl", records=[r | {"run": run} for r in frozen.records])
-    )
-    assert large.rows[0].paper["FD-digits"].value == 4.40 and large.rows[0].paper["FD-digits"].epochs == 20
+    records = [record | {"run": run} for record in frozen.records]
+    large = build_table(replace(frozen, profile="imagenet256_xl", records=records))
+    value = large.rows[0].paper["FD-digits"]
+    assert (value.value, value.epochs) == (4.40, 20)
     digits = build_table(read_jsonl([RECORDS])[0])
-    assert (digits.rows[0].paper["FD-digits"].value, digits.rows[0].paper["FD-digits"].epochs) == (6.36, 80)
+    value = digits.rows[0].paper["FD-digits"]
+    assert (value.value, value.epochs) == (6.36, 80)
+
+
+def test_a_cost_that_is_not_known_is_shown_as_missing(frozen):
+    """An encoder of unknown size: the cost of the runs that use it is None."""
+    for record in frozen.records:
+        if record["arm"] == "internal-2d":
+            record["train_flops"] = None
+    table = build_table(frozen)
+    row = table.rows[frozen.arms.index("internal-2d")]
+    assert row.flops is None
+    assert row.seconds is not None
+    (line,) = [line for line in markdown(table).splitlines() if line.startswith("| internal-2d | 3 | 4.67")]
+    assert line.endswith("| — | 1.50 |")
+    lines = WRITERS["csv"](table).splitlines()
+    assert all(line.split(",")[-2] == "—" for line in lines if line.startswith("internal-2d,"))
+    assert frozen.frame["train_flops"].isna().sum() == 12
 
 
 def test_latex_has_no_unescaped_special(frozen):
@@ -67,12 +82,14 @@ def test_latex_has_no_unescaped_special(frozen):
         for line in body.split(r"\bottomrule")[0].strip().splitlines():
             assert line.replace(r"\&", "").count("&") == columns - 1 and line.endswith(r" \\")
     assert not set(text) - set(map(chr, range(128))), "plain ASCII: any LaTeX engine reads it"
-    assert "[" not in text.replace("{[}", "") and LATEX["_"] == r"\_"
+    assert "[" not in text.replace("{[}", "")
+    assert LATEX["_"] == r"\_"
 
 
 def test_html_escapes_arm_names(frozen):
     text = WRITERS["html"](build_table(replace(frozen, arms=["<script>alert(1)</script>", *frozen.arms])))
-    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
 
 
 if __name__ == "__main__":
