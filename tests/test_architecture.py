@@ -182,15 +182,7 @@ print(json.dumps(sorted({"torch", "ray", "mlflow"} & set(sys.modules))))
 """
 
 
-NOT_YET = pytest.mark.xfail(
-    strict=True,
-    reason="it imports what it measures before it parses its words; remove this mark when it does not",
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[NOT_YET] if name == "benchmark" else []) for name in COMMANDS]
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_printed_without_torch_ray_and_mlflow(name):
     assert run_python(HELP, f"{PACKAGE}.{name}") == []
 

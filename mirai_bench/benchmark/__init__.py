@@ -1,1 +1,1 @@
-"""How fast, how much memory, how near the machine's limit; beside the official code where a checkout of it is named."""
+"""Speed and memory, also of the official code, and whether both codes compute the same."""

@@ -1,123 +1,118 @@
-"""`benchmark evaluate`: a whole evaluation of the digits profile (or --config), images/s through each feature extractor, seconds of the
-statistics, and peak memory at two numbers of images."""
+"""`benchmark evaluate`: one evaluation, feature extractors, statistics, and peak memory."""
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import nn
 
 from mirai_bench.benchmark.options import Options
-from mirai_bench.benchmark.timing import alternate, spread, timed
+from mirai_bench.benchmark.targets import Row
+from mirai_bench.benchmark.timing import MEBIBYTE, alternate, in_fresh_process, spread, timed
 from mirai_bench.config.load import load_run
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.evaluate.evaluation import evaluate_model
-from mirai_bench.evaluate.extractors import EXTRACTORS, Collected, Extractor, open_extractor
-from mirai_bench.evaluate.measure import Stored, compare
+from mirai_bench.evaluate.evaluation import Evaluator
+from mirai_bench.evaluate.extractors import EXTRACTORS, Extractor, FeatureCollector, open_extractor
+from mirai_bench.evaluate.measure import compare
 from mirai_bench.evaluate.measure import measure as measure_images
 from mirai_bench.evaluate.metrics import Moments, frechet, square_root
-from mirai_bench.evaluate.networks import COMPAT_FILE, DINOV2_FILES, DINOV2_MODEL, TORCHSCRIPT_FILES
+from mirai_bench.evaluate.networks import (
+    COMPAT_FILE,
+    DINOV2_FILES,
+    DINOV2_MODEL,
+    TORCHSCRIPT_FILES,
+    InceptionCompat,
+)
 from mirai_bench.evaluate.references import Reference, open_reference
 from mirai_bench.model.transformer import build_model
 from mirai_bench.utils.assets import find_asset
 
-WIDTH = 2048  # of Inception's features
+DIMENSIONS = 2048  # of Inception's features
+IMAGE_SIZE = 32  # pixels, as CIFAR-10's; extractors resize images to their own size
+DIGITS_SIZE = 8  # pixels
+DIGITS_DIMENSIONS = 64  # of the features of digits, which are float64
 
-
-SIDES = {
-    "digits": 8
-}  # pixels of the images; elsewhere 32, as CIFAR-10's (every extractor resizes to its own side)
-
-
+# The weight files of each extractor that needs one.
 FILES = {"inception": (COMPAT_FILE,), "inception_2015": tuple(TORCHSCRIPT_FILES), "dinov2": DINOV2_FILES}
 
 
-Row = dict[str, Any]
+def measure(
+    options: Options, config: str, settings: list[str], statistics: int, memory: list[int]
+) -> list[Row]:
+    """Returns the rows of an evaluation of `config`, of extractors, statistics, and peak memory.
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=Path("digits"),
-        help="a run file or the name of a profile (default: digits)",
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="settings")
-    parser.add_argument(
-        "--statistics", type=int, default=5000, metavar="N", help="features of the statistics (default: 5000)"
-    )
-    parser.add_argument(
-        "--memory",
-        type=int,
-        nargs="*",
-        default=[5000, 50_000],
-        metavar="N",
-        help="images of the memory readings (5000 50000)",
-    )
-
-
-def measure(args: argparse.Namespace, options: Options) -> list[Row]:
-    settings = [*args.settings, f"machine.device={options.device.type}", f"machine.threads={options.threads}"]
-    config = load_run(args.config, settings)
-    rows = [whole(config, options), *(extractor_speed(config, name, options) for name in EXTRACTORS)]
-    rows += statistics_speed(args.statistics)
-    for n in args.memory:
-        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # whose peak is this reading's alone
-            rows.append(
-                {"kind": "memory", "status": "measured"} | fresh.submit(peak_memory, config, n).result()
-            )
+    `statistics` is the number of features of the statistics, and `memory` the numbers of images of
+    the memory rows.
+    """
+    machine = [f"machine.device={options.device.type}", f"machine.threads={options.threads}"]
+    run = load_run(config, [*settings, *machine])
+    rows = [evaluation_row(run, options)]
+    rows += [extractor_row(run, name, options) for name in EXTRACTORS]
+    rows += statistics_rows(statistics)
+    # The peak of a process is that of all it has done, so each reading has a process of its own.
+    rows += [in_fresh_process(memory_row, run, images) for images in memory]
     return rows
 
 
-def whole(config: RunConfig, options: Options) -> Row:
-    """An untrained model costs what a trained one does. The first evaluation, which may make caches, does not count."""
+def evaluation_row(config: RunConfig, options: Options) -> Row:
+    """Measures whole evaluations of an untrained model, which costs what a trained one does."""
     model = build_model(config).to(options.device)
-    results = [evaluate_model(model, config, options.device) for _ in range(1 + options.rounds)][1:]
-    number = config.evaluation.protocol.num_samples
-    seconds = {
-        part: spread([getattr(r, f"{part}_seconds") for r in results if r]) for part in ("sample", "evaluate")
-    }
-    return {
-        "kind": "evaluate", "status": "measured", "profile": config.profile, "samples": number, "seconds": seconds,
-        "images_per_second": {part: number / value["median"] for part, value in seconds.items()},
-    }  # fmt: skip
+    evaluator = Evaluator(config, options.device)
+    evaluator.evaluate_model(model)  # does not count: it may train a classifier and fill caches
+    seconds: dict[str, list[float]] = {"sample": [], "evaluate": []}
+    for _ in range(options.rounds):
+        result = evaluator.evaluate_model(model)
+        assert result is not None, "there is one rank"
+        seconds["sample"].append(result.sample_seconds)
+        seconds["evaluate"].append(result.evaluate_seconds)
+    spreads = {part: spread(values) for part, values in seconds.items()}
+    samples = config.evaluation.protocol.num_samples
+    row: Row = {"kind": "evaluate", "status": "measured", "profile": config.profile}
+    row |= {"samples": samples, "seconds": spreads}
+    row["images_per_second"] = {part: samples / value["median"] for part, value in spreads.items()}
+    return row
 
 
-def noise(n: int, side: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+# ---- extractors
 
 
-def random_inception(path: Path) -> None:
-    from torch_fidelity import FeatureExtractorInceptionV3
+def noise(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """Returns random images uint8 (count, side, side, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
-    class Untrained(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state: Any) -> None:
-            pass
 
+def _random_inception(path: Path) -> None:
     torch.save({}, path)
-    torch.save(Untrained("untrained", ["2048"], feature_extractor_weights_path=str(path)).state_dict(), path)
+    with patch.object(
+        nn.Module, "load_state_dict"
+    ):  # the constructor loads a file: here it keeps random weights
+        network = InceptionCompat(path).network
+    torch.save(network.state_dict(), path)
 
 
-def random_dinov2(path: Path) -> None:
+def _random_dinov2(path: Path) -> None:
     import timm
 
     torch.save(timm.create_model(DINOV2_MODEL, pretrained=False, num_classes=0).state_dict(), path)
 
 
-# Networks that are as fast untrained: name → writes a file of random weights.
-UNTRAINED: dict[str, Callable[[Path], None]] = {"inception": random_inception, "dinov2": random_dinov2}
+# Functions that write a file of random weights, with which a network is as fast as with its own.
+UNTRAINED: dict[str, Callable[[Path], None]] = {"inception": _random_inception, "dinov2": _random_dinov2}
 
 
-def opened(config: RunConfig, name: str, device: torch.device) -> tuple[Extractor, str] | None:
-    """The extractor, and which weights it has; None where it cannot be made (nothing is downloaded for a benchmark)."""
-    if name not in FILES or find_asset(config, *FILES[name]) is not None:
+def find_extractor(config: RunConfig, name: str, device: torch.device) -> tuple[Extractor, str] | None:
+    """Returns an extractor, and whether its weights are its `own` or `random`.
+
+    None if it cannot be built.
+
+    Nothing is downloaded for a benchmark.
+    """
+    if name not in FILES or find_asset(config.machine.assets, *FILES[name]) is not None:
         return open_extractor(config, name, device), "own"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "untrained.pth"
@@ -128,74 +123,74 @@ def opened(config: RunConfig, name: str, device: torch.device) -> tuple[Extracto
         return Extractor(name, path, device), "random"
 
 
-def extractor_speed(config: RunConfig, name: str, options: Options) -> Row:
-    """A batch again and again."""
-    row = {"kind": "extractor", "size": name}
-    made = opened(config, name, options.device)
-    if made is None:
+def extractor_row(config: RunConfig, name: str, options: Options) -> Row:
+    """Measures the images per second of an extractor, on the same batch again and again."""
+    row: Row = {"kind": "extractor", "size": name}
+    found = find_extractor(config, name, options.device)
+    if found is None:
         return row | {"status": "not measured: its weights, or timm, are not at hand"}
-    extractor, weights = made
-    images = noise(extractor.entry.batch, SIDES.get(name, 32))
-    samples = alternate({name: lambda: extractor(images)}, options.device, options.rounds, warmup=1)[name]
-    return row | {
-        "status": "measured",
-        "weights": weights,
-        "batch": len(images),
-        "images_per_second": spread([len(images) / s.wall for s in samples]),
-    }
+    extractor, weights = found
+    images = noise(extractor.entry.batch, extractor.entry.image_size or IMAGE_SIZE)
+    work = {name: lambda: extractor(images)}
+    samples = alternate(work, options.device, options.rounds, warmup=1)[name]
+    speed = spread([len(images) / sample.wall for sample in samples])
+    row |= {"status": "measured", "weights": weights, "batch": len(images)}
+    return row | {"images_per_second": speed}
 
 
-def statistics_speed(n: int) -> list[Row]:
-    """Each statistic once for n features of 2,048 dimensions against as many, on the CPU, where they are computed."""
-    rng = np.random.default_rng(0)
-    x, y = (np.abs(rng.normal(size=(n, WIDTH))) * rng.random(WIDTH) for _ in range(2))
-    moments, other = Moments(WIDTH), Moments(WIDTH)
+# ---- statistics and memory
+
+
+def statistics_rows(count: int) -> list[Row]:
+    """Measures each statistic once, of `count` features against as many, on the CPU."""
     cpu = torch.device("cpu")
-    other.add(y)
-    theirs = other.gaussian()
-    spent = {"moments": timed(lambda: moments.add(x), cpu)}
-    ours = moments.gaussian()
-    spent["square root of the reference's covariance"] = timed(lambda: square_root(theirs.cov), cpu)
-    root = square_root(theirs.cov)
-    spent["Fréchet distance with that root at hand"] = timed(lambda: frechet(ours, theirs, root), cpu)
-    entry = EXTRACTORS["dinov2"]  # names and KID subsets as Inception has them
-    samples = Collected(n, entry)
-    samples.add({"pool": x})
-    spent["all metrics"] = timed(lambda: compare(samples, Reference("", "", n, theirs, None, y), cpu), cpu)
-    return [
-        {
-            "kind": "statistics",
-            "status": "measured",
-            "what": what,
-            "features": n,
-            "dimensions": WIDTH,
-            "seconds": sample.wall,
-        }
-        for what, sample in spent.items()
-    ]
+    rng = np.random.default_rng(0)
+    ours = np.abs(rng.normal(size=(count, DIMENSIONS))) * rng.random(DIMENSIONS)
+    theirs = np.abs(rng.normal(size=(count, DIMENSIONS))) * rng.random(DIMENSIONS)
+    # 1. The Gaussians of both, and the features as the metrics need them.
+    other = Moments(DIMENSIONS)
+    other.add(theirs)
+    reference = Reference("", "", count, other.gaussian(), None, theirs)
+    root = square_root(reference.pool.cov)
+    samples = FeatureCollector(count, EXTRACTORS["dinov2"])  # with as many subsets as Inception's
+    samples.add({"pool": ours})
+    gaussian = samples.moments["pool"].gaussian()
+    # 2. What is measured.
+    works: dict[str, Callable[[], object]] = {
+        "moments": lambda: Moments(DIMENSIONS).add(ours),
+        "square root of the reference's covariance": lambda: square_root(reference.pool.cov),
+        "Fréchet distance with that root at hand": lambda: frechet(gaussian, reference.pool, root),
+        "all metrics": lambda: compare(samples, reference, cpu),
+    }
+    rows = []
+    for what, work in works.items():
+        row: Row = {"kind": "statistics", "status": "measured", "what": what, "features": count}
+        rows.append(row | {"dimensions": DIMENSIONS, "seconds": timed(work, cpu).wall})
+    return rows
 
 
 class Noise:
-    """n digits-sized images, made as they are asked for."""
+    """Random images of digits' size, as an image source. They are made when they are read."""
 
-    labels = None
-
-    def __init__(self, n: int) -> None:
-        self.n = n
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def __len__(self) -> int:
-        return self.n
+        return self.count
 
-    def read(self, rows: range) -> np.ndarray:
-        return noise(len(rows), 8, rows.start)
+    def read(self, rows: range) -> tuple[np.ndarray, None]:
+        """Returns images uint8 (B, 8, 8, 3), without labels."""
+        return noise(len(rows), DIGITS_SIZE, rows.start), None
 
 
-def peak_memory(config: RunConfig, n: int) -> Row:
-    """Peak resident memory of an evaluation of n images, which are not kept (Linux)."""
+def memory_row(config: RunConfig, images: int) -> Row:
+    """Measures the peak resident memory (Linux) of an evaluation of so many images."""
     torch.set_num_threads(config.machine.threads)
     extractor = open_extractor(config, "digits", torch.device("cpu"))
     reference = open_reference(config, "train", extractor)
-    measure_images(Stored(Noise(n)), extractor, reference)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    peak = int(status["VmHWM"].split()[0]) / 1024
-    return {"images": n, "peak_megabytes": round(peak), "features_megabytes": round(n * 64 * 8 / 2**20)}
+    measure_images(Noise(images), extractor, reference)
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    features = images * DIGITS_DIMENSIONS * 8 / MEBIBYTE
+    row: Row = {"kind": "memory", "status": "measured", "images": images}
+    return row | {"peak_megabytes": round(peak_kib / 1024), "features_megabytes": round(features)}

@@ -1,79 +1,65 @@
-"""What all measurements share: device, rounds, peers, and the head of their JSON."""
+"""The options that all measurements share, and the head of their JSON files."""
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mirai_bench.benchmark.peer.checkout import Peer, load_peer
+from mirai_bench.benchmark.timing import WARMUP_ROUNDS
 from mirai_bench.tracking import provenance
-from mirai_bench.utils.device import cpu_name
+from mirai_bench.utils.device import cpu_name, device_name, resolve_device
 from mirai_bench.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Options:
+    """What all measurements share."""
+
     device: torch.device
     rounds: int
+    """Number of rounds that count."""
     threads: int
-    compile: bool
-    peers: tuple[Path, ...]
+    """Number of CPU threads."""
+    compile: bool = False
+    """Whether training steps are compiled with torch.compile."""
+    peers: tuple[Peer, ...] = ()
+    """The official code to compare with."""
+
+    @classmethod
+    def resolve(
+        cls, device: str, rounds: int, threads: int, compile: bool | None, peers: Iterable[Path]
+    ) -> Options:
+        """Returns the options of a command line. `compile` is None where the device decides.
+
+        Raises UserError if the device or a checkout cannot be used, or a number is too small.
+        """
+        if rounds < 1 or threads < 1:
+            raise UserError(f"--rounds is {rounds} and --threads {threads}: write 1 or more")
+        resolved = resolve_device(device)
+        torch.set_num_threads(threads)
+        compiled = resolved.type == "cuda" if compile is None else compile
+        return cls(resolved, rounds, threads, compiled, tuple(load_peer(path) for path in peers))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Tells whether a GPU is measured."""
+        return self.device.type == "cuda"
+
+    def peer(self, wanted: Callable[[Peer], bool]) -> Peer | None:
+        """Returns the first peer that is wanted, or None."""
+        return next((peer for peer in self.peers if wanted(peer)), None)
 
     def head(self) -> dict[str, Any]:
-        """Machine, versions, commit: the same for all rows of a file."""
-        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
-        return {
-            "machine": {"cpu": cpu_name(), "gpu": gpu, "threads": self.threads, "load": os.getloadavg()},
-            "versions": provenance.versions(), "git": provenance.git_state(), "rounds": self.rounds, "warmup_rounds": 2,
-            "statistic": "median, first and third quartile of rounds that alternate",
-        }  # fmt: skip
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
-    parser.add_argument(
-        "--rounds", type=int, default=9, help="that count, after two that do not (default: 9)"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: 2)")
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=None, help="default: on a GPU"
-    )
-    parser.add_argument(
-        "--peer",
-        type=Path,
-        action="append",
-        default=[],
-        help="checkout of Mirai or LlamaGen; may be given twice",
-    )
-    parser.add_argument("--out", type=Path, help="JSON file, for instance reports/benchmarks/train_cpu.json")
-
-
-def options_of(args: argparse.Namespace) -> Options:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device is cuda, but no CUDA device is visible: write --device cpu")
-    if args.rounds < 1 or args.threads < 1:
-        raise UserError(f"--rounds is {args.rounds} and --threads {args.threads}: write 1 or more")
-    torch.set_num_threads(args.threads)
-    compiled = args.device == "cuda" if args.compile is None else args.compile
-    return Options(torch.device(args.device), args.rounds, args.threads, compiled, tuple(args.peer))
-
-
-@cache
-def _load(path: Path) -> Peer:
-    return load_peer(path)
-
-
-def peers_of(options: Options) -> list[Peer]:
-    return [_load(path) for path in options.peers]
-
-
-def pick(peers: list[Peer], wanted: Callable[[Peer], bool]) -> Peer | None:
-    return next((peer for peer in peers if wanted(peer)), None)
+        """Returns what a file says of all its rows: machine, versions and commit."""
+        machine: dict[str, Any] = {"cpu": cpu_name()}
+        machine["gpu"] = device_name(self.device) if self.on_gpu else None
+        machine |= {"threads": self.threads, "load": os.getloadavg()}
+        head = {"machine": machine, "versions": provenance.versions(), "git": provenance.git_state()}
+        statistic = "median, first and third quartile of rounds that alternate"
+        return head | {"rounds": self.rounds, "warmup_rounds": WARMUP_ROUNDS, "statistic": statistic}

@@ -1,169 +1,160 @@
-"""Rows → JSON, a table, the targets' table, a bar chart. Nothing is typed in: all is read from the JSON files of a folder."""
+"""The report of a folder of measurements: tables and a chart, made from its JSON files only."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from mirai_bench.benchmark.targets import TARGETS, Row
-from mirai_bench.utils.files import write_atomic
+from mirai_bench.utils.files import write_text
+from mirai_bench.utils.text_table import markdown_table
 
-NOT_MEASURED = "not measured"
-
-
-TABLES = (
-    "<!-- tables -->",
-    "<!-- end of tables -->",
-)  # marks in README.md between which the tables are written
-
-
-def write_json(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(head | {"rows": rows}, indent=1) + "\n")
+UNKNOWN = "—"
+# The marks in a folder's README.md between which its tables are written.
+TABLES = "<!-- tables -->"
+END_OF_TABLES = "<!-- end of tables -->"
+COLORS = {"fp32": "#4c72b0", "bf16": "#dd8452"}  # of the chart's bars
+TRAIN_HEADER = ["size", "arm", "precision", "of the matmul ceiling", "x peer fp32", "x peer bf16"]
+TRAIN_HEADER += ["wall: x fp32", "wall: x bf16", "memory / peer", "phases"]
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """All rows of the benchmark's files in the folder, the oldest commit's first as their names sort."""
-    files = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return [row for file in files if "rounds" in file for row in file["rows"]]
+    """Returns the rows of all measurements of speed in the folder, in the order of file names."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    rows: list[Row] = []
+    for file in files:
+        if "rounds" in file:  # which a file of `benchmark parity` has not
+            rows += file["rows"]
+    return rows
 
 
-def markdown(head: list[str], lines: Iterable[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines]) + "\n"
+# ---- rows as text
+
+
+def table_of(header: list[str], lines: list[list[str]]) -> str:
+    """Returns a table in Markdown. Its texts are our own and hold nothing to escape."""
+    return markdown_table(header, lines, align="---", escape=False)
 
 
 def ratio_text(value: dict[str, float] | None) -> str:
-    return "—" if value is None else f"{value['median']:.2f} ({value['q1']:.2f}–{value['q3']:.2f})"
+    """Returns a median with its quartiles."""
+    if value is None:
+        return UNKNOWN
+    return f"{value['median']:.2f} ({value['q1']:.2f}–{value['q3']:.2f})"
+
+
+def shares_text(parts: dict[str, float], digits: int) -> str:
+    """Returns each part's share of the sum, in percent."""
+    total = sum(parts.values())
+    return ", ".join(f"{name} {value / total:.{digits}%}" for name, value in parts.items())
 
 
 def train_line(row: Row) -> list[str]:
-    peer, phases = row.get("peer", {}), sum(row["phases_ms"].values())
-    parts = ", ".join(
-        f"{name} {ms / phases:.0%}"
-        for name, ms in sorted(row["phases_ms"].items(), key=lambda item: -item[1])
-    )
-    against = [peer.get(name, {}) for name in ("fp32", "bf16")]
-    memory = next((a["memory"] for a in against if a.get("memory") is not None), None)
+    """Returns the line of a training step."""
+    height, width = row["grid"]
+    against = [row.get("peer", {}).get(precision, {}) for precision in ("fp32", "bf16")]
+    memory = [ratios["memory"] for ratios in against if ratios.get("memory") is not None]
+    phases = dict(sorted(row["phases_ms"].items(), key=lambda item: -item[1]))
     return [
-        f"{row['size']} ({row['depth']} x {row['width']}, {row['grid'][0]}x{row['grid'][1]}, batch {row['batch']})", row["arm"],
-        row["precision"], f"{row['mfu']:.0%}", *(ratio_text(a.get("busy")) for a in against), *(ratio_text(a.get("wall")) for a in against),
-        "—" if memory is None else f"{memory:.2f}", parts,
-    ]  # fmt: skip
+        f"{row['size']} ({row['depth']} x {row['width']}, {height}x{width}, batch {row['batch']})",
+        row["arm"],
+        row["precision"],
+        UNKNOWN if row["mfu"] is None else f"{row['mfu']:.0%}",
+        *(ratio_text(ratios.get(clock)) for clock in ("busy", "wall") for ratios in against),
+        f"{memory[0]:.2f}" if memory else UNKNOWN,
+        shares_text(phases, 0),
+    ]
 
 
-TRAIN_HEAD = [
-    "size",
-    "arm",
-    "precision",
-    "of the matmul ceiling",
-    "x peer fp32",
-    "x peer bf16",
-    "wall: x fp32",
-    "wall: x bf16",
-    "memory / peer",
-    "phases",
-]
-
-
-# of → result, of the rows that `benchmark evaluate` makes
-EVALUATION: dict[str, Callable[[Row], tuple[str, str]]] = {
-    "evaluate": lambda row: (
-        f"{row['profile']}, {row['samples']} samples",
-        ", ".join(f"{part} {rate:.0f} images/s" for part, rate in row["images_per_second"].items()),
+# What was measured, and the result, by kind of row. Training steps have a table of their own.
+TEXTS = {
+    "sample": (
+        "{size}, batch {batch}, CFG {cfg_scale:g}, {precision}",
+        "{times_peer}with / without foresight training {foresight_cost}",
     ),
-    "extractor": lambda row: (
-        f"{row['size']}, batch {row['batch']}" + (", random weights" if row["weights"] == "random" else ""),
-        f"{ratio_text(row['images_per_second'])} images/s",
+    "data": ("{reads} random reads of {images} images", "{files_over_shards} times one-file-per-image"),
+    "evaluate": (
+        "{profile}, {samples} samples",
+        "sample {images_per_second[sample]:.0f} images/s, "
+        "evaluate {images_per_second[evaluate]:.0f} images/s",
     ),
-    "statistics": lambda row: (
-        f"{row['what']}, {row['features']} features of {row['dimensions']} dimensions",
-        f"{row['seconds']:.2f} s",
+    "extractor": ("{size}, batch {batch}{random}", "{images_per_second} images/s"),
+    "statistics": ("{what}, {features} features of {dimensions} dimensions", "{seconds:.2f} s"),
+    "memory": (
+        "{images} images of digits",
+        "peak {peak_megabytes} MB, of which features {features_megabytes} MB",
     ),
-    "memory": lambda row: (
-        f"{row['images']} images of digits",
-        f"peak {row['peak_megabytes']} MB, of which features {row['features_megabytes']} MB",
+    "sweep": (
+        "{axis}, {cells} cells of {cell_seconds:.0f} s, {at_a_time} at a time",
+        "overhead {overhead:.1%}: {shares}",
     ),
 }
 
 
 def other_line(row: Row) -> list[str]:
-    if row["kind"] == "sample":
-        cost = f"with / without foresight training {ratio_text(row['foresight_cost'])}"
-        peer = row.get("peer")
-        beside = f"{ratio_text(peer['busy'])} times {peer['name']}'s; " if peer else ""
-        return [
-            "sample",
-            f"{row['size']}, batch {row['batch']}, CFG {row['cfg_scale']:g}, {row['precision']}",
-            beside + cost,
-        ]
-    if row["kind"] == "data":
-        return [
-            "data",
-            f"{row['reads']} random reads of {row['images']} images",
-            f"{ratio_text(row['files_over_shards'])} times one-file-per-image",
-        ]
-    if row["kind"] in EVALUATION:
-        return [row["kind"], *EVALUATION[row["kind"]](row)]
-    total = sum(row["slot_seconds"].values())
-    parts = ", ".join(f"{part} {seconds / total:.1%}" for part, seconds in row["slot_seconds"].items())
-    cells = (
-        f"{row['axis']}, {row['cells']} cells of {row['cell_seconds']:.0f} s, {row['at_a_time']} at a time"
-    )
-    return ["sweep", cells, f"overhead {row['overhead']:.1%}: {parts}"]
+    """Returns the line of any other measurement."""
+    fields = dict(row)
+    for name, value in row.items():
+        if isinstance(value, dict) and "median" in value:
+            fields[name] = ratio_text(value)
+    peer = row.get("peer")
+    fields["times_peer"] = f"{ratio_text(peer['busy'])} times {peer['name']}'s; " if peer else ""
+    fields["random"] = ", random weights" if row.get("weights") == "random" else ""
+    fields["shares"] = shares_text(row.get("slot_seconds", {}), 1)
+    return [row["kind"], *(text.format(**fields) for text in TEXTS[row["kind"]])]
+
+
+# ---- tables and chart
 
 
 def table(rows: list[Row]) -> str:
-    """Training steps, then the rest. Ratios are medians with quartiles; above 1 is faster than the peer."""
+    """Returns a table of the training steps and one of all else. A ratio above 1 is faster."""
     measured = [row for row in rows if row["status"] == "measured"]
-    lines = [train_line(row) for row in measured if row["kind"] == "train"]
+    steps = [train_line(row) for row in measured if row["kind"] == "train"]
     others = [other_line(row) for row in measured if row["kind"] != "train"]
-    failed = [
-        [row["kind"], f"{row.get('size', '')} {row.get('arm', '')}".strip(), row["status"]]
-        for row in rows
-        if row not in measured
-    ]
-    parts = [markdown(TRAIN_HEAD, lines)] if lines else []
-    parts += [markdown(["what", "of", "result"], others + failed)] if others or failed else []
-    return "\n".join(parts)
+    for row in rows:
+        if row["status"] != "measured":
+            what = f"{row.get('size', '')} {row.get('arm', '')}".strip()
+            others.append([row["kind"], what, row["status"]])
+    tables = ((TRAIN_HEADER, steps), (["what", "of", "result"], others))
+    return "\n".join(table_of(header, lines) for header, lines in tables if lines)
 
 
 def targets_table(rows: list[Row]) -> str:
+    """Returns a table of the targets, with what was measured for each."""
     lines = []
     for target in TARGETS:
         value = target.value(rows)
-        verdict = NOT_MEASURED if value is None else "met" if target.met(value) else "missed"
-        shown = "—" if value is None else f"{value:.0%}" if "%" in target.wanted else f"{value:.2f}x"
-        lines.append([target.what, target.wanted, shown, verdict])
-    return markdown(["target", "wanted", "measured", ""], lines)
+        found = [UNKNOWN, "not measured"]
+        if value is not None:
+            found = [target.shown(value), "met" if target.met(value) else "missed"]
+        lines.append([target.what, target.wanted(), *found])
+    return table_of(["target", "wanted", "measured", ""], lines)
 
 
 def chart(rows: list[Row], path: Path) -> None:
-    """Bars: how many times as fast as the peer's fp32 step (on a GPU its bf16 step), with quartiles; a line at 1. Without rows: no file."""
+    """Draws how many times as fast as the peer's step our training steps are.
+
+    Without such rows there is no chart.
+
+    They are compared with the peer's fp32 step, and on a GPU with its bf16 step.
+    """
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "mirai_bench"
+    matplotlib.rcParams["svg.hashsalt"] = "mirai_bench"  # the same rows make the same file
     from matplotlib import pyplot as plt
 
-    bars = []
-    for row in (r for r in rows if r["kind"] == "train" and r["status"] == "measured" and "peer" in r):
-        against = row["peer"].get("fp32") or row["peer"]["bf16"]
-        bars.append((f"{row['size']}, {row['arm']}, {row['precision']}", against["busy"], row["precision"]))
-    if not bars:
+    steps = [row for row in rows if row["kind"] == "train" and "peer" in row]
+    if not steps:
         return
-    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.32 * len(bars)), layout="constrained")
-    for place, (_, value, precision) in enumerate(reversed(bars)):
-        error = [[value["median"] - value["q1"]], [value["q3"] - value["median"]]]
-        axes.barh(
-            place,
-            value["median"],
-            xerr=error,
-            color={"fp32": "#4c72b0", "bf16": "#dd8452"}[precision],
-            height=0.7,
-        )
-    axes.set_yticks(range(len(bars)), [name for name, *_ in reversed(bars)])
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.32 * len(steps)), layout="constrained")
+    for place, row in enumerate(reversed(steps)):
+        ratio = (row["peer"].get("fp32") or row["peer"]["bf16"])["busy"]
+        quartiles = [[ratio["median"] - ratio["q1"]], [ratio["q3"] - ratio["median"]]]
+        axes.barh(place, ratio["median"], xerr=quartiles, color=COLORS[row["precision"]], height=0.7)
+    names = [f"{row['size']}, {row['arm']}, {row['precision']}" for row in reversed(steps)]
+    axes.set_yticks(range(len(names)), names)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as fast as the official training step (median, quartiles)")
     axes.spines[["top", "right"]].set_visible(False)
@@ -172,16 +163,20 @@ def chart(rows: list[Row], path: Path) -> None:
 
 
 def write_report(folder: Path) -> str:
-    """targets.md, table.md and speed.svg of the folder's JSON files, and the tables within its README → the two tables."""
+    """Writes targets.md, table.md and speed.svg, and the tables in the folder's README.
+
+    Returns the two tables.
+    """
     rows = read_rows(folder)
-    targets, whole = targets_table(rows), table(rows)
-    write_atomic(folder / "targets.md", targets)
-    write_atomic(folder / "table.md", whole)
+    targets = targets_table(rows)
+    measured = table(rows)
+    write_text(folder / "targets.md", targets)
+    write_text(folder / "table.md", measured)
     chart(rows, folder / "speed.svg")
     readme = folder / "README.md"
     if readme.is_file():
-        before, start, rest = readme.read_text(encoding="utf-8").partition(TABLES[0])
-        _, end, after = rest.partition(TABLES[1])
+        before, start, rest = readme.read_text(encoding="utf-8").partition(TABLES)
+        _, end, after = rest.partition(END_OF_TABLES)
         if start and end:
-            write_atomic(readme, f"{before}{start}\n{targets}\n{whole}{end}{after}")
-    return f"{targets}\n{whole}"
+            write_text(readme, f"{before}{start}\n{targets}\n{measured}{end}{after}")
+    return f"{targets}\n{measured}"

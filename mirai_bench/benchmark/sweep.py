@@ -1,112 +1,104 @@
-"""`benchmark sweep`: a sweep from nothing, in a folder of its own, and where its wall-clock went. By default six cells of about a minute, whose
-number of epochs a short sweep finds beforehand.
+"""`benchmark sweep`: where the wall-clock time of a sweep goes that starts from nothing.
+
+By default it has six cells of about a minute each. A short sweep beforehand finds the number of
+epochs.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import io
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from mirai_bench.benchmark.options import Options
+from mirai_bench.benchmark.targets import Row
 from mirai_bench.config.load import SWEEPS
-from mirai_bench.results.reading import read_journals
-from mirai_bench.results.table import build_table
-from mirai_bench.results.writers import markdown
+from mirai_bench.sweep.__main__ import show_table
 from mirai_bench.sweep.driver import Options as SweepOptions
 from mirai_bench.sweep.driver import Report, run_sweep
-from mirai_bench.sweep.plan import Plan, make_plan, run_dir_of
-from mirai_bench.tracking.run_folder import measured_parts, state_of
+from mirai_bench.sweep.plan import Plan, folder_of, make_plan
 from mirai_bench.utils.errors import UserError
 
-ARMS = ["baseline", "output-1d", "output-2d"]
+EPOCHS_PER_EVALUATION = 2
+CELL_SECONDS = 60  # that a cell takes by default
 
 
-EVERY = 2  # epochs from one evaluation to the next
+def with_epochs(number: int) -> list[str]:
+    """Returns the settings of a run of so many epochs that is evaluated as often as usual."""
+    epochs = range(EPOCHS_PER_EVALUATION, number + 1, EPOCHS_PER_EVALUATION)
+    return [f"train.epochs={number}", f"evaluation.at=[{','.join(map(str, epochs))}]"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, nargs="?", default=SWEEPS / "injection_level.yaml")
-    parser.add_argument("--only", nargs="+", default=ARMS, metavar="ARM", help=f"(default: {' '.join(ARMS)})")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="(default: 0 1)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        dest="settings",
-        metavar="A.B=C",
-        help="(default: as many epochs as a cell trains in a minute)",
-    )
+def a_minute(file: Path, arms: list[str], seed: int, device: str, folder: Path) -> list[str]:
+    """Returns the settings with which a cell takes about a minute, found by a short sweep.
 
-
-def epochs(number: int) -> list[str]:
-    return [
-        f"train.epochs={number}",
-        f"evaluation.at={list(range(EVERY, number + 1, EVERY))}".replace(" ", ""),
-    ]
-
-
-def a_minute(args: argparse.Namespace, folder: Path) -> list[str]:
-    """The settings with which a cell takes about a minute, from a sweep of its arms for a few epochs. A process of its own runs that: what
-    it imports and starts, the measured one has to import and start again."""
-    settings = [*epochs(EVERY), f"machine.runs={folder}/first", f"machine.device={args.device}"]
-    only, seeds = args.only[:2], args.seeds[:1]
-    words = [
-        str(args.file),
-        "--only",
-        *only,
-        "--seeds",
-        *map(str, seeds),
-        *(f"--set={setting}" for setting in settings),
-    ]
-    if subprocess.run(
-        [sys.executable, "-m", "mirai_bench.sweep", *words], stdout=subprocess.DEVNULL
-    ).returncode:
+    Runs in a subprocess, so that the measured sweep pays for its own imports and Ray start.
+    """
+    settings = [f"machine.runs={folder}", f"machine.device={device}"]
+    settings += with_epochs(EPOCHS_PER_EVALUATION)
+    words = [sys.executable, "-m", "mirai_bench.sweep", str(file), "--only", *arms, "--seeds", str(seed)]
+    words += [f"--set={setting}" for setting in settings]
+    done = subprocess.run(words, stdout=subprocess.DEVNULL)
+    if done.returncode:
         raise UserError(
-            "the short sweep that finds how long a minute is did not end well: write --set train.epochs=N to do without it"
+            "the short sweep that finds how long a minute is did not end well: write --set "
+            "train.epochs=N to do without it"
         )
-    cells = make_plan(args.file, seeds=seeds, only=only, settings=settings).sweep.cells
-    seconds = sum(sum(measured_parts(run_dir_of(cell)).values()) for cell in cells) / len(cells)
-    return epochs(EVERY * max(1, round(60 / seconds)))
+    cells = make_plan(file, seeds=[seed], only=arms, settings=settings).sweep.cells
+    seconds = sum(sum(folder_of(cell).measured_seconds().values()) for cell in cells) / len(cells)
+    return with_epochs(EPOCHS_PER_EVALUATION * max(1, round(CELL_SECONDS / seconds)))
 
 
-def row_of(plan: Plan, report: Report) -> dict[str, Any]:
-    """All of slots x wall-clock, by what it went to; overhead is the share of it that was no training step, sampling or evaluation."""
-    runs = [measured_parts(run_dir_of(cell)) for cell in plan.sweep.cells]
-    spent = {part: sum(run[part] for run in runs) for part in runs[0]}
-    useful, total = sum(spent.values()), report.slots * sum(report.phases.values())
+def row_of(plan: Plan, report: Report) -> Row:
+    """Returns all of slots x wall-clock, divided among what it was spent on.
+
+    Overhead is the share that was no training step, sampling or evaluation.
+    """
+    folders = [folder_of(cell) for cell in plan.sweep.cells]
+    spent: dict[str, float] = {}
+    for folder in folders:
+        for part, seconds in folder.measured_seconds().items():
+            spent[part] = spent.get(part, 0.0) + seconds
+    useful = sum(spent.values())
+    wall = sum(report.phases.values())
+    rest = report.trial_seconds - report.ready_seconds - useful
     spent["imports and checks in trials"] = report.ready_seconds
-    spent["checkpoints, journals and the rest of trials"] = (
-        report.trial_seconds - report.ready_seconds - useful
-    )
+    spent["checkpoints, journals and the rest of trials"] = rest
     spent["waiting for a trial"] = report.slots * report.phases["trials"] - report.trial_seconds
-    spent |= {phase: report.slots * seconds for phase, seconds in report.phases.items() if phase != "trials"}
-    done = all(state_of(run_dir_of(cell)) == "done" for cell in plan.sweep.cells)
-    return {
-        "kind": "sweep", "status": "measured" if done else "failed", "axis": plan.sweep.axis, "profile": plan.profile,
-        "cells": len(runs), "cell_seconds": useful / len(runs), "at_a_time": report.slots,
-        "wall_seconds": sum(report.phases.values()), "overhead": 1 - useful / total, "slot_seconds": spent,
-    }  # fmt: skip
+    for phase, seconds in report.phases.items():
+        if phase != "trials":
+            spent[phase] = report.slots * seconds
+    done = all(folder.is_done for folder in folders)
+    row: Row = {"kind": "sweep", "status": "measured" if done else "failed"}
+    row |= {"axis": plan.sweep.axis, "profile": plan.profile, "cells": len(folders)}
+    row |= {"cell_seconds": useful / len(folders), "at_a_time": report.slots, "wall_seconds": wall}
+    return row | {"overhead": 1 - useful / (report.slots * wall), "slot_seconds": spent}
 
 
-def measure(args: argparse.Namespace, options: Options) -> list[dict[str, Any]]:
-    """The command from reading the file to the table; only the start of Python is not in it."""
-    plans = Report()
-    with tempfile.TemporaryDirectory() as folder:
+def measure(
+    options: Options, file: Path | None, only: list[str], seeds: list[int], settings: list[str]
+) -> list[Row]:
+    """Measures the command from reading the file to its table, without the start of Python.
+
+    `file` is by default that of the injection level. Without `settings` a cell takes about a
+    minute.
+    """
+    file = file or SWEEPS / "injection_level.yaml"
+    device = options.device.type
+    before = Report()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        settings = [
-            *(args.settings or a_minute(args, Path(folder))),
-            f"machine.runs={folder}/runs",
-            f"machine.device={options.device.type}",
-        ]
-        with plans.phase("plan"):
-            plan = make_plan(args.file, seeds=args.seeds, only=args.only, settings=settings)
+        settings = settings or a_minute(file, only[:2], seeds[0], device, folder / "first")
+        settings = [*settings, f"machine.runs={folder / 'runs'}", f"machine.device={device}"]
+        with before.phase("plan"):
+            plan = make_plan(file, seeds=seeds, only=only, settings=settings)
         report = run_sweep(plan, SweepOptions())
-        report.phases |= plans.phases
-        with report.phase("table"):
-            (results,) = read_journals(plan.runs)
-            markdown(build_table(results))
+        report.phases |= before.phases
+        with report.phase("table"), contextlib.redirect_stdout(io.StringIO()):
+            show_table(plan)
         return [row_of(plan, report)]

@@ -1,131 +1,169 @@
-"""The project's targets for speed, each against the rows that measure it; and the commands whose rows they need."""
+"""The project's targets for speed, and the measurements that they need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Row = dict[str, Any]
-
+Row = dict[str, Any]  # one measurement, as it stands in a JSON file
 
 # What `benchmark targets` runs on each device, as arguments of the subcommands.
+DATA = ["data", "--rounds=5"]
+SAMPLE = ["sample", "--batch-sizes", "8", "--rounds=5"]
 PLAN: dict[str, list[list[str]]] = {
-    "cpu": [
-        ["train"],
-        ["sample", "--batch-sizes", "8", "--rounds", "5"],
-        ["data", "--rounds", "5"],
-        ["evaluate", "--rounds", "5"],
-        ["sweep"],
-    ],
-    "cuda": [["train", "--sizes", "B", "L", "XL"], ["sample"], ["data", "--rounds", "5"], ["evaluate"]],
+    "cpu": [["train"], SAMPLE, DATA, ["evaluate", "--rounds=5"], ["sweep"]],
+    "cuda": [["train", "--sizes", "B", "L", "XL"], ["sample"], DATA, ["evaluate"]],
 }
+
+MINUTE = (50, 70)  # seconds of a cell of "about a minute"
 
 
 @dataclass(frozen=True)
 class Target:
+    """A target: the rows that measure it, the number in them, and its limit."""
+
     what: str
-    wanted: str
-    met: Callable[[float], bool]
-    value: Callable[[list[Row]], float | None]
-    """from the rows; None: not measured"""
+    limit: float
+    fields: Row
+    """Fields of the rows that measure it."""
+    path: str
+    """Keys that lead to the number in a row, with dots."""
+    check: Callable[[Target, list[Row]], float | None]
+    """Returns the number to compare with the limit, or None if it was not measured."""
+    at_most: bool = False
+    """Whether the limit is an upper one."""
+    percent: bool = False
+    """Whether the number is a share and not a ratio."""
+    flops: float = 1.0
+    """Check `over_flops`: the FLOPs of the arm's step divided by those of NTP's."""
 
+    def value(self, rows: list[Row]) -> float | None:
+        """Returns the measured number, or None if no row has it."""
+        return self.check(self, [row for row in rows if row["status"] == "measured"])
 
-def rows_of(rows: Iterable[Row], device: str, **fields: Any) -> list[Row]:
-    return [
-        r
-        for r in rows
-        if r["status"] == "measured"
-        and r["device"] == device
-        and all(r.get(k) == v for k, v in fields.items())
-    ]
-
-
-def faster(device: str, size: str, arm: str, asked: str, peer: str) -> Callable[[list[Row]], float | None]:
-    """Median ratio to the peer's step in its precision `peer`, by the clock that the device is measured with."""
-
-    def value(rows: list[Row]) -> float | None:
-        found = [
-            r
-            for r in rows_of(rows, device, kind="train", size=size, arm=arm, asked_precision=asked)
-            if peer in r.get("peer", {})
-        ]
-        return found[-1]["peer"][peer]["busy"]["median"] if found else None
-
-    return value
-
-
-def overhead(arm: str, over: float) -> Callable[[list[Row]], float | None]:
-    """Time of the arm over NTP's, divided by what their FLOPs say (`over`)."""
-
-    def value(rows: list[Row]) -> float | None:
-        pair = [
-            rows_of(rows, "cuda", kind="train", size="B", arm=a, asked_precision="bf16") for a in (arm, "ntp")
-        ]
-        return (
-            pair[0][-1]["step_ms"]["median"] / pair[1][-1]["step_ms"]["median"] / over if all(pair) else None
-        )
-
-    return value
-
-
-def sweep_overhead(rows: list[Row]) -> float | None:
-    """Of the last sweep of cells of about a minute, two at a time."""
-    found = [r for r in rows_of(rows, "cpu", kind="sweep", at_a_time=2) if 50 <= r["cell_seconds"] <= 70]
-    return found[-1]["overhead"] if found else None
-
-
-def last(
-    device: str, path: tuple[str, ...], best: bool = False, **fields: Any
-) -> Callable[[list[Row]], float | None]:
-    def value(rows: list[Row]) -> float | None:
+    def numbers(self, rows: list[Row], **others: Any) -> list[float]:
+        """Returns the numbers in rows with the target's fields, some of which `others` replace."""
+        fields = self.fields | others
         found = []
-        for row in rows_of(rows, device, **fields):
-            inner: Any = row
-            for key in path:
-                inner = inner.get(key) if isinstance(inner, dict) else None
-            if inner is not None:
-                found.append(inner)
-        return (max(found) if best else found[-1]) if found else None
+        for row in rows:
+            fitting = all(row.get(name) == value for name, value in fields.items())
+            number: Any = row if fitting else None
+            for key in self.path.split("."):
+                number = number.get(key) if isinstance(number, dict) else None
+            if number is not None:
+                found.append(number)
+        return found
 
-    return value
+    def met(self, value: float) -> bool:
+        """Tells whether the target is met."""
+        return value <= self.limit if self.at_most else value >= self.limit
+
+    def wanted(self) -> str:
+        """Returns the limit as the table shows it."""
+        limit = f"{self.limit:.0%}" if self.percent else f"{self.limit:g}x"
+        return f"≤ {limit}" if self.at_most else f"≥ {limit}"
+
+    def shown(self, value: float) -> str:
+        """Returns a measured number as the table shows it."""
+        return f"{value:.0%}" if self.percent else f"{value:.2f}x"
 
 
-def at_least(limit: float) -> Callable[[float], bool]:
-    return lambda value: value >= limit
+# ---- kinds of checks
 
 
-def at_most(limit: float) -> Callable[[float], bool]:
-    return lambda value: value <= limit
+def last(target: Target, rows: list[Row]) -> float | None:
+    """Returns the number of the last row."""
+    return next(reversed(target.numbers(rows)), None)
 
 
-MEMORY = ("peer", "bf16", "memory")
+def best(target: Target, rows: list[Row]) -> float | None:
+    """Returns the largest number."""
+    return max(target.numbers(rows), default=None)
 
 
-TARGETS: list[Target] = [
-    *(
-        Target(f"CPU step, {size}, {arm}, {asked} against fp32", f"≥ {limit:g}x", at_least(limit), faster("cpu", size, arm, asked, "fp32"))
-        for asked, limit in (("fp32", 2.0), ("auto", 4.0))
-        for size in ("small", "medium")
-        for arm in ("ntp", "mirai-e-k3")
-    ),
-    *(
-        Target(f"GPU step, B, batch 256, bf16, {arm}", f"≥ {limit:g}x", at_least(limit), faster("cuda", "B", arm, "bf16", "bf16"))
-        for arm, limit in (("ntp", 1.5), ("mirai-e-k3", 2.0), ("mirai-i-online", 2.0))
-    ),
-    Target("GPU, cost of Mirai-E K 3 over its FLOPs", "≤ 1.05x", at_most(1.05), overhead("mirai-e-k3", 1.42)),
-    Target("GPU, cost of Mirai-I with cached features over its FLOPs", "≤ 1.05x", at_most(1.05), overhead("mirai-i-cached", 1.10)),
-    *(
-        Target(f"GPU, MFU, {size}", f"≥ {limit:.0%}", at_least(limit), last("cuda", ("mfu",), kind="train", size=size, arm="ntp"))
-        for size, limit in (("B", 0.45), ("L", 0.55))
-    ),
+def over_flops(target: Target, rows: list[Row]) -> float | None:
+    """Returns the time of an arm over that of NTP, divided by the same ratio of their FLOPs."""
+    of_arm = target.numbers(rows)
+    of_ntp = target.numbers(rows, arm="ntp")
+    return of_arm[-1] / of_ntp[-1] / target.flops if of_arm and of_ntp else None
+
+
+def of_minute_cells(target: Target, rows: list[Row]) -> float | None:
+    """Returns the number of the last sweep whose cells took about a minute."""
+    shortest, longest = MINUTE
+    return last(target, [row for row in rows if shortest <= row.get("cell_seconds", 0) <= longest])
+
+
+# ---- the targets
+
+
+def cpu_step(size: str, arm: str, precision: str, limit: float) -> Target:
+    """Compares our step on a CPU with the peer's float32 step, in CPU seconds."""
+    what = f"CPU step, {size}, {arm}, {precision} against fp32"
+    fields = {"device": "cpu", "kind": "train", "size": size, "arm": arm, "asked_precision": precision}
+    return Target(what, limit, fields, "peer.fp32.busy.median", last)
+
+
+def gpu_step(arm: str, limit: float) -> Target:
+    """Compares our step on a GPU with the peer's, both in bf16."""
+    fields = {"device": "cuda", "kind": "train", "size": "B", "arm": arm, "asked_precision": "bf16"}
+    what = f"GPU step, B, batch 256, bf16, {arm}"
+    return Target(what, limit, fields, "peer.bf16.busy.median", last)
+
+
+def gpu_cost(name: str, arm: str, flops: float) -> Target:
+    """Compares what an arm's step costs over NTP's with what their FLOPs say."""
+    what = f"GPU, cost of {name} over its FLOPs"
+    fields = {"device": "cuda", "kind": "train", "size": "B", "arm": arm, "asked_precision": "bf16"}
+    return Target(what, 1.05, fields, "step_ms.median", over_flops, at_most=True, flops=flops)
+
+
+def gpu_mfu(size: str, limit: float) -> Target:
+    """Compares an NTP step with the GPU's ceiling."""
+    fields = {"device": "cuda", "kind": "train", "size": size, "arm": "ntp"}
+    return Target(f"GPU, MFU, {size}", limit, fields, "mfu", last, percent=True)
+
+
+def foresight_cost(device: str) -> Target:
+    """Compares sampling from models that were trained with and without foresight."""
+    what = f"{'GPU' if device == 'cuda' else 'CPU'}, sampling with over without foresight training"
+    fields = {"device": device, "kind": "sample"}
+    return Target(what, 1.05, fields, "foresight_cost.median", last, at_most=True)
+
+
+GPU_SAMPLING = {"device": "cuda", "kind": "sample", "size": "B", "cfg_scale": 2.0}
+GPU_NTP = {"device": "cuda", "kind": "train", "size": "B", "arm": "ntp"}
+PAIRS_OF_CELLS = {"device": "cpu", "kind": "sweep", "at_a_time": 2}
+CODES = {"device": "cpu", "kind": "data"}
+TARGETS = [
+    cpu_step("small", "ntp", "fp32", 2.0),
+    cpu_step("small", "mirai-e-k3", "fp32", 2.0),
+    cpu_step("medium", "ntp", "fp32", 2.0),
+    cpu_step("medium", "mirai-e-k3", "fp32", 2.0),
+    cpu_step("small", "ntp", "auto", 4.0),
+    cpu_step("small", "mirai-e-k3", "auto", 4.0),
+    cpu_step("medium", "ntp", "auto", 4.0),
+    cpu_step("medium", "mirai-e-k3", "auto", 4.0),
+    gpu_step("ntp", 1.5),
+    gpu_step("mirai-e-k3", 2.0),
+    gpu_step("mirai-i-online", 2.0),
+    gpu_cost("Mirai-E K 3", "mirai-e-k3", 1.42),
+    gpu_cost("Mirai-I with cached features", "mirai-i-cached", 1.10),
+    gpu_mfu("B", 0.45),
+    gpu_mfu("L", 0.55),
+    Target("GPU, sampling, B, CFG 2, best batch", 3.0, GPU_SAMPLING, "peer.wall.median", best),
+    foresight_cost("cpu"),
+    foresight_cost("cuda"),
+    Target("GPU, peak memory, B, batch 256", 0.6, GPU_NTP, "peer.bf16.memory", last, at_most=True),
     Target(
-        "GPU, sampling, B, CFG 2, best batch", "≥ 3x", at_least(3.0),
-        last("cuda", ("peer", "wall", "median"), True, kind="sample", size="B", cfg_scale=2.0),
+        "sweep, cells of 60 s on 2 cores, overhead",
+        0.10,
+        PAIRS_OF_CELLS,
+        "overhead",
+        of_minute_cells,
+        at_most=True,
+        percent=True,
     ),
-    Target("CPU, sampling with over without foresight training", "≤ 1.05x", at_most(1.05), last("cpu", ("foresight_cost", "median"), kind="sample")),
-    Target("GPU, sampling with over without foresight training", "≤ 1.05x", at_most(1.05), last("cuda", ("foresight_cost", "median"), kind="sample")),
-    Target("GPU, peak memory, B, batch 256", "≤ 0.6x", at_most(0.6), last("cuda", MEMORY, kind="train", size="B", arm="ntp")),
-    Target("sweep, cells of 60 s on 2 cores, overhead", "≤ 10%", at_most(0.10), sweep_overhead),
-    Target("codes, random access, cold Python", "≥ 20x", at_least(20.0), last("cpu", ("files_over_shards", "median"), kind="data")),
-]  # fmt: skip
+    Target("codes, random access, cold Python", 20.0, CODES, "files_over_shards.median", last),
+]

@@ -1,165 +1,175 @@
-"""Clocks, alternation, memory, and the machine's own ceiling.
+"""Clocks, alternating rounds, peak memory, the parts of a training step, the machine's ceiling.
 
-On a GPU a step's time is wall-clock between synchronisations. On a CPU it is taken twice: wall-clock, and CPU seconds of this process,
-which other processes on the machine disturb much less.
+Times are wall-clock between synchronisations of the device. On a CPU they are also taken in CPU
+seconds of this process, which other processes on the machine disturb much less.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import cache
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
-from torch import nn
 
-from mirai_bench.train import trainer as trainer_module
+from mirai_bench.foresight.level import InternalLevel
 from mirai_bench.train.trainer import Trainer
 
-CEILING_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices
+WARMUP_ROUNDS = 2  # which do not count
+CEILING_SIDE = {"cuda": 8192, "cpu": 2048}  # side of the square matrices of `ceiling`
+MEBIBYTE = 2**20
+
+Work = Callable[[], object]
+T = TypeVar("T")
+Step = TypeVar("Step", bound=Work)
 
 
 class Sample(NamedTuple):
+    """The time of one call."""
+
     wall: float
-    """s"""
+    """Wall-clock seconds."""
     busy: float
-    """s: CPU seconds over all threads on a CPU, wall-clock on a GPU"""
+    """CPU seconds over all threads on a CPU; wall-clock seconds on a GPU."""
 
 
 def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given. Does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def timed(work: Callable[[], object], device: torch.device) -> Sample:
+def timed(work: Work, device: torch.device, calls: int = 1) -> Sample:
+    """Returns the time of a call, mean over so many."""
     synchronize(device)
-    wall, busy = time.perf_counter(), time.process_time()
-    work()
+    wall_start = time.perf_counter()
+    busy_start = time.process_time()
+    for _ in range(calls):
+        work()
     synchronize(device)
-    wall = time.perf_counter() - wall
-    return Sample(wall, time.process_time() - busy if device.type == "cpu" else wall)
+    wall = (time.perf_counter() - wall_start) / calls
+    busy = (time.process_time() - busy_start) / calls
+    return Sample(wall, busy if device.type == "cpu" else wall)
 
 
 def alternate(
-    works: dict[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int = 2
+    works: Mapping[str, Work], device: torch.device, rounds: int, warmup: int = WARMUP_ROUNDS, calls: int = 1
 ) -> dict[str, list[Sample]]:
-    """Each once a round, A B A B, after `warmup` rounds that do not count: what disturbs the machine disturbs all alike."""
+    """Times each of `works` once per round, A B A B, so that they are disturbed alike.
+
+    The rounds of the warm-up do not count. Each time is the mean over so many calls.
+    """
     samples: dict[str, list[Sample]] = {name: [] for name in works}
-    for turn in range(warmup + rounds):
+    for number in range(warmup + rounds):
         for name, work in works.items():
-            sample = timed(work, device)
-            if turn >= warmup:
+            sample = timed(work, device, calls)
+            if number >= warmup:
                 samples[name].append(sample)
     return samples
 
 
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Returns what the function returns in a new Python process, which has cached nothing."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = (
-        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    )
-    return {"median": middle, "q1": low, "q3": high, "n": len(values)}
+    """Returns the median and the quartiles."""
+    quartiles = values * 3  # of a single value
+    if len(values) > 1:
+        quartiles = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": quartiles[1], "q1": quartiles[0], "q3": quartiles[2], "n": len(values)}
 
 
-def ratio(slow: list[Sample], fast: list[Sample], clock: str) -> dict[str, float]:
-    """How many times as fast, round by round."""
+def ratio(slow: list[Sample], fast: list[Sample], clock: Literal["wall", "busy"]) -> dict[str, float]:
+    """Returns how many times as fast `fast` is, round by round."""
     return spread([getattr(a, clock) / getattr(b, clock) for a, b in zip(slow, fast, strict=True)])
 
 
+@cache
 def ceiling(device: torch.device, precision: str, rounds: int = 5) -> float:
-    """FLOP a busy second of square matrix products, the best of `rounds`."""
-    side, dtype = CEILING_SIDE[device.type], {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    """Returns the FLOP per busy second of a product of square matrices, the best of `rounds`."""
+    side = CEILING_SIDE[device.type]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a = torch.randn(side, side, device=device).to(dtype)
+    b = torch.randn(side, side, device=device).to(dtype)
     samples = alternate({"matmul": lambda: a @ b}, device, rounds)["matmul"]
     return 2.0 * side**3 / min(sample.busy for sample in samples)
 
 
-class Memory:
-    """Peak of a GPU's memory since this was made, over what was in use then; MiB. On a CPU None: its allocator keeps and reuses what is freed,
-    so the resident set of one step says nothing about it."""
+def with_peak(build: Callable[[], Step], device: torch.device) -> tuple[Step, float | None]:
+    """Builds a step and calls it twice.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.base = device, 0
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self.base = torch.cuda.memory_allocated(device)
+    Returns it with its peak memory in MiB, beyond what was in use before.
 
-    def peak(self) -> float | None:
-        return (
-            (torch.cuda.max_memory_allocated(self.device) - self.base) / 2**20
-            if self.device.type == "cuda"
-            else None
-        )
+    The peak is None on a CPU, whose allocator reuses freed memory, so that the resident set does
+    not reflect one step.
+    """
+    before = 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    step = build()
+    step()
+    step()
+    if device.type != "cuda":
+        return step, None
+    return step, (torch.cuda.max_memory_allocated(device) - before) / MEBIBYTE
 
 
-class Phases:
-    """Exclusive seconds of the parts of a training step; a part that runs within another is not counted twice."""
+def durations(marks: list[tuple[str, float]]) -> dict[str, float]:
+    """Returns the seconds of each part.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, dict[str, float]()
-        self._stack: list[list[Any]] = []  # [name, since]
-        self._undo: list[Callable[[], None]] = []
-
-    def _switch(self, name: str | None) -> None:
-        """Books the running part's time; then `name` runs, or with None the part around it again."""
-        synchronize(self.device)
-        now = time.perf_counter()
-        if self._stack:
-            self.seconds[self._stack[-1][0]] = (
-                self.seconds.get(self._stack[-1][0], 0.0) + now - self._stack[-1][1]
-            )
-        if name is None:
-            self._stack.pop()
-        else:
-            self._stack.append([name, now])
-        if self._stack:
-            self._stack[-1][1] = now
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self._switch(name)
-        try:
-            yield
-        finally:
-            self._switch(None)
-
-    def watch(self, owner: Any, attribute: str, name: str) -> None:
-        """Until `stop`, calls of owner.attribute are timed as `name`."""
-        original, own = getattr(owner, attribute), attribute in vars(owner)
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return original(*args, **kwargs)
-
-        setattr(owner, attribute, watched)
-        self._undo.append(lambda: setattr(owner, attribute, original) if own else delattr(owner, attribute))
-
-    def stop(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+    A mark is the name of a part and its start, where the part before it ends.
+    """
+    seconds: dict[str, float] = {}
+    for (name, start), (_, end) in pairwise(marks):
+        seconds[name] = seconds.get(name, 0.0) + end - start
+    return seconds
 
 
 def phases_of(trainer: Trainer, steps: int, first: int) -> dict[str, float]:
-    """Milliseconds of each part of a step, mean over `steps`. Compiled: forward, teacher and loss are one."""
-    phases = Phases(trainer.device)
-    phases.watch(trainer.codes, "batch", "batch")
-    if trainer.compiled:
-        phases.watch(trainer, "forward", "forward, teacher, loss")
-    else:
-        phases.watch(trainer, "forward", "loss")
-        phases.watch(trainer.model, "trunk", "forward")
-        if hasattr(trainer.objective.foresight, "source"):
-            phases.watch(trainer.objective.foresight, "source", "teacher")
-    phases.watch(torch.Tensor, "backward", "backward")
-    phases.watch(nn.utils, "clip_grad_norm_", "optimizer")
-    phases.watch(trainer.optimizer, "step", "optimizer")
-    phases.watch(trainer_module, "update_ema", "EMA")
-    try:
-        for step in range(first, first + steps):
-            with phases.part("other"):
-                trainer.step(step)
-    finally:
-        phases.stop()
-    return {name: 1e3 * seconds / steps for name, seconds in phases.seconds.items()}
+    """Returns the milliseconds of each part of a training step, mean over `steps`.
+
+    Parts start where PyTorch calls a hook, so that "batch" includes the dropped labels, "backward"
+    the clipping of the gradients, and "EMA" the counters. In a compiled step, forward, teacher and
+    loss are one part.
+    """
+    marks: list[tuple[str, float]] = []
+
+    def starts(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            synchronize(trainer.device)
+            marks.append((name, time.perf_counter()))
+
+        return hook
+
+    # 1. The hooks. What is called as `forward` is a module: the objective, or what distributes or
+    #    compiles it.
+    forward: Any = trainer.forward
+    name = "forward, teacher, loss" if trainer.hardware.compile else "forward"
+    level = trainer.objective.foresight
+    hooks = [
+        forward.register_forward_pre_hook(starts(name)),
+        forward.register_forward_hook(starts("backward")),
+        trainer.optimizer.register_step_pre_hook(starts("optimizer")),
+        trainer.optimizer.register_step_post_hook(starts("EMA")),
+    ]
+    if not trainer.hardware.compile:
+        hooks.append(trainer.model.norm.register_forward_hook(starts("loss")))
+        if isinstance(level, InternalLevel):
+            hooks.append(level.register_forward_pre_hook(starts("teacher")))
+            hooks.append(level.projector.register_forward_pre_hook(starts("loss")))
+    # 2. The steps.
+    for step in range(first, first + steps):
+        starts("batch")()
+        trainer.step(step)
+    starts("end")()
+    for hook in hooks:
+        hook.remove()
+    return {name: 1e3 * seconds / steps for name, seconds in durations(marks).items()}

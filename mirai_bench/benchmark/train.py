@@ -1,140 +1,144 @@
-"""`benchmark train`: what a training step costs, and its parts; beside the official code's step on the same batches."""
+"""`benchmark train`: a training step and its parts, also of the official code."""
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+import logging
+from dataclasses import replace
+from functools import partial
 
 import torch
 
-from mirai_bench.benchmark.options import Options, peers_of, pick
+from mirai_bench.benchmark.options import Options
+from mirai_bench.benchmark.peer.checkout import Peer
 from mirai_bench.benchmark.peer.step import PeerStep, supports
-from mirai_bench.benchmark.timing import Memory, alternate, ceiling, phases_of, ratio, spread
-from mirai_bench.benchmark.workload import ARMS, SHAPES, Ours, run_config
-from mirai_bench.config.run_config import RunConfig
+from mirai_bench.benchmark.targets import Row
+from mirai_bench.benchmark.timing import Sample, alternate, ceiling, phases_of, ratio, spread, with_peak
+from mirai_bench.benchmark.workload import ARMS, TrainStep, find_shape, run_config
 from mirai_bench.model.cost import step_flops
-from mirai_bench.utils.cli import progress, say
+from mirai_bench.utils.cli import progress
+from mirai_bench.utils.device import Hardware
 
-PHASE_STEPS = 3
+log = logging.getLogger(__name__)
 
-
-GPU_STEPS = 10  # of one round: one alone is as short as the launch of it
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--sizes", nargs="+", choices=list(SHAPES), help="default: small medium; on a GPU B L"
-    )
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="default: ntp mirai-e-k3; on a GPU all")
-    parser.add_argument(
-        "--precisions", nargs="+", choices=("fp32", "bf16", "auto"), help="default: fp32 auto; on a GPU bf16"
-    )
-    parser.add_argument("--batch-size", type=int, help="instead of the size's own")
+PHASE_STEPS = 3  # over which the parts of a step are averaged
+GPU_STEPS = 10  # in one round: a single step is as short as its launch
 
 
-def measure(args: argparse.Namespace, options: Options) -> list[dict[str, Any]]:
-    gpu = options.device.type == "cuda"
-    sizes = args.sizes or (["B", "L"] if gpu else ["small", "medium"])
-    arms = args.arms or (list(ARMS) if gpu else ["ntp", "mirai-e-k3"])
-    precisions = args.precisions or (["bf16"] if gpu else ["fp32", "auto"])
+def measure(
+    options: Options,
+    sizes: list[str] | None = None,
+    arms: list[str] | None = None,
+    precisions: list[str] | None = None,
+    batch_size: int | None = None,
+) -> list[Row]:
+    """Returns one row per size, arm and precision. What is None depends on the device."""
+    sizes = sizes or (["B", "L"] if options.on_gpu else ["small", "medium"])
+    arms = arms or (list(ARMS) if options.on_gpu else ["ntp", "mirai-e-k3"])
+    precisions = precisions or (["bf16"] if options.on_gpu else ["fp32", "auto"])
     cells = [(size, arm) for size in sizes for arm in arms]
-    ceilings: dict[str, float] = {}
-    rows = []
+    rows: list[Row] = []
     for size, arm in progress(cells, "benchmark train", len(cells), "cells"):
         try:
-            rows += measure_cell(size, arm, precisions, args.batch_size, options, ceilings)
+            rows += measure_cell(size, arm, precisions, batch_size, options)
         except torch.OutOfMemoryError:
-            say(f"{size} {arm}: out of memory")
+            log.info(f"{size} {arm}: out of memory")
             rows.append({"kind": "train", "size": size, "arm": arm, "status": "out of memory"})
     return rows
 
 
 def measure_cell(
-    size: str,
-    arm: str,
-    precisions: list[str],
-    batch: int | None,
-    options: Options,
-    ceilings: dict[str, float],
-) -> list[dict[str, Any]]:
-    """All precisions of ours and the peer's step, alternating → one row for each of ours."""
-    device, shape = options.device, SHAPES[size]
-    shape = shape if batch is None else type(shape)(**(vars(shape) | {"batch": batch}))
-    ours, configs, works, memory = {}, {}, {}, {}
+    size: str, arm: str, precisions: list[str], batch_size: int | None, options: Options
+) -> list[Row]:
+    """Measures our step in each precision and the peer's steps, alternating.
+
+    Returns a row per precision of ours.
+    """
+    device = options.device
+    shape = find_shape(size)
+    if batch_size is not None:
+        shape = replace(shape, batch=batch_size)
+    # 1. Our steps, and those of the first peer that has the arm, on the batches of our first one.
+    ours: dict[str, TrainStep] = {}
+    memory: dict[str, float | None] = {}
     for precision in precisions:
-        configs[precision] = config = run_config(
-            shape, arm, precision, device, options.compile, options.threads
-        )
-        start = Memory(device)
-        works[precision] = ours[precision] = Ours(config)
-        memory[precision] = _peak(ours[precision], start)
-    first = next(iter(configs.values()))
-    peer = pick(peers_of(options), lambda p: supports(p, first))
-    if peer is not None:
-        for name, bf16 in {"peer fp32": False, "peer bf16": True}.items():
-            if bf16 or device.type == "cpu":  # on a GPU its default, bfloat16, is what it is compared in
-                start = Memory(device)
-                try:
-                    step = PeerStep(peer, first, next(iter(ours.values())), bf16)
-                    memory[name], works[name] = _peak(step, start), step
-                except torch.OutOfMemoryError:
-                    say(f"{size} {arm}, {name}: out of memory")
-    steps = GPU_STEPS if device.type == "cuda" else 1
-    repeated = {name: (lambda work=work: [work() for _ in range(steps)]) for name, work in works.items()}
-    samples = alternate(repeated, device, options.rounds)
+        config = run_config(shape, arm, precision)
+        asked = config.train.precision
+        hardware = Hardware.resolve(str(device), asked, options.compile, width=shape.width)
+        ours[precision], memory[precision] = with_peak(partial(TrainStep, config, hardware), device)
+    first = ours[precisions[0]]
+    peer = options.peer(lambda peer: supports(peer, first.config))
+    theirs = {} if peer is None else peer_steps(peer, first, memory)
+    # 2. The rounds.
+    calls = GPU_STEPS if options.on_gpu else 1
+    samples = alternate({**ours, **theirs}, device, options.rounds, calls=calls)
+    # 3. The rows.
     rows = []
-    for precision, work in ours.items():
-        resolved = work.trainer.precision
-        ceilings[resolved] = ceilings.get(resolved) or ceiling(device, resolved)
-        row = _row(size, arm, configs[precision], work, resolved)
-        row |= _speed(row, samples[precision], steps, shape.batch, ceilings[resolved])
-        row |= {"peak_mib": memory[precision], "phases_ms": phases_of(work.trainer, PHASE_STEPS, work.steps)}
+    for precision, step in ours.items():
+        row = row_of(size, arm, step, samples[precision])
+        row["peak_mib"] = memory[precision]
+        row["phases_ms"] = phases_of(step.trainer, PHASE_STEPS, step.steps)
         if peer is not None:
-            row["peer"] = {"name": peer.name, "commit": peer.commit} | _against(samples, precision, memory)
+            row["peer"] = {"name": peer.name, "commit": peer.commit}
+        for name in theirs:
+            row["peer"][name.removeprefix("peer ")] = {
+                "wall": ratio(samples[name], samples[precision], "wall"),
+                "busy": ratio(samples[name], samples[precision], "busy"),
+                "memory": share(memory[precision], memory[name]),
+            }
         rows.append(row)
     return rows
 
 
-def _peak(work: Any, start: Memory) -> float | None:
-    for _ in range(2):
-        work()
-    return start.peak()
+def peer_steps(peer: Peer, ours: TrainStep, memory: dict[str, float | None]) -> dict[str, PeerStep]:
+    """Returns the peer's steps by precision, and adds their peak memory to `memory`.
+
+    On a GPU the official default is bf16, and only that is compared.
+    """
+    device = ours.trainer.device
+    steps = {}
+    for precision in ("bf16",) if device.type == "cuda" else ("fp32", "bf16"):
+        name = f"peer {precision}"
+        build = partial(PeerStep, peer, ours, bf16=precision == "bf16")
+        try:
+            steps[name], memory[name] = with_peak(build, device)
+        except torch.OutOfMemoryError:
+            log.info(f"{name}: out of memory")
+    return steps
 
 
-def _row(size: str, arm: str, config: RunConfig, work: Ours, precision: str) -> dict[str, Any]:
-    m = config.model
-    return {
-        "kind": "train", "status": "measured", "size": size, "depth": m.depth, "width": m.width, "grid": list(config.grid),
-        "vocabulary": config.tokenizer.vocabulary, "batch": config.train.batch_size, "arm": arm, "asked_precision": config.train.precision,
-        "precision": precision, "compiled": work.trainer.compiled, "parameters": sum(p.numel() for p in work.trainer.model.parameters()),
-        "step_flops": step_flops(config) * config.train.batch_size,
-    }  # fmt: skip
+def row_of(size: str, arm: str, step: TrainStep, samples: list[Sample]) -> Row:
+    """Returns a row without what needs other steps.
 
-
-def _speed(
-    row: dict[str, Any], samples: list[Any], steps: int, batch: int, ceiling_flops: float
-) -> dict[str, Any]:
-    wall, busy = (spread([getattr(s, clock) / steps for s in samples]) for clock in ("wall", "busy"))
+    `step_flops` and `mfu` are None if the FLOPs are not known.
+    """
+    config = step.config
+    hardware = step.trainer.hardware
+    batch = config.train.batch_size
+    wall = spread([sample.wall for sample in samples])
+    busy = spread([sample.busy for sample in samples])
+    most = ceiling(step.trainer.device, hardware.precision)
+    flops = step_flops(config)
+    if flops is not None:
+        flops *= batch
     images = batch / wall["median"]
-    cells = row["grid"][0] * row["grid"][1]
-    return {
-        "step_ms": {key: value if key == "n" else 1e3 * value for key, value in wall.items()},
-        "busy_ms": {key: value if key == "n" else 1e3 * value for key, value in busy.items()},
-        "images_per_second": images, "tokens_per_second": images * cells,
-        "ceiling_flops": ceiling_flops, "mfu": row["step_flops"] / busy["median"] / ceiling_flops,
-    }  # fmt: skip
+    row: Row = {"kind": "train", "status": "measured", "size": size}
+    row |= {"depth": config.model.depth, "width": config.model.width, "grid": list(config.grid)}
+    row |= {"vocabulary": config.tokenizer.vocabulary, "batch": batch, "arm": arm}
+    row |= {"asked_precision": config.train.precision, "precision": hardware.precision}
+    row |= {"compiled": hardware.compile}
+    row["parameters"] = sum(parameter.numel() for parameter in step.trainer.model.parameters())
+    row["step_flops"] = flops
+    row |= {"step_ms": in_ms(wall), "busy_ms": in_ms(busy)}
+    row |= {"images_per_second": images, "tokens_per_second": images * config.num_tokens}
+    row |= {"ceiling_flops": most, "mfu": flops and flops / busy["median"] / most}
+    return row
 
 
-def _against(
-    samples: dict[str, list[Any]], precision: str, memory: dict[str, float | None]
-) -> dict[str, Any]:
-    """Ratios to the peer in each of its precisions: above 1 is faster, memory below 1 is smaller."""
-    out: dict[str, Any] = {}
-    for name in (name for name in samples if name.startswith("peer ")):
-        ours, theirs = memory[precision], memory[name]
-        out[name.removeprefix("peer ")] = {
-            "wall": ratio(samples[name], samples[precision], "wall"),
-            "busy": ratio(samples[name], samples[precision], "busy"),
-            "memory": ours / theirs if ours and theirs else None,
-        }
-    return out
+def share(ours: float | None, theirs: float | None) -> float | None:
+    """Returns our peak memory over the peer's, or None if it was not measured."""
+    return ours / theirs if ours and theirs else None
+
+
+def in_ms(seconds: dict[str, float]) -> dict[str, float]:
+    """Returns a median and quartiles in milliseconds. `n` is no time."""
+    return {name: value if name == "n" else 1e3 * value for name, value in seconds.items()}

@@ -1,9 +1,10 @@
-"""What is measured: shapes, arms, and our trainer on random codes. Letters: N images, T tokens, Z feature width."""
+"""What is measured: model shapes, arms of foresight, and our training step on random codes.
+
+Letters: B batch, T tokens, Z feature width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,104 +13,107 @@ from torch import Tensor
 
 from mirai_bench.config.load import build_run
 from mirai_bench.config.run_config import MODEL_SIZES, RunConfig
-from mirai_bench.data.codes import Batch, Codes
+from mirai_bench.data.codes import Batch
 from mirai_bench.data.synthetic import CLASSES, random_codes
-from mirai_bench.foresight.encoders import build as encoders
-from mirai_bench.foresight.encoders.pixels import PixelEncoder
+from mirai_bench.foresight.level import InternalLevel
 from mirai_bench.train.trainer import Trainer
+from mirai_bench.utils.device import Hardware
+from mirai_bench.utils.errors import unknown
+
+HEAD_WIDTH = 64  # of LlamaGen's sizes
+DOWNSAMPLE = 16  # pixels per token along each side, of LlamaGen's tokenizer
+DINOV2_WIDTH = 768  # of the features of DINOv2's ViT-B
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Model, token grid and batch. `heads` of width 64, as LlamaGen's sizes have."""
+    """The model, the token grid and the batch of a measurement."""
 
     depth: int
     width: int
     grid: int
+    """Number of tokens along each side of an image."""
     vocabulary: int
     batch: int
 
-    @property
-    def heads(self) -> int:
-        return max(1, self.width // 64)
 
-    def __str__(self) -> str:
-        return f"{self.depth} x {self.width}, {self.grid}x{self.grid}, {self.vocabulary:,} codes, batch {self.batch}"
+SHAPES = {"small": Shape(6, 256, 8, 512, 16), "medium": Shape(12, 256, 16, 4096, 8)}
+for name in ("B", "L", "XL"):
+    depth, width, _ = MODEL_SIZES[name]
+    SHAPES[name] = Shape(depth, width, 16, 16384, 256)
 
-
-SHAPES = {
-    "small": Shape(6, 256, 8, 512, 16),
-    "medium": Shape(12, 256, 16, 4096, 8),
-    **{name: Shape(*MODEL_SIZES[name][:2], 16, 16384, 256) for name in ("B", "L", "XL")},
-}
-
-
-# Foresight fields. Mirai's are the official code's, so that both do the same work; `cached` features come from memory.
+# Foresight fields of each arm. Mirai's are those of the official code, so that both codes do the
+# same work. The weights of the encoder are random: they are as fast as the published ones, and need
+# no file.
+ENCODER = {"name": "dinov2_b", "weights": "random"}
 ARMS: dict[str, dict[str, Any]] = {
     "ntp": {"level": "none"},
     "mirai-e-k1": {"official": True, "k": 1, "warmup": 0.0},
     "mirai-e-k3": {"official": True, "k": 3, "warmup": 0.0},
     "mirai-e-k9": {"official": True, "k": 9, "warmup": 0.0},
-    "mirai-i-online": {"official": True, "source": "encoder", "encoder": {"name": "dinov2_b"}},
-    "mirai-i-cached": {"official": True, "source": "encoder", "encoder": {"name": "dinov2_b", "cache": True}},
+    "mirai-i-online": {"official": True, "source": "encoder", "encoder": ENCODER},
+    "mirai-i-cached": {"official": True, "source": "encoder", "encoder": ENCODER | {"cache": True}},
     "mtp": {"level": "output", "layout": "grid_2d", "k": 3, "weight": 1.0},
 }
 
 
-def run_config(
-    shape: Shape, arm: str, precision: str, device: torch.device, compiled: bool = False, threads: int = 2
-) -> RunConfig:
+def find_shape(name: str) -> Shape:
+    """Returns the shape of this name. Raises UserError if there is none."""
+    if name not in SHAPES:
+        raise unknown("size", name, SHAPES)
+    return SHAPES[name]
+
+
+def run_config(shape: Shape, arm: str, precision: str) -> RunConfig:
+    """Returns the config of a run of this shape. Raises UserError if there is no such arm."""
+    if arm not in ARMS:
+        raise unknown("arm", arm, ARMS)
+    size = DOWNSAMPLE * shape.grid
+    heads = max(1, shape.width // HEAD_WIDTH)
     fields = {
-        "data": {"dataset": "folder", "name": "random", "image_size": 16 * shape.grid, "classes": CLASSES},
-        "tokenizer": {"name": "vq16", "downsample": 16, "vocabulary": shape.vocabulary},
-        "model": {"depth": shape.depth, "width": shape.width, "heads": shape.heads},
+        "data": {"dataset": "folder", "name": "random", "image_size": size, "classes": CLASSES},
+        "tokenizer": {"name": "vq16", "downsample": DOWNSAMPLE, "vocabulary": shape.vocabulary},
+        "model": {"depth": shape.depth, "width": shape.width, "heads": heads},
         "foresight": ARMS[arm],
         "train": {"epochs": 1000, "batch_size": shape.batch, "precision": precision},
         "evaluation": {"at": [1000], "protocol": "paper"},
-        "machine": {"device": device.type, "threads": threads, "compile": compiled},
     }
     return build_run(fields, "benchmark")
 
 
 class StoredFeatures:
-    """Mirai-I's teacher from memory: one feature (T, Z) an image of a batch, in half precision."""
-
-    width = 768
+    """A source that stands for cached features: random ones of a batch, in half precision."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        cells = config.grid[0] * config.grid[1]
-        self.features = torch.randn(config.train.batch_size, cells, self.width, device=device).half()
+        self.width = DINOV2_WIDTH
+        shape = (config.train.batch_size, config.num_tokens, self.width)
+        self.features = torch.randn(shape, device=device).half()
 
-    def __call__(self, batch: Batch, codes: Codes) -> Tensor:
+    def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the features (B, T, Z)."""
         return self.features[batch.index % len(self.features)].float()
 
 
-@contextmanager
-def untrained_encoders() -> Iterator[None]:
-    """A ViT-B/14 with random weights in the place of DINOv2: as fast, and no file is needed."""
+class TrainStep:
+    """Our trainer.
 
-    def build(config: RunConfig, codes: Codes, device: torch.device) -> encoders.Encoder:
-        if config.foresight.encoder.cache:
-            return StoredFeatures(config, device)
-        return PixelEncoder("dinov2_b", config.grid, device, pretrained=False)
+    Each call is one step, whose loss the host reads as for a line of the journal.
+    """
 
-    original = encoders.ENCODERS["dinov2_b"]
-    encoders.ENCODERS["dinov2_b"] = build
-    try:
-        yield
-    finally:
-        encoders.ENCODERS["dinov2_b"] = original
-
-
-class Ours:
-    """Our trainer, one step a call, with the loss read on the host as a log line would."""
-
-    def __init__(self, config: RunConfig) -> None:
-        with untrained_encoders():
-            self.trainer = Trainer(config, codes=random_codes(config, torch.device(config.machine.device)))
+    def __init__(self, config: RunConfig, hardware: Hardware) -> None:
+        self.config = config
         self.steps = 0
+        # A cache of features would first have to be computed and written.
+        encoder = config.foresight.encoder.model_copy(update={"cache": False})
+        foresight = config.foresight.model_copy(update={"encoder": encoder})
+        without_cache = config.model_copy(update={"foresight": foresight})
+        self.trainer = Trainer(without_cache, hardware, codes=random_codes(config, hardware.device))
+        level = self.trainer.objective.foresight
+        if config.foresight.encoder.cache and isinstance(level, InternalLevel):
+            level.source = StoredFeatures(config, hardware.device)
 
     def __call__(self) -> float:
+        """Computes the next step and returns its loss."""
         values = self.trainer.step(self.steps)
         self.steps += 1
         return float(values["loss"])

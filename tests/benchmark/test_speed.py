@@ -1,7 +1,9 @@
 """The benchmark's arithmetic and rows, on small shapes and beside a stand-in for a peer's checkout."""
 
 import json
+import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -11,18 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mirai_bench.benchmark import report, sweep, timing, train, workload
-from mirai_bench.benchmark.__main__ import KINDS, build_parser, command
+from mirai_bench.benchmark import report, sample, sweep, timing, train, workload
+from mirai_bench.benchmark.__main__ import MEASUREMENTS, SHARED, SIZES, command, parser
 from mirai_bench.benchmark.options import Options
-from mirai_bench.benchmark.peer.checkout import Peer
+from mirai_bench.benchmark.peer.checkout import MiraiCode, Peer
 from mirai_bench.benchmark.peer.step import PeerStep, supports
 from mirai_bench.benchmark.targets import PLAN, TARGETS
-from mirai_bench.benchmark.timing import Phases, Sample, alternate, phases_of, ratio, spread
+from mirai_bench.benchmark.timing import Sample, alternate, durations, phases_of, ratio, spread
+from mirai_bench.config.load import SWEEPS
 from mirai_bench.evaluate.extractors import EXTRACTORS
 from mirai_bench.evaluate.metrics import BLOCK_BYTES
+from mirai_bench.model.cost import step_flops
 from mirai_bench.sweep.__main__ import parser as sweep_parser
 from mirai_bench.sweep.driver import Report
+from mirai_bench.utils.device import Hardware
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import write_json
+from tests.support.paths import ROOT
 from tests.support.synthetic import write_run
 
 CPU = torch.device("cpu")
@@ -32,27 +39,34 @@ TINY = workload.Shape(3, 64, 4, 32, 4)
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setitem(workload.SHAPES, "small", TINY)
-    monkeypatch.setattr(train, "SHAPES", workload.SHAPES)
-    monkeypatch.setattr(timing, "CEILING_SIDE", {"cpu": 64})
+    monkeypatch.setattr(train, "ceiling", lambda *_: 1e12)
+
+
+def new_step(arm="ntp"):
+    return workload.TrainStep(workload.run_config(TINY, arm, "fp32"), Hardware(CPU))
 
 
 def run_cell(arm="ntp", precisions=("fp32",), peers=()):
-    rows = train.measure_cell(
-        "small", arm, list(precisions), None, Options(CPU, 2, 1, False, peers), {"fp32": 1e12, "bf16": 1e12}
-    )
+    rows = train.measure_cell("small", arm, list(precisions), None, Options(CPU, 2, 1, False, peers))
     return [row | {"device": "cpu"} for row in rows]
+
+
+def own_options(*words):
+    """The options of a command line that only its measurement knows."""
+    args = vars(parser().parse_args(words))
+    return {name: value for name, value in args.items() if name not in SHARED}
 
 
 @pytest.mark.parametrize("arm", [arm for arm in workload.ARMS if arm != "mirai-i-online"])
 def test_a_row_of_each_arm(arm, monkeypatch):
-    monkeypatch.setitem(
-        workload.ARMS, arm, workload.ARMS[arm] | ({"projector": {"hidden": 16}} if arm != "ntp" else {})
-    )
+    if arm.startswith("mirai-i"):
+        pytest.importorskip("timm")
+    if arm != "ntp":
+        monkeypatch.setitem(workload.ARMS, arm, workload.ARMS[arm] | {"projector": {"hidden": 16}})
     (row,) = run_cell(arm)
-    assert row["step_ms"]["median"] > 0 and row["images_per_second"] * 16 == pytest.approx(
-        row["tokens_per_second"]
-    )
-    assert {"forward", "backward", "optimizer", "EMA", "batch", "loss", "other"} <= row["phases_ms"].keys()
+    assert row["step_ms"]["median"] > 0
+    assert row["images_per_second"] * 16 == pytest.approx(row["tokens_per_second"])
+    assert {"forward", "backward", "optimizer", "EMA", "batch", "loss"} <= row["phases_ms"].keys()
     assert ("teacher" in row["phases_ms"]) == arm.startswith("mirai")
     assert row["mfu"] == pytest.approx(row["step_flops"] / (row["busy_ms"]["median"] / 1e3) / 1e12)
     assert row["status"] == "measured" and json.dumps(row)
@@ -60,9 +74,35 @@ def test_a_row_of_each_arm(arm, monkeypatch):
 
 def test_an_online_encoder_needs_no_weights():
     pytest.importorskip("timm")
-    config = workload.run_config(TINY, "mirai-i-online", "fp32", CPU)
-    ours = workload.Ours(config)
+    ours = new_step("mirai-i-online")
     assert np.isfinite(ours()) and ours.trainer.objective.foresight.source.encoder.width == 768
+
+
+def test_cached_features_come_from_memory_and_cost_no_flops():
+    pytest.importorskip("timm")
+    ours = new_step("mirai-i-cached")
+    source = ours.trainer.objective.foresight.source
+    assert isinstance(source, workload.StoredFeatures) and source.width == 768
+    batch = ours.trainer.codes.batch(seed=0, step=0, rank=0, world=1, batch_size=4)
+    assert source(batch, batch.labels).shape == (4, 16, 768)
+    online = workload.run_config(TINY, "mirai-i-online", "fp32")
+    assert ours.config.foresight.encoder.cache and step_flops(ours.config) < step_flops(online)
+
+
+def test_names_of_sizes_and_arms():
+    """They are checked when a measurement starts, so that --help needs no torch, which lists the sizes."""
+    assert SIZES.replace(" or ", ", ").split(", ") == list(workload.SHAPES)
+    with pytest.raises(UserError, match=r"Unknown size 'smal'\. Did you mean 'small'"):
+        workload.find_shape("smal")
+    with pytest.raises(UserError, match=r"Unknown arm 'mirai-e-k2'\. Did you mean 'mirai-e-k"):
+        workload.run_config(TINY, "mirai-e-k2", "fp32")
+
+
+def test_a_step_whose_flops_are_not_known_has_no_share_of_the_ceiling(monkeypatch):
+    monkeypatch.setattr(train, "step_flops", lambda config: None)
+    (row,) = run_cell()
+    assert row["step_flops"] is None and row["mfu"] is None
+    assert "| ntp | fp32 | — |" in report.table([row])
 
 
 def test_alternation_ratio_and_spread():
@@ -76,18 +116,17 @@ def test_alternation_ratio_and_spread():
     assert spread([5.0]) == {"median": 5.0, "q1": 5.0, "q3": 5.0, "n": 1}
 
 
-def test_phases_are_exclusive_and_leave_nothing_behind(monkeypatch):
-    now = iter(range(100))
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
-    phases = Phases(CPU)
-    with phases.part("outer"), phases.part("inner"):
-        pass
-    assert phases.seconds == {"outer": 2, "inner": 1}
-    monkeypatch.undo()
-    ours = workload.Ours(workload.run_config(TINY, "mirai-e-k3", "fp32", CPU))
-    before, backward = dict(vars(ours.trainer.model)), torch.Tensor.backward
-    phases_of(ours.trainer, 1, 0)
-    assert dict(vars(ours.trainer.model)) == before and torch.Tensor.backward is backward
+def test_phases_are_exclusive_and_leave_nothing_behind():
+    marks = [("outer", 0), ("inner", 1), ("outer", 2), ("end", 3)]
+    assert durations(marks) == {"outer": 2, "inner": 1}
+    ours = new_step("mirai-e-k3")
+    modules = (ours.trainer.model.norm, ours.trainer.objective, ours.trainer.objective.foresight)
+    before = [dict(vars(module)) for module in modules]
+    backward = torch.Tensor.backward
+    phases = phases_of(ours.trainer, 1, 0)
+    assert [dict(vars(module)) for module in modules] == before and torch.Tensor.backward is backward
+    taken = timing.timed(lambda: phases.update(phases_of(ours.trainer, 3, 1)), CPU).wall
+    assert 0.5 * taken < 3e-3 * sum(phases.values()) <= taken, "the phases are the whole step"
 
 
 class StandIn(nn.Module):
@@ -131,33 +170,20 @@ def stand_in_peer(name="Mirai"):
     def optimizer(model, decay, rate, betas):
         return torch.optim.AdamW(model.parameters(), rate, betas, weight_decay=decay)
 
-    peer = Peer(
-        name,
-        "c0ffee",
-        module,
-        module if name == "Mirai" else None,
-        None,
-        update_ema,
-        optimizer,
-        {"E": losses},
-        None,
-    )
-    return peer, calls
+    mirai = MiraiCode(module, {"E": losses}, None) if name == "Mirai" else None
+    return Peer(name, "c0ffee", module, None, update_ema, optimizer, mirai), calls
 
 
-def test_the_peers_step_and_the_ratios(monkeypatch):
+def test_the_peers_step_and_the_ratios():
     peer, calls = stand_in_peer()
-    config = workload.run_config(TINY, "mirai-e-k3", "fp32", CPU)
-    ours = workload.Ours(config)
-    step = PeerStep(peer, config, ours, bf16=False)
+    step = PeerStep(peer, new_step("mirai-e-k3"), bf16=False)
     before = step.raw.table.weight.clone()
     assert np.isfinite(step()) and calls == [3, "ema"]
     assert not torch.equal(before, step.raw.table.weight)
     assert all(
         torch.equal(a, b) for a, b in zip(step.teacher.parameters(), step.ema.parameters(), strict=True)
     )
-    monkeypatch.setattr(train, "peers_of", lambda options: [stand_in_peer("LlamaGen")[0], peer])
-    rows = run_cell("mirai-e-k3", ("fp32", "bf16"), peers=(Path("peer"),))
+    rows = run_cell("mirai-e-k3", ("fp32", "bf16"), peers=(stand_in_peer("LlamaGen")[0], peer))
     assert [row["peer"]["name"] for row in rows] == ["Mirai", "Mirai"]
     assert all(row["peer"][p]["busy"]["n"] == 2 for row in rows for p in ("fp32", "bf16"))
     assert "| small (3 x 64, 4x4, batch 4) | mirai-e-k3 | bf16 |" in report.table(rows)
@@ -165,12 +191,12 @@ def test_the_peers_step_and_the_ratios(monkeypatch):
 
 def test_arms_that_a_peer_lacks():
     llamagen, mirai = stand_in_peer("LlamaGen")[0], stand_in_peer()[0]
-    configs = {arm: workload.run_config(TINY, arm, "fp32", CPU) for arm in ("ntp", "mirai-e-k3", "mtp")}
+    configs = {arm: workload.run_config(TINY, arm, "fp32") for arm in ("ntp", "mirai-e-k3", "mtp")}
     assert {arm: (supports(llamagen, c), supports(mirai, c)) for arm, c in configs.items()} == {
         "ntp": (True, True), "mirai-e-k3": (False, True), "mtp": (False, False)
     }  # fmt: skip
     with pytest.raises(UserError, match="LlamaGen has no counterpart of foresight"):
-        PeerStep(llamagen, configs["mirai-e-k3"], workload.Ours(configs["mirai-e-k3"]), False)
+        PeerStep(llamagen, new_step("mirai-e-k3"), False)
 
 
 def test_out_of_memory_is_a_row(monkeypatch):
@@ -178,8 +204,8 @@ def test_out_of_memory_is_a_row(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(train, "measure_cell", full)
-    args = build_parser().parse_args(["train", "--sizes", "small", "--arms", "ntp", "--rounds", "1"])
-    (row,) = train.measure(args, Options(CPU, 1, 1, False, ()))
+    options = own_options("train", "--sizes", "small", "--arms", "ntp", "--rounds", "1")
+    (row,) = train.measure(Options(CPU, 1, 1), **options)
     assert row["status"] == "out of memory" and "out of memory" in report.table([row])
 
 
@@ -205,7 +231,8 @@ def test_targets_without_rows_are_not_measured_and_with_rows_are_judged():
 @pytest.mark.parametrize("device", PLAN)
 def test_the_plan_is_of_valid_commands(device):
     for words in PLAN[device]:
-        assert build_parser().parse_args(words).kind in KINDS
+        assert parser().parse_args(words).kind in MEASUREMENTS
+        assert set(getattr(parser().parse_args(words), "sizes", None) or ()) <= workload.SHAPES.keys()
 
 
 def test_without_a_gpu_the_gpu_targets_say_so(tmp_path, capsys):
@@ -220,11 +247,9 @@ def test_without_a_gpu_the_gpu_targets_say_so(tmp_path, capsys):
         command(["train", "--device", "cuda"])
 
 
-def test_files_tables_and_chart_come_from_the_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "peers_of", lambda options: [stand_in_peer()[0]])
-    report.write_json(
-        tmp_path / "train_cpu.json", Options(CPU, 2, 1, False, ()).head(), run_cell(peers=(Path("peer"),))
-    )
+def test_files_tables_and_chart_come_from_the_rows(tmp_path):
+    head = Options(CPU, 2, 1).head()
+    write_json(tmp_path / "train_cpu.json", head | {"rows": run_cell(peers=(stand_in_peer()[0],))})
     (tmp_path / "parity_mirai.json").write_text(json.dumps({"rows": [{"quantity": "logits"}]}))
     (tmp_path / "README.md").write_text("before\n<!-- tables -->\noutdated\n<!-- end of tables -->\nafter\n")
     first = report.write_report(tmp_path)
@@ -242,15 +267,39 @@ def test_files_tables_and_chart_come_from_the_rows(tmp_path, monkeypatch):
     assert {"machine", "versions", "git", "statistic"} <= head.keys()
 
 
+def test_the_committed_report_is_made_of_the_committed_files(tmp_path):
+    folder = ROOT / "reports" / "benchmarks"
+    for file in (*folder.glob("*.json"), folder / "README.md"):
+        shutil.copy(file, tmp_path)
+    report.write_report(tmp_path)
+    for name in ("README.md", "table.md", "targets.md"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    assert (tmp_path / "speed.svg").is_file()  # whose bytes depend on the version of matplotlib
+
+
+def test_sampling_with_and_without_a_peer():
+    """Its sampler is driven as LlamaGen's script does, with one row per batch size and guidance."""
+    peer, _ = stand_in_peer("LlamaGen")
+    calls = []
+    generator = SimpleNamespace(generate=lambda *words, **options: calls.append((words[2], options)))
+    chosen = own_options("sample", "--sizes", "small", "--batch-sizes", "2")
+    peers = (peer, replace(peer, generate=generator))
+    rows = sample.measure(Options(CPU, 1, 1, False, peers), **chosen)
+    assert [(row["batch"], row["cfg_scale"]) for row in rows] == [(2, 1.0), (2, 2.0)]
+    assert all(row["status"] == "measured" and row["foresight_cost"]["n"] == 1 for row in rows)
+    assert calls[0] == (16, {"cfg_scale": 1.0}) and len(calls) == 4
+    assert "times LlamaGen's; with / without foresight training" in report.table(rows)
+
+
 def test_data_in_both_layouts_is_the_same(tmp_path):
     from mirai_bench.benchmark import data
     from mirai_bench.data.shards import open_shards
 
-    names = data.write_both(tmp_path, 1500)
+    data.write_both(tmp_path, 1500)
     rows = np.array([1400, 3, 1024])
-    shards = open_shards(tmp_path, names).take(rows, np.zeros_like(rows))
+    shards = open_shards(tmp_path, ["00000", "00001"]).take(rows, np.zeros_like(rows))
     assert (shards == np.concatenate([np.load(tmp_path / "codes" / f"{row}.npy") for row in rows])).all()
-    assert data.read_shards(tmp_path, names, rows) > 0 and data.read_files(tmp_path, names, rows) > 0
+    assert data.read_shards(tmp_path, rows) > 0 and data.read_files(tmp_path, rows) > 0
 
 
 def test_extractors_whose_weights_are_not_at_hand_are_measured_with_random_ones(
@@ -261,14 +310,11 @@ def test_extractors_whose_weights_are_not_at_hand_are_measured_with_random_ones(
 
     monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
     monkeypatch.setattr(evaluate, "noise", lambda n, side: np.zeros((1, side, side, 3), np.uint8))
-    row = evaluate.extractor_speed(make_config(), "inception", Options(CPU, 1, 1, False, ()))
-    assert (row["status"], row["weights"]) == (
-        "measured",
-        "random",
-    ) and "inception, batch 1, random weights |" in report.table([row])
-    assert evaluate.extractor_speed(make_config(), "inception_2015", Options(CPU, 1, 1, False, ()))[
-        "status"
-    ].startswith("not measured")
+    row = evaluate.extractor_row(make_config(), "inception", Options(CPU, 1, 1))
+    assert (row["status"], row["weights"]) == ("measured", "random")
+    assert "inception, batch 1, random weights |" in report.table([row])
+    lacking = evaluate.extractor_row(make_config(), "inception_2015", Options(CPU, 1, 1))
+    assert lacking["status"].startswith("not measured")
     pytest.importorskip("timm")
     small = "vit_small_patch14_dinov2"
     monkeypatch.setattr(evaluate, "DINOV2_MODEL", small)
@@ -284,8 +330,8 @@ def test_evaluate(trained_run, monkeypatch):
     monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
     monkeypatch.setattr(evaluate, "UNTRAINED", {})  # they would take minutes
     small = ["--statistics", "200", "--memory", "1000", "9000"]
-    args = build_parser().parse_args(["evaluate", "--config", str(trained_run / "config.json"), *small])
-    rows = KINDS["evaluate"][0].measure(args, Options(CPU, 1, 1, False, ()))
+    options = own_options("evaluate", "--config", str(trained_run / "config.json"), *small)
+    rows = evaluate.measure(Options(CPU, 1, 1), **options)
     whole, extractors = rows[0], {row["size"]: row for row in rows if row["kind"] == "extractor"}
     assert whole["samples"] == 100 and whole["images_per_second"]["sample"] > 0
     assert extractors.keys() == EXTRACTORS.keys() and extractors["digits"]["images_per_second"]["median"] > 0
@@ -317,17 +363,12 @@ def test_a_sweeps_wall_clock_is_accounted_for(monkeypatch):
     monkeypatch.setattr(sweep, "run_sweep", run)
     monkeypatch.setattr(Report, "phase", lambda self, name: nullcontext())
     settings = ["--set=train.epochs=24", "--set=evaluation.at=[2,4,8,12,16,20,24]"]
-    args = build_parser().parse_args(["sweep", "--only", "baseline", "output-1d", "--seeds", "0", *settings])
-    (row,) = sweep.measure(args, Options(CPU, 1, 1, False, ()))
-    assert (row["status"], row["cells"], row["cell_seconds"], row["wall_seconds"]) == (
-        "measured",
-        2,
-        24 + 7 * 1.5,
-        41,
-    )
-    assert row["overhead"] == pytest.approx(1 - 69 / 82) and sum(
-        row["slot_seconds"].values()
-    ) == pytest.approx(82)
+    chosen = own_options("sweep", "--only", "baseline", "output-1d", "--seeds", "0", *settings)
+    (row,) = sweep.measure(Options(CPU, 1, 1), **chosen)
+    assert (row["status"], row["cells"]) == ("measured", 2)
+    assert (row["cell_seconds"], row["wall_seconds"]) == (24 + 7 * 1.5, 41)
+    assert row["overhead"] == pytest.approx(1 - 69 / 82)
+    assert sum(row["slot_seconds"].values()) == pytest.approx(82)
     assert row["slot_seconds"]["checkpoints, journals and the rest of trials"] == 2
     assert row["slot_seconds"]["waiting for a trial"] == 4
     assert (
@@ -336,9 +377,8 @@ def test_a_sweeps_wall_clock_is_accounted_for(monkeypatch):
     )
     target = next(target for target in TARGETS if target.what.startswith("sweep"))
     assert target.value([row | {"device": "cpu"}]) is None, "its cells are none of a minute"
-    assert target.value([row | {"device": "cpu", "cell_seconds": 60.0}]) == row[
-        "overhead"
-    ] and not target.met(row["overhead"])
+    assert target.value([row | {"device": "cpu", "cell_seconds": 60.0}]) == row["overhead"]
+    assert not target.met(row["overhead"])
 
 
 def test_the_cells_of_a_sweep_without_settings_take_a_minute(monkeypatch, tmp_path):
@@ -347,7 +387,7 @@ def test_the_cells_of_a_sweep_without_settings_take_a_minute(monkeypatch, tmp_pa
     def run(command, **kwargs):
         assert command[1:3] == ["-m", "mirai_bench.sweep"]
         args = sweep_parser().parse_intermixed_args(command[3:])
-        (file,) = args.words
+        (file,) = args.files
         plan = sweep.make_plan(Path(file), seeds=args.seeds, only=args.only, settings=args.settings)
         for cell in plan.sweep.cells:
             write_run(plan.runs, cell.config, lambda epoch: {"FD-digits": 4.0}, seconds_per_epoch=1.0)
@@ -355,12 +395,10 @@ def test_the_cells_of_a_sweep_without_settings_take_a_minute(monkeypatch, tmp_pa
 
     failing = []
     monkeypatch.setattr(sweep.subprocess, "run", run)
-    settings = sweep.a_minute(build_parser().parse_args(["sweep", "--device", "cpu"]), tmp_path)
-    assert (
-        settings[0] == "train.epochs=34"
-        and settings[1].startswith("evaluation.at=[2,4,")
-        and settings[1].endswith(",34]")
-    )
+    arguments = (SWEEPS / "injection_level.yaml", ["baseline", "output-1d"], 0, "cpu", tmp_path)
+    settings = sweep.a_minute(*arguments)
+    assert settings[0] == "train.epochs=34"
+    assert settings[1].startswith("evaluation.at=[2,4,") and settings[1].endswith(",34]")
     failing.append("it")
     with pytest.raises(UserError, match=r"the short sweep .* did not end well"):
-        sweep.a_minute(build_parser().parse_args(["sweep", "--device", "cpu"]), tmp_path)
+        sweep.a_minute(*arguments)

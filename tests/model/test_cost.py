@@ -60,7 +60,7 @@ def kept_for_backward(config):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("arm", ["ntp", "mtp", "mirai-e-k1", "mirai-e-k9"])
 def test_activations_are_what_a_forward_pass_keeps(arm, precision):
-    config = run_config(Shape(2, 256, 8, 1024, 4), arm, precision, torch.device("cpu"), threads=1)
+    config = run_config(Shape(2, 256, 8, 1024, 4), arm, precision).with_machine(device="cpu")
     half = precision == "bf16"
     copies = 2 * sum(num_parameters(config)) if half else 0
     passing = logit_bytes(config, 4 * 64, 2 if half else 4, "cpu")[1]

@@ -1,32 +1,35 @@
 """What a GPU compiles by default, captured on a CPU: graphs, recompilations, and equal losses."""
 
-import functools
-
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mirai_bench.benchmark import workload
+from mirai_bench.utils.device import Hardware
+from tests.support.image_encoders import make_shallow
 from tests.support.small_run import new_trainer
 
 CPU = torch.device("cpu")
 TINY = workload.Shape(3, 64, 4, 32, 4)
 
 
+def new_step(arm):
+    return workload.TrainStep(workload.run_config(TINY, arm, "fp32"), Hardware(CPU))
+
+
 @pytest.mark.parametrize("arm", ["ntp", "mirai-e-k3", "mtp"])
 def test_a_step_is_one_graph(arm):
     """No graph break in model, teacher and losses. The eager backend captures the graph and compiles nothing."""
-    eager, again = (workload.TrainStep(workload.run_config(TINY, arm, "fp32", CPU)) for _ in range(2))
+    eager = new_step(arm)
+    again = new_step(arm)
     again.trainer.forward = torch.compile(again.trainer.objective, backend="eager", fullgraph=True)
     assert again() == pytest.approx(eager(), rel=1e-5)
 
 
 def test_a_changing_weight_compiles_no_graph_each():
     """One without foresight, for its warm-up, and one with it."""
-    ours, counter = (
-        workload.TrainStep(workload.run_config(TINY, "mirai-e-k3", "fp32", CPU)),
-        CompileCounterWithBackend("eager"),
-    )
+    ours = new_step("mirai-e-k3")
+    counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(ours.trainer.objective, backend=counter, fullgraph=True, dynamic=False)
     batch = ours.trainer.codes.batch(seed=0, step=0, rank=0, world=1, batch_size=4)
     for weight in (None, None, 2.0, 1.5, 1.0):
@@ -35,10 +38,8 @@ def test_a_changing_weight_compiles_no_graph_each():
 
 
 def test_a_teacher_that_reads_pixels_breaks_the_graph_and_no_number(make_config, monkeypatch):
-    timm = pytest.importorskip("timm")
-
-    shallow = functools.partial(timm.create_model, depth=1)
-    monkeypatch.setattr(timm, "create_model", shallow)
+    pytest.importorskip("timm")
+    make_shallow(monkeypatch, 1)
     encoder = {"name": "dinov2_s", "weights": "random"}
     config = make_config(foresight={"level": "internal", "source": "encoder", "encoder": encoder})
     losses = []

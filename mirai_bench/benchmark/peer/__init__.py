@@ -1,1 +1,1 @@
-"""The same work in the official code, beside ours."""
+"""The official code: its training step and sampler, and whether both codes compute the same."""

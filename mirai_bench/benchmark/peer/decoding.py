@@ -1,4 +1,7 @@
-"""Sampling through both key/value caches, driven by the same uniform numbers. Letters: B batch, T tokens, V codes."""
+"""Sampling through both key/value caches, driven by the same uniform numbers.
+
+Letters: B images, T tokens, V codes.
+"""
 
 from __future__ import annotations
 
@@ -9,134 +12,135 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirai_bench.benchmark.peer.pair import Row, Setup, difference
+from mirai_bench.benchmark.peer.pair import ParityPair, Row, difference
 from mirai_bench.config.protocol import Protocol
-from mirai_bench.model.transformer import Place
+from mirai_bench.model.transformer import HostPosition
 from mirai_bench.sample.draws import draw, guide, restrict, uniforms
 from mirai_bench.sample.sampler import Sampler
 
+# How tokens are drawn. A checkout without generate.py has no filter to compare with, so only PLAIN
+# is compared there.
 PLAIN = "top-k 0, top-p 1"
-
-
 SAMPLING: dict[str, dict[str, Any]] = {PLAIN: {}, "top-k 100, top-p 0.9": {"top_k": 100, "top_p": 0.9}}
 
+ROUNDING = 1e-12  # a number this close to its interval is inside
 
-def compare_sampling(setup: Setup, cfg_scale: float) -> list[Row]:
-    """Cached decoding with guidance, both driven by the same uniform numbers: the guided logits along the peer's codes, and the codes.
+Draw = Callable[..., tuple[Tensor, Tensor]]
 
-    A code is the interval of the cumulative distribution that the uniform number falls into. Rounding moves the ends of intervals, so
-    now and then a number falls into a neighbour's, and the images go apart from there: what is measured is how far outside.
+
+def compare_sampling(pair: ParityPair, cfg_scale: float) -> list[Row]:
+    """Compares cached decoding with guidance: guided logits along the official codes, and codes.
+
+    A code is the interval of the cumulative distribution that the uniform number falls into.
+    Rounding moves the ends of the intervals, so that now and then a number falls into a
+    neighbour's, and the images differ from there on. What is measured is how far outside of its
+    interval a number lies.
     """
-    rows, count = [], len(setup.batch.labels)
-    kinds = (
-        SAMPLING if setup.peer.generate is not None else {PLAIN: SAMPLING[PLAIN]}
-    )  # no filter there to compare with
-    for label, choices in kinds.items():
+    rows = []
+    count = len(pair.labels)
+    for label, choices in SAMPLING.items():
+        if pair.peer.generate is None and label != PLAIN:
+            continue
         protocol = Protocol(name="parity", num_samples=2, cfg_scale=cfg_scale, **choices)
-        free = Sampler(setup.model, protocol, count)(setup.batch.labels, range(count))
-        theirs, logits = peer_sample(setup, protocol)
-        ours = our_logits(setup, theirs, cfg_scale)
-        if not choices:
-            rows.append(
-                difference(
-                    "guided logits while decoding", ours, logits, f"CFG {cfg_scale:g}, along the peer's codes"
-                )
-            )
-        outside = distance_outside(ours, theirs, uniform_numbers(setup, protocol), protocol)
-        inside, equal, all_ = int((outside == 0).sum()), int((free == theirs).sum()), theirs.numel()
-        note = f"{inside} of {all_} equal along the peer's codes, {equal} in free running"
-        rows.append(
-            Row(
-                f"codes, {label}: uniform number outside its interval",
-                outside.max().item(),
-                outside.max().item(),
-                note,
-            )
-        )
+        free = Sampler(pair.model, protocol, count)(pair.labels, range(count))
+        theirs, logits = peer_sample(pair, protocol)
+        ours = our_logits(pair, theirs, cfg_scale)
+        if label == PLAIN:
+            note = f"CFG {cfg_scale:g}, along the peer's codes"
+            rows.append(difference("guided logits while decoding", ours, logits, note))
+        outside = distance_outside(ours, theirs, uniform_numbers(pair, protocol), protocol)
+        inside = int((outside == 0).sum())
+        equal = int((free == theirs).sum())
+        note = f"{inside} of {theirs.numel()} equal along the peer's codes, {equal} in free running"
+        worst = outside.max().item()
+        rows.append(Row(f"codes, {label}: uniform number outside its interval", worst, worst, note))
     return rows
 
 
-def uniform_numbers(setup: Setup, protocol: Protocol) -> Tensor:
-    """(B, T), those of our sampler."""
-    draws = [
-        uniforms(protocol.seed, index, 1 + setup.model.tokens)[1:] for index in range(len(setup.batch.labels))
-    ]
-    return torch.from_numpy(np.stack(draws)).to(setup.device)
+def uniform_numbers(pair: ParityPair, protocol: Protocol) -> Tensor:
+    """Returns the numbers (B, T) that our sampler draws its codes with."""
+    count = 1 + pair.model.tokens  # the first number of a stream is for the class
+    draws = [uniforms(protocol.seed, index, count)[1:] for index in range(len(pair.labels))]
+    return torch.from_numpy(np.stack(draws)).to(pair.device)
 
 
 def distance_outside(logits: Tensor, codes: Tensor, uniform: Tensor, protocol: Protocol) -> Tensor:
-    """Guided logits (B, T, V), codes and uniform numbers (B, T) → how far each number lies outside its code's interval (B, T)."""
+    """Returns how far each uniform number (B, T) lies outside of the interval of its code, (B, T).
+
+    logits (B, T, V) are guided ones, and codes are (B, T).
+    """
     gaps = []
     for position in range(codes.shape[1]):
         allowed = restrict(logits[:, position] / protocol.temperature, protocol.top_k, protocol.top_p)
-        ends = allowed.double().softmax(-1).cumsum(-1)
-        upper = ends.gather(1, codes[:, position, None])[:, 0]
-        width = allowed.double().softmax(-1).gather(1, codes[:, position, None])[:, 0]
+        probabilities = allowed.double().softmax(-1)
+        ends = probabilities.cumsum(-1)
+        chosen = codes[:, position, None]
+        upper = ends.gather(1, chosen)[:, 0]
+        lower = upper - probabilities.gather(1, chosen)[:, 0]
         number = uniform[:, position] * ends[:, -1]
-        gaps.append(torch.maximum(upper - width - number, number - upper).clamp(min=0))
+        gaps.append(torch.maximum(lower - number, number - upper).clamp(min=0))
     gap = torch.stack(gaps, 1)
-    return torch.where(gap < 1e-12, 0.0, gap)
+    return torch.where(gap < ROUNDING, 0.0, gap)
 
 
-def peer_sample(setup: Setup, protocol: Protocol) -> tuple[Tensor, Tensor]:
-    """The peer's generate, or where its file is missing the same loop over its model → codes (B, T), guided logits (B, T, V)."""
-    peer = setup.theirs(setup.peer.gpt, setup.model).eval()
-    labels, count = setup.batch.labels, setup.model.tokens
-    uniform, seen = uniform_numbers(setup, protocol), []
+def peer_sample(pair: ParityPair, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """Returns official codes (B, T), drawn with our uniform numbers, and guided logits (B, T, V).
 
-    def sample(
-        logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, **_: Any
-    ) -> tuple[Tensor, Tensor]:
-        """In the place of the peer's: its own filter, then our uniform numbers instead of multinomial's."""
-        logits = logits[:, -1].float()
-        seen.append(logits.clone())
-        allowed = (
-            setup.peer.generate.top_k_top_p_filtering(logits / temperature, top_k, top_p)
-            if setup.peer.generate
-            else logits
-        )
+    They come from the peer's own `generate`, or from the same loop over its model if it has none.
+    """
+    generate = pair.peer.generate
+    peer = pair.theirs(pair.peer.gpt, pair.model).eval()
+    uniform = uniform_numbers(pair, protocol)
+    seen: list[Tensor] = []
+
+    def sample(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Stands for the peer's `sample`: its own filter, then our uniform numbers."""
+        allowed = logits[:, -1].float()
+        seen.append(allowed.clone())
+        if generate is not None:
+            allowed = generate.top_k_top_p_filtering(allowed, top_k, top_p)
         return draw(allowed, uniform[:, len(seen) - 1])[:, None], allowed
 
     with torch.no_grad():
-        if setup.peer.generate is not None:
-            setup.peer.generate.sample = sample
-            options = {
-                "cfg_scale": protocol.cfg_scale,
-                "temperature": 1.0,
-                "top_k": protocol.top_k,
-                "top_p": protocol.top_p,
-            }
-            codes = setup.peer.generate.generate(peer, labels, count, **options)
+        if generate is None:
+            codes = decode_loop(peer, pair.labels, pair.model.tokens, protocol.cfg_scale, sample)
         else:
-            codes = decode_loop(peer, labels, count, protocol.cfg_scale, sample)
+            generate.sample = sample
+            choices = {"top_k": protocol.top_k, "top_p": protocol.top_p}
+            codes = generate.generate(
+                peer, pair.labels, pair.model.tokens, cfg_scale=protocol.cfg_scale, **choices
+            )
     return codes.long(), torch.stack(seen, 1)
 
 
-def decode_loop(
-    peer: Any, labels: Tensor, count: int, scale: float, sample: Callable[..., tuple[Tensor, Tensor]]
-) -> Tensor:
-    """Prefill with the class, then token by token through the peer's key/value cache, guided at every token."""
+def decode_loop(peer: Any, labels: Tensor, count: int, scale: float, sample: Draw) -> Tensor:
+    """Returns `count` codes per image: prefill with the class, then one guided token at a time."""
     both = torch.cat([labels, torch.full_like(labels, peer.num_classes)])
+    dtype = peer.tok_embeddings.weight.dtype
     with labels.device:
-        peer.setup_caches(
-            max_batch_size=len(both), max_seq_length=1 + count, dtype=peer.tok_embeddings.weight.dtype
-        )
+        peer.setup_caches(max_batch_size=len(both), max_seq_length=1 + count, dtype=dtype)
     codes: list[Tensor] = []
     for position in range(count):
-        token = codes[-1].repeat(2, 1) if codes else None
         where = torch.tensor([position], device=labels.device)
-        logits = peer(token, None if codes else both, where)[0]
+        if position == 0:
+            logits = peer(None, both, where)[0]
+        else:
+            logits = peer(codes[-1].repeat(2, 1), None, where)[0]
         codes.append(sample(guide(logits[:, -1], scale)[:, None])[0])
     return torch.cat(codes, 1)
 
 
 @torch.no_grad()
-def our_logits(setup: Setup, codes: Tensor, scale: float) -> Tensor:
-    """Our cached decoding along given codes → guided logits (B, T, V)."""
-    model, labels = setup.model, setup.batch.labels
+def our_logits(pair: ParityPair, codes: Tensor, scale: float) -> Tensor:
+    """Returns the guided logits (B, T, V) of our cached decoding along given codes (B, T)."""
+    model = pair.model
+    labels = pair.labels
     both = torch.cat([labels, torch.full_like(labels, model.classes)])
-    cache, x, steps = model.new_cache(len(both)), model.cls_embedding.embedding_table(both), []
+    cache = model.new_cache(len(both))
+    x = model.cls_embedding.embedding_table(both)
+    steps = []
     for position in range(model.tokens):
-        steps.append(guide(model.decode(x, Place(position, position + 1), cache).float(), scale))
+        logits = model.decode(x, HostPosition(position), cache).float()
+        steps.append(guide(logits, scale))
         x = model.tok_embeddings(codes[:, position].repeat(2))
     return torch.stack(steps, 1)

@@ -1,16 +1,18 @@
-"""The same weights and inputs through this code and through the official code: how far do they differ?
+"""How far do this code and the official code differ, given the same weights and inputs?
 
     python -m mirai_bench.benchmark parity --peer ../Mirai
 
-In float32 without dropout and without dropped labels; the fields are those of the preset `official: true` (presets.py). The official
-losses are -cos where ours are 1 - cos: the constant is added before comparing. Letters: B batch, T tokens, D width, K heads.
+Both run in float32, without dropout and without dropped labels. The fields are those of the preset
+`official: true` (config/official.py). The official losses are -cos where ours are 1 - cos: the
+constant is added before comparing.
+
+Letters: B images, T tokens, D width, K heads.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,236 +21,223 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mirai_bench.benchmark.peer.checkout import load_peer
+from mirai_bench.benchmark.peer.checkout import MiraiCode, load_peer
 from mirai_bench.benchmark.peer.decoding import compare_sampling
-from mirai_bench.benchmark.peer.pair import Given, Row, Setup, difference, largest
-from mirai_bench.checkpoint.official import State, split_projectors, to_official
-from mirai_bench.config.run_config import MODEL_SIZES
+from mirai_bench.benchmark.peer.pair import ParityOptions, ParityPair, Row, difference, largest
+from mirai_bench.checkpoint.official import split_projectors, to_official
+from mirai_bench.data.codes import Batch
+from mirai_bench.foresight.encoders.pixels import PixelEncoder
 from mirai_bench.foresight.level import InternalLevel
 from mirai_bench.foresight.loss import cosine_loss
 from mirai_bench.tracking import provenance
 from mirai_bench.train.optim import build_optimizer, clone_as_ema, update_ema
 from mirai_bench.train.trainer import Objective
-from mirai_bench.utils.cli import say
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import write_atomic
+from mirai_bench.utils.files import write_json, write_text
+from mirai_bench.utils.text_table import markdown_table
 
-EMA_DECAY = 0.9  # with the official 0.9999 one step moves less than float32 can hold
+log = logging.getLogger(__name__)
+
+EMA_DECAY = 0.9  # with the official 0.9999, one step moves less than float32 can hold
+HEADER = ["quantity", "largest absolute difference", "relative to the largest value", ""]
 
 
-TOLERANCE = (
-    1e-4  # relative: float32 through a dozen blocks leaves 1e-5, a wrong pairing or offset 1e-3 or more
-)
+# ---- what is compared
 
 
-def compare_forward(setup: Setup) -> list[Row]:
-    """Logits and tapped state of teacher forcing, with plain LlamaGen."""
-    peer, seen = setup.theirs(setup.peer.gpt, setup.model), {}
-    peer.layers[setup.layer - 1].register_forward_hook(
-        lambda module, inputs, output: seen.update(hidden=output)
-    )
-    tokens, labels = setup.batch.tokens, setup.batch.labels
+def compare_forward(pair: ParityPair) -> list[Row]:
+    """Compares logits and tapped states of teacher forcing with plain LlamaGen's."""
+    tokens = pair.tokens
+    labels = pair.labels
+    peer = pair.theirs(pair.peer.gpt, pair.model)
+    tapped: list[Tensor] = []
+    block = peer.layers[pair.layer - 1]
+    block.register_forward_hook(lambda module, inputs, output: tapped.append(output))
     with torch.no_grad():
-        ours, logits = (
-            setup.model(tokens, labels, tap=setup.layer),
-            peer(tokens[:, :-1], labels, targets=tokens)[0],
-        )
-    depth = f"after block {setup.layer} of {setup.e.model.depth}"
+        ours = pair.model(tokens, labels, tap=pair.layer)
+        logits = peer(tokens[:, :-1], labels, targets=tokens)[0]
+    depth = f"after block {pair.layer} of {pair.e.model.depth}"
     return [
         difference("logits", ours.logits, logits),
-        difference("tapped hidden state", ours.hidden, seen["hidden"], depth),
+        difference("tapped hidden state", ours.hidden, tapped[0], depth),
     ]
 
 
-def compare_heads(setup: Setup) -> list[Row]:
-    """Each head's loss by the official functions: Mirai-E with its EMA teacher, Mirai-I with given encoder features."""
-    tokens, labels, rows = setup.batch.tokens, setup.batch.labels, []
-    teacher_level = setup.level(setup.e, Given(setup.encoder_features))
-    teacher = setup.theirs(setup.peer.mirai, setup.ema, teacher_level).eval()
+def compare_heads(pair: ParityPair, mirai: MiraiCode) -> list[Row]:
+    """Compares the losses of the heads: of Mirai-E with its EMA teacher, then of Mirai-I."""
+    tokens = pair.tokens
+    labels = pair.labels
+    teacher = pair.theirs(mirai.models, pair.ema, pair.level(pair.e)).eval()
     with torch.no_grad():
-        states = setup.ema.states(tokens, labels, setup.layer)
+        states = pair.ema.states(tokens, labels, pair.layer)
         official = teacher.forward_ema(idx=tokens[:, :-1], cond_idx=labels)
-    rows.append(difference("EMA teacher's state (E)", states, official))
-    for kind, config, features in (("E", setup.e, official), ("I", setup.i, setup.encoder_features)):
-        level = setup.level(config, Given(features))
-        peer = setup.theirs(setup.peer.mirai, setup.model, level)
+    rows = [difference("EMA teacher's state (E)", states, official)]
+    for kind, config, features in (("E", pair.e, official), ("I", pair.i, pair.features)):
+        level = pair.level(config)
+        peer = pair.theirs(mirai.models, pair.model, level)
         with torch.no_grad():
-            hidden = setup.model(tokens, labels, tap=setup.layer).hidden
+            hidden = pair.model(tokens, labels, tap=pair.layer).hidden
             ours = level.projector(hidden)
             projected = peer(tokens[:, :-1], labels, targets=tokens)[1]
             losses = cosine_loss(ours, features, level.index, level.valid)
-            theirs = [loss + 1 for loss in setup.peer.head_losses[kind]([features], projected)]
+            theirs = [loss + 1 for loss in mirai.head_losses[kind]([features], projected)]
         if kind == "E":
             rows.append(largest("projected states", zip(ours, projected, strict=True)))
         for head, (loss, expected) in enumerate(zip(losses, theirs, strict=True)):
-            rows.append(
-                difference(
-                    f"loss of head {head} ({kind})", loss, expected, f"1 - cos = {expected.item():.6f}"
-                )
-            )
+            note = f"1 - cos = {expected.item():.6f}"
+            rows.append(difference(f"loss of head {head} ({kind})", loss, expected, note))
     return rows
 
 
-def official_loss(setup: Setup, peer: nn.Module, weight: float, features: Tensor) -> Tensor:
-    """What the official training step minimises: NTP + Σ coefficient · head (Mirai-E), or NTP alone."""
-    tokens, labels = setup.batch.tokens, setup.batch.labels
-    if setup.peer.mirai is None:
-        return peer(tokens[:, :-1], labels, targets=tokens)[1]
-    _, projected, ntp = peer(tokens[:, :-1], labels, targets=tokens)
-    return ntp + weight * sum(setup.peer.head_losses["E"]([features], projected))
+def compare_encoder_input(pair: ParityPair, mirai: MiraiCode) -> list[Row]:
+    """Compares the pixels that Mirai-I's DINOv2 gets: 224 of 256 pixels, normalised. Needs timm."""
+    try:
+        encoder = PixelEncoder("dinov2_b", (16, 16), pair.device, weights="random")
+    except UserError as error:
+        log.info(f"encoder input not compared: {error}")
+        return []
+    images = torch.randint(256, (2, 256, 256, 3), generator=pair.generator, dtype=torch.uint8)
+    theirs = mirai.resize(images.permute(0, 3, 1, 2).float().to(pair.device) / 255)
+    note = "256 → 224 pixels, bicubic, normalised"
+    return [difference("encoder input (I)", encoder.prepare(images), theirs, note)]
 
 
-def our_tensors(objective: Objective, of: Callable[[Tensor], Tensor]) -> State:
-    """A tensor of each of our parameters (itself, its gradient), under the official names."""
-    named = {name.removeprefix("model."): of(p).detach() for name, p in objective.named_parameters()}
-    return to_official(named)
+def compare_step(pair: ParityPair) -> list[Row]:
+    """Compares one optimizer step with clipping, and the EMA after it.
 
-
-def their_tensors(peer: nn.Module, of: Callable[[Tensor], Tensor]) -> State:
-    return {name: of(p).detach() for name, p in peer.named_parameters()}
-
-
-def paired(ours: State, theirs: State) -> list[tuple[Tensor, Tensor]]:
-    return [(tensor, theirs[name]) for name, tensor in ours.items()]
-
-
-def compare_step(setup: Setup) -> list[Row]:
-    """One optimizer step, clipped, and the EMA after it: Mirai-E's loss, or plain next-token prediction for LlamaGen."""
-    c, f = setup.e.train, setup.e.foresight
-    with torch.no_grad():
-        features = setup.ema.states(setup.batch.tokens, setup.batch.labels, setup.layer)
-    level = setup.level(setup.e, Given(features)) if setup.peer.mirai else None
-    peer = setup.theirs(setup.peer.mirai or setup.peer.gpt, setup.model, level)
-    optimizer = setup.peer.optimizer(peer, c.weight_decay, c.lr, c.betas)
-    expected = official_loss(setup, peer, f.weight, features)
+    The loss is that of Mirai-E, or plain next-token prediction for LlamaGen.
+    """
+    recipe = pair.e.train
+    foresight = pair.e.foresight
+    mirai = pair.peer.mirai
+    level = None if mirai is None else pair.level(pair.e)
+    # 1. The official gradients.
+    peer = pair.theirs(pair.peer.models, pair.model, level)
+    peer_optimizer = pair.peer.optimizer(peer, recipe.weight_decay, recipe.lr, recipe.betas)
+    expected = _official_loss(pair, peer, mirai)
     expected.backward()
-    peer_norm = nn.utils.clip_grad_norm_(peer.parameters(), c.clip)
-
-    objective = Objective(copy.deepcopy(setup.model), level)
-    ours = build_optimizer(c, objective.parameters())
-    loss = objective(setup.batch, setup.batch.labels, torch.tensor(f.weight))[0]
+    peer_norm = nn.utils.clip_grad_norm_(peer.parameters(), recipe.clip)
+    # 2. Ours.
+    objective = Objective(copy.deepcopy(pair.model), level)
+    optimizer = build_optimizer(recipe, objective.parameters())
+    unused = torch.zeros_like(pair.labels)  # the index and the view of each image
+    batch = Batch(pair.tokens, pair.labels, unused, unused)
+    loss = objective(batch, pair.labels, torch.tensor(foresight.weight))[0]
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(objective.parameters(), c.clip)
-    offset = f.weight * f.k if level else 0.0
+    norm = nn.utils.clip_grad_norm_(objective.parameters(), recipe.clip)
+    # 3. Both, before and after the step.
+    offset = 0.0 if level is None else foresight.weight * foresight.k
+    what = "NTP" if level is None else "NTP + Σ λ·head"
+    gradients = _pairs(objective, peer, lambda parameter: parameter.grad)
     rows = [
-        difference("training loss", loss - offset, expected, "NTP + Σ λ·head" if level else "NTP"),
+        difference("training loss", loss - offset, expected, what),
         difference("gradient norm", norm, peer_norm),
+        largest("gradients, clipped", gradients, f"{len(gradients)} tensors"),
     ]
-    gradients = paired(our_tensors(objective, gradient), their_tensors(peer, gradient))
-    rows.append(largest("gradients, clipped", gradients, f"{len(gradients)} tensors"))
+    peer_optimizer.step()
     optimizer.step()
-    ours.step()
-    after = paired(our_tensors(objective, itself), their_tensors(peer, itself))
-    rows.append(largest("parameters after the step", after, f"a step is {c.lr:g} at most"))
-    return [*rows, compare_ema(setup, peer, level)]
+    parameters = _pairs(objective, peer, lambda parameter: parameter)
+    note = f"a step is {recipe.lr:g} at most"
+    rows.append(largest("parameters after the step", parameters, note))
+    rows.append(_compare_ema(pair, peer, level))
+    return rows
 
 
-def compare_ema(setup: Setup, peer: nn.Module, level: InternalLevel | None) -> Row:
-    """How far each EMA moves from the same start towards the peer's stepped weights."""
-    ours, theirs = clone_as_ema(setup.ema), setup.theirs(setup.peer.mirai or setup.peer.gpt, setup.ema, level)
-    start, stepped = dict(setup.ema.named_parameters()), copy.deepcopy(setup.model)
+def _official_loss(pair: ParityPair, peer: Any, mirai: MiraiCode | None) -> Tensor:
+    """Returns what the official step minimises: NTP, and with Mirai-E Σ λ · head."""
+    tokens = pair.tokens
+    labels = pair.labels
+    if mirai is None:
+        return peer(tokens[:, :-1], labels, targets=tokens)[1]
+    with torch.no_grad():
+        features = pair.ema.states(tokens, labels, pair.layer)
+    _, projected, ntp = peer(tokens[:, :-1], labels, targets=tokens)
+    return ntp + pair.e.foresight.weight * sum(mirai.head_losses["E"]([features], projected))
+
+
+def _pairs(
+    objective: Objective, peer: nn.Module, value: Callable[[nn.Parameter], Any]
+) -> list[tuple[Tensor, Tensor]]:
+    """Returns a value of each parameter, itself or its gradient, with that of the official one."""
+    parameters = objective.named_parameters()
+    ours = {name.removeprefix("model."): value(parameter).detach() for name, parameter in parameters}
+    theirs = dict(peer.named_parameters())
+    return [(tensor, value(theirs[name])) for name, tensor in to_official(ours).items()]
+
+
+def _compare_ema(pair: ParityPair, peer: nn.Module, level: InternalLevel | None) -> Row:
+    """Compares how far each EMA moves from the same start towards the peer's new weights."""
+    ours = clone_as_ema(pair.ema)
+    theirs = pair.theirs(pair.peer.models, pair.ema, level)
+    stepped = copy.deepcopy(pair.model)
     stepped.load_state_dict(split_projectors(dict(peer.named_parameters()))[0])
-    setup.peer.update_ema(theirs, peer, decay=EMA_DECAY)
+    pair.peer.update_ema(theirs, peer, decay=EMA_DECAY)
     update_ema(ours, stepped, EMA_DECAY)
     moved = dict(theirs.named_parameters())
+    start = dict(pair.ema.named_parameters())
     pairs = [(p - start[name], moved[name] - start[name]) for name, p in ours.named_parameters()]
     return largest("EMA's movement after the step", pairs, f"decay {EMA_DECAY}")
 
 
-def itself(parameter: Tensor) -> Tensor:
-    return parameter
+# ---- the command
 
 
-def gradient(parameter: Tensor) -> Tensor:
-    return parameter.grad
+def compare(peer_path: Path, options: ParityOptions) -> tuple[dict[str, Any], list[Row]]:
+    """Returns what was compared, and how far each quantity differs.
 
-
-def compare_encoder_input(setup: Setup) -> list[Row]:
-    """Mirai-I's pixels: 256 → 224 and normalised, for DINOv2. Needs timm."""
-    from mirai_bench.foresight.encoders.pixels import PixelEncoder
-
-    try:
-        encoder = PixelEncoder("dinov2_b", (16, 16), setup.device, pretrained=False, depth=1)
-    except UserError as error:
-        say(f"encoder input not compared: {error}")
-        return []
-    images = torch.randint(256, (2, 256, 256, 3), generator=setup.generator, dtype=torch.uint8)
-    theirs = setup.peer.resize(images.permute(0, 3, 1, 2).float().to(setup.device) / 255)
-    return [
-        difference(
-            "encoder input (I)", encoder.prepare(images), theirs, "256 → 224 pixels, bicubic, normalised"
-        )
-    ]
-
-
-def compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
-    """→ (what was compared, the rows)."""
-    peer = load_peer(args.peer)
-    setup = Setup(args, peer)
-    rows = compare_forward(setup)
+    Raises UserError if the folder is not a checkout of LlamaGen or Mirai.
+    """
+    peer = load_peer(peer_path)
+    pair = ParityPair(options, peer)
+    rows = compare_forward(pair)
     if peer.mirai is not None:
-        rows += compare_heads(setup) + compare_encoder_input(setup)
-    rows += compare_step(setup)
+        rows += compare_heads(pair, peer.mirai)
+        rows += compare_encoder_input(pair, peer.mirai)
+    rows += compare_step(pair)
     if peer.generate is None:
-        say(f"this checkout of {peer.name} has no generate.py: its model is driven by an equal loop")
-    rows += compare_sampling(setup, args.cfg_scale)
-    facts = {
-        "peer": peer.name, "peer_commit": peer.commit, "generate_py": peer.generate is not None, "git": provenance.git_state(),
-        "versions": provenance.versions(), "device": setup.device.type, "precision": "fp32",
-        "model": {"size": args.size, "parameters": sum(p.numel() for p in setup.model.parameters()), "grid": list(setup.model.grid)},
-        "vocabulary": args.vocabulary, "classes": args.classes, "images": args.images, "heads": args.k, "seed": args.seed,
-    }  # fmt: skip
+        log.info(f"{peer.name} has no generate.py: its model is driven by an equal loop")
+    rows += compare_sampling(pair, options.cfg_scale)
+    facts: dict[str, Any] = {"peer": peer.name, "peer_commit": peer.commit}
+    facts["generate_py"] = peer.generate is not None
+    facts |= {"git": provenance.git_state(), "versions": provenance.versions()}
+    facts |= {"device": options.device.type, "precision": "fp32"}
+    parameters = sum(parameter.numel() for parameter in pair.model.parameters())
+    facts["model"] = {"size": options.size, "parameters": parameters, "grid": list(pair.model.grid)}
+    facts |= {"vocabulary": options.vocabulary, "classes": options.classes}
+    facts |= {"images": options.images, "heads": options.k, "seed": options.seed}
     return facts, rows
 
 
-def table(facts: dict[str, Any], rows: list[Row]) -> str:
-    """Markdown."""
+def report(facts: dict[str, Any], rows: list[Row]) -> str:
+    """Returns the comparison in Markdown."""
+    model = facts["model"]
+    height, width = model["grid"]
+    commit = facts["peer_commit"]
     head = (
-        f"{facts['peer']} at {facts['peer_commit'][:12] if facts['peer_commit'] else 'an unknown commit'}, {facts['model']['size']} "
-        f"({facts['model']['parameters']:,} parameters, {facts['model']['grid'][0]}x{facts['model']['grid'][1]} tokens, "
-        f"{facts['vocabulary']} codes), {facts['images']} images, {facts['heads']} heads, float32 on {facts['device']}"
+        f"{facts['peer']} at {commit[:12] if commit else 'an unknown commit'}, {model['size']} "
+        f"({model['parameters']:,} parameters, {height}x{width} tokens, {facts['vocabulary']} "
+        f"codes), {facts['images']} images, {facts['heads']} heads, float32 on {facts['device']}"
     )
-    lines = [
-        "| quantity | largest absolute difference | relative to the largest value | |",
-        "|---|---|---|---|",
-    ]
-    lines += [f"| {row.quantity} | {row.absolute:.2e} | {row.relative:.2e} | {row.note} |" for row in rows]
-    return "\n".join([head, "", *lines, ""])
+    lines = [[row.quantity, f"{row.absolute:.2e}", f"{row.relative:.2e}", row.note] for row in rows]
+    return f"{head}\n\n{markdown_table(HEADER, lines, align='---')}"
 
 
-def command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m mirai_bench.benchmark parity",
-        description="Compares this code with a checkout of LlamaGen or Mirai on the same weights and inputs. "
-        "Runs code of the checkout. Exit code 1 where a relative difference is above the tolerance.",
-        epilog="example: python -m mirai_bench.benchmark parity --peer ../Mirai --size nano --grid 8 --out reports/benchmarks",
-    )
-    parser.add_argument("--peer", type=Path, required=True, help="folder of the checkout")
-    parser.add_argument("--size", choices=list(MODEL_SIZES), default="B")
-    parser.add_argument(
-        "--grid", type=int, default=16, help="tokens a side; the official offsets of Mirai are those of 16"
-    )
-    parser.add_argument("--vocabulary", type=int, default=16384)
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--k", type=int, default=9, help="foresight heads")
-    parser.add_argument("--cfg-scale", type=float, default=2.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE)
-    parser.add_argument("--out", type=Path, help="folder for parity_<peer>.json and .md")
-    args = parser.parse_args(argv)
-    facts, rows = compare(args)
-    print(table(facts, rows), end="")
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        stem = args.out / f"parity_{facts['peer'].lower()}"
-        write_atomic(
-            stem.with_suffix(".json"),
-            json.dumps(facts | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n",
-        )
-        write_atomic(stem.with_suffix(".md"), table(facts, rows))
-    apart = [row.quantity for row in rows if row.relative > args.tolerance]
+def differing(rows: list[Row], tolerance: float) -> list[str]:
+    """Returns the quantities whose relative difference is above the tolerance, or NaN."""
+    return [row.quantity for row in rows if not row.relative <= tolerance]
+
+
+def run_parity(peer_path: Path, options: ParityOptions, tolerance: float, out: Path | None) -> bool:
+    """Prints the comparison, writes it to the folder `out`, and tells whether both codes agree."""
+    facts, rows = compare(peer_path, options)
+    text = report(facts, rows)
+    print(text, end="")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        stem = f"parity_{facts['peer'].lower()}"
+        write_json(out / f"{stem}.json", facts | {"rows": [asdict(row) for row in rows]})
+        write_text(out / f"{stem}.md", text)
+    apart = differing(rows, tolerance)
     if apart:
-        say(f"apart by more than {args.tolerance:g}: {', '.join(apart)}")
-    return 1 if apart else 0
+        log.info(f"apart by more than {tolerance:g}: {', '.join(apart)}")
+    return not apart

@@ -1,4 +1,6 @@
-"""Feature cache: an image encoder's features of every view of a small data set, computed once; training then pays nothing for the teacher.
+"""The features of an image encoder for every view of a small data set, computed once.
+
+Training on them costs nothing for the teacher. They are stored in half precision.
 
 Letters: N images, R views, B batch, T cells, Z feature width.
 """
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirai_bench.config.run_config import RunConfig
+from mirai_bench.config.run_config import DataConfig, RunConfig
 from mirai_bench.data.codes import Batch, Codes
 from mirai_bench.data.images.crops import crop_rule
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
@@ -27,51 +29,57 @@ from mirai_bench.utils.hashing import digest
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-
-
-BATCH_SIZE = 128  # views at a time through the encoder
+FORMAT = 1  # of the stored file; part of the digest, so that an older file is made again
+BATCH_SIZE = 128  # views in one forward pass of the encoder
 
 
 class CachedFeatures:
-    """An encoder that looks its features up: float16 (N, R, T, Z), on the device where they fit in half of its free memory, else mapped."""
+    """A source that looks up features (N, R, T, Z) in float16.
+
+    They are kept on a GPU if they fit in half of its free memory. Elsewhere the file is
+    memory-mapped.
+    """
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.stored = np.load(path, mmap_mode="r", allow_pickle=False)
-        self.width, self.device = self.stored.shape[-1], device
-        on_device = device.type == "cuda" and fits(self.stored.nbytes, device)
-        self.resident = torch.from_numpy(np.array(self.stored)).to(device) if on_device else None
+        self.width = self.stored.shape[-1]
+        self.device = device
+        self.resident: Tensor | None = None
+        if device.type == "cuda" and fits(self.stored.nbytes, device):
+            self.resident = torch.from_numpy(np.array(self.stored)).to(device)
 
-    @torch.compiler.disable  # reading of a mapped file
+    @torch.compiler.disable  # a mapped file cannot be read within a compiled graph
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the features (B, T, Z) of the batch's views, in float32."""
         if self.resident is not None:
             return self.resident[batch.index, batch.view].float()
         rows = self.stored[batch.index.cpu().numpy(), batch.view.cpu().numpy()]
         return torch.from_numpy(rows).to(self.device).float()
 
 
-def identity(encoder: PixelEncoder, config: RunConfig, codes: Codes) -> dict[str, Any]:
-    """All that decides the features: the encoder and its weights, the crops, the images."""
-    rows = (
-        digest(codes.pixels.rows.tolist())
-        if codes.num_images != codes.manifest["dataset"]["images"]
-        else "all"
-    )
-    views = {"rule": crop_rule(config.data), "views": codes.num_views}
+def identity(encoder: PixelEncoder, data: DataConfig, codes: Codes) -> dict[str, Any]:
+    """Returns all that decides the features: the encoder with its weights, crops, and images."""
+    dataset = codes.manifest["dataset"]
+    has_all_images = codes.num_images == dataset["images"]
     return {
         "format": FORMAT,
         "encoder": encoder.identity(),
-        "views": views,
-        "data": codes.manifest["dataset"],
-        "rows": rows,
+        "views": {"rule": crop_rule(data), "views": codes.num_views},
+        "data": dataset,
+        "rows": "all" if has_all_images else digest(codes.pixels.rows.tolist()),
     }
 
 
 def cached_features(
     encoder: PixelEncoder, config: RunConfig, codes: Codes, device: torch.device
 ) -> CachedFeatures:
-    """The cache of this encoder on this data, made first where it is not there. Raises UserError where the disk is too small for it."""
-    record = identity(encoder, config, codes)
+    """Returns the cached features of this encoder on this data.
+
+    They are computed first if there is no cache.
+
+    Raises UserError if the disk is too small for the cache.
+    """
+    record = identity(encoder, config.data, codes)
 
     def build(folder: Path) -> None:
         write_features(encoder, codes, folder)
@@ -82,28 +90,37 @@ def cached_features(
 
 
 def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> None:
-    """features.npy, float16 (N, R, T, Z). Raises UserError for a full disk and for features that half precision cannot hold."""
-    cells, total = encoder.grid[0] * encoder.grid[1], codes.num_images * codes.num_views
-    num_bytes, free = total * cells * encoder.width * 2, shutil.disk_usage(folder).free
+    """Writes the features of every view to features.npy, (N, R, T, Z) float16.
+
+    Raises UserError if the disk is too small, or if half precision cannot hold the features.
+    """
+    # 1. The disk.
+    cells = encoder.grid[0] * encoder.grid[1]
+    total = codes.num_images * codes.num_views
+    num_bytes = total * cells * encoder.width * 2
+    free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise UserError(
-            f"The feature cache of {encoder.name} needs {num_bytes / 1e9:.1f} GB, but {folder.parent} has {free / 1e9:.1f} GB free: write "
-            "foresight.encoder.cache: false, or machine.runs on a larger disk"
+            f"The feature cache of {encoder.name} needs {num_bytes / 1e9:.1f} GB, but "
+            f"{folder.parent} has {free / 1e9:.1f} GB free: write foresight.encoder.cache: false, or "
+            "machine.runs on a larger disk"
         )
-    log.info(f"computing the features of {encoder.name} for {total} views, once ({num_bytes / 1e9:.2f} GB)")
-    out = np.lib.format.open_memmap(
-        folder / "features.npy", "w+", np.float16, (codes.num_images, codes.num_views, cells, encoder.width)
-    )
+    size = f"{num_bytes / 1e9:.2f} GB"
+    log.info(f"computing the features of {encoder.name} for {total} views, once ({size})")
+    # 2. The file, seen as one row per view.
+    shape = (codes.num_images, codes.num_views, cells, encoder.width)
+    out = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
     rows = out.reshape(total, cells, encoder.width)
-    for start in progress(
-        range(0, total, BATCH_SIZE), f"{encoder.name} features", -(-total // BATCH_SIZE), "batches"
-    ):
-        image, view = np.divmod(np.arange(start, min(start + BATCH_SIZE, total)), codes.num_views)
-        index, view = (torch.from_numpy(a).to(codes.device) for a in (image, view))
-        features = encoder.features(codes.pixels(index, view)).half().cpu().numpy()
+    # 3. The features, one batch of views at a time.
+    starts = range(0, total, BATCH_SIZE)
+    for start in progress(starts, f"{encoder.name} features", len(starts), "batches"):
+        chosen = torch.arange(start, min(start + BATCH_SIZE, total), device=codes.device)
+        images = codes.pixels(chosen // codes.num_views, chosen % codes.num_views)
+        features = encoder.features(images).half().cpu().numpy()
         if not np.isfinite(features).all():
             raise UserError(
-                f"{encoder.name} gives features beyond half precision (65,504): write foresight.encoder.cache: false"
+                f"{encoder.name} gives features beyond half precision (65,504): write "
+                "foresight.encoder.cache: false"
             )
         rows[start : start + len(features)] = features
     out.flush()

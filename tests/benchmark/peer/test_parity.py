@@ -1,19 +1,21 @@
 """The comparison with the official code; with a checkout of it (slow) also that the comparison would notice a wrong field."""
 
-import argparse
+import math
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from mirai_bench.benchmark.__main__ import TOLERANCE, command
 from mirai_bench.benchmark.peer import parity
 from mirai_bench.benchmark.peer.checkout import function_of, load_peer, peer_packages
 from mirai_bench.benchmark.peer.decoding import SAMPLING, distance_outside
-from mirai_bench.benchmark.peer.pair import difference, largest
+from mirai_bench.benchmark.peer.pair import ParityOptions, ParityPair, difference, largest
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.utils.errors import UserError
 
+CPU = torch.device("cpu")
 SMALL = ["--size", "nano", "--vocabulary", "64", "--classes", "10", "--images", "2", "--k", "9"]
 
 
@@ -26,6 +28,13 @@ def test_differences_by_hand():
     assert (row.absolute, row.relative) == (0.5, 0.05)
     with pytest.raises(UserError, match="another version"):
         difference("logits", torch.zeros(2), torch.zeros(3))
+
+
+def test_a_difference_that_is_nan_is_not_lost():
+    nan = torch.tensor([float("nan")])
+    row = largest("x", [(torch.ones(1), torch.ones(1)), (nan, torch.ones(1)), (torch.ones(1), torch.ones(1))])
+    assert math.isnan(row.absolute) and math.isnan(row.relative)
+    assert parity.differing([row, difference("y", torch.ones(1), torch.ones(1))], TOLERANCE) == ["x"]
 
 
 def test_how_far_a_uniform_number_lies_outside_its_codes_interval():
@@ -69,7 +78,7 @@ def test_the_table_has_a_row_for_each_comparison():
         "model": {"size": "B", "parameters": 111, "grid": [16, 16]},
     }
     facts |= {"vocabulary": 64, "images": 2, "heads": 3, "device": "cpu"}
-    text = parity.table(facts, [difference("logits", torch.ones(1), torch.ones(1), "note")])
+    text = parity.report(facts, [difference("logits", torch.ones(1), torch.ones(1), "note")])
     assert "an unknown commit" in text and "| logits | 0.00e+00 | 0.00e+00 | note |" in text
 
 
@@ -80,7 +89,7 @@ def test_parity_with_the_official_code(name, tmp_path, capsys):
     path = Path(os.environ.get("MIRAI_BENCH_PEERS", "")) / name
     if not (path / "autoregressive").is_dir():
         pytest.skip(f"$MIRAI_BENCH_PEERS has no checkout {name}")
-    assert parity.command(["--peer", str(path), *SMALL, "--out", str(tmp_path)]) == 0
+    assert command(["parity", "--peer", str(path), *SMALL, "--device", "cpu", "--out", str(tmp_path)]) == 0
     table = capsys.readouterr().out
     assert (tmp_path / f"parity_{name.lower()}.md").read_text() == table
     heads = [f"loss of head {k} ({kind})" for kind in "EI" for k in range(9)] if name == "Mirai" else []
@@ -104,11 +113,8 @@ def test_a_field_that_is_not_the_official_one_shows(field, monkeypatch):
     from mirai_bench.config import official
 
     monkeypatch.setitem(official.OFFICIAL, "ema", official.OFFICIAL["ema"] | field)
-    args = argparse.Namespace(
-        peer=path, size="nano", grid=16, vocabulary=64, classes=10, images=2, k=9, seed=0, device="cpu"
-    )
-    from mirai_bench.benchmark.peer.pair import Setup
-
-    rows = parity.compare_heads(Setup(args, load_peer(path)))
-    apart = [row.quantity for row in rows if row.relative > parity.TOLERANCE]
+    options = ParityOptions(CPU, "nano", 16, vocabulary=64, classes=10, images=2, k=9, cfg_scale=2.0, seed=0)
+    peer = load_peer(path)
+    rows = parity.compare_heads(ParityPair(options, peer), peer.mirai)
+    apart = parity.differing(rows, TOLERANCE)
     assert apart and all("(E)" in name and "loss" in name for name in apart)

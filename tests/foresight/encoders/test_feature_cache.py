@@ -8,11 +8,13 @@ from safetensors.torch import save_file
 from mirai_bench.config.load import build_run, merge, read_profile
 from mirai_bench.data.codes import Codes, open_codes
 from mirai_bench.data.pixels import Pixels
-from mirai_bench.data.shards import Joined
+from mirai_bench.data.shards import ShardedArray
+from mirai_bench.foresight.context import SourceContext
 from mirai_bench.foresight.encoders.build import build_encoder
 from mirai_bench.foresight.encoders.feature_cache import cached_features
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
 from mirai_bench.utils.errors import UserError
+from tests.support.small_run import new_trainer
 
 pytest.importorskip("timm", reason="needs the optional extra: pip install -e '.[encoders]'")
 
@@ -41,33 +43,38 @@ def few_codes(make_config):
     codes = open_codes(config, "train", CPU)
     pixels = Pixels(lambda: codes.pixels.dataset, np.arange(40), config.data, CPU)
     tokens = codes.all()[0][:40, None].numpy().astype(np.uint16)
-    return Codes(Joined([tokens]), codes.labels[:40].numpy(), pixels, codes.manifest, CPU)
+    return Codes(ShardedArray([tokens]), codes.labels[:40].numpy(), pixels, codes.manifest, CPU)
+
+
+def built(config, codes):
+    """The encoder that the config names, which needs neither EMA nor teacher."""
+    return build_encoder(SourceContext(config, None, codes, None, CPU))
 
 
 def test_the_cache_holds_what_the_encoder_gives(digits_config, few_codes):
     live, stored = digits_config(), digits_config(cache=True)
     assert live.fingerprint() != stored.fingerprint()  # half precision changes numbers
-    encoder, cache = build_encoder(live, few_codes, CPU), build_encoder(stored, few_codes, CPU)
+    encoder, cache = built(live, few_codes), built(stored, few_codes)
     batch = few_codes.batch(seed=1, step=1, rank=0, world=1, batch_size=16)
     assert cache.stored.shape == (40, 1, 64, encoder.width) and cache.stored.dtype == np.float16
     assert isinstance(cache.stored, np.memmap) and cache.width == encoder.width
     torch.testing.assert_close(
-        cache(batch, few_codes), encoder(batch, few_codes).half().float(), rtol=0, atol=2e-3
+        cache(batch, batch.labels), encoder(batch, batch.labels).half().float(), rtol=0, atol=2e-3
     )
 
 
 def test_the_cache_is_made_once_and_again_for_another_encoder(digits_config, few_codes, monkeypatch):
     config = digits_config(cache=True)
     made = lambda: {path.name for path in (config.machine.runs / "cache").glob("features-*") if path.is_dir()}  # noqa: E731
-    build_encoder(config, few_codes, CPU)
+    built(config, few_codes)
     assert len(made()) == 1
     monkeypatch.setattr(
         "mirai_bench.foresight.encoders.feature_cache.write_features", lambda *_: pytest.fail("made twice")
     )
-    build_encoder(config, few_codes, CPU)
+    built(config, few_codes)
     monkeypatch.undo()
-    cached_features(PixelEncoder("timm:test_vit", config.grid, CPU, pretrained=False), config, few_codes, CPU)
-    build_encoder(digits_config(cache=True, context={"block_causal": 8}), few_codes, CPU)
+    cached_features(PixelEncoder("timm:test_vit", config.grid, CPU, weights="random"), config, few_codes, CPU)
+    built(digits_config(cache=True, context={"block_causal": 8}), few_codes)
     assert len(made()) == 3
 
 
@@ -75,7 +82,7 @@ def test_a_run_trains_on_cached_features(digits_config, few_codes, monkeypatch):
     from mirai_bench.train import trainer
 
     monkeypatch.setattr(trainer, "open_codes", lambda *_: few_codes)
-    work = trainer.Trainer(digits_config(cache=True))
+    work = new_trainer(digits_config(cache=True))
     losses = [float(work.step(step)["foresight"]) for step in range(6)]
     assert 0 < losses[-1] < losses[0]
 

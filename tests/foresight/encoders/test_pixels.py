@@ -14,6 +14,7 @@ from mirai_bench.foresight.encoders.zoo import PIXEL_ENTRIES, create_network
 from mirai_bench.model.cost import encoder_flops
 from mirai_bench.utils.errors import UserError
 from tests.support.assets import asset
+from tests.support.image_encoders import make_shallow
 
 pytest.importorskip("timm", reason="needs the optional extra: pip install -e '.[encoders]'")
 
@@ -41,7 +42,7 @@ def test_every_entry_has_one_feature_a_token(name, pixels):
     """At full depth on the meta device: shapes without arithmetic."""
     grid, meta = pixels // 16, torch.device("meta")
     with meta:
-        encoder = PixelEncoder(name, (grid, grid), meta, pretrained=False)
+        encoder = PixelEncoder(name, (grid, grid), meta, weights="random")
         features = encoder.features(torch.empty(2, pixels, pixels, 3, dtype=torch.uint8))
     assert (
         features.shape == (2, grid * grid, encoder.width)
@@ -62,8 +63,9 @@ def test_every_entry_has_one_feature_a_token(name, pixels):
     assert encoder_flops(name, grid) == pytest.approx(counted.get_total_flops(), rel=1e-4)
 
 
-def test_features_are_the_patch_tokens_after_the_final_norm():
-    encoder = PixelEncoder("dinov2_s_reg", (4, 4), CPU, pretrained=False, depth=1)
+def test_features_are_the_patch_tokens_after_the_final_norm(monkeypatch):
+    make_shallow(monkeypatch, 1)
+    encoder = PixelEncoder("dinov2_s_reg", (4, 4), CPU, weights="random")
     images = random_images(2, 56)
     states = encoder.model.forward_features(encoder.prepare(images))
     assert encoder.model.num_prefix_tokens == 5 and states.shape == (2, 5 + 16, 384)
@@ -71,9 +73,10 @@ def test_features_are_the_patch_tokens_after_the_final_norm():
 
 
 @pytest.mark.parametrize("name", ["dinov2_s", "dinov3_s"])
-def test_a_feature_stands_at_its_own_cell(name):
+def test_a_feature_stands_at_its_own_cell(name, monkeypatch):
     """Changing the pixels of one cell changes its own feature most."""
-    encoder = PixelEncoder(name, (16, 16), CPU, pretrained=False, depth=1)
+    make_shallow(monkeypatch, 1)
+    encoder = PixelEncoder(name, (16, 16), CPU, weights="random")
     images = random_images(1, 256)
     other = images.clone()
     other[:, 5 * 16 : 6 * 16, 9 * 16 : 10 * 16] = 255 - other[:, 5 * 16 : 6 * 16, 9 * 16 : 10 * 16]
@@ -82,14 +85,15 @@ def test_a_feature_stands_at_its_own_cell(name):
 
 
 @pytest.mark.parametrize("name", ["dinov2_s_reg", "dinov3_s", "clip_b"])
-def test_block_causal_features_do_not_see_later_blocks(name):
+def test_block_causal_features_do_not_see_later_blocks(name, monkeypatch):
     """Pixels of a later block change nothing before it, though two blocks of class and register tokens could carry them."""
     patch = PIXEL_ENTRIES[name].patch
     images = random_images(1, 8 * patch)  # no resizing: the cut is exact
     other = images.clone()
     row, column = divmod(44, 8)
     other[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = 0
-    encoder = PixelEncoder(name, (8, 8), CPU, pretrained=False, cells=block_causal_mask(64, 8, CPU), depth=2)
+    make_shallow(monkeypatch, 2)
+    encoder = PixelEncoder(name, (8, 8), CPU, weights="random", cells=block_causal_mask(64, 8, CPU))
     nudge(encoder.model)
     assert encoder.mask.equal(with_prefix(block_causal_mask(64, 8, CPU), encoder.model.num_prefix_tokens))
     for block in (1, 8, 24, None):
@@ -103,7 +107,7 @@ def test_block_causal_features_do_not_see_later_blocks(name):
 
 def test_a_convolutional_encoder_refuses_a_cut_context():
     with pytest.raises(UserError, match="no attention to mask"):
-        PixelEncoder("efficientnet_lite0", (8, 8), CPU, pretrained=False, cells=block_causal_mask(64, 8, CPU))
+        PixelEncoder("efficientnet_lite0", (8, 8), CPU, weights="random", cells=block_causal_mask(64, 8, CPU))
 
 
 @pytest.mark.parametrize(("grid", "size"), [(4, 128), (8, 256), (16, 256), (24, 384), (32, 256)])
@@ -118,56 +122,59 @@ def test_a_convolutional_stage_is_the_deepest_that_fits(grid, size):
 def test_a_grid_that_fits_no_stage_is_refused():
     for grid in (2, 256):
         with pytest.raises(UserError, match=f"no stage for a {grid}x{grid} token grid"):
-            PixelEncoder("efficientnet_lite0", (grid, grid), CPU, pretrained=False)
+            PixelEncoder("efficientnet_lite0", (grid, grid), CPU, weights="random")
 
 
 @pytest.mark.parametrize(("name", "grid"), [("timm:vit_tiny_patch16_224", 12), ("timm:resnet18", 4)])
 def test_any_timm_model_with_a_spatial_output(name, grid):
-    encoder = PixelEncoder(name, (grid, grid), CPU, pretrained=False)
+    encoder = PixelEncoder(name, (grid, grid), CPU, weights="random")
     assert encoder.features(random_images(1, 32)).shape == (1, grid * grid, encoder.width)
 
 
 def test_names_and_outputs_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="Did you mean 'resnet18'"):
-        PixelEncoder("timm:resnet_18", (8, 8), CPU, pretrained=False)
+        PixelEncoder("timm:resnet_18", (8, 8), CPU, weights="random")
     with pytest.raises(UserError, match="does not give 64 cells"):
-        PixelEncoder("timm:mixer_s32_224", (8, 8), CPU, pretrained=False)
+        PixelEncoder("timm:mixer_s32_224", (8, 8), CPU, weights="random")
 
 
-def test_preprocessing_by_hand():
-    encoder = PixelEncoder("dinov2_s", (1, 1), CPU, pretrained=False, depth=1)
+def test_preprocessing_by_hand(monkeypatch):
+    make_shallow(monkeypatch, 1)
+    encoder = PixelEncoder("dinov2_s", (1, 1), CPU, weights="random")
     white = encoder.prepare(torch.full((1, 14, 14, 3), 255, dtype=torch.uint8))
     expected = [(1 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
     np.testing.assert_allclose(white[0, :, 3, 5].numpy(), expected, rtol=1e-6)
     assert encoder.prepare(random_images(1, 32)).shape == (1, 3, 14, 14)
 
 
-def test_the_position_table_is_resampled_when_a_file_is_read(tmp_path):
-    large = create_network(PIXEL_ENTRIES["dinov2_s"], 518, None, False, depth=1)
+def test_the_position_table_is_resampled_when_a_file_is_read(tmp_path, monkeypatch):
+    make_shallow(monkeypatch, 1)
+    large = create_network(PIXEL_ENTRIES["dinov2_s"], 518, "random")
     nudge(large)
     save_file(large.state_dict(), tmp_path / "weights.safetensors")
-    encoder = PixelEncoder("dinov2_s", (16, 16), CPU, weights=tmp_path / "weights.safetensors", depth=1)
+    encoder = PixelEncoder("dinov2_s", (16, 16), CPU, weights=tmp_path / "weights.safetensors")
     assert encoder.model.pos_embed.shape == (1, 257, 384) and large.pos_embed.shape == (1, 37 * 37 + 1, 384)
     assert torch.equal(encoder.model.pos_embed[:, 0], large.pos_embed[:, 0])
     assert torch.equal(encoder.model.blocks[0].attn.qkv.weight, large.blocks[0].attn.qkv.weight)
 
 
-def test_weight_files_are_read_whole_or_refused(tmp_path):
-    network = create_network(PIXEL_ENTRIES["mae_b"], 224, None, False, depth=1)
+def test_weight_files_are_read_whole_or_refused(tmp_path, monkeypatch):
+    make_shallow(monkeypatch, 1)
+    network = create_network(PIXEL_ENTRIES["mae_b"], 224, "random")
     state = network.state_dict()
     torch.save(
         {"model": state | {"decoder_embed.weight": torch.zeros(3)}}, tmp_path / "mae.pth"
     )  # as its authors publish it
-    encoder = PixelEncoder("mae_b", (14, 14), CPU, weights=tmp_path / "mae.pth", depth=1)
+    encoder = PixelEncoder("mae_b", (14, 14), CPU, weights=tmp_path / "mae.pth")
     assert all(torch.equal(encoder.model.state_dict()[name], tensor) for name, tensor in state.items())
     lacking = {name: tensor for name, tensor in state.items() if name != "norm.weight"}
     save_file(lacking, tmp_path / "lacking.safetensors")
     with pytest.raises(
         UserError, match=r"lacks 1 of the tensors of vit_base_patch16_224, for instance norm\.weight"
     ):
-        PixelEncoder("mae_b", (14, 14), CPU, weights=tmp_path / "lacking.safetensors", depth=1)
+        PixelEncoder("mae_b", (14, 14), CPU, weights=tmp_path / "lacking.safetensors")
     with pytest.raises(UserError, match=r"another architecture|lacks"):
-        PixelEncoder("dinov2_s", (16, 16), CPU, weights=tmp_path / "mae.pth", depth=1)
+        PixelEncoder("dinov2_s", (16, 16), CPU, weights=tmp_path / "mae.pth")
 
 
 @pytest.mark.slow
@@ -180,8 +187,8 @@ def test_real_lite0_features_know_more_than_random_ones():
             torch.from_numpy(arrays["y_train"][:400].reshape(-1)).long(),
         )
     scores = []
-    for pretrained in (True, False):
-        encoder = PixelEncoder("efficientnet_lite0", (8, 8), CPU, pretrained=pretrained, assets=folder)
+    for weights in (None, "random"):
+        encoder = PixelEncoder("efficientnet_lite0", (8, 8), CPU, weights=weights, assets=folder)
         assert (encoder.size, encoder.width) == (256, 320)
         pooled = torch.cat([encoder.features(part).mean(1) for part in images.split(50)])
         means = torch.stack([pooled[:300][labels[:300] == label].mean(0) for label in range(10)])
@@ -197,4 +204,4 @@ def test_real_lite0_features_know_more_than_random_ones():
 def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[encoders\]'"):
-        PixelEncoder("dinov2_b", (16, 16), CPU, pretrained=False)
+        PixelEncoder("dinov2_b", (16, 16), CPU, weights="random")
