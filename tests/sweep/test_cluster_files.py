@@ -14,6 +14,7 @@ import yaml
 
 from mirai_bench.config.load import SWEEPS, load_run
 from mirai_bench.data import prepare
+from mirai_bench.data.shards import codes_folder
 from mirai_bench.sweep.__main__ import command
 from tests.support.paths import ROOT
 
@@ -138,11 +139,9 @@ def test_the_preparation_is_of_the_data_that_the_sweep_reads(tmp_path):
     assert args.processes <= int(container["resources"]["requests"]["cpu"])
     sweep = moved(shlex.split(documents("rayjob.yaml")[0]["spec"]["entrypoint"]), tmp_path)
     sets = [word for before, word in pairwise(sweep) if before == "--set"]
-    prepared, read = (
-        load_run(args.config, args.set),
-        load_run(Path(sweep[sweep.index("--profile") + 1]), sets),
-    )
-    assert prepare.codes_folder(prepared) == prepare.codes_folder(read)
+    prepared = load_run(args.config, args.settings)
+    read = load_run(sweep[sweep.index("--profile") + 1], sets)
+    assert codes_folder(prepared) == codes_folder(read)
 
 
 def test_the_dockerfile_installs_the_project_and_leaves_root():
