@@ -1,27 +1,27 @@
-"""Files that do not come with the code: downloaded weights and reference statistics; and those that do."""
+"""Where files are found that are not code: shipped with the project, or downloaded by a user."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-# Sweep files, profiles and the paper's values lie beside the package in a checkout, and inside it in a wheel.
 _PACKAGE = Path(__file__).resolve().parents[1]
-_ROOT = _PACKAGE.parent
 
-# Fields of `machine` in a configuration that name folders of this machine. They mean nothing to a reader of a record.
+# Fields of a configuration, in its section `machine`, that name folders. They mean nothing to
+# whoever reads a record on another machine.
 LOCAL_FOLDERS = ("runs", "data", "codes", "assets")
 
 
 def shipped(*parts: str) -> Path:
-    """Returns the path of a file or folder that ships with the project, such as `shipped("sweeps")`."""
+    """Returns the path of what ships with the project, for instance of `shipped("sweeps")`."""
+    # A wheel has them inside the package, and a checkout next to it.
     in_wheel = _PACKAGE.joinpath("shipped", *parts)
-    return in_wheel if in_wheel.exists() else _ROOT.joinpath(*parts)
+    return in_wheel if in_wheel.exists() else _PACKAGE.parent.joinpath(*parts)
 
 
 def assets_folder(assets: Path | None) -> Path | None:
-    """Returns `assets` (machine.assets of a config) or, if it is None, the folder that $MIRAI_BENCH_ASSETS names."""
-    variable = os.environ.get("MIRAI_BENCH_ASSETS")
+    """Returns `assets` (machine.assets of a config), by default what $MIRAI_BENCH_ASSETS names."""
+    variable = os.environ.get("MIRAI_BENCH_ASSETS")  # an empty one counts as none
     return assets or (Path(variable) if variable else None)
 
 

@@ -10,7 +10,9 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.log import configure_logging
@@ -36,37 +38,37 @@ def run(command: Callable[[list[str]], int | None], argv: list[str] | None = Non
         print("interrupted: run the same command again to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `… | head`, has closed it
-        sys.stderr.close()
+        sys.stderr.close()  # or Python would report it there at its exit
         return 0
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Adds the positional argument CONFIG, which names the configuration of a run, and `--set`."""
-    parser.add_argument(
-        "config",
-        metavar="CONFIG",
-        help="a run file (YAML), a run's config.json, or the name of a profile such as digits",
-    )
+    help = "a run file (YAML), a run's config.json, or the name of a profile such as digits"
+    parser.add_argument("config", metavar="CONFIG", help=help)
     add_settings(parser)
 
 
 def add_settings(parser: argparse.ArgumentParser, example: str = "train.epochs=5") -> None:
-    """Adds `--set`, which overrides fields of the configuration. The values are collected in `settings`."""
+    """Adds `--set`, which overrides fields of the configuration.
+
+    The values are collected in `settings`.
+    """
+    help = f"override a field of the configuration, such as {example}; may be given several times"
     parser.add_argument(
         "--set",
         action="append",
-        default=[],
+        default=[],  # so that `settings` is a list without the option, too
         metavar="SECTION.FIELD=VALUE",
         dest="settings",
-        help=f"override a field of the configuration, for instance {example}; may be given several times",
+        help=help,
     )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Adds `--device`, which `utils.device.resolve_device` reads."""
-    parser.add_argument(
-        "--device", default="auto", help="auto (a GPU if one is visible), cpu, cuda or cuda:N; default auto"
-    )
+    help = "auto (a GPU if one is visible), cpu, cuda or cuda:N; default auto"
+    parser.add_argument("--device", default="auto", help=help)
 
 
 def progress(
@@ -77,13 +79,19 @@ def progress(
     initial: int = 0,
     weigh: Callable[[T], int] = lambda item: 1,
 ) -> Iterator[T]:
-    """Yields the items and shows how many are done: as a bar on a terminal, elsewhere as a line every 30 s.
+    """Yields the items and shows how many are done: by a bar, or by a line every 30 seconds.
 
     `initial` and `total` are counted in units; `weigh(item)` is the number of units of an item.
     """
+    # 1. A terminal: a bar that renews itself.
     if sys.stderr.isatty():
-        yield from _with_bar(items, what, total, unit, initial, weigh)
+        shown: dict[str, Any] = {"desc": what, "total": total, "unit": unit, "initial": initial}
+        with tqdm(**shown, dynamic_ncols=True, leave=False) as bar:
+            for item in items:
+                yield item
+                bar.update(weigh(item))  # after the `yield`: the caller is then done with the item
         return
+    # 2. A file: a line now and then.
     start = monotonic()
     last = start
     done = 0
@@ -93,18 +101,8 @@ def progress(
         now = monotonic()
         if now - last >= SECONDS_PER_LINE:
             last = now
+            # Without the `initial` units, which an earlier process did.
             rate = done / (now - start)
             of_total = f"/{total}" if total else ""
             left = f", {(total - initial - done) / rate:.0f} s left" if total and rate else ""
             log.info(f"{what}: {initial + done}{of_total} {unit}, {rate:.1f} {unit}/s{left}")
-
-
-def _with_bar(
-    items: Iterable[T], what: str, total: int | None, unit: str, initial: int, weigh: Callable[[T], int]
-) -> Iterator[T]:
-    from tqdm import tqdm
-
-    with tqdm(desc=what, total=total, unit=unit, initial=initial, dynamic_ncols=True, leave=False) as bar:
-        for item in items:
-            yield item
-            bar.update(weigh(item))

@@ -1,11 +1,12 @@
-"""The hardware of a run: its device, its precision, whether it is compiled, and how much memory there is."""
+"""What a run computes on: the device, its memory, the precision, and whether to compile."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +14,17 @@ import torch
 
 from mirai_bench.utils.errors import UserError
 
-# Memory limits of a container (cgroup v2, then v1), in bytes. Outside of a container the file is missing, or it
-# says "max" or a number beyond the machine's memory.
-CONTAINER_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-# Below these model widths the option does not pay, as measured: bf16 on a CPU, and compilation (LlamaGen-B is 768).
+Precision = Literal["fp32", "bf16"]
+Auto = Literal["auto"]
+
+# Memory limits of a container (cgroup v2, then v1), in bytes. Outside of a container the file is
+# missing, or it says "max" or a number beyond the machine's memory.
+CGROUP = Path("/sys/fs/cgroup")
+CONTAINER_LIMITS = (CGROUP / "memory.max", CGROUP / "memory" / "memory.limit_in_bytes")
+# Model widths below which the option does not pay, as measured: bf16 products on a CPU, and
+# compilation on a GPU.
 BF16_WIDTH = 256
-COMPILE_WIDTH = 768
+COMPILE_WIDTH = 768  # LlamaGen-B
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Hardware:
     """What a run computes on. It is resolved once, at the start of a command, and handed on."""
 
     device: torch.device
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """The precision of matrix products under autocast."""
     compile: bool = False
     """Whether the model, the teacher and the losses are compiled with torch.compile."""
@@ -37,21 +40,22 @@ class Hardware:
     @classmethod
     def resolve(
         cls,
-        device: str = "auto",
-        precision: Literal["fp32", "bf16", "auto"] = "fp32",
-        compile: Literal["auto"] | bool = False,
-        width: int = 0,
+        device: str,
+        precision: Precision | Auto,
+        compile: bool | Auto,
+        width: int,
     ) -> Hardware:
         """Replaces every "auto" by what this machine and a model of this width call for.
 
-        `device` is resolved by `resolve_device`. `precision` becomes bf16 on a GPU, and on a CPU with AMX or
-        AVX-512 bf16 products if the model is at least 256 wide. `compile` becomes true on a GPU if the model is
-        at least 768 wide, because compilation takes a minute or two.
+        `device` is resolved by `resolve_device`. `precision` becomes bf16 on a GPU, and on a CPU
+        with AMX or AVX-512 bf16 products if the model is at least 256 wide. `compile` becomes true
+        on a GPU if the model is at least 768 wide, because compilation takes a minute or two.
         """
         resolved = resolve_device(device)
         on_gpu = resolved.type == "cuda"
         if precision == "auto":
-            precision = "bf16" if on_gpu or (width >= BF16_WIDTH and has_bf16_products()) else "fp32"
+            pays = on_gpu or (width >= BF16_WIDTH and has_bf16_products())
+            precision = "bf16" if pays else "fp32"
         if compile == "auto":
             compile = on_gpu and width >= COMPILE_WIDTH
         return cls(resolved, precision, compile)
@@ -66,7 +70,7 @@ class Hardware:
         """Tells whether matrix products are computed in half precision."""
         return self.precision == "bf16"
 
-    @cached_property
+    @property
     def name(self) -> str:
         """Returns the name of the device, as records show it."""
         return device_name(self.device)
@@ -75,38 +79,44 @@ class Hardware:
 def resolve_device(name: str = "auto") -> torch.device:
     """Returns the device of this process. "auto" is a GPU if one is visible, and the CPU otherwise.
 
-    If several processes share a machine, each one takes the GPU of its LOCAL_RANK. Raises UserError if `name` is
-    not the name of a device, or asks for CUDA and no CUDA device is visible.
+    If several processes share a machine, each one takes the GPU of its LOCAL_RANK. Raises UserError
+    if `name` is not the name of a device, or asks for CUDA and no CUDA device is visible.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(
-            f"device is {name!r}, which is not a device: write auto, cpu, cuda or cuda:0"
-        ) from None
+        message = f"device is {name!r}, which is not a device: write auto, cpu, cuda or cuda:0"
+        raise UserError(message) from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"machine.device is {name}, but no CUDA device is visible: write device: auto or cpu")
+        raise UserError(
+            f"machine.device is {name}, but no CUDA device is visible: write device: auto or cpu",
+        )
+    # torchrun and Ray Train number the processes of a machine. Whoever writes cuda:N means it.
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return device
 
 
+def cpu_info() -> str:
+    """Returns what Linux says of each core, or "" on another system."""
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.is_file() else ""
+
+
 @lru_cache
 def has_bf16_products() -> bool:
     """Tells whether this CPU multiplies bf16 matrices in hardware (AMX or AVX-512)."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return False
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(info.read_text().split())
+    # Without these instructions the products are emulated, which is slower than fp32.
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(cpu_info().split())
 
 
 def dropout_generator(device: torch.device) -> torch.Generator:
-    """Returns the generator that dropout draws from on this device, which is the device's default one."""
+    """Returns the generator that dropout draws from: the default one of the device."""
     if device.type == "cpu":
         return torch.default_generator
-    torch.cuda.init()
+    torch.cuda.init()  # before it there are no generators
     index = torch.cuda.current_device() if device.index is None else device.index
     return torch.cuda.default_generators[index]
 
@@ -119,28 +129,26 @@ def device_name(device: torch.device) -> str:
 @lru_cache
 def cpu_name() -> str:
     """Returns the model of this machine's CPU and its number of cores."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
+    names = re.findall(r"^model name\s*: *(.*)", cpu_info(), re.MULTILINE)  # one per core
+    # A virtual machine, or an ARM processor, may not say its name.
+    name = names[0].strip() if names else platform.processor() or platform.machine()
     return f"{name} ({len(names) or 1} cores)"
 
 
 def machine_bytes() -> int:
-    """Returns the memory of this machine in bytes, or the limit of the container if that is lower."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in CONTAINER_LIMITS:
-        text = path.read_text().strip() if path.is_file() else ""
-        if text.isdigit():
-            found.append(int(text))
-    return min(found)
+    """Returns the memory of this machine in bytes, or its container's limit if that is lower."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    texts = [path.read_text().strip() for path in CONTAINER_LIMITS if path.is_file()]
+    return min([whole, *map(int, filter(str.isdigit, texts))])  # not "max"
 
 
 def fits(num_bytes: int, device: torch.device) -> bool:
     """Tells whether data of this size should be kept on the device.
 
-    It may take half of a GPU's free memory, or a quarter of the memory that this machine or its container has.
+    It may take half of a GPU's free memory, or a quarter of the memory that this machine or its
+    container has.
     """
+    # The rest is for the model and, on a CPU, for the other processes of a sweep.
     if device.type == "cuda":
         return num_bytes <= torch.cuda.mem_get_info(device)[0] // 2
     return num_bytes <= machine_bytes() // 4
@@ -148,11 +156,10 @@ def fits(num_bytes: int, device: torch.device) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tells whether a GPU, or PyTorch's allocator on the CPU, ran out of memory."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
+    # On the CPU it is a RuntimeError that only its message tells from others.
     message = str(error)
     on_cpu = "DefaultCPUAllocator" in message and "allocate memory" in message
-    return isinstance(error, RuntimeError) and on_cpu
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and on_cpu)
 
 
 def gigabytes(num_bytes: float) -> str:

@@ -19,28 +19,30 @@ from filelock import FileLock
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder. When the block ends, what lies there replaces `path`.
+    """Yields a temporary path. When the block ends, what lies there replaces `path`.
 
-    The block may create a file or a folder. A reader sees the old content or the new one, never a part of it,
-    and the content is on the disk before the name changes. If the block raises, the temporary path is removed and
-    `path` keeps its old content.
+    The block may create a file or a folder. A reader sees the old content or the new one, never a
+    part of it, and the content is on the disk before the name changes. If the block raises, the
+    temporary path is removed and `path` keeps its old content.
     """
+    # In the folder of `path`, because a file cannot be renamed into another file system, and with a
+    # name of its own, because two processes may write the same file.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
         _sync(temporary)
         if temporary.is_dir():
-            remove(path)
+            remove(path)  # a folder takes only a name that is free. For a moment there is none.
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt, too
         remove(temporary)
         raise
 
 
 def _sync(path: Path) -> None:
     """Waits until the file, or every file of the folder, is on the disk."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    for file in files:
+    # Without this a power failure could leave the new name with empty content.
+    for file in (path, *path.rglob("*")):
         if file.is_file():
             with open(file, "rb+") as opened:
                 os.fsync(opened.fileno())
@@ -55,8 +57,11 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes temporary files that killed writers of `path` left. The caller holds the lock of `path`'s writers."""
-    for left in path.parent.glob(f"{path.name}.*.tmp"):
+    """Removes temporary files that killed writers of `path` left.
+
+    The caller makes sure that nobody is writing `path`, for instance by a lock.
+    """
+    for left in path.parent.glob(f"{path.name}.????????.tmp"):
         remove(left)
 
 
@@ -72,16 +77,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def cached(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Returns `folder`. If it does not exist, `build(temporary folder)` makes it first, under a lock.
+    """Returns `folder`, which `build(temporary folder)` makes first if it does not exist.
 
-    A second process waits for the first, and a half-built folder is never seen. The folder's name should contain
-    the digest of everything that its content depends on.
+    A second process waits for the first, and a half-built folder is never seen. The folder's name
+    should contain the digest of everything that its content depends on.
     """
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
+        if not folder.is_dir():  # another process may have built it while this one waited
             remove_leftovers(folder)
             with atomic(folder) as temporary:
                 temporary.mkdir()

@@ -11,6 +11,8 @@ from typing import Any
 
 def digest(value: Any) -> str:
     """Returns the first 12 hexadecimal digits of the sha256 of the value's canonical JSON."""
+    # Sorted and without spaces. Folders are named by these digits, so that with another form of the
+    # JSON none of them would be found again.
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -24,14 +26,14 @@ def file_sha256(path: str | Path) -> str:
     if not path.is_dir():
         facts = path.stat()
         return "sha256:" + _sha256(str(path), facts.st_size, facts.st_mtime_ns)
-    lines = []
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            lines.append(f"{file.relative_to(path)} {file_sha256(file)}\n")
-    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    listing = "".join(f"{file.relative_to(path)} {file_sha256(file)}\n" for file in files)
+    return "sha256:" + hashlib.sha256(listing.encode()).hexdigest()
 
 
 @lru_cache(maxsize=256)
 def _sha256(path: str, size: int, mtime_ns: int) -> str:
+    # `size` and `mtime_ns` only belong to the key of the cache: a file that changes is hashed
+    # again.
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

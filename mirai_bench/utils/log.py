@@ -1,6 +1,7 @@
 """What a command says while it works. It goes to stderr, because stdout carries results only.
 
-Modules call `logging.getLogger(__name__)`. A command, or a worker process of one, calls `configure_logging` once.
+Modules call `logging.getLogger(__name__)`. A command, or a worker process of one, calls
+`configure_logging` once.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import sys
 import time
 
 
-class _Formatter(logging.Formatter):
-    """Shows the plain message on a terminal. Elsewhere, as in a log file, it adds the time and the rank."""
+class _Handler(logging.Handler):
+    """Shows the plain message on a terminal, and the time and the rank with it elsewhere."""
 
     def format(self, record: logging.LogRecord) -> str:
         warning = "warning: " if record.levelno >= logging.WARNING else ""
@@ -20,14 +21,13 @@ class _Formatter(logging.Formatter):
         if sys.stderr.isatty():
             return message
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        rank = f" [rank {os.environ.get('RANK', 0)}]" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        # torchrun and Ray Train set these variables.
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        rank = f" [rank {os.environ.get('RANK', 0)}]" if world > 1 else ""
         return f"{moment}{rank} {message}"
 
-
-class _Handler(logging.Handler):
-    """Writes to whatever sys.stderr is at that moment, because a trial redirects it to its run's log file."""
-
     def emit(self, record: logging.LogRecord) -> None:
+        # To whatever sys.stderr is at that moment, because it may be redirected to a log file.
         print(self.format(record), file=sys.stderr, flush=True)
 
 
@@ -36,8 +36,7 @@ def configure_logging() -> None:
     logger = logging.getLogger("mirai_bench")
     if logger.handlers:
         return
-    handler = _Handler()
-    handler.setFormatter(_Formatter())
-    logger.addHandler(handler)
+    logger.addHandler(_Handler())
     logger.setLevel(logging.INFO)
+    # A library that configures the root logger would otherwise show every message twice.
     logger.propagate = False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-SPECIAL = "\\|`*_<["  # characters that mean something in Markdown
+# Puts a backslash before every character that means something in Markdown.
+ESCAPES = str.maketrans({character: f"\\{character}" for character in "\\|`*_<["})
 
 
 def console_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -14,15 +15,13 @@ def console_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = []
     for row in (header, *rows):
         cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
+        lines.append("  ".join(cells).rstrip())  # the last column is padded, too
     return "\n".join(lines)
 
 
 def markdown_escape(text: str) -> str:
     """Returns the text with Markdown's special characters escaped."""
-    for character in SPECIAL:
-        text = text.replace(character, "\\" + character)
-    return text
+    return text.translate(ESCAPES)
 
 
 def markdown_table(
@@ -32,8 +31,7 @@ def markdown_table(
 
     The texts are escaped. Without `escape` they are Markdown already.
     """
-    lines = [list(row) for row in (header, *rows)]
-    if escape:
-        lines = [[markdown_escape(text) for text in line] for line in lines]
-    lines.insert(1, ["---"] + [align] * (len(header) - 1))
+    write = markdown_escape if escape else str
+    lines = [list(map(write, row)) for row in (header, *rows)]
+    lines.insert(1, ["---"] + [align] * (len(header) - 1))  # Markdown's line below the header
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -29,9 +29,11 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
     write_text(tmp_path / "kept.txt", "kept")
     (tmp_path / "kept.txt.0123abcd.tmp").write_text("half")
-    (tmp_path / "other.txt.0123abcd.tmp").write_text("half")
+    others = {"other.txt.0123abcd.tmp", "kept.txt.gz.0123abcd.tmp"}
+    for name in others:
+        (tmp_path / name).write_text("half")
     remove_leftovers(tmp_path / "kept.txt")
-    assert {path.name for path in tmp_path.iterdir()} == {"kept.txt", "other.txt.0123abcd.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"kept.txt", *others}
 
 
 def test_two_processes_build_a_cached_folder_once(tmp_path):
