@@ -15,6 +15,8 @@ from mirai_bench.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
+Add = Callable[..., object]  # `add_argument` of a parser
+
 # Relative. Float32 through a dozen blocks leaves 1e-5, and a wrong pairing or offset 1e-3 or more.
 TOLERANCE = 1e-4
 ARMS = ["baseline", "output-1d", "output-2d"]  # of the sweep that is measured by default
@@ -30,8 +32,7 @@ EPILOG = """examples:
 # ---- the command line
 
 
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_train(add: Add) -> None:
     precisions = ("fp32", "bf16", "auto")
     add("--sizes", nargs="+", help=f"{SIZES}; default small medium, on a GPU B L")
     add("--arms", nargs="+", help="arms of foresight; default ntp mirai-e-k3, on a GPU all")
@@ -39,43 +40,31 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, help="global batch size, instead of the size's own")
 
 
-def _add_sample(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_sample(add: Add) -> None:
     add("--sizes", nargs="+", help=f"{SIZES}; default small, on a GPU B")
     add("--batch-sizes", nargs="+", type=int, help="default 1 8 32, on a GPU 16 64 256 1024")
     add("--cfg-scales", nargs="+", type=float, default=[1.0, 2.0], help="guidance; default 1 2")
 
 
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    memory = [5000, 50_000]
+def _add_evaluate(add: Add) -> None:
     add("--config", default="digits", help="a run file or the name of a profile; default digits")
     add("--statistics", type=int, default=5000, help="features of the statistics; default 5000")
-    add(
-        "--memory",
-        type=int,
-        nargs="*",
-        default=memory,
-        help="images of the memory readings; default 5000 50000",
-    )
-    add_settings(parser)
+    # The peak memory is read for each of these numbers of images. Their difference is what grows.
+    images = [5000, 50_000]
+    add("--memory", type=int, nargs="*", default=images, help="images; default 5000 50000")
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_data(add: Add) -> None:
     add("--images", type=int, default=8192, help="number of images that are written; default 8192")
 
 
-def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_sweep(add: Add) -> None:
     add("file", type=Path, nargs="?", help="sweep file; default that of the injection level")
     add("--only", nargs="+", default=ARMS, metavar="ARM", help=f"default {' '.join(ARMS)}")
     add("--seeds", nargs="+", type=int, default=[0, 1], help="default 0 1")
-    add_settings(parser)
 
 
-def _add_parity(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_parity(add: Add) -> None:
     add("--peer", type=Path, required=True, help="folder of the checkout, whose code is run")
     add("--size", choices=list(MODEL_SIZES), default="B", help="model size; default B")
     add("--grid", type=int, default=16, help="tokens per side; default 16, as in Mirai's offsets")
@@ -87,11 +76,9 @@ def _add_parity(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of weights and inputs; default 0")
     add("--tolerance", type=float, default=TOLERANCE, help="relative; default 1e-4, else exit code 1")
     add("--out", type=Path, help="folder for parity_<peer>.json and .md")
-    add_device(parser)
 
 
-def _add_shared(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_shared(add: Add) -> None:
     compile = argparse.BooleanOptionalAction
     add("--rounds", type=int, default=9, help="rounds that count, after two that do not; default 9")
     add("--threads", type=int, default=2, help="number of CPU threads; default 2")
@@ -104,11 +91,10 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         help="checkout of Mirai or LlamaGen, whose code is run",
     )
     add("--out", type=Path, help="JSON file to write; for `targets` a folder")
-    add_device(parser)
 
 
 # What adds the options of each measurement, and what --help says of it.
-MEASUREMENTS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+MEASUREMENTS: dict[str, tuple[Callable[[Add], None], str]] = {
     "train": (_add_train, "measures a training step and its parts, by size, arm and precision"),
     "sample": (_add_sample, "measures sampling, by batch size and guidance"),
     "evaluate": (_add_evaluate, "measures one evaluation, extractors, statistics and peak memory"),
@@ -129,12 +115,19 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(dest="kind", required=True, metavar="COMMAND")
     for kind, (add_options, what) in MEASUREMENTS.items():
         sub = commands.add_parser(kind, help=what)
-        _add_shared(sub)
-        add_options(sub)
-    _add_shared(commands.add_parser("targets", help="measures all that the targets need here"))
-    again = commands.add_parser("report", help="writes tables and chart of a folder of JSON files")
-    again.add_argument("folder", type=Path)
-    _add_parity(commands.add_parser("parity", help="compares what both codes compute, in float32"))
+        _add_shared(sub.add_argument)
+        add_options(sub.add_argument)
+        add_device(sub)
+        if kind in ("evaluate", "sweep"):
+            add_settings(sub)
+    sub = commands.add_parser("targets", help="measures all that the targets need here")
+    _add_shared(sub.add_argument)
+    add_device(sub)
+    sub = commands.add_parser("report", help="writes tables and chart of a folder of JSON files")
+    sub.add_argument("folder", type=Path)
+    sub = commands.add_parser("parity", help="compares what both codes compute, in float32")
+    _add_parity(sub.add_argument)
+    add_device(sub)
     return result
 
 

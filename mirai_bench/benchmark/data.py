@@ -32,7 +32,7 @@ BATCH = 256
 
 def write_both(folder: Path, images: int) -> None:
     """Writes the same random codes in both layouts."""
-    codes = np.random.default_rng(0).integers(VOCABULARY, size=(images, 1, NUM_TOKENS))
+    codes = np.random.default_rng(0).integers(VOCABULARY, size=(images, 1, NUM_TOKENS))  # int64
     labels = np.arange(images) % CLASSES
     for name in ("shards", "codes", "labels"):
         (folder / name).mkdir()
@@ -45,16 +45,13 @@ def write_both(folder: Path, images: int) -> None:
 
 
 def read_shards(folder: Path, order: np.ndarray) -> float:
-    """Reads the images `order` from shards.
-
-    Returns the seconds from opening them to the last batch.
-    """
+    """Reads the images `order` from shards. Returns the seconds, from opening to the last batch."""
     start = time.perf_counter()
     names = sorted(path.stem for path in (folder / "shards").iterdir())
     codes = open_shards(folder, names)
     labels = np.load(folder / "labels.npy", allow_pickle=False)
     for rows in np.split(order, range(BATCH, len(order), BATCH)):
-        codes.take(rows, np.zeros_like(rows)).astype(np.int64)
+        codes.take(rows, np.zeros_like(rows)).astype(np.int64)  # (B, T) of view 0
         labels[rows]
     return time.perf_counter() - start
 

@@ -16,18 +16,11 @@ from mirai_bench.benchmark.targets import Row
 from mirai_bench.benchmark.timing import MEBIBYTE, alternate, in_fresh_process, spread, timed
 from mirai_bench.config.load import load_run
 from mirai_bench.config.run_config import RunConfig
+from mirai_bench.evaluate import measure as measuring
+from mirai_bench.evaluate import networks
 from mirai_bench.evaluate.evaluation import Evaluator
 from mirai_bench.evaluate.extractors import EXTRACTORS, Extractor, FeatureCollector, open_extractor
-from mirai_bench.evaluate.measure import compare
-from mirai_bench.evaluate.measure import measure as measure_images
 from mirai_bench.evaluate.metrics import Moments, frechet, square_root
-from mirai_bench.evaluate.networks import (
-    COMPAT_FILE,
-    DINOV2_FILES,
-    DINOV2_MODEL,
-    TORCHSCRIPT_FILES,
-    InceptionCompat,
-)
 from mirai_bench.evaluate.references import Reference, open_reference
 from mirai_bench.model.transformer import build_model
 from mirai_bench.utils.assets import find_asset
@@ -38,7 +31,11 @@ DIGITS_SIZE = 8  # pixels
 DIGITS_DIMENSIONS = 64  # of the features of digits, which are float64
 
 # The weight files of each extractor that needs one.
-FILES = {"inception": (COMPAT_FILE,), "inception_2015": tuple(TORCHSCRIPT_FILES), "dinov2": DINOV2_FILES}
+FILES = {
+    "inception": (networks.COMPAT_FILE,),
+    "inception_2015": tuple(networks.TORCHSCRIPT_FILES),
+    "dinov2": networks.DINOV2_FILES,
+}
 
 
 def measure(
@@ -88,17 +85,17 @@ def noise(count: int, side: int, seed: int = 0) -> np.ndarray:
 
 def _random_inception(path: Path) -> None:
     torch.save({}, path)
-    with patch.object(
-        nn.Module, "load_state_dict"
-    ):  # the constructor loads a file: here it keeps random weights
-        network = InceptionCompat(path).network
+    # The network's constructor loads a file. It keeps its random weights if loading does nothing.
+    with patch.object(nn.Module, "load_state_dict"):
+        network = networks.InceptionCompat(path).network
     torch.save(network.state_dict(), path)
 
 
 def _random_dinov2(path: Path) -> None:
     import timm
 
-    torch.save(timm.create_model(DINOV2_MODEL, pretrained=False, num_classes=0).state_dict(), path)
+    network = timm.create_model(networks.DINOV2_MODEL, pretrained=False, num_classes=0)
+    torch.save(network.state_dict(), path)
 
 
 # Functions that write a file of random weights, with which a network is as fast as with its own.
@@ -108,9 +105,7 @@ UNTRAINED: dict[str, Callable[[Path], None]] = {"inception": _random_inception, 
 def find_extractor(config: RunConfig, name: str, device: torch.device) -> tuple[Extractor, str] | None:
     """Returns an extractor, and whether its weights are its `own` or `random`.
 
-    None if it cannot be built.
-
-    Nothing is downloaded for a benchmark.
+    Nothing is downloaded for a benchmark. Returns None if the extractor cannot be built.
     """
     if name not in FILES or find_asset(config.machine.assets, *FILES[name]) is not None:
         return open_extractor(config, name, device), "own"
@@ -160,7 +155,7 @@ def statistics_rows(count: int) -> list[Row]:
         "moments": lambda: Moments(DIMENSIONS).add(ours),
         "square root of the reference's covariance": lambda: square_root(reference.pool.cov),
         "Fréchet distance with that root at hand": lambda: frechet(gaussian, reference.pool, root),
-        "all metrics": lambda: compare(samples, reference, cpu),
+        "all metrics": lambda: measuring.compare(samples, reference, cpu),
     }
     rows = []
     for what, work in works.items():
@@ -188,7 +183,7 @@ def memory_row(config: RunConfig, images: int) -> Row:
     torch.set_num_threads(config.machine.threads)
     extractor = open_extractor(config, "digits", torch.device("cpu"))
     reference = open_reference(config, "train", extractor)
-    measure_images(Noise(images), extractor, reference)
+    measuring.measure(Noise(images), extractor, reference)
     status = Path("/proc/self/status").read_text().splitlines()
     peak_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
     features = images * DIGITS_DIMENSIONS * 8 / MEBIBYTE

@@ -135,9 +135,8 @@ def targets_table(rows: list[Row]) -> str:
 def chart(rows: list[Row], path: Path) -> None:
     """Draws how many times as fast as the peer's step our training steps are.
 
-    Without such rows there is no chart.
-
-    They are compared with the peer's fp32 step, and on a GPU with its bf16 step.
+    They are compared with the peer's fp32 step, and on a GPU with its bf16 step. Without such rows
+    there is no chart.
     """
     import matplotlib
 

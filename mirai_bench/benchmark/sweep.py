@@ -63,7 +63,7 @@ def row_of(plan: Plan, report: Report) -> Row:
     for folder in folders:
         for part, seconds in folder.measured_seconds().items():
             spent[part] = spent.get(part, 0.0) + seconds
-    useful = sum(spent.values())
+    useful = sum(spent.values())  # so far: training steps, sampling, evaluation
     wall = sum(report.phases.values())
     rest = report.trial_seconds - report.ready_seconds - useful
     spent["imports and checks in trials"] = report.ready_seconds
@@ -92,6 +92,7 @@ def measure(
     before = Report()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        # The sweep's driver, its trials and the table all find MLflow there.
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         settings = settings or a_minute(file, only[:2], seeds[0], device, folder / "first")
         settings = [*settings, f"machine.runs={folder / 'runs'}", f"machine.device={device}"]

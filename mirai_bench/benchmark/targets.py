@@ -49,6 +49,7 @@ class Target:
         for row in rows:
             fitting = all(row.get(name) == value for name, value in fields.items())
             number: Any = row if fitting else None
+            # A row without one of the keys, for instance of a step without a peer, has no number.
             for key in self.path.split("."):
                 number = number.get(key) if isinstance(number, dict) else None
             if number is not None:

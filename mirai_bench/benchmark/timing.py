@@ -99,16 +99,15 @@ def ceiling(device: torch.device, precision: str, rounds: int = 5) -> float:
     a = torch.randn(side, side, device=device).to(dtype)
     b = torch.randn(side, side, device=device).to(dtype)
     samples = alternate({"matmul": lambda: a @ b}, device, rounds)["matmul"]
+    # A product of n x n matrices is n³ multiply-adds.
     return 2.0 * side**3 / min(sample.busy for sample in samples)
 
 
 def with_peak(build: Callable[[], Step], device: torch.device) -> tuple[Step, float | None]:
-    """Builds a step and calls it twice.
+    """Builds a step and calls it twice. Returns it with its peak memory in MiB.
 
-    Returns it with its peak memory in MiB, beyond what was in use before.
-
-    The peak is None on a CPU, whose allocator reuses freed memory, so that the resident set does
-    not reflect one step.
+    The peak is what exceeds the memory that was in use before. It is None on a CPU, whose
+    allocator reuses freed memory, so that the resident set does not reflect one step.
     """
     before = 0
     if device.type == "cuda":
@@ -116,7 +115,7 @@ def with_peak(build: Callable[[], Step], device: torch.device) -> tuple[Step, fl
         before = torch.cuda.memory_allocated(device)
     step = build()
     step()
-    step()
+    step()  # whose gradients and moments are in memory from the start
     if device.type != "cuda":
         return step, None
     return step, (torch.cuda.max_memory_allocated(device) - before) / MEBIBYTE

@@ -69,6 +69,7 @@ def measure_cell(
     peer = options.peer(lambda peer: supports(peer, first.config))
     theirs = {} if peer is None else peer_steps(peer, first, memory)
     # 2. The rounds.
+    # In each round every step is called once, or on a GPU several times.
     calls = GPU_STEPS if options.on_gpu else 1
     samples = alternate({**ours, **theirs}, device, options.rounds, calls=calls)
     # 3. The rows.
@@ -117,7 +118,7 @@ def row_of(size: str, arm: str, step: TrainStep, samples: list[Sample]) -> Row:
     wall = spread([sample.wall for sample in samples])
     busy = spread([sample.busy for sample in samples])
     most = ceiling(step.trainer.device, hardware.precision)
-    flops = step_flops(config)
+    flops = step_flops(config)  # of one image
     if flops is not None:
         flops *= batch
     images = batch / wall["median"]

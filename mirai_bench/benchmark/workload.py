@@ -87,7 +87,7 @@ class StoredFeatures:
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.width = DINOV2_WIDTH
         shape = (config.train.batch_size, config.num_tokens, self.width)
-        self.features = torch.randn(shape, device=device).half()
+        self.features = torch.randn(shape, device=device).half()  # (B, T, Z)
 
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the features (B, T, Z)."""
@@ -95,10 +95,7 @@ class StoredFeatures:
 
 
 class TrainStep:
-    """Our trainer.
-
-    Each call is one step, whose loss the host reads as for a line of the journal.
-    """
+    """Computes one step of our trainer per call, and reads its loss on the host as a log line does."""
 
     def __init__(self, config: RunConfig, hardware: Hardware) -> None:
         self.config = config
@@ -108,7 +105,7 @@ class TrainStep:
         foresight = config.foresight.model_copy(update={"encoder": encoder})
         without_cache = config.model_copy(update={"foresight": foresight})
         self.trainer = Trainer(without_cache, hardware, codes=random_codes(config, hardware.device))
-        level = self.trainer.objective.foresight
+        level = self.trainer.objective.foresight  # has its projectors already, of DINOv2's width
         if config.foresight.encoder.cache and isinstance(level, InternalLevel):
             level.source = StoredFeatures(config, hardware.device)
 

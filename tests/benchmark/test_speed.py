@@ -306,7 +306,7 @@ def test_extractors_whose_weights_are_not_at_hand_are_measured_with_random_ones(
     make_config, monkeypatch, tmp_path
 ):
     from mirai_bench.benchmark import evaluate
-    from mirai_bench.evaluate.networks import Dinov2
+    from mirai_bench.evaluate import networks
 
     monkeypatch.delenv("MIRAI_BENCH_ASSETS", raising=False)
     monkeypatch.setattr(evaluate, "noise", lambda n, side: np.zeros((1, side, side, 3), np.uint8))
@@ -317,11 +317,11 @@ def test_extractors_whose_weights_are_not_at_hand_are_measured_with_random_ones(
     assert lacking["status"].startswith("not measured")
     pytest.importorskip("timm")
     small = "vit_small_patch14_dinov2"
-    monkeypatch.setattr(evaluate, "DINOV2_MODEL", small)
+    monkeypatch.setattr(networks, "DINOV2_MODEL", small)
     evaluate.UNTRAINED["dinov2"](tmp_path / "random.pth")
-    assert Dinov2(tmp_path / "random.pth", small).eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[
-        "pool"
-    ].shape == (1, 384)
+    assert networks.Dinov2(tmp_path / "random.pth", small).eval()(
+        torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    )["pool"].shape == (1, 384)
 
 
 def test_evaluate(trained_run, monkeypatch):

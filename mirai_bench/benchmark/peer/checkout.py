@@ -85,6 +85,7 @@ def peer_packages(path: Path) -> Iterator[None]:
     before = {name: module for name, module in sys.modules.items() if _is_of_peer(name)}
     for name in before:
         del sys.modules[name]
+    # A module with a __path__ is a package, whose submodules are looked for there.
     for name in PACKAGES:
         package = ModuleType(name)
         package.__path__ = [str(path / name.replace(".", "/"))]
@@ -109,7 +110,7 @@ def function_of(file: Path, name: str, names: dict[str, Any]) -> Callable[..., A
     if not functions:
         raise UserError(f"{file} has no function {name}: is this checkout another version?")
     function = functions[0]
-    function.decorator_list = []
+    function.decorator_list = []  # such as torch.compiler.allow_in_graph, which is not at hand
     code = compile(ast.Module([function], []), str(file), "exec")
     space = dict(names)
     exec(code, space)  # the user's own checkout, named on the command line
@@ -118,15 +119,13 @@ def function_of(file: Path, name: str, names: dict[str, Any]) -> Callable[..., A
 
 @cache
 def load_peer(path: Path) -> Peer:
-    """Imports the official code.
-
-    Raises UserError if the folder is not a checkout of LlamaGen or Mirai.
-    """
+    """Imports the official code. Raises UserError if the folder is not a checkout of it."""
     path = path.expanduser().absolute()
     if not (path / MODEL).is_file():
         raise UserError(
             f"--peer {path} holds no {MODEL}: write the folder of a checkout of LlamaGen or Mirai"
         )
+    # 1. Modules, which import each other by the checkout's own package names.
     is_mirai = (path / MIRAI_MODEL).is_file()
     with peer_packages(path):
         gpt = importlib.import_module("autoregressive.models.gpt")
@@ -135,6 +134,7 @@ def load_peer(path: Path) -> Peer:
             generate = importlib.import_module("autoregressive.models.generate")
         update_ema = importlib.import_module("utils.ema").update_ema
         mirai = _load_mirai(path) if is_mirai else None
+    # 2. The optimizer. It logs how many tensors decay.
     trainer = path / (TRAINERS["E"] if is_mirai else LLAMAGEN_TRAINER)
     creat_optimizer = function_of(trainer, "creat_optimizer", {"torch": torch, "inspect": inspect})
 

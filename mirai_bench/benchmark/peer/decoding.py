@@ -42,6 +42,7 @@ def compare_sampling(pair: ParityPair, cfg_scale: float) -> list[Row]:
         if pair.peer.generate is None and label != PLAIN:
             continue
         protocol = Protocol(name="parity", num_samples=2, cfg_scale=cfg_scale, **choices)
+        # In free running each code depends on the earlier ones, so one difference changes the rest.
         free = Sampler(pair.model, protocol, count)(pair.labels, range(count))
         theirs, logits = peer_sample(pair, protocol)
         ours = our_logits(pair, theirs, cfg_scale)
@@ -73,7 +74,7 @@ def distance_outside(logits: Tensor, codes: Tensor, uniform: Tensor, protocol: P
     for position in range(codes.shape[1]):
         allowed = restrict(logits[:, position] / protocol.temperature, protocol.top_k, protocol.top_p)
         probabilities = allowed.double().softmax(-1)
-        ends = probabilities.cumsum(-1)
+        ends = probabilities.cumsum(-1)  # (B, V), the upper end of each code's interval
         chosen = codes[:, position, None]
         upper = ends.gather(1, chosen)[:, 0]
         lower = upper - probabilities.gather(1, chosen)[:, 0]
@@ -115,7 +116,7 @@ def peer_sample(pair: ParityPair, protocol: Protocol) -> tuple[Tensor, Tensor]:
 
 def decode_loop(peer: Any, labels: Tensor, count: int, scale: float, sample: Draw) -> Tensor:
     """Returns `count` codes per image: prefill with the class, then one guided token at a time."""
-    both = torch.cat([labels, torch.full_like(labels, peer.num_classes)])
+    both = torch.cat([labels, torch.full_like(labels, peer.num_classes)])  # (2B,) with null class
     dtype = peer.tok_embeddings.weight.dtype
     with labels.device:
         peer.setup_caches(max_batch_size=len(both), max_seq_length=1 + count, dtype=dtype)
@@ -137,10 +138,10 @@ def our_logits(pair: ParityPair, codes: Tensor, scale: float) -> Tensor:
     labels = pair.labels
     both = torch.cat([labels, torch.full_like(labels, model.classes)])
     cache = model.new_cache(len(both))
-    x = model.cls_embedding.embedding_table(both)
+    x = model.cls_embedding.embedding_table(both)  # (2B, D), the input of the next position
     steps = []
     for position in range(model.tokens):
-        logits = model.decode(x, HostPosition(position), cache).float()
+        logits = model.decode(x, HostPosition(position), cache).float()  # (2B, V)
         steps.append(guide(logits, scale))
         x = model.tok_embeddings(codes[:, position].repeat(2))
     return torch.stack(steps, 1)

@@ -71,14 +71,14 @@ def compare_heads(pair: ParityPair, mirai: MiraiCode) -> list[Row]:
     with torch.no_grad():
         states = pair.ema.states(tokens, labels, pair.layer)
         official = teacher.forward_ema(idx=tokens[:, :-1], cond_idx=labels)
-    rows = [difference("EMA teacher's state (E)", states, official)]
+    rows = [difference("EMA teacher's state (E)", states, official)]  # (B, T, D)
     for kind, config, features in (("E", pair.e, official), ("I", pair.i, pair.features)):
         level = pair.level(config)
         peer = pair.theirs(mirai.models, pair.model, level)
         with torch.no_grad():
             hidden = pair.model(tokens, labels, tap=pair.layer).hidden
-            ours = level.projector(hidden)
-            projected = peer(tokens[:, :-1], labels, targets=tokens)[1]
+            ours = level.projector(hidden)  # (K, B, T, D)
+            projected = peer(tokens[:, :-1], labels, targets=tokens)[1]  # K times (B, T, D)
             losses = cosine_loss(ours, features, level.index, level.valid)
             theirs = [loss + 1 for loss in mirai.head_losses[kind]([features], projected)]
         if kind == "E":
@@ -126,6 +126,7 @@ def compare_step(pair: ParityPair) -> list[Row]:
     loss.backward()
     norm = nn.utils.clip_grad_norm_(objective.parameters(), recipe.clip)
     # 3. Both, before and after the step.
+    # The official loss of each head is smaller by 1, and λ of them are summed over K heads.
     offset = 0.0 if level is None else foresight.weight * foresight.k
     what = "NTP" if level is None else "NTP + Σ λ·head"
     gradients = _pairs(objective, peer, lambda parameter: parameter.grad)
@@ -169,6 +170,7 @@ def _compare_ema(pair: ParityPair, peer: nn.Module, level: InternalLevel | None)
     """Compares how far each EMA moves from the same start towards the peer's new weights."""
     ours = clone_as_ema(pair.ema)
     theirs = pair.theirs(pair.peer.models, pair.ema, level)
+    # Our EMA follows the official weights, so that only the EMA itself can differ.
     stepped = copy.deepcopy(pair.model)
     stepped.load_state_dict(split_projectors(dict(peer.named_parameters()))[0])
     pair.peer.update_ema(theirs, peer, decay=EMA_DECAY)

@@ -111,7 +111,7 @@ class PeerStep:
         inputs = batch.tokens[:, :-1]
         with torch.autocast(self.codes.device.type, torch.bfloat16, enabled=self.bf16):
             outputs = self.model(cond_idx=batch.labels, idx=inputs, targets=batch.tokens)
-        ntp = outputs[-1]
+        ntp = outputs[-1]  # of (logits, loss), or with projectors (logits, states, loss)
         losses = self._head_losses(batch, outputs[1]) if self.config.foresight.internal else []
         loss = ntp + sum(HEAD_WEIGHT * head for head in losses)
         loss.backward()
@@ -138,5 +138,5 @@ class PeerStep:
         else:
             images = self.codes.pixels(batch.index, batch.view).permute(0, 3, 1, 2).float() / 255
             tokens = self.encoder.forward_features(mirai.resize(images))
-            features = tokens[:, self.encoder.num_prefix_tokens :].detach()
+            features = tokens[:, self.encoder.num_prefix_tokens :].detach()  # (B, T, Z)
         return mirai.head_losses["I"]([features], states)
