@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mirai_bench.tracking.records import COSTS
 from mirai_bench.utils.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ HIGHER = ("IS", "precision", "recall", "density", "coverage", "class_accuracy")
 # Parts of a record that decide what its numbers mean. Records that differ in them are never mixed.
 MEASURED_WITH = ("protocol", "extractor", "reference")
 # Columns of the frame: fields of a record, and fields of its run.
-OWN_COLUMNS = ("step", "epoch", "train_flops", "train_seconds", "sample_seconds", "evaluate_seconds")
+OWN_COLUMNS = ("step", "epoch", *COSTS)
 RUN_COLUMNS = ("fingerprint", "protocol_digest", "device", "parameters")
 
 

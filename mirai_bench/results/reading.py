@@ -110,8 +110,9 @@ def read_mlflow(sweep: str | None = None) -> list[Results]:
     with _garbage_is_kept(), tempfile.TemporaryDirectory() as scratch:
         for parent in client.search_runs([experiment], "tags.kind = 'sweep'", order_by=oldest_first):
             if sweep in (None, parent.info.run_id):
-                results.append(_read_sweep(client, experiment, parent, Path(scratch)))
-    return [found for found in results if found is not None]
+                found = _read_sweep(client, experiment, parent, Path(scratch))
+                results += [found] if found else []
+    return results
 
 
 def _read_sweep(client: MlflowClient, experiment: str, parent: Run, scratch: Path) -> Results | None:

@@ -1,4 +1,4 @@
-"""What a record says about where it comes from: the commit and the versions of the software."""
+"""What a record says about the code that made it: its commit and the versions of its packages."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# The packages whose versions matter to a number.
 PACKAGES = ("mirai-bench", "torch", "numpy", "torch-fidelity", "ray", "mlflow", "timm")
 HERE = Path(__file__).resolve().parent
 
 
 @lru_cache
 def git_state(folder: Path = HERE) -> dict[str, Any]:
-    """Returns the commit of a checkout, by default of this code, and whether tracked files differ from it.
+    """Returns the commit of a checkout, by default of this code, and whether tracked files differ.
 
     Both are None if the folder is not part of a git checkout.
     """
@@ -26,18 +25,18 @@ def git_state(folder: Path = HERE) -> dict[str, Any]:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """Returns what git prints, or None if it fails."""
+    """Returns what a git command prints about a checkout, or None if it fails."""
     command = ["git", "-C", str(folder), *words]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return done.stdout.strip()
 
 
 @lru_cache
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of those PACKAGES that are installed."""
+    """Returns the versions of Python and of the installed packages that matter to a number."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -1,4 +1,5 @@
-"""What an evaluation record holds, packed: what stays the same from one evaluation of a run to the next is written once, before them.
+"""Packs evaluation records: what stays the same between the evaluations of a run is written once,
+before them.
 
 {"kind": "run", …PROVENANCE}  {"kind": "evaluation", …MEASURED}  {"kind": "evaluation", …}  …
 """
@@ -10,26 +11,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-MEASURED = (
-    "step",
-    "epoch",
-    "metrics",
-    "train_flops",
-    "train_seconds",
-    "sample_seconds",
-    "evaluate_seconds",
-    "grid",
-)
-
-
-PROVENANCE = (
-    "fingerprint", "profile", "protocol", "protocol_digest", "extractor", "reference", "device", "precision", "parameters", "workers",
-    "git", "versions", "config",
-)  # fmt: skip
+COSTS = ("train_flops", "train_seconds", "sample_seconds", "evaluate_seconds")
+# Fields of an evaluation, in the order in which they are written.
+MEASURED = ("step", "epoch", "metrics", *COSTS, "grid")
+# Fields of its run: who it is, what it was measured with, what made it.
+_PROTOCOL = ("protocol", "protocol_digest", "extractor", "reference")
+_MADE_BY = ("device", "precision", "parameters", "workers", "git", "versions", "config")
+PROVENANCE = ("fingerprint", "profile", *_PROTOCOL, *_MADE_BY)
 
 
 def pack(evaluations: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Evaluation lines of a journal → packed lines."""
+    """Yields the packed lines of the evaluation lines of a journal."""
     last: dict[str, Any] = {}
     for line in evaluations:
         run = {key: line[key] for key in PROVENANCE if key in line}
@@ -40,25 +32,30 @@ def pack(evaluations: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def unpack(lines: Iterable[dict[str, Any]], **labels: Any) -> list[dict[str, Any]]:
-    """Packed lines → records in order of step: MEASURED fields, `labels`, and `run`, one object for all evaluations that share it.
+    """Returns the records of packed lines, in the order of their steps.
 
-    Of two evaluations of one step under one protocol the later one stands.
+    A record has the fields MEASURED, the labels, and `run`, which is one object for all evaluations
+    that share it. Of two evaluations of one step under one protocol the later one counts.
     """
     found: dict[tuple[int, str], dict[str, Any]] = {}
     run: dict[str, Any] = {}
     for line in lines:
+        fields = {key: value for key, value in line.items() if key != "kind"}
         if line["kind"] == "run":
-            run = {key: value for key, value in line.items() if key != "kind"}
+            run = fields
         else:
-            found[line["step"], run["protocol_digest"]] = (
-                {key: value for key, value in line.items() if key != "kind"} | labels | {"run": run}
-            )
+            found[line["step"], run["protocol_digest"]] = fields | labels | {"run": run}
     return [found[key] for key in sorted(found)]
 
 
 def read_plans(runs: Path) -> list[dict[str, Any]]:
-    """The plans of all sweeps in this folder of runs: {axis, profile, question, baseline, arms, cells: [{arm, seed, fingerprint}]}."""
-    found = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((runs / "sweeps").glob("*.json"))
-    ]
-    return [plan for plan in found if isinstance(plan, dict) and "cells" in plan]
+    """Returns the plans of all sweeps in this folder of runs.
+
+    A plan is {axis, profile, question, baseline, arms, cells: [{arm, seed, fingerprint}]}.
+    """
+    found = []
+    for path in sorted((runs / "sweeps").glob("*.json")):
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(plan, dict) and "cells" in plan:
+            found.append(plan)
+    return found

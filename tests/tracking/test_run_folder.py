@@ -1,59 +1,242 @@
-"""The folder of a run: its progress, and what a failed attempt leaves in it."""
+"""The folder of a run: its state by one rule, its failures, its progress, and what its journal accounts for."""
 
 import json
+import pickle
+import subprocess
+import sys
 import time
 
 import pytest
 
-from mirai_bench.config.load import SWEEPS
-from mirai_bench.sweep import driver
-from mirai_bench.sweep.plan import make_plan
-from mirai_bench.tracking.run_folder import (
-    RunFailed,
-    failure_left,
-    failure_of,
-    leave_failure,
-    progress_of,
-    take_failure,
+from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
+from mirai_bench.utils.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An empty folder of a run."""
+    return RunFolder(tmp_path / "run")
+
+
+def write_journal(folder, *lines):
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.journal.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+# ---- which run it is
+
+
+def test_a_folder_holds_a_run_once_its_configuration_is_written(folder):
+    assert not folder.holds_run
+    with pytest.raises(UserError, match=r"run' is not a run folder \(it has no config.json\)"):
+        folder.check()
+    with pytest.raises(UserError, match="is not a run folder"):
+        folder.config_fields()
+    folder.write_config('{"seed": 3}')
+    folder.check()
+    assert folder.holds_run
+    assert folder.config_fields() == {"seed": 3}
+
+
+def test_a_grid_is_named_by_its_epoch(folder):
+    assert str(folder.grid_file(2.5)) == "samples/epoch_0002.50.png"
+    assert folder.path / folder.grid_file(2.5) == folder.grids / "epoch_0002.50.png"
+
+
+# ---- the state
+
+HOLD = """
+import sys
+from pathlib import Path
+from mirai_bench.tracking.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).lock(wait=False):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_process(folder):
+    """Another process that holds the run's lock."""
+    words = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_run_is_pending_until_it_is_started(folder):
+    assert folder.state == "pending"
+    assert not folder.path.exists(), "asking for the state makes no folder"
+
+
+def test_a_run_whose_lock_another_process_holds_is_running(folder, other_process):
+    folder.write_failure(Failure("of the attempt before"))
+    assert folder.state == "running"
+    with pytest.raises(UserError, match="is being trained by another process"), folder.lock(wait=False):
+        pass
+
+
+def test_a_run_whose_process_was_killed_is_pending(folder, other_process):
+    """The system releases the lock. Its file and a journal are left behind."""
+    write_journal(folder, {"kind": "start", "time": 0.0, "step": 0, "epoch": 0.0})
+    other_process.kill()
+    other_process.wait()
+    assert folder.lock_file.is_file()
+    assert folder.state == "pending"
+    with folder.lock(wait=True):
+        assert folder.state == "running"
+    assert folder.state == "pending"
+
+
+def test_a_run_that_left_a_failure_has_failed(folder):
+    folder.write_failure(Failure("not finite", step=7))
+    assert folder.state == "failed"
+
+
+def test_a_run_that_is_done_stays_done(folder):
+    folder.path.mkdir()
+    folder.mark_done(step=90, seconds=12.5)
+    folder.write_failure(Failure("too late"))
+    with folder.lock(wait=False):
+        assert folder.state == "done"
+    assert folder.is_done
+    assert json.loads(folder.done_file.read_text()) == {"step": 90, "seconds": 12.5}
+
+
+# ---- failures
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Failure("out of memory", micro_batches=4),
+        Failure("not finite", step=7, final=True),
+        Failure("a worker was lost"),
+    ],
 )
+def test_a_failure_comes_back_as_it_was_written(folder, failure):
+    folder.write_failure(failure)
+    assert folder.failure() == failure
 
-FILE = SWEEPS / "injection_level.yaml"
+
+def test_the_first_failure_of_an_attempt_stands(folder):
+    """If several ranks fail, the others fail because the first one is gone."""
+    folder.write_failure(Failure("not finite", step=7))
+    folder.write_failure(Failure("the other rank is gone"))
+    assert folder.failure() == Failure("not finite", step=7)
 
 
-def test_progress_of_a_resumed_run(here, tmp_path):
+def test_a_new_attempt_takes_the_failure_and_may_leave_its_own(folder):
+    folder.write_failure(Failure("MemoryError: too little", micro_batches=4))
+    assert folder.take_failure() == Failure("MemoryError: too little", micro_batches=4)
+    assert folder.take_failure() is None
+    assert folder.state == "pending"
+    folder.write_failure(Failure("another one"))
+    assert folder.failure() == Failure("another one")
+
+
+@pytest.mark.parametrize("content", ["", "not JSON", "[1, 2]", '{"step": 3}'])
+def test_a_failure_that_cannot_be_read_is_a_failure_all_the_same(folder, content):
+    folder.path.mkdir()
+    folder.failure_file.write_text(content)
+    assert folder.state == "failed"
+    assert folder.failure() == Failure("no reason was left")
+
+
+def test_fields_of_a_failure_that_this_version_does_not_know_are_left_out(folder):
+    folder.path.mkdir()
+    folder.failure_file.write_text('{"reason": "x", "host": "a"}')
+    assert folder.failure() == Failure("x")
+
+
+def test_a_failure_without_micro_batches_is_written_without_them(folder):
+    folder.write_failure(Failure.of(RunFailed("not finite", 7)))
+    expected = {"reason": "not finite", "step": 7, "final": True}
+    assert json.loads(folder.failure_file.read_text()) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (RunFailed("not finite", 7), Failure("not finite", 7, final=True)),
+        (UserError("wrong config"), Failure("wrong config", final=True)),
+        (MemoryError("too little"), Failure("MemoryError: too little", micro_batches=2)),
+    ],
+)
+def test_an_error_is_final_if_another_attempt_would_end_in_the_same_way(error, failure):
+    assert Failure.of(error, failure.micro_batches) == failure
+
+
+def test_a_failure_says_the_step_at_which_it_happened():
+    assert str(Failure("not finite", 7)) == "not finite (step 7)"
+    assert str(Failure("a worker was lost")) == "a worker was lost"
+
+
+def test_the_step_survives_the_way_from_a_worker_to_its_trial():
+    error = pickle.loads(pickle.dumps(RunFailed("not finite", 7)))
+    assert (str(error), error.step) == ("not finite", 7)
+
+
+def test_a_failure_has_the_time_at_which_it_was_written(folder):
+    assert folder.failure_written_at() == 0.0
+    folder.write_failure(Failure("x"))
+    assert folder.failure_written_at() == pytest.approx(time.time(), abs=30)
+
+
+def test_a_full_disk_is_not_reported_twice(folder, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("mirai_bench.tracking.run_folder.write_text", full)
+    folder.write_failure(Failure("no space left on device"))
+    assert folder.failure() is None
+
+
+# ---- what the journal says
+
+
+def test_progress_of_a_resumed_run(folder):
+    """20 s per epoch since it was resumed, and six epochs to go."""
     now = time.time()
     lines = [("start", 0, now - 900), ("train", 2, now - 800), ("start", 2, now - 40), ("train", 4, now)]
-    text = "".join(
-        json.dumps({"kind": kind, "epoch": epoch, "step": 10 * epoch, "time": at}) + "\n"
-        for kind, epoch, at in lines
+    write_journal(folder, *({"kind": kind, "epoch": epoch, "time": at} for kind, epoch, at in lines))
+    with folder.journal.path.open("a") as file:
+        file.write('{"kind": "tr')
+    progress = folder.progress(epochs=10)
+    assert progress.epoch == 4
+    assert progress.seconds_left == pytest.approx(120, abs=5)
+
+
+def test_there_is_no_pace_before_the_first_step(folder):
+    assert folder.progress(epochs=10) == (0.0, None)
+    write_journal(folder, {"kind": "start", "epoch": 2.0, "time": time.time()})
+    assert folder.progress(epochs=10) == (2.0, None)
+
+
+def test_the_first_start_after_a_moment(folder):
+    starts = [{"kind": "start", "epoch": 0.0, "time": at} for at in (10.0, 20.0, 30.0)]
+    write_journal(folder, *starts, {"kind": "train", "epoch": 1.0, "time": 40.0})
+    assert folder.started_after(15.0) == 20.0
+    assert folder.started_after(30.0) is None
+
+
+def test_measured_seconds_are_those_of_training_steps_sampling_and_evaluation(folder):
+    assert folder.measured_seconds() == {"training steps": 0.0, "sampling": 0.0, "evaluation": 0.0}
+    evaluation = {"kind": "evaluation", "sample_seconds": 2.0, "evaluate_seconds": 0.5}
+    train = {"kind": "train", "train_seconds": 30.0}
+    write_journal(
+        folder, {"kind": "start"}, train, evaluation, evaluation, {"kind": "end", "train_seconds": 60.0}
     )
-    (tmp_path / "journal.jsonl").write_text(text + '{"kind": "tr')
-    config = make_plan(FILE, settings=["train.epochs=10", "evaluation.at=[10]"]).sweep.cells[0].config
-    progress = progress_of(tmp_path, config)
-    assert progress.epoch == 4 and progress.seconds_left == pytest.approx(120, abs=5), (
-        "20 s an epoch since it was resumed"
-    )
+    assert folder.measured_seconds() == {"training steps": 60.0, "sampling": 4.0, "evaluation": 1.0}
+    assert folder.num_evaluations() == 2
 
 
-def test_what_an_attempt_leaves_is_read_once(tmp_path):
-    leave_failure(tmp_path / "run", MemoryError("too little"), micro_batches=4)
-    assert take_failure(tmp_path / "run") == {
-        "reason": "MemoryError: too little",
-        "step": None,
-        "final": False,
-        "micro_batches": 4,
-    }
-    assert take_failure(tmp_path / "run") == {} == failure_left(tmp_path / "nowhere")
-    leave_failure(tmp_path / "run", RunFailed("not finite", 7))
-    assert json.loads((tmp_path / "run" / "failed.json").read_text()) == {
-        "reason": "not finite",
-        "step": 7,
-        "final": True,
-    }
-
-
-def test_a_cell_that_ray_gave_up_says_so(tmp_path):
-    driver.leave_failure(
-        tmp_path / "run", RuntimeError("Traceback …\n\nThe actor died unexpectedly\n"), retries=2
-    )
-    assert failure_of(tmp_path / "run") == "given up after 3 attempts: The actor died unexpectedly"
+def test_what_a_run_says_goes_to_its_log(folder, capsys):
+    with folder.log():
+        print("a result")
+        print("a message", file=sys.stderr)
+    with folder.log():
+        print("a second attempt")
+    assert folder.log_file.read_text() == "a result\na message\na second attempt\n"
+    assert capsys.readouterr() == ("", "")

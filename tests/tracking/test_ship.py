@@ -1,3 +1,5 @@
+"""What runs send to MLflow: everything once, whoever dies and however often."""
+
 import json
 import sqlite3
 import subprocess
@@ -13,7 +15,8 @@ import yaml
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking import ship as ship_module
 from mirai_bench.tracking.__main__ import command
-from mirai_bench.tracking.journal import Journal
+from mirai_bench.tracking.journal import read_journal
+from mirai_bench.tracking.run_folder import Failure, RunFolder
 from mirai_bench.tracking.ship import end_sweep, ship, start_sweep
 from mirai_bench.utils.errors import UserError
 from tests.support.synthetic import (
@@ -39,34 +42,31 @@ def store(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def cell(tmp_path, request):
-    """A finished run of the baseline, and its sweep under a name of this test's own."""
+    """The folder of a finished run of the baseline, and its sweep under a name of this test's own."""
     sweep = injection_level(only=["baseline"], seeds=[7])
-    folder = write_run(tmp_path / "runs", sweep.cells[0].config, lambda epoch: METRICS)
-    return folder, plan_of(sweep) | {"axis": request.node.name}
+    path = write_run(tmp_path / "runs", sweep.cells[0].config, lambda epoch: METRICS)
+    return RunFolder(path), plan_of(sweep) | {"axis": request.node.name}
 
 
 def children(store, plan):
-    found = store.search_runs(
-        [mlflow_store.experiment_id(store, "")], f"tags.axis = '{plan['axis']}' and tags.kind = 'run'"
-    )
-    return list(found)
+    query = f"tags.axis = '{plan['axis']}' and tags.kind = 'run'"
+    return list(store.search_runs([mlflow_store.experiment_id(store, "")], query))
 
 
 def points(store, run):
-    """(key, step) → number of points."""
-    return Counter(
-        (key, m.step) for key in run.data.metrics for m in store.get_metric_history(run.info.run_id, key)
-    )
+    """Returns the number of points of each (key, step)."""
+    counts = Counter()
+    for key in run.data.metrics:
+        counts.update((key, metric.step) for metric in store.get_metric_history(run.info.run_id, key))
+    return counts
 
 
 def expected_points(folder):
-    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    return {
-        (m.key, m.step): 1
-        for line in lines
-        if line["kind"] in ship_module.PREFIX
-        for m in ship_module._points(line)
-    }
+    expected = {}
+    for line in folder.journal.lines():
+        if line["kind"] in ship_module.PREFIX:
+            expected |= {(metric.key, metric.step): 1 for metric in ship_module._points(line)}
+    return expected
 
 
 def test_ship_sends_everything_once(store, cell, tmp_path):
@@ -78,25 +78,24 @@ def test_ship_sends_everything_once(store, cell, tmp_path):
     (run,) = children(store, plan)
     assert points(store, run) == expected_points(folder)
     assert ("train/foresight", 10) not in points(store, run), "a non-finite value is no point"
-    assert {key for key in run.data.metrics if key.startswith("eval/")} == {
-        f"eval/{key}"
-        for key in (
-            "epoch",
-            "FD-digits",
-            "precision",
-            "train_flops",
-            "train_seconds",
-            "sample_seconds",
-            "evaluate_seconds",
-        )
+    keys = {key for key in run.data.metrics if key.startswith("eval/")}
+    costs = ("train_flops", "train_seconds", "sample_seconds", "evaluate_seconds")
+    assert keys == {f"eval/{key}" for key in ("epoch", "FD-digits", "precision", *costs)}
+    tags = {
+        "axis": plan["axis"],
+        "arm": "baseline",
+        "seed": "7",
+        "fingerprint": folder.path.name,
+        "git_commit": "0" * 40,
+        "git_dirty": "False",
+        "profile": "digits",
+        "mlflow.parentRunId": parent,
     }
-    tags = run.data.tags
-    assert {key: tags[key] for key in ("axis", "arm", "seed", "fingerprint", "git_commit", "git_dirty", "profile", "mlflow.parentRunId")} == {
-        "axis": plan["axis"], "arm": "baseline", "seed": "7", "fingerprint": folder.name, "git_commit": "0" * 40, "git_dirty": "False",
-        "profile": "digits", "mlflow.parentRunId": parent,
-    }  # fmt: skip
-    assert run.data.params["train.lr"] == "0.002" and run.data.params["foresight.level"] == "none"
-    assert run.info.status == "FINISHED" and run.info.start_time == START * 1000
+    assert {key: run.data.tags[key] for key in tags} == tags
+    assert run.data.params["train.lr"] == "0.002"
+    assert run.data.params["foresight.level"] == "none"
+    assert run.info.status == "FINISHED"
+    assert run.info.start_time == START * 1000
     history = {m.step: m.timestamp for m in store.get_metric_history(run.info.run_id, "eval/FD-digits")}
     assert history == {epoch * 10: int((START + 1 + 10 * epoch) * 1000) for epoch in (2, 4, 6, 8, 12)}
     assert {info.path for info in store.list_artifacts(run.info.run_id, "samples")} == {
@@ -104,11 +103,11 @@ def test_ship_sends_everything_once(store, cell, tmp_path):
     }
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     assert yaml.safe_load((artifacts / "config.yaml").read_text())["train"]["epochs"] == 12
-    journal = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    packed = [json.loads(line) for line in (artifacts / "records.jsonl").read_text().splitlines()]
-    run, *evaluations = packed
-    for line in (x for x in journal if x["kind"] == "evaluation"):
-        assert {key: line[key] for key in (run | evaluations[0]) if key in line} == run | evaluations.pop(0)
+    run, *evaluations = read_journal(artifacts / "records.jsonl")
+    lines = [line for line in folder.journal.lines() if line["kind"] == "evaluation"]
+    for line, evaluation in zip(lines, evaluations, strict=True):
+        record = run | evaluation
+        assert {key: line[key] for key in record if key in line} == record
 
 
 def test_one_folder_under_two_sweeps(store, cell):
@@ -122,31 +121,28 @@ def test_one_folder_under_two_sweeps(store, cell):
 def test_growing_and_rewound_journal_adds_no_duplicate(store, tmp_path, cell):
     folder, plan = cell
     config = injection_level(only=["baseline"], seeds=[7]).cells[0].config
-    whole = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
-    (folder / "done.json").unlink()
-    (folder / "journal.jsonl").write_text(
-        "".join(whole[:9]) + whole[9][:20]
-    )  # the last line is being written
+    journal = folder.journal
+    whole = journal.path.read_text().splitlines(keepends=True)
+    folder.done_file.unlink()
+    journal.path.write_text("".join(whole[:9]) + whole[9][:20])  # the last line is being written
     labels = {"parent": start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 7}
     assert ship(folder, **labels)
     assert children(store, plan)[0].info.status == "RUNNING"
-    journal = Journal(folder / "journal.jsonl")
     journal.rewind(30)  # back to a checkpoint: the steps after it are trained again, at another time
     for epoch in range(4, 7):
-        journal.append(train_line(10 * epoch, 2.0 * epoch, 1e12 * epoch) | {"time": START + 500 + epoch})
+        line = train_line(10 * epoch, 2.0 * epoch, 1e12 * epoch)
+        journal.append(line | {"time": START + 500 + epoch})
         if epoch in (4, 6):
-            journal.append(
-                evaluation_line(config, 10 * epoch, METRICS, 2.0 * epoch, 1e12)
-                | {"time": START + 501 + epoch}
-            )
+            line = evaluation_line(config, 10 * epoch, METRICS, 2.0 * epoch, 1e12)
+            journal.append(line | {"time": START + 501 + epoch})
         assert ship(folder, **labels)
     (run,) = children(store, plan)
     assert points(store, run) == expected_points(folder)
-    (folder / "failed.json").write_text(json.dumps({"reason": "not finite", "step": 60}))
+    folder.write_failure(Failure("not finite", 60))
     assert ship(folder, **labels)
     (run,) = children(store, plan)
     assert (run.info.status, run.data.tags["failed"]) == ("FAILED", "not finite")
-    (folder / "failed.json").unlink()
+    folder.take_failure()
     assert ship(folder, **labels)
     assert children(store, plan)[0].info.status == "RUNNING"
 
@@ -154,7 +150,8 @@ def test_growing_and_rewound_journal_adds_no_duplicate(store, tmp_path, cell):
 def test_batches_hold_whole_lines_within_the_limit():
     lines = [train_line(step, 1.0, 1.0) for step in range(0, 2000, 10)]
     batches = list(ship_module._batches(iter(lines)))
-    assert all(len(batch) <= ship_module.BATCH for batch in batches) and sum(map(len, batches)) == 200 * 10
+    assert all(len(batch) <= ship_module.MOST_POINTS for batch in batches)
+    assert sum(map(len, batches)) == 200 * 10
     assert not {p.step for p in batches[0]} & {p.step for p in batches[1]}
 
 
@@ -163,7 +160,7 @@ def test_killed_at_any_call(store, cell, monkeypatch, moment):
     """The sender dies before, or right after, each of its calls in turn; the next attempt sends exactly what is missing."""
     folder, plan = cell
     labels = {"parent": start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 7}
-    monkeypatch.setattr(ship_module, "BATCH", 40)
+    monkeypatch.setattr(ship_module, "MOST_POINTS", 40)
     calls = {"left": 0}
 
     class Dying:
@@ -215,7 +212,7 @@ def test_locked_sqlite_is_waited_for(store, cell, seconds):
     connection.close()
 
 
-def test_lock_beyond_sqlites_own_patience_is_tried_again(monkeypatch):
+def test_a_lock_beyond_sqlites_own_patience_is_retried(monkeypatch):
     monkeypatch.setattr(mlflow_store.time, "sleep", lambda seconds: None)
     answers = iter([RuntimeError("(sqlite3.OperationalError) database is locked")] * 3 + ["sent"])
 
@@ -225,15 +222,20 @@ def test_lock_beyond_sqlites_own_patience_is_tried_again(monkeypatch):
             raise answer
         return answer
 
-    assert mlflow_store.patiently(attempt) == "sent"
+    assert mlflow_store.retry_while_locked(attempt) == "sent"
     with pytest.raises(ValueError):
-        mlflow_store.patiently(lambda: int("another error is not waited for"))
+        mlflow_store.retry_while_locked(lambda: int("another error is not waited for"))
 
 
-def test_away_is_said_once_and_replayed_later(store, cell, monkeypatch, capsys, tmp_path):
+def write_plan_of(folder, plan):
+    sweeps = folder.path.parent / "sweeps"
+    sweeps.mkdir()
+    (sweeps / f"{plan['axis']}-digits.json").write_text(json.dumps(plan))
+
+
+def test_away_is_said_once_and_replayed_later(store, cell, monkeypatch, capsys):
     folder, plan = cell
-    (folder.parent / "sweeps").mkdir()
-    (folder.parent / "sweeps" / f"{plan['axis']}-digits.json").write_text(json.dumps(plan))
+    write_plan_of(folder, plan)
     with monkeypatch.context() as away:
         away.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
         mlflow_store.create_store()
@@ -241,12 +243,10 @@ def test_away_is_said_once_and_replayed_later(store, cell, monkeypatch, capsys, 
         for _ in range(3):
             assert not ship(folder, parent=None, axis=plan["axis"], arm="baseline", seed=7)
         said = capsys.readouterr().err
-        assert (
-            said.count("is away") == 1
-            and "127.0.0.1:9" in said
-            and "secret" not in said
-            and "someone" not in said
-        )
+        assert said.count("is away") == 1
+        assert "127.0.0.1:9" in said
+        assert "secret" not in said
+        assert "someone" not in said
         with pytest.raises(UserError, match="did not take"):
             command(["replay", str(folder)])
     assert not children(store, plan)
@@ -259,11 +259,10 @@ def test_away_is_said_once_and_replayed_later(store, cell, monkeypatch, capsys, 
     assert store.get_run(run.data.tags["mlflow.parentRunId"]).info.status == "FAILED"
 
 
-def test_worker_finds_the_parent_by_the_plan(store, cell, tmp_path):
+def test_worker_finds_the_parent_by_the_plan(store, cell):
     """MLflow was away when the sweep started: the first ship that gets through makes the parent."""
     folder, plan = cell
-    (folder.parent / "sweeps").mkdir()
-    (folder.parent / "sweeps" / f"{plan['axis']}-digits.json").write_text(json.dumps(plan))
+    write_plan_of(folder, plan)
     assert ship(folder, parent=None, axis=plan["axis"], arm="baseline", seed=7)
     assert children(store, plan)[0].data.tags["mlflow.parentRunId"] == start_sweep(plan)
 
@@ -273,14 +272,16 @@ def test_run_of_no_sweep(store, tmp_path):
     folder = write_run(tmp_path / "runs", config, lambda epoch: METRICS)
     assert command(["replay", str(folder)]) == 0
     (run,) = store.search_runs([mlflow_store.experiment_id(store, "")], f"tags.fingerprint = '{folder.name}'")
-    assert run.info.run_name == folder.name and "mlflow.parentRunId" not in run.data.tags
+    assert run.info.run_name == folder.name
+    assert "mlflow.parentRunId" not in run.data.tags
 
 
 def test_missing_sqlite_is_not_created_by_a_worker(cell, monkeypatch, tmp_path, capsys):
     folder, _ = cell
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'absent.db'}")
     assert not ship(folder, parent="0", axis="a", arm="baseline", seed=7)
-    assert not (tmp_path / "absent.db").exists() and "no such file" in capsys.readouterr().err
+    assert not (tmp_path / "absent.db").exists()
+    assert "no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -307,10 +308,11 @@ def test_relative_sqlite_becomes_absolute(monkeypatch, tmp_path):
 SHIP = """
 import sys
 from pathlib import Path
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.ship import ship
 parent, axis, *folders = sys.argv[1:]
 for folder in folders:
-    assert ship(Path(folder), parent=parent, axis=axis, arm="baseline", seed=0)
+    assert ship(RunFolder(Path(folder)), parent=parent, axis=axis, arm="baseline", seed=0)
 """
 
 
@@ -326,4 +328,4 @@ def test_sixteen_processes_at_once(store, tmp_path):
     assert [worker.wait(timeout=600) for worker in workers] == [0] * 16
     runs = children(store, plan)
     assert len(runs) == 16
-    assert all(points(store, run) == expected_points(Path(folders[0])) for run in runs)
+    assert all(points(store, run) == expected_points(RunFolder(Path(folders[0]))) for run in runs)
