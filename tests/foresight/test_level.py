@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mirai_bench.model.cross_entropy import linear_cross_entropy
 
 from mirai_bench.foresight.layout import LAYOUTS
 from mirai_bench.foresight.level import LEVELS
 from mirai_bench.foresight.loss import TARGET_NORMS
 from mirai_bench.foresight.source import SOURCES
+from mirai_bench.model.kernels import linear_cross_entropy
 from mirai_bench.model.transformer import build_model
 from tests.support.objectives import assemble
 
