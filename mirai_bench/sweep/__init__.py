@@ -1,1 +1,1 @@
-"""The cells of a sweep file, what is missing of them, and Ray Tune, which trains it."""
+"""The cells of a sweep file, which of them are missing, and Ray Tune, which trains those."""

@@ -7,8 +7,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mirai_bench.config.load import SWEEPS
 from mirai_bench.config.sweep_file import Cell
@@ -22,150 +22,103 @@ from mirai_bench.utils.text_table import console_table
 log = logging.getLogger("mirai_bench.sweep")
 
 UNKNOWN = "—"
-STATES = ("done", "running", "failed", "pending")
+# What each action does. Without a word for the action, it is `run`.
+ACTIONS = {
+    "run": "Trains and evaluates every arm with every seed of a sweep file.",
+    "status": "Shows the state of every cell of a sweep file, and how far it is.",
+    "search": "Tunes one arm, as the file's `search:` says. Its runs are in no table of arms.",
+    "schema": "Writes the JSON schemas of sweep and profile files into sweeps/schema/.",
+}
 EPILOG = """examples:
-  python -m mirai_bench.sweep sweeps/injection_level.yaml                 trains what is missing; again: resumes
-  python -m mirai_bench.sweep sweeps/injection_level.yaml --dry-run       cells, FLOPs, hours, disk; starts nothing
+  python -m mirai_bench.sweep sweeps/injection_level.yaml --dry-run   shows cells and their costs
+  python -m mirai_bench.sweep sweeps/injection_level.yaml             trains what is missing
   python -m mirai_bench.sweep sweeps/injection_level.yaml --seeds 0 1 2 3 4
-  python -m mirai_bench.sweep sweeps/foresight_source.yaml --only mirai-e-k3 --set foresight.weight=1.0
+  python -m mirai_bench.sweep sweeps/foresight_source.yaml --only mirai-e-k3 --set foresight.k=9
   python -m mirai_bench.sweep sweeps/injection_level.yaml --profile cifar10 --address auto
 
 other commands (each has its own --help):
-  python -m mirai_bench.sweep status sweeps/injection_level.yaml          shows how far the cells are
-  python -m mirai_bench.sweep search my_sweep.yaml                        tunes an arm, as the file's `search:` says
-  python -m mirai_bench.sweep schema                                      writes JSON schemas for editors"""
+  python -m mirai_bench.sweep status sweeps/injection_level.yaml      shows how far the cells are
+  python -m mirai_bench.sweep search my_sweep.yaml                    tunes an arm
+  python -m mirai_bench.sweep schema                                  writes schemas for editors"""
 
 
 # ---- the command line
 
 
-def _parser(action: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+def parser(action: str = "run") -> argparse.ArgumentParser:
+    """Returns the parser of an action's own words."""
     prog = "python -m mirai_bench.sweep"
-    return argparse.ArgumentParser(
+    result = argparse.ArgumentParser(
         prog=prog if action == "run" else f"{prog} {action}",
-        description=description,
-        epilog=epilog,
+        description=ACTIONS[action],
+        epilog=EPILOG if action == "run" else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def _add_choices(parser: argparse.ArgumentParser) -> None:
-    """Adds the sweep file, and the options that choose among its cells."""
-    parser.add_argument("files", nargs="*", metavar="FILE.yaml", help="the sweep file")
-    parser.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="ARM", help="only these arms of the file"
-    )
-    parser.add_argument(
-        "--seeds", nargs="+", action="extend", type=int, default=[], metavar="N", help="these seeds instead"
-    )
-    parser.add_argument(
-        "--profile",
-        metavar="NAME",
-        help="this profile instead of the file's: digits, cifar10, … or the path of a file",
-    )
-    add_settings(parser)
-
-
-def _add_ray(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how trials are run."""
-    parser.add_argument(
-        "--max-concurrent", type=int, metavar="N", help="number of concurrent trials; by default as many as fit"
-    )
-    parser.add_argument(
-        "--address",
-        metavar="ADDR",
-        help="join this Ray cluster (auto, HOST:PORT, ray://…) instead of starting Ray here; also RAY_ADDRESS",
-    )
-    parser.add_argument(
-        "--retries",
-        type=int,
-        default=2,
-        metavar="N",
-        help="attempts after a lost worker or a broken device; default 2",
-    )
-
-
-def run_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `sweep FILE.yaml`."""
-    parser = _parser("run", "Trains and evaluates every arm with every seed of a sweep file.", EPILOG)
-    _add_choices(parser)
-    _add_ray(parser)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show the cells and what they will cost, start nothing"
-    )
-    return parser
-
-
-def status_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `sweep status FILE.yaml`."""
-    parser = _parser("status", "Shows the state of every cell of a sweep file, and how far it is.")
-    _add_choices(parser)
-    return parser
-
-
-def search_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `sweep search FILE.yaml`."""
-    parser = _parser(
-        "search",
-        "Tunes one arm, as the file's section `search:` says. The runs are in no table of arms.",
-    )
-    _add_choices(parser)
-    _add_ray(parser)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show what will be drawn and what it will cost, start nothing"
-    )
-    return parser
-
-
-def schema_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `sweep schema`."""
-    parser = _parser("schema", "Writes the JSON schemas of sweep and profile files into sweeps/schema/.")
-    parser.add_argument("files", nargs="*", help=argparse.SUPPRESS)
-    return parser
+    add = result.add_argument
+    # Any number of files is parsed, so that `command` can say what is wrong with it.
+    what = argparse.SUPPRESS if action == "schema" else "the sweep file"
+    add("files", nargs="*", metavar="FILE.yaml", help=what)
+    if action == "schema":
+        return result
+    # 1. What chooses among the cells of the file. An option given twice adds to its list.
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    add("--only", metavar="ARM", help="only these arms of the file", **several)
+    add("--seeds", type=int, metavar="N", help="these seeds instead of the file's", **several)
+    add("--profile", metavar="NAME", help="this profile instead of the file's: a name, or a file")
+    add_settings(result)
+    if action == "status":
+        return result
+    # 2. How the trials are run.
+    add("--dry-run", action="store_true", help="show what will be run and its cost, start nothing")
+    add("--max-concurrent", type=int, metavar="N", help="concurrent trials; default as many as fit")
+    where = "join this Ray cluster (auto, HOST:PORT, ray://…), as RAY_ADDRESS does; default none"
+    add("--address", metavar="ADDR", help=where)
+    attempts = "attempts after a lost worker or a broken device; default 2"
+    add("--retries", type=int, default=2, metavar="N", help=attempts)
+    return result
 
 
 def command(argv: list[str]) -> int:
-    """Runs the command and returns its exit code. Without a word for the action, it is `run`."""
-    action = "run"
-    if argv and argv[0] in ACTIONS:
-        action = argv[0]
-        argv = argv[1:]
-    parser, act = ACTIONS[action]
-    return act(parser().parse_intermixed_args(argv))
+    """Runs the command and returns its exit code."""
+    # 1. The words.
+    action = argv[0] if argv and argv[0] in ACTIONS else "run"
+    words = argv[1:] if argv[:1] == [action] else argv
+    args = parser(action).parse_intermixed_args(words)
+    if action == "schema":
+        from mirai_bench.config.json_schema import write_schemas
 
-
-def _file_of(args: argparse.Namespace) -> Path:
+        if args.files:
+            raise UserError(f"schema takes no file, found {args.files[0]!r}")
+        print(*write_schemas(SWEEPS / "schema"), sep="\n")
+        return 0
     if len(args.files) != 1:
         raise UserError(
-            f"one sweep file at a time, found {len(args.files)}: write for instance {SWEEPS.name}/injection_level.yaml"
+            f"one sweep file at a time, found {len(args.files)}: write for instance "
+            f"{SWEEPS.name}/injection_level.yaml"
         )
-    return Path(args.files[0])
-
-
-def _plan_of(args: argparse.Namespace) -> Plan:
-    return make_plan(
-        _file_of(args), profile=args.profile, seeds=args.seeds, only=args.only, settings=args.settings
-    )
-
-
-def _check_ray(args: argparse.Namespace) -> None:
-    if args.max_concurrent is not None and args.max_concurrent < 1:
-        raise UserError(f"--max-concurrent is {args.max_concurrent}: write 1 or more")
-    if args.retries < 0:
-        raise UserError(f"--retries is {args.retries}: write 0 or more")
+    for name, least in (("max_concurrent", 1), ("retries", 0)):
+        value = getattr(args, name, None)  # `status` has neither
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: write {least} or more")
+    # 2. What starts nothing.
+    path = Path(args.files[0])
+    choices = {"profile": args.profile, "seeds": args.seeds, "only": args.only}
+    plan = make_plan(path, settings=args.settings, **choices)
+    if action == "status":
+        print(status(plan))
+        return 0
+    if args.dry_run and action == "run":
+        print(dry_run(plan, args.max_concurrent))
+        return 0
+    # 3. What needs Ray, which takes a second to import.
+    return train(plan, args) if action == "run" else search(plan, args)
 
 
 # ---- the actions
 
 
-def run_action(args: argparse.Namespace) -> int:
+def train(plan: Plan, args: argparse.Namespace) -> int:
     """Trains what is missing and prints the table. Returns 1 if a cell failed."""
-    _file_of(args)
-    _check_ray(args)
-    plan = _plan_of(args)
-    if args.dry_run:
-        print(dry_run(plan, args.max_concurrent))
-        return 0
     from mirai_bench.sweep.driver import Options, run_sweep
 
     report = run_sweep(plan, Options(args.max_concurrent, args.address, args.retries))
@@ -174,28 +127,17 @@ def run_action(args: argparse.Namespace) -> int:
     failed = [cell for cell in plan.sweep.cells if folder_of(cell).state == "failed"]
     for cell in failed:
         folder = folder_of(cell)
-        log.info(f"failed: {cell.arm}, seed {cell.seed}: {folder.failure()} (log: {folder.log_file})")
-    if failed:
-        again = f"python -m mirai_bench.sweep {args.files[0]}"
-        log.info(f"{len(failed)} cells failed; the same command tries them again: {again}")
-    else:
-        log.info("next:")
-    log.info("  mlflow ui                                # every run: parameters, curves, sample grids")
-    log.info(f"  python analysis/plot_convergence.py      # {plan.sweep.axis}: metric against epochs")
+        reason = f"{folder.failure()} (log: {folder.log_file})"
+        log.info(f"failed: {cell.arm}, seed {cell.seed}: {reason}")
+    again = f"the same command tries them again: python -m mirai_bench.sweep {args.files[0]}"
+    log.info(f"{len(failed)} cells failed; {again}" if failed else "next:")
+    log.info("  mlflow ui                             # every run: parameters, curves, grids")
+    log.info(f"  python analysis/plot_convergence.py   # {plan.sweep.axis}: metric against epochs")
     return 1 if failed else 0
 
 
-def status_action(args: argparse.Namespace) -> int:
-    """Prints the state of every cell."""
-    print(status(_plan_of(args)))
-    return 0
-
-
-def search_action(args: argparse.Namespace) -> int:
+def search(plan: Plan, args: argparse.Namespace) -> int:
     """Tunes an arm and prints a row per drawn configuration. Returns 1 if nothing was measured."""
-    _file_of(args)
-    _check_ray(args)
-    plan = _plan_of(args)
     from mirai_bench.sweep.driver import Options
     from mirai_bench.sweep.search import describe_search, run_search
 
@@ -204,40 +146,22 @@ def search_action(args: argparse.Namespace) -> int:
         print(describe_search(plan, path))
         return 0
     rows = run_search(plan, path, Options(args.max_concurrent, args.address, args.retries))
-    lines = []
+    texts = []
     for row in rows:
-        values = [
-            f"{value:.4g}" if isinstance(value, float) else str(value) for value in row["values"].values()
-        ]
-        epoch = UNKNOWN if row["epoch"] is None else f"{row['epoch']:g}"
-        metric = UNKNOWN if row["metric"] is None else f"{row['metric']:.4f}"
-        lines.append([*values, epoch, metric, row["fingerprint"] or UNKNOWN, row["state"]])
-    print(console_table([*rows[0]["values"], "epoch", "metric", "fingerprint", "state"], lines))
+        drawn = row["values"].values()
+        values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in drawn]
+        measured = [number(row["epoch"], "g"), number(row["metric"], ".4f")]
+        texts.append([*values, *measured, row["fingerprint"] or UNKNOWN, row["state"]])
+    header = [*rows[0]["values"], "epoch", "metric", "fingerprint", "state"]
+    print(console_table(header, texts))
     return 0 if any(row["metric"] is not None for row in rows) else 1
 
 
-def schema_action(args: argparse.Namespace) -> int:
-    """Writes the schemas and prints their paths."""
-    if args.files:
-        raise UserError(f"schema takes no file, found {args.files[0]!r}")
-    from mirai_bench.config.json_schema import write_schemas
-
-    for path in write_schemas(SWEEPS / "schema"):
-        print(path)
-    return 0
-
-
-Action = tuple[Callable[[], argparse.ArgumentParser], Callable[[argparse.Namespace], int]]
-ACTIONS: dict[str, Action] = {
-    "run": (run_parser, run_action),
-    "status": (status_parser, status_action),
-    "search": (search_parser, search_action),
-    "schema": (schema_parser, schema_action),
-}
-
-
 def show_table(plan: Plan) -> None:
-    """Prints the table, or logs why the records do not belong in one. Prints nothing before the first evaluation."""
+    """Prints the table, or logs why the records do not belong in one.
+
+    Prints nothing before the first evaluation.
+    """
     from mirai_bench.results.reading import read_journals
     from mirai_bench.results.table import build_table
     from mirai_bench.results.writers import markdown
@@ -254,32 +178,35 @@ def show_table(plan: Plan) -> None:
 
 
 def dry_run(plan: Plan, max_concurrent: int | None) -> str:
-    """Returns a table of the cells with what they cost, and a summary of those that are missing."""
+    """Returns a table of the cells with their costs, and a summary of those that are missing."""
+    # 1. The cells.
     rate = measured_rate(plan)
-    costs: list[Cost] = []  # of the missing cells
+    missing: list[Cost] = []
     rows = []
     for cell in plan.sweep.cells:
         state = folder_of(cell).state
         cost = cost_of(cell, rate)
         if state != "done":
-            costs.append(cost)
+            missing.append(cost)
         disk = disk_used(cell) if state == "done" else cost.disk
-        row = [cell.arm, str(cell.seed), cell.fingerprint, state]
-        rows.append([*row, _flops(cost.flops), _hours(cost.seconds), _size(disk)])
-    flops = sum(cost.flops or 0.0 for cost in costs)
-    disk = sum(cost.disk for cost in costs)
+        costs = [number(cost.flops, ".2e"), number(cost.hours, ".3g"), size(disk)]
+        rows.append([cell.arm, str(cell.seed), cell.fingerprint, state, *costs])
+    # 2. The missing ones together.
+    flops = sum(cost.flops or 0.0 for cost in missing)
+    disk = sum(cost.disk for cost in missing)
     summary = (
-        f"{len(rows)} cells, {len(costs)} to run: {_flops(flops)} FLOPs of training, {_size(disk)} of checkpoints"
+        f"{len(rows)} cells, {len(missing)} to run: {flops:.2e} FLOPs of training, {size(disk)} of "
+        "checkpoints"
     )
-    if any(cost.flops is None for cost in costs):
+    if any(cost.flops is None for cost in missing):
         summary += ", without the cells whose FLOPs are not known"
-    if rate and costs:
-        seconds = sum(cost.seconds or 0.0 for cost in costs)
+    if rate and missing:
+        hours = sum(cost.hours or 0.0 for cost in missing)
         fitting = (os.cpu_count() or 1) // plan.sweep.cells[0].config.machine.cpus
-        at_a_time = min(max_concurrent or fitting or 1, len(costs))
-        wall = _hours(seconds / at_a_time)
-        summary += f", {_hours(seconds)} h of trials, about {wall} h with {at_a_time} at a time"
-    elif costs:
+        at_a_time = min(max_concurrent or fitting or 1, len(missing))
+        wall = f"about {hours / at_a_time:.3g} h with {at_a_time} at a time"
+        summary += f", {hours:.3g} h of trials, {wall}"
+    elif missing:
         summary += "; hours are estimated once a run of this profile has finished here"
     header = ["arm", "seed", "fingerprint", "state", "FLOPs", "hours", "disk"]
     return f"{console_table(header, rows)}\n{summary}"
@@ -290,13 +217,14 @@ def status(plan: Plan) -> str:
     rows = []
     for cell in plan.sweep.cells:
         state = folder_of(cell).state
-        rows.append([cell.arm, str(cell.seed), cell.fingerprint, state, _detail(cell, state)])
+        rows.append([cell.arm, str(cell.seed), cell.fingerprint, state, detail(cell, state)])
     counts = Counter(row[3] for row in rows)
-    summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    states = ("done", "running", "failed", "pending")
+    summary = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
     return f"{console_table(['arm', 'seed', 'fingerprint', 'state', ''], rows)}\n{summary}"
 
 
-def _detail(cell: Cell, state: str) -> str:
+def detail(cell: Cell, state: str) -> str:
     """Returns what `status` says of a cell besides its state."""
     if state == "done":
         return ""
@@ -304,23 +232,22 @@ def _detail(cell: Cell, state: str) -> str:
         return str(folder_of(cell).failure())
     epochs = cell.config.train.epochs
     progress = folder_of(cell).progress(epochs)
-    if state != "running" and not progress.epoch:
+    if state == "pending" and not progress.epoch:
         return ""
-    detail = f"epoch {progress.epoch:.1f} of {epochs}"
+    text = f"epoch {progress.epoch:.1f} of {epochs}"
+    # The pace of a pending cell is that of an earlier attempt, and nothing is trained now.
     if state == "running" and progress.seconds_left is not None:
-        detail += f", {duration(progress.seconds_left)} left"
-    return detail
+        text += f", {duration(progress.seconds_left)} left"
+    return text
 
 
-def _flops(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.2e}"
+def number(value: float | None, form: str) -> str:
+    """Writes a number in this form, or a dash if it is not known."""
+    return UNKNOWN if value is None else format(value, form)
 
 
-def _hours(seconds: float | None) -> str:
-    return UNKNOWN if seconds is None else f"{seconds / 3600:.3g}"
-
-
-def _size(num_bytes: int) -> str:
+def size(num_bytes: int) -> str:
+    """Writes a number of bytes, with powers of 1000."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= scale:
             return f"{num_bytes / scale:.1f} {unit}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.sweep.job import Job
@@ -15,7 +17,8 @@ from mirai_bench.utils.log import configure_logging
 def ready(config: RunConfig, job: Job) -> bool:
     """Imports what training needs, and then tells whether the cells passed the check.
 
-    The imports come first, so that all processes make them at the same time, and not after the one that checks.
+    The imports come first, so that all processes make them at the same time, and not after the one
+    that checks.
     """
     import mirai_bench.train.run  # noqa: F401
     from mirai_bench.data.images.datasets import open_dataset
@@ -26,11 +29,16 @@ def ready(config: RunConfig, job: Job) -> bool:
     return job.accepted()
 
 
-def train_cell(config: RunConfig, stop_file: Path) -> None:
-    """Trains in this process, which may be one rank of a group.
+def train_cell(
+    config: RunConfig,
+    stop_file: Path,
+    on_evaluation: Callable[[], None] = lambda: None,
+) -> None:
+    """Trains in this process, which may be one rank of a group. Returns early if asked to stop.
 
     Raises RunFailed or UserError for permanent errors, after writing failed.json.
     """
+    # Imported here, because they import torch: each process of a trial does so once.
     from mirai_bench.train import run
     from mirai_bench.train.trainer import resolve_hardware
 
@@ -38,7 +46,10 @@ def train_cell(config: RunConfig, stop_file: Path) -> None:
     # KeyboardInterrupt: a stop was requested, and a checkpoint saved.
     with folder.log(), contextlib.suppress(KeyboardInterrupt):
         try:
-            run.train(config, folder, resolve_hardware(config), wait=True, stop=stop_file.exists)
+            hardware = resolve_hardware(config)
+            # `wait`: another sweep may be training the same run, which both of them then share.
+            options: dict[str, Any] = {"on_evaluation": on_evaluation, "stop": stop_file.exists}
+            run.train(config, folder, hardware, wait=True, **options)
         except (RunFailed, UserError) as error:
-            folder.write_failure(Failure.of(error))
+            folder.write_failure(Failure.of(error))  # unless the run has already done so
             raise

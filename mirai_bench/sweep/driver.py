@@ -1,7 +1,8 @@
 """The driver: it trains what is missing of a plan, and sends every journal to MLflow as it grows.
 
-What is to run, and what has run, is read from the run folders (plan.py). Ray Tune places, retries and reuses
-processes (ray_tune.py). `Tuner.restore` is not used, because it silently ignores a grid that has grown.
+What is to run, and what has run, is read from the run folders (plan.py). Ray Tune places, retries
+and reuses processes (ray_tune.py). `Tuner.restore` is not used, because it silently ignores a grid
+that has grown.
 """
 
 from __future__ import annotations
@@ -12,29 +13,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
-
-from filelock import FileLock, Timeout
 
 from mirai_bench.config.sweep_file import Cell
-from mirai_bench.sweep.job import Job
+from mirai_bench.sweep.job import Job, driver_lock, last_line
 from mirai_bench.sweep.mlflow_sync import Shipper
 from mirai_bench.sweep.plan import Plan, folder_of, in_order_of_execution
 from mirai_bench.sweep.progress import Screen
 from mirai_bench.tracking.run_folder import Failure
-from mirai_bench.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from mirai_bench.sweep.ray_tune import EndedTrial
 
 log = logging.getLogger(__name__)
 
-# Environment of trials. They have one thread each, and threads wait asleep: two spinning thread pools on two cores
-# slow each other down twelvefold.
+# Environment of trials. They have one thread each, and threads wait asleep: two spinning thread
+# pools on two cores slow each other down twelvefold.
 WORKERS = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -68,7 +62,7 @@ class Options:
     @property
     def cluster(self) -> str | None:
         """Returns the address of the Ray cluster to join, which RAY_ADDRESS may name, or None."""
-        return self.address or os.environ.get("RAY_ADDRESS")
+        return self.address or os.environ.get("RAY_ADDRESS") or None
 
 
 @dataclass
@@ -83,7 +77,8 @@ class Report:
     ready_seconds: float = 0.0
     """Seconds of imports and of the check before training, in the trials."""
     measured_seconds: float = 0.0
-    """Seconds spent in training steps, sampling and evaluation. Overhead is slots x wall-clock minus this."""
+    """Seconds spent in training steps, sampling and evaluation. Overhead is slots x wall-clock
+    minus this."""
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -94,12 +89,6 @@ class Report:
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - began
 
-    def add(self, seconds: dict[str, float]) -> None:
-        """Adds what a trial returned."""
-        self.trial_seconds += seconds.get("seconds", 0.0)
-        self.ready_seconds += seconds.get("ready_seconds", 0.0)
-        self.measured_seconds += seconds.get("measured_seconds", 0.0)
-
     def line(self) -> str:
         """Returns the report as one line."""
         wall = sum(self.phases.values())
@@ -109,9 +98,10 @@ class Report:
         rest = self.trial_seconds - self.ready_seconds - self.measured_seconds
         overhead = 1 - self.measured_seconds / (self.slots * wall)
         return (
-            f"{wall:.1f} s: {phases}. Trials, {self.slots} at a time: training steps, sampling and evaluation "
-            f"{self.measured_seconds:.1f} s, imports and checks {self.ready_seconds:.1f} s, the rest of them "
-            f"{rest:.1f} s. Overhead: {100 * overhead:.0f} % of {self.slots} x {wall:.1f} s"
+            f"{wall:.1f} s: {phases}. Trials, {self.slots} at a time: training steps, sampling and "
+            f"evaluation {self.measured_seconds:.1f} s, imports and checks "
+            f"{self.ready_seconds:.1f} s, the rest of them {rest:.1f} s. Overhead: "
+            f"{100 * overhead:.0f} % of {self.slots} x {wall:.1f} s"
         )
 
 
@@ -120,37 +110,25 @@ def run_sweep(plan: Plan, options: Options) -> Report:
 
     Raises UserError before anything is trained, and KeyboardInterrupt if it was asked to stop.
     """
-    plan.file(".lock").parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(plan.file(".lock"), timeout=0):
-            return _run_locked(plan, options)
-    except Timeout:
-        raise UserError(
-            f"another process is at work on this sweep ({plan.file('.lock')} is held): see how far it is with "
-            "`python -m mirai_bench.sweep status FILE`, or run this command again when it has ended"
-        ) from None
-
-
-def _run_locked(plan: Plan, options: Options) -> Report:
-    report = Report()
-    shipper = Shipper(plan)
-    cells = missing(plan)
-    os.environ.update(WORKERS | DRIVER)
-    if cells:
-        train_missing(plan, cells, options, shipper, report)
-    else:
-        accept(plan, shipper)
-        shipper.start()
-    with report.phase("MLflow, after the last trial"):
-        shipper.end(failed=any(folder_of(cell).state == "failed" for cell in plan.sweep.cells))
-    return report
-
-
-def accept(plan: Plan, shipper: Shipper) -> None:
-    """Makes the plan valid, for tables and for MLflow. Called once the cells have passed the check."""
-    if not shipper.accepted.is_set():
-        plan.write()
-        shipper.accepted.set()
+    lock = plan.file(".lock")
+    busy = (
+        f"another process is at work on this sweep ({lock} is held): see how far it is with "
+        "`python -m mirai_bench.sweep status FILE`, or run this command again when it has ended"
+    )
+    with driver_lock(lock, busy):
+        report = Report()
+        shipper = Shipper(plan)
+        cells = missing(plan)
+        os.environ.update(WORKERS | DRIVER)  # a local Ray hands them on to its workers
+        if cells:
+            train_missing(cells, options, shipper, report)
+        else:
+            shipper.start()
+        shipper.accept()
+        with report.phase("MLflow, after the last trial"):
+            states = [folder_of(cell).state for cell in plan.sweep.cells]
+            shipper.end(failed="failed" in states)
+        return report
 
 
 def missing(plan: Plan) -> list[Cell]:
@@ -164,87 +142,65 @@ def missing(plan: Plan) -> list[Cell]:
     return sorted(ordered, key=lambda cell: states[cell.fingerprint] == "running")
 
 
-def train_missing(plan: Plan, cells: list[Cell], options: Options, shipper: Shipper, report: Report) -> None:
+def train_missing(cells: list[Cell], options: Options, shipper: Shipper, report: Report) -> None:
     """Trains the cells on Ray, and leaves failed.json for the trials that Ray gave up."""
     # 1. What driver and trials know of each other.
-    job = Job.beside([cell.config.model_dump(mode="json") for cell in cells], plan.runs / "sweeps", plan.name)
+    plan = shipper.plan
+    configs = [cell.config.model_dump(mode="json") for cell in cells]
+    job = Job.beside(configs, plan.runs / "sweeps", plan.name)
     job.begin()
-    machine = cells[0].config.machine
+    machine = cells[0].config.machine  # the same for all cells of a sweep
     with report.phase("ray import"):
         from mirai_bench.sweep import ray_tune
-    # 2. Ray, and how many trials it can run at a time.
     with contextlib.ExitStack() as stack:
+        # 2. Ray, and how many trials it can run at a time.
         with report.phase("ray start"):
             stack.enter_context(ray_tune.session(options.cluster, WORKERS))
             fitting = ray_tune.slots(machine, local=options.cluster is None)
             report.slots = min(fitting, options.max_concurrent or len(cells), len(cells))
-            job = replace(job, processes_per_node=ray_tune.processes_per_node(machine, report.slots))
+            on_one_node = ray_tune.processes_per_node(machine, report.slots)
+            job = replace(job, processes_per_node=on_one_node)
         shipper.start()
         screen = Screen(plan, cells)
-        # 3. The trials. Tune sees what a trial of one process holds, but not what the workers of one hold.
-        with report.phase("trials"), stop_file_on_signal(job.stop_file), _closing(screen):
-            ended = _execute(
+
+        def every_second() -> None:
+            if job.wrong() == []:  # and not None, as long as the check is not made
+                shipper.accept()
+                screen.refresh()
+
+        # 3. The trials. Tune sees what a trial of one process holds, but not what the workers of
+        # one hold, so their number is limited here.
+        stopping = stop_file_on_signal(job.stop_file)
+        with report.phase("trials"), stopping, contextlib.closing(screen):
+            results = ray_tune.execute(
                 job,
-                lambda: ray_tune.execute(
-                    job,
-                    machine,
-                    plan.runs / ".ray" / plan.name,
-                    max_concurrent=report.slots if machine.workers > 1 else options.max_concurrent,
-                    retries=options.retries,
-                    every_second=lambda: _watch(job, plan, shipper, screen),
-                ),
+                machine,
+                plan.runs / ".ray" / plan.name,
+                max_concurrent=report.slots if machine.workers > 1 else options.max_concurrent,
+                retries=options.retries,
+                every_second=every_second,
             )
         with report.phase("ray stop"):
             stack.close()
-    # 4. What came out.
-    for trial in ended:
-        report.add(trial.seconds)
-        if trial.error is not None:
-            reason = given_up(trial.error, options.retries)
-            folder_of(cells[trial.cell]).write_failure(Failure(reason))
-    accept(plan, shipper)
-
-
-def _watch(job: Job, plan: Plan, shipper: Shipper, screen: Screen) -> None:
-    """Waits for the check, then accepts the plan and shows progress. Called about once per second."""
-    wrong = job.wrong()
-    if wrong:
-        job.stop_file.touch()  # nothing has been trained
-    elif wrong is not None:
-        accept(plan, shipper)
-        screen.refresh()
-
-
-def _execute(job: Job, trials: Callable[[], list[EndedTrial]]) -> list[EndedTrial]:
-    """Runs the trials. If they were stopped because the check failed, raises UserError with what it found."""
-    try:
-        return trials()
-    except KeyboardInterrupt:
-        wrong = job.wrong()
-        if wrong:
-            raise UserError("\n  ".join(wrong)) from None
-        raise
-
-
-@contextlib.contextmanager
-def _closing(screen: Screen) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        screen.close()
-
-
-def given_up(error: BaseException, retries: int) -> str:
-    """Returns the reason of a trial whose worker was lost, or that raised, more than `retries` times."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"given up after {retries + 1} attempts: {lines[-1] if lines else type(error).__name__}"
+    # 4. What came out. `metrics` is what `run_cell` returned, if it did not raise.
+    for cell, result in zip(cells, results, strict=True):
+        seconds = result.metrics or {}
+        report.trial_seconds += seconds.get("seconds", 0.0)
+        report.ready_seconds += seconds.get("ready_seconds", 0.0)
+        report.measured_seconds += seconds.get("measured_seconds", 0.0)
+        if result.error is not None:
+            attempts = f"given up after {options.retries + 1} attempts"
+            folder_of(cell).write_failure(Failure(f"{attempts}: {last_line(result.error)}"))
 
 
 @contextlib.contextmanager
 def stop_file_on_signal(stop_file: Path) -> Iterator[None]:
-    """Makes SIGTERM and the first Ctrl-C ask the running cells to save and leave. A second one does not wait."""
+    """Makes SIGTERM and the first Ctrl-C ask the running cells to save and leave.
+
+    A second Ctrl-C does not wait for them.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield  # signals belong to whoever owns the main thread
         return
 
     def ask(number: int, frame: FrameType | None) -> None:

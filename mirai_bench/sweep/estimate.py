@@ -1,12 +1,13 @@
 """What a cell will cost: FLOPs, hours, disk.
 
-FLOPs and disk are counted from the configuration. Hours come from runs that were measured on this machine.
+FLOPs and disk are counted from the configuration. Hours come from runs that were measured on this
+machine.
 """
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Cell
@@ -14,15 +15,14 @@ from mirai_bench.model.cost import checkpoint_bytes, num_steps, training_flops
 from mirai_bench.sweep.plan import Plan, folder_of
 from mirai_bench.tracking.run_folder import RunFolder
 
-MEASURED_RUNS = 20  # of the newest finished runs, for the pace
+MEASURED_RUNS = 20  # number of finished runs, the newest ones, that the pace is taken from
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """What a cell will cost. None is not known."""
 
     flops: float | None
-    seconds: float | None
+    hours: float | None
     disk: int
     """Bytes of its checkpoints."""
 
@@ -38,31 +38,34 @@ def measured_rate(plan: Plan) -> float | None:
 
     It is the median of the newest finished runs of this profile, or None before the first.
     """
-    folders = [RunFolder(path) for path in plan.runs.glob("*") if RunFolder(path).is_done]
-    folders.sort(key=lambda folder: folder.done_file.stat().st_mtime, reverse=True)
-    rates = [_rate(folder, plan.profile) for folder in folders[:MEASURED_RUNS]]
+    folders = [RunFolder(path) for path in plan.runs.glob("*")]
+    finished = [folder for folder in folders if folder.is_done]
+    finished.sort(key=lambda folder: folder.done_file.stat().st_mtime, reverse=True)
+    rates = [_rate(folder, plan.profile) for folder in finished[:MEASURED_RUNS]]
     known = [rate for rate in rates if rate is not None]
     return statistics.median(known) if known else None
 
 
 def _rate(folder: RunFolder, profile: str) -> float | None:
-    """Returns the rate of a run of this profile that was trained in one go, or None for another run."""
+    """Returns the rate of a run of this profile that was trained in one go, or None."""
     lines = list(folder.journal.lines())
     trained = [line for line in lines if line["kind"] == "train"]
     starts = [line for line in lines if line["kind"] == "start"]
     evaluated = [line for line in lines if line["kind"] == "evaluation"]
+    # The time between two starts of a resumed run is not training time.
     if len(starts) != 1 or not trained or not evaluated or evaluated[0].get("profile") != profile:
         return None
-    seconds = lines[-1]["time"] - starts[0]["time"]
-    flops = trained[-1]["train_flops"]
+    seconds = lines[-1]["time"] - starts[0]["time"]  # wall-clock
+    flops = trained[-1]["train_flops"]  # None in the journal of a run whose FLOPs are not known
     return flops / seconds if flops is not None and seconds > 0 else None
 
 
 def cost_of(cell: Cell, rate: float | None) -> Cost:
     """Returns what a cell will cost, at this rate (FLOPs per second)."""
     flops = cell_flops(cell.config)
-    seconds = flops / rate if flops is not None and rate else None
-    return Cost(flops, seconds, checkpoint_bytes(cell.config) * cell.config.machine.keep_checkpoints)
+    hours = flops / rate / 3600 if flops is not None and rate else None
+    disk = checkpoint_bytes(cell.config) * cell.config.machine.keep_checkpoints
+    return Cost(flops, hours, disk)
 
 
 def disk_used(cell: Cell) -> int:

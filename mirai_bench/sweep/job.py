@@ -1,4 +1,4 @@
-"""What the trials of a sweep know, how driver and trials communicate, and the check before training.
+"""What the trials of a sweep know, and the check of all cells before training.
 
 Driver and trials communicate by files in the folder of runs, which all nodes share.
 """
@@ -8,20 +8,44 @@ from __future__ import annotations
 import json
 import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mirai_bench.config.run_config import MachineConfig, RunConfig
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_json
 
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def driver_lock(path: Path, message: str) -> Iterator[None]:
+    """Holds the lock of a driver. Raises UserError with this message if another driver holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(message) from None
+
+
+def last_line(error: BaseException) -> str:
+    """Returns the last line of an error's message."""
+    # Ray's messages hold the whole traceback of the worker, which ends with the error itself.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
 
 def share_of_worker(machine: MachineConfig) -> dict[str, float]:
     """Returns the resources that one process of a trial takes, by Ray's names."""
     shares = {"CPU": machine.cpus / machine.workers, "GPU": machine.gpus / machine.workers}
+    # A resource of amount 0 is left out: a node without GPUs does not list any.
     return {name: amount for name, amount in shares.items() if amount}
 
 
@@ -36,25 +60,28 @@ class Job:
     stop_file: Path
     """As soon as it exists, runs save a checkpoint and leave."""
     seen_file: Path
-    """Created by the driver under a new name each time. A node that does not see it has another folder of runs."""
+    """Created by the driver under a new name each time. A node that does not see it has another
+    folder of runs."""
     processes_per_node: int = 1
     """Upper bound on the processes that share the memory of one node."""
 
     @classmethod
     def beside(cls, configs: list[dict[str, Any]], folder: Path, name: str) -> Job:
         """Returns a job whose files lie in `folder` and begin with `name`."""
+        # A new name each time, because a network file system caches for a while what exists.
         seen = folder / f"{name}.seen-{uuid.uuid4().hex}"
         return cls(configs, folder / f"{name}.check", folder / f"{name}.stop", seen)
 
     def begin(self) -> None:
-        """Removes the files left by an earlier driver. Called by the driver once it holds the sweep's lock."""
+        """Removes the files left by an earlier driver. Called once the driver holds its lock."""
         prefix = self.seen_file.name.split(".seen-")[0]
-        for left in (self.check_file, self.stop_file, *self.seen_file.parent.glob(f"{prefix}.seen-*")):
+        seen_before = self.seen_file.parent.glob(f"{prefix}.seen-*")
+        for left in (self.check_file, self.stop_file, *seen_before):
             left.unlink(missing_ok=True)
         self.seen_file.touch()
 
     def accepted(self) -> bool:
-        """Tells whether the cells passed the check. The first trial that asks makes it while the others wait.
+        """Tells whether the cells passed the check. The first trial that asks makes it.
 
         Raises UserError if this node does not share the driver's folder of runs.
         """
@@ -62,9 +89,10 @@ class Job:
             from mirai_bench.utils.distributed import not_shared
 
             raise not_shared(self.seen_file.parents[1], [socket.gethostname()])
-        with FileLock(f"{self.check_file}.lock"):
+        with FileLock(f"{self.check_file}.lock"):  # the other trials wait here for the result
             if not self.check_file.is_file():
-                write_json(self.check_file, {"wrong": preflight(self.configs, self.processes_per_node)})
+                wrong = preflight(self.configs, self.processes_per_node)
+                write_json(self.check_file, {"wrong": wrong})
         return not self.wrong()
 
     def wrong(self) -> list[str] | None:
@@ -77,51 +105,46 @@ class Job:
 def preflight(configs: list[dict[str, Any]], beside: int = 1) -> list[str]:
     """Checks all cells before training and returns one message per problem.
 
-    `beside` is the number of processes that share a machine's memory. Afterwards, what all cells are measured with
-    (extractor and reference) is in the cache.
+    `beside` is the number of processes that share a machine's memory. Afterwards, what all cells
+    are measured with (extractor and reference) is in the cache.
     """
     from mirai_bench.train.memory import check_memory
     from mirai_bench.train.trainer import resolve_hardware
 
+    # All problems are collected, so that one start of the sweep shows all of them.
     messages: list[str] = []
     checked: set[str] = set()
     for fields in configs:
         config = RunConfig.model_validate(fields)
-        key = _what_is_checked(config, fields)
+        # What `_check` depends on. Cells that agree in it need one check: most arms of a sweep do.
+        sections = [fields[name] for name in ("data", "tokenizer", "evaluation", "train")]
+        uses_encoder = config.foresight.uses_encoder
+        key = json.dumps([*sections, fields["foresight"]["encoder"], uses_encoder])
         try:
-            check_memory(config, resolve_hardware(config), world=config.machine.workers, beside=beside)
+            hardware = resolve_hardware(config)
+            check_memory(config, hardware, world=config.machine.workers, beside=beside)
             if key not in checked:
                 checked.add(key)
-                _check(config)
+                _check(config, hardware.device)
         except UserError as error:
             messages.append(str(error))
-    return list(dict.fromkeys(messages))
+    return list(dict.fromkeys(messages))  # without repetitions, in order
 
 
-def _what_is_checked(config: RunConfig, fields: dict[str, Any]) -> str:
-    """Returns what `_check` depends on. Two cells that agree in it need one check."""
-    sections = [fields[name] for name in ("data", "tokenizer", "evaluation", "train")]
-    return json.dumps([*sections, fields["foresight"]["encoder"], config.foresight.uses_encoder])
-
-
-def _check(config: RunConfig) -> None:
+def _check(config: RunConfig, device: torch.device) -> None:
     """Opens what a run of this config needs. Raises UserError for what is missing."""
+    # Imported here, because these modules import torch and the driver imports this one.
     from mirai_bench.data.codes import open_codes
     from mirai_bench.evaluate.extractors import open_extractor
     from mirai_bench.evaluate.references import open_reference
     from mirai_bench.foresight.encoders.zoo import entry_of, find_weights
     from mirai_bench.utils.assets import assets_folder
-    from mirai_bench.utils.device import resolve_device
 
-    device = resolve_device(config.machine.device)
     encoder = config.foresight.encoder
     protocol = config.evaluation.protocol
     if config.foresight.uses_encoder and encoder.name != "masked_tokens":
         entry = entry_of(encoder.name)
         find_weights(encoder.name, entry, encoder.weights, assets_folder(config.machine.assets))
-    images = open_codes(config, "train", device).num_images
-    if config.train.batch_size > images:
-        raise UserError(
-            f"train.batch_size is {config.train.batch_size}, but the training split has {images} images: write less"
-        )
+    # Raises UserError if the batch is larger than the data.
+    open_codes(config, "train", device).steps_per_epoch(config.train.batch_size)
     open_reference(config, protocol.reference, open_extractor(config, protocol.extractor, device))

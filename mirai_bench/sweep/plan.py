@@ -1,28 +1,28 @@
-"""Sweep file → cells → what is done and what is missing, read from the run folders. Neither torch nor ray.
+"""Sweep file → cells → what is done and what is missing, read from the run folders.
 
-A cell's run folder is named by its fingerprint, so the state of a sweep is nothing but the state of those folders:
-the same command again finds what is done, a new seed or arm is a new fingerprint, and a run that two sweeps share is
-trained once.
+A cell's run folder is named by its fingerprint, so the state of a sweep is nothing but the state of
+those folders: the same command again finds what is done, a new seed or arm is a new fingerprint,
+and a run that two sweeps share is trained once. Neither torch nor ray is imported.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Cell, Sweep, load_sweep
 from mirai_bench.tracking.run_folder import RunFolder
-from mirai_bench.utils.assets import LOCAL_FOLDERS
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_json
+
+S = TypeVar("S", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Plan:
     sweep: Sweep
     """What this command asks for."""
     kept: tuple[Cell, ...] = ()
-    """Cells run by earlier commands (other seeds or arms) whose configuration in the sweep file is unchanged."""
+    """Cells run by earlier commands (other seeds or arms) whose configuration in the sweep file is
+    unchanged."""
     file_arms: tuple[str, ...] = ()
     """All arms in the order of the file. Empty if nothing is kept."""
 
@@ -52,27 +53,28 @@ class Plan:
         return f"{self.sweep.axis}-{self.profile}"
 
     def file(self, suffix: str) -> Path:
-        """Returns the path of one of the plan's files in the folder of runs."""
+        """Returns the path of one of the plan's files, which all nodes see."""
         return self.runs / "sweeps" / f"{self.name}{suffix}"
 
     def content(self) -> dict[str, Any]:
-        """Returns what tables and MLflow know of the sweep: all its cells, seed by seed, arms in the file's order."""
+        """Returns what tables and MLflow know of the sweep: all its cells, also the kept ones."""
+        # Seed by seed, so that a sweep that is cut short can still be compared.
         order = self.file_arms or tuple(self.sweep.arms)
-        cells = sorted((*self.sweep.cells, *self.kept), key=lambda cell: (cell.seed, order.index(cell.arm)))
+        all_cells = (*self.sweep.cells, *self.kept)
+        cells = sorted(all_cells, key=lambda cell: (cell.seed, order.index(cell.arm)))
+        listed = [{"arm": c.arm, "seed": c.seed, "fingerprint": c.fingerprint} for c in cells]
         planned_arms = {cell.arm for cell in cells}
         return {
             "axis": self.sweep.axis,
             "question": self.sweep.question,
             "baseline": self.sweep.baseline,
             "profile": self.profile,
-            "arms": [arm for arm in order if arm in planned_arms],
-            "cells": [
-                {"arm": cell.arm, "seed": cell.seed, "fingerprint": cell.fingerprint} for cell in cells
-            ],
+            "arms": [arm for arm in order if arm in planned_arms],  # --only leaves some out
+            "cells": listed,
         }
 
     def write(self) -> None:
-        """Writes the plan, so that tables and MLflow know of it."""
+        """Writes the plan, so that tables and later commands know of it."""
         self.file(".json").parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file(".json"), self.content())
 
@@ -81,65 +83,57 @@ def make_plan(
     path: Path,
     *,
     profile: str | None = None,
-    seeds: Iterable[int] = (),
-    only: Iterable[str] = (),
-    settings: Iterable[str] = (),
+    seeds: Sequence[int] = (),
+    only: Sequence[str] = (),
+    settings: Sequence[str] = (),
 ) -> Plan:
     """Returns the plan of a sweep file under the choices of a command line, with absolute paths.
 
     Nothing is written. Raises UserError for whatever is wrong with the file or the choices.
     """
-    seeds = list(seeds)
-    only = list(only)
-    settings = list(settings)
+    # 1. The cells that this command asks for.
     sweep = _absolute(load_sweep(path, profile=profile, seeds=seeds, only=only, settings=settings))
     plan = Plan(sweep)
-    earlier = {(cell["arm"], cell["seed"], cell["fingerprint"]) for cell in _planned(plan.file(".json"))}
+    # 2. Those of earlier commands. The plan that they left names a cell by what identifies it.
+    earlier = {(cell["arm"], cell["seed"], cell["fingerprint"]) for cell in _planned(plan)}
     earlier -= {(cell.arm, cell.seed, cell.fingerprint) for cell in sweep.cells}
     if not earlier:
         return plan
+    # 3. They are kept if the file, read with all their seeds and arms, still has them.
     all_seeds = {cell.seed for cell in sweep.cells} | {seed for _, seed, _ in earlier}
     whole = _absolute(load_sweep(path, profile=profile, seeds=sorted(all_seeds), settings=settings))
-    kept = tuple(cell for cell in whole.cells if (cell.arm, cell.seed, cell.fingerprint) in earlier)
-    return Plan(sweep, kept, tuple(whole.arms))
+    kept = [cell for cell in whole.cells if (cell.arm, cell.seed, cell.fingerprint) in earlier]
+    return Plan(sweep, tuple(kept), tuple(whole.arms))
 
 
-def _planned(file: Path) -> list[dict[str, Any]]:
+def _planned(plan: Plan) -> list[dict[str, Any]]:
     """Returns the cells of the plan that an earlier command left."""
+    file = plan.file(".json")
     try:
         return json.loads(file.read_bytes())["cells"]
     except FileNotFoundError:
-        return []
+        return []  # this is the first command on the sweep
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is not a readable plan ({error}): remove it, the runs themselves are not touched"
-        ) from None
+        advice = "remove it, the runs themselves are not touched"
+        raise UserError(f"{file} is not a readable plan ({error}): {advice}") from None
 
 
 def _absolute(sweep: Sweep) -> Sweep:
-    """Makes every path absolute from the folder of the command, because trials run in folders of their own."""
     cells = [replace(cell, config=with_absolute_paths(cell.config)) for cell in sweep.cells]
     return replace(sweep, cells=tuple(cells))
 
 
-def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Returns the same run with absolute paths."""
-    encoder = _with_absolute(config.foresight.encoder, "weights")
-    foresight = _with_absolute(config.foresight, "teacher").model_copy(update={"encoder": encoder})
-    changes = {
-        "machine": _with_absolute(config.machine, *LOCAL_FOLDERS),
-        "tokenizer": _with_absolute(config.tokenizer, "weights"),
-        "foresight": foresight,
-    }
-    return config.model_copy(update=changes)
+def with_absolute_paths(section: S) -> S:
+    """Returns a config, or a section of one, with every path made absolute.
 
-
-def _with_absolute(section: BaseModel, *names: str) -> BaseModel:
-    changes = {}
-    for name in names:
-        path = getattr(section, name)
-        if isinstance(path, Path):
-            changes[name] = Path(os.path.abspath(path))
+    Paths of a command are relative to its folder, but trials run in folders of their own.
+    """
+    changes: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Path):
+            changes[name] = Path(os.path.abspath(value))  # unlike Path.absolute, it resolves ".."
+        elif isinstance(value, BaseModel):
+            changes[name] = with_absolute_paths(value)
     return section.model_copy(update=changes)
 
 
@@ -157,7 +151,7 @@ def in_order_of_execution(cells: Sequence[Cell], baseline: str) -> list[Cell]:
     4. Cells that share an encoder that is trained by then.
     5. Cells that need the finished baseline.
     """
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[tuple[Any, ...]] = set()  # encoders that an earlier cell trains
 
     def rank(cell: Cell) -> int:
         foresight = cell.config.foresight
@@ -172,5 +166,4 @@ def in_order_of_execution(cells: Sequence[Cell], baseline: str) -> list[Cell]:
             return 1
         return 4 if foresight.trains_teacher else 2
 
-    ranks = [rank(cell) for cell in cells]
-    return [cells[i] for i in sorted(range(len(cells)), key=ranks.__getitem__)]
+    return sorted(cells, key=rank)  # stable; `rank` is called once per cell, in their order

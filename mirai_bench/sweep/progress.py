@@ -1,4 +1,7 @@
-"""What the terminal shows while cells run, on stderr: one line that renews itself, or a line now and then in a file."""
+"""What the terminal shows while cells run, on stderr.
+
+It is one line that renews itself, or a line now and then in a file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 15.0  # between two lines where stderr is not a terminal
 ENDED = ("done", "failed")
-MOST_RUNNING_SHOWN = 4
+MOST_RUNNING_SHOWN = 4  # cells named in the line, which has to fit a terminal
 CLEAR_LINE = "\r\x1b[K"
 
 
@@ -40,20 +43,11 @@ class Screen:
         self.since = time.time()
         self.states: dict[str, State] = {cell.fingerprint: "pending" for cell in cells}
         self.fraction_before = {cell.fingerprint: self._fraction(cell) for cell in cells}
-        self.work = self._work_of(cells)
+        self.work = work_of(cells)
         log.info(
-            f"{plan.sweep.axis} ({plan.profile}): {self.total} cells, {self.done_before} done before, {len(cells)} to "
-            f"run; runs are in {plan.runs}"
+            f"{plan.sweep.axis} ({plan.profile}): {self.total} cells, {self.done_before} done "
+            f"before, {len(cells)} to run; runs are in {plan.runs}"
         )
-
-    @staticmethod
-    def _work_of(cells: list[Cell]) -> dict[str, float]:
-        """Returns the work of each cell: its training FLOPs or, if those of any cell are not known, its epochs."""
-        flops = {cell.fingerprint: cell_flops(cell.config) for cell in cells}
-        known = {fingerprint: work for fingerprint, work in flops.items() if work is not None}
-        if len(known) == len(flops):
-            return known
-        return {cell.fingerprint: float(cell.config.train.epochs) for cell in cells}
 
     def refresh(self) -> None:
         """Reads the run folders. Called about once per second."""
@@ -66,10 +60,12 @@ class Screen:
             if self.start is None and now == "running":
                 self.start = time.monotonic()
             if now in ENDED and now != before:
-                self._log_ended(cell, now)
+                reason = f": {folder_of(cell).failure()}" if now == "failed" else ""
+                self._renew("")
+                log.info(f"{now}: {cell.arm}, seed {cell.seed}{reason}")
         if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"{CLEAR_LINE}{self.line()[:width]}", end="", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns - 1  # a full line would scroll
+            self._renew(self.line()[:width])
         elif time.monotonic() - self.last_line >= EVERY_SECONDS:
             self.last_line = time.monotonic()
             log.info(self.line())
@@ -77,8 +73,7 @@ class Screen:
     def close(self) -> None:
         """Shows the last changes and leaves the line empty."""
         self.refresh()
-        if self.live:
-            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
+        self._renew("")
 
     def line(self) -> str:
         """Returns the line that is shown."""
@@ -98,6 +93,11 @@ class Screen:
             parts.append(f"{duration(left)} left")
         return " · ".join(parts)
 
+    def _renew(self, text: str) -> None:
+        """Replaces the line on a terminal. Does nothing elsewhere."""
+        if self.live:
+            print(f"{CLEAR_LINE}{text}", end="", file=sys.stderr, flush=True)
+
     def _state(self, cell: Cell) -> State:
         """Ignores failed.json files older than this command: those cells will be retried."""
         folder = folder_of(cell)
@@ -105,28 +105,22 @@ class Screen:
         is_stale = state == "failed" and folder.failure_written_at() < self.since
         return "pending" if is_stale else state
 
-    def _log_ended(self, cell: Cell, state: State) -> None:
-        if self.live:
-            print(CLEAR_LINE, end="", file=sys.stderr)
-        reason = f": {folder_of(cell).failure()}" if state == "failed" else ""
-        log.info(f"{state}: {cell.arm}, seed {cell.seed}{reason}")
-
     def _fraction(self, cell: Cell) -> float:
         """Returns the fraction of its training that a cell has behind it."""
         epochs = cell.config.train.epochs
         return min(1.0, folder_of(cell).progress(epochs).epoch / epochs)
 
     def _seconds_left(self) -> float | None:
-        """Returns the time left at the pace of all cells since the first of them ran, or None without a pace."""
+        """Returns the time left at the pace since the first cell ran, or None without a pace."""
         advanced = 0.0
         left = 0.0
         for cell in self.cells:
             work = self.work[cell.fingerprint]
-            before = self.fraction_before[cell.fingerprint]
+            before = self.fraction_before[cell.fingerprint]  # trained by earlier commands
             state = self.states[cell.fingerprint]
             fraction = before
             if state in ENDED:
-                fraction = 1.0
+                fraction = 1.0  # a failed cell has no work left, either
             elif state == "running":
                 fraction = self._fraction(cell)
             advanced += work * (fraction - before)
@@ -134,3 +128,13 @@ class Screen:
         if self.start is None or advanced <= 0:
             return None
         return (time.monotonic() - self.start) * left / advanced
+
+
+def work_of(cells: list[Cell]) -> dict[str, float]:
+    """Returns the work of each cell: its FLOPs or, if those of any are not known, its epochs."""
+    flops = {cell.fingerprint: cell_flops(cell.config) for cell in cells}
+    known = {fingerprint: work for fingerprint, work in flops.items() if work is not None}
+    # FLOPs and epochs are not mixed: one cell would weigh 1e12 times as much as another.
+    if len(known) == len(flops):
+        return known
+    return {cell.fingerprint: float(cell.config.train.epochs) for cell in cells}

@@ -9,8 +9,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray import tune
@@ -23,18 +24,9 @@ from mirai_bench.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 20.0  # for running cells to save a checkpoint, once the stop file exists
-OBJECT_STORE_BYTES = 128 * 2**20  # only configurations travel through it; by default Ray takes a third of the memory
-
-
-class EndedTrial(NamedTuple):
-    """How a trial ended."""
-
-    cell: int
-    """Number of its cell."""
-    seconds: dict[str, float]
-    """What `run_cell` returned."""
-    error: BaseException | None
-    """Why Ray gave it up."""
+# Of Ray's object store, through which only configurations travel. By default it takes a third of
+# the memory.
+OBJECT_STORE_BYTES = 128 * 2**20
 
 
 # ---- the session
@@ -44,18 +36,18 @@ class EndedTrial(NamedTuple):
 def session(address: str | None, environment: dict[str, str]) -> Iterator[None]:
     """Joins the cluster at `address`, or starts Ray on this machine and stops it afterwards.
 
-    A session that is running in this process is used and left running. Raises UserError if Ray does not start.
+    A session that is running in this process is used and left running. Raises UserError if Ray does
+    not start.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {
-        "address": "local",
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
-    }
+    # "local" and not "auto", which would join whatever Ray runs on this machine.
+    options: dict[str, Any] = {"address": "local", "include_dashboard": False}
+    options["object_store_memory"] = OBJECT_STORE_BYTES
     if address:
+        # Workers of a cluster do not inherit this process's environment, those of a local Ray do.
         options = {"address": address, "runtime_env": {"env_vars": environment}}
     try:
         ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
@@ -81,13 +73,14 @@ def fitting_processes(machine: MachineConfig, nodes: list[dict[str, float]]) -> 
     share = share_of_worker(machine)
     fitting = []
     for node in nodes:
+        # 1e-6, because 3 x (1 / 3) of a GPU may be a little less than one.
         by_resource = [int(node.get(name, 0) / amount + 1e-6) for name, amount in share.items()]
         fitting.append(min(by_resource))
     return fitting
 
 
 def processes_per_node(machine: MachineConfig, trials: int) -> int:
-    """Returns an upper bound on the processes of `trials` concurrent trials that can share one node."""
+    """Returns an upper bound on the processes of concurrent trials that can share one node."""
     most = max(fitting_processes(machine, nodes_up()), default=1)
     return max(1, min(most, trials * machine.workers))
 
@@ -99,22 +92,26 @@ def slots(machine: MachineConfig, local: bool) -> int:
     """
     nodes = nodes_up()
     where = "this machine" if local else "the cluster"
+    # 1. What a trial takes, against all nodes together.
     for key, name, wanted in (("cpus", "CPU", machine.cpus), ("gpus", "GPU", machine.gpus)):
         available = sum(node.get(name, 0) for node in nodes)
         if wanted > available:
-            message = f"machine.{key} is {wanted:g} for each trial, but {where} has {available:g}"
+            found = f"machine.{key} is {wanted:g} for each trial, but {where} has {available:g}"
             if local:
                 raise UserError(
-                    f"{message}: write --set machine.{key}={available:g} or less, or join a cluster with --address"
+                    f"{found}: write --set machine.{key}={available:g} or less, or join a cluster "
+                    "with --address"
                 )
-            log.warning(f"{message} at the moment")
+            log.warning(f"{found} at the moment")
             return 1
+    # 2. What one process takes, node by node: a process never spans two.
     fitting = sum(fitting_processes(machine, nodes))
     if fitting < machine.workers:
-        share = " and ".join(f"{amount:g} {name}" for name, amount in share_of_worker(machine).items())
+        amounts = [f"{amount:g} {name}" for name, amount in share_of_worker(machine).items()]
         log.warning(
-            f"each of machine.workers = {machine.workers} processes takes {share} of one node, and at the moment "
-            f"{fitting} fit on the cluster's nodes: trials wait until more join"
+            f"each of machine.workers = {machine.workers} processes takes {' and '.join(amounts)} "
+            f"of one node, and at the moment {fitting} fit on the cluster's nodes: trials wait "
+            "until more join"
         )
     return max(1, fitting // machine.workers)
 
@@ -122,8 +119,8 @@ def slots(machine: MachineConfig, local: bool) -> int:
 def resources(machine: MachineConfig) -> dict[str, float]:
     """Returns the resources of the trial process itself.
 
-    If it only waits for workers it requests one byte of memory: Tune requires a request, and this one takes nothing
-    that the workers need.
+    If it only waits for workers it requests one byte of memory: Tune requires a request, and this
+    one takes nothing that the workers need.
     """
     if machine.workers > 1:
         return {"cpu": 0, "memory": 1}
@@ -134,7 +131,10 @@ def resources(machine: MachineConfig) -> dict[str, float]:
 
 
 class StopFile(tune.Stopper):
-    """Ends the experiment when the file exists. Running cells save and return, and the others are not started."""
+    """Ends the experiment when the file exists.
+
+    Running cells save a checkpoint and return, and the others are not started.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -151,15 +151,19 @@ class StopFile(tune.Stopper):
 def fit(
     trainable: Callable[..., Any],
     space: dict[str, Any],
+    job: Job,
     machine: MachineConfig,
     scratch: Path,
-    stop_file: Path,
     tune_config: tune.TuneConfig,
     *,
     retries: int,
-    every_second: Callable[[], None],
+    every_second: Callable[[], None] = lambda: None,
 ) -> list[tune.Result]:
-    """Runs the trials, and calls `every_second()` meanwhile. Raises KeyboardInterrupt if the stop file ended it."""
+    """Runs the trials, and calls `every_second()` meanwhile.
+
+    Raises UserError if the check found anything wrong, and KeyboardInterrupt if the stop file
+    ended it. `scratch` is the folder of Tune's own state, which nobody needs afterwards.
+    """
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources(machine)),
@@ -169,74 +173,67 @@ def fit(
             name=scratch.name,
             storage_path=str(scratch.parent),
             verbose=0,
-            stop=StopFile(stop_file),
+            stop=StopFile(job.stop_file),
             failure_config=tune.FailureConfig(max_failures=retries),
         ),
     )
     try:
-        # stdout is for results, but Tune writes about trials that report nothing, whatever verbosity is asked for.
+        # stdout is for results, but Tune writes about trials that report nothing, whatever
+        # verbosity is asked for.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            results = _in_thread(tuner.fit, every_second, stop_file)
-            return [results[number] for number in range(len(results))]
+            return list(in_thread(tuner.fit, job, every_second))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def execute(
-    job: Job,
-    machine: MachineConfig,
-    scratch: Path,
-    *,
-    max_concurrent: int | None,
-    retries: int,
-    every_second: Callable[[], None],
-) -> list[EndedTrial]:
-    """Runs one Tune trial per cell and returns how they ended, in the order of the cells."""
-    results = fit(
-        tune.with_parameters(run_cell, job=job),
-        {"cell": tune.grid_search(list(range(len(job.configs))))},
-        machine,
-        scratch,
-        job.stop_file,
-        tune.TuneConfig(max_concurrent_trials=max_concurrent, reuse_actors=True),
-        retries=retries,
-        every_second=every_second,
-    )
-    ended = []
-    for result in results:
-        if result.config:
-            ended.append(EndedTrial(result.config["cell"], result.metrics or {}, result.error))
-    return ended
+    job: Job, machine: MachineConfig, scratch: Path, max_concurrent: int | None, **options: Any
+) -> list[tune.Result]:
+    """Runs one Tune trial per cell and returns how they ended, in the order of the cells.
 
-
-def _in_thread(fit: Callable[[], Any], every_second: Callable[[], None], stop_file: Path) -> Any:
-    """Calls fit() in a thread, where Tune does not take over the signals.
-
-    Signals belong to the main thread, which waits here and shows progress.
+    `options` are those of `fit`.
     """
-    answer: dict[str, Any] = {}
+    trainable = tune.with_parameters(run_cell, job=job)
+    space = {"cell": tune.grid_search(list(range(len(job.configs))))}
+    # Starting a process and importing torch takes seconds, so a process trains many cells.
+    tune_config = tune.TuneConfig(max_concurrent_trials=max_concurrent, reuse_actors=True)
+    return fit(trainable, space, job, machine, scratch, tune_config, **options)
+
+
+def in_thread(fit: Callable[[], Any], job: Job, every_second: Callable[[], None]) -> Any:
+    """Calls fit() in a thread, where Tune does not take over the signals, and returns its result.
+
+    Signals belong to the main thread, which waits here and shows progress. A check that found
+    anything wrong stops the trials. Raises what `fit` raises.
+    """
+    ended: Future[Any] = Future()
 
     def target() -> None:
         try:
-            answer["results"] = fit()
+            ended.set_result(fit())
         except BaseException as error:
-            answer["error"] = error
+            ended.set_exception(error)
 
+    # 1. Wait, but not longer than GRACE_SECONDS once the stop file exists.
+    # A daemon thread, because a command that has been stopped does not wait for Tune to end.
     thread = threading.Thread(target=target, daemon=True)
     thread.start()
     deadline = None
     while thread.is_alive() and (deadline is None or time.monotonic() < deadline):
         thread.join(1.0)
+        if job.wrong():
+            job.stop_file.touch()  # nothing has been trained
         every_second()
-        if deadline is None and stop_file.exists():
+        if deadline is None and job.stop_file.exists():
             deadline = time.monotonic() + GRACE_SECONDS
-    if stop_file.exists():
+    # 2. How it ended.
+    wrong = job.wrong()
+    if wrong:
+        raise UserError("\n  ".join(wrong))
+    if job.stop_file.exists():
         raise KeyboardInterrupt
-    error = answer.get("error")
-    if isinstance(error, (ray.exceptions.RayError, tune.TuneError)):
-        raise UserError(
-            f"Ray ended ({str(error).splitlines()[0]}): run the same command again to resume"
-        ) from error
-    if error is not None:
-        raise error
-    return answer["results"]
+    try:
+        return ended.result()
+    except (ray.exceptions.RayError, tune.TuneError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"Ray ended ({reason}): run the same command again to resume") from error

@@ -1,4 +1,7 @@
-"""What one trial of Ray Tune does: it trains one cell. Torch is imported inside the functions, once per process."""
+"""What one trial of Ray Tune does: it trains one cell.
+
+Torch is imported inside functions only: the driver imports this module, too, and needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,18 @@ from mirai_bench.utils.errors import UserError
 def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, float]:
     """Trains cell number trial["cell"] from its newest checkpoint.
 
-    Permanent errors are written to failed.json and do not raise. Transient errors (a lost worker, a broken device)
-    raise, so that Ray Tune retries the trial.
+    Permanent errors are written to failed.json and do not raise. Transient errors (a lost worker,
+    a broken device) raise, so that Ray Tune retries the trial.
 
-    Returns the seconds of the whole call (`seconds`), of imports and the check (`ready_seconds`), and of what the
-    journal measured: steps, sampling, evaluation (`measured_seconds`).
+    Returns the seconds of the whole call (`seconds`), of imports and the check (`ready_seconds`),
+    and of what the journal measured: steps, sampling, evaluation (`measured_seconds`).
     """
+    # 1. What earlier attempts have measured does not count for this call.
     start = time.time()
     config = RunConfig.model_validate(job.configs[trial["cell"]])
     folder = RunFolder(config.run_path)
     measured_before = sum(folder.measured_seconds().values())
+    # 2. Training, in the workers of the trial or in its own process.
     if config.machine.workers > 1:
         from mirai_bench.sweep.ray_train import train_in_workers
 
@@ -37,6 +42,7 @@ def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, float]:
         if accepted:
             with contextlib.suppress(RunFailed, UserError):
                 train_cell(config, job.stop_file)
+    # 3. Where the time went.
     return {
         "seconds": time.time() - start,
         "ready_seconds": began - start,

@@ -1,9 +1,10 @@
 """The job of a trial: the check before training, and nodes that must share a folder."""
 
 import pytest
+from filelock import FileLock
 
 from mirai_bench.config.load import merge
-from mirai_bench.sweep.job import Job, preflight
+from mirai_bench.sweep.job import Job, driver_lock, last_line, preflight
 from mirai_bench.utils.errors import UserError
 
 
@@ -16,10 +17,7 @@ def test_the_check_before_training(make_config):
         merge(good, {"evaluation": {"protocol": {"extractor": "digts"}}}),
     ]
     images, extractor = preflight([good, *wrong, *wrong])
-    assert (
-        "batch_size is 5000, but the training split has 1500 images" in images
-        and "Did you mean 'digits'" in extractor
-    )
+    assert "batch_size is 5000, but there are 1500 images" in images and "Did you mean 'digits'" in extractor
 
 
 def test_the_check_looks_for_an_encoders_weights_among_the_assets(make_config, tmp_path, monkeypatch):
@@ -51,3 +49,19 @@ def test_a_node_with_another_folder_of_runs_is_refused(tmp_path):
         UserError, match=r"is not the same folder on all nodes .* write machine.runs: a folder on storage"
     ):
         first.accepted()
+
+
+def test_a_second_driver_is_told(tmp_path):
+    lock = tmp_path / "sweeps" / "small.lock"
+    with driver_lock(lock, "busy"), pytest.raises(UserError, match="busy"), driver_lock(lock, "busy"):
+        pass
+    with driver_lock(lock, "busy"), pytest.raises(TimeoutError), FileLock(lock, timeout=0):
+        pass
+
+
+def test_the_reason_is_the_last_line_of_an_error():
+    assert (
+        last_line(RuntimeError("Traceback …\n\nThe actor died unexpectedly\n"))
+        == "The actor died unexpectedly"
+    )
+    assert last_line(MemoryError()) == "MemoryError", "it has no message"

@@ -1,9 +1,13 @@
-"""How many trials fit on the nodes of a cluster, and what each of them asks for."""
+"""How many trials fit on the nodes of a cluster, what each of them asks for, and how they end."""
+
+import json
 
 import pytest
 import ray
 
-from mirai_bench.sweep.ray_tune import processes_per_node, resources, slots
+from mirai_bench.sweep.driver import Options
+from mirai_bench.sweep.job import Job
+from mirai_bench.sweep.ray_tune import in_thread, processes_per_node, resources, slots
 from mirai_bench.utils.errors import UserError
 
 
@@ -53,3 +57,45 @@ def test_a_trial_that_waits_for_its_workers_holds_nothing_they_need(make_config)
     assert resources(make_config(machine={"cpus": 3, "gpus": 0.5}).machine) == {"cpu": 3, "gpu": 0.5}
     held = resources(make_config(machine={"workers": 2, "cpus": 2}).machine)
     assert held.get("cpu", 0) == held.get("gpu", 0) == 0
+
+
+def test_an_empty_address_is_none(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert Options().cluster is None, "Ray starts on this machine, whose resources then are a limit"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert Options().cluster == "auto" and Options(address="head:6379").cluster == "head:6379"
+
+
+# ---- how the trials end
+
+
+@pytest.fixture
+def job(tmp_path):
+    job = Job.beside([], tmp_path, "small-small")
+    job.begin()
+    return job
+
+
+def test_results_and_errors_come_out_of_the_thread(job):
+    calls = []
+    assert in_thread(lambda: ["result"], job, lambda: calls.append(1)) == ["result"]
+
+    def fails(error):
+        raise error
+
+    with pytest.raises(ZeroDivisionError):
+        in_thread(lambda: fails(ZeroDivisionError()), job, lambda: None)
+    with pytest.raises(UserError, match=r"Ray ended .the node is gone.: run the same command again"):
+        in_thread(lambda: fails(ray.exceptions.RayError("the node is gone\nTraceback")), job, lambda: None)
+
+
+def test_a_check_that_found_something_stops_the_trials_and_says_what(job):
+    job.check_file.write_text(json.dumps({"wrong": ["no weights", "no data"]}))
+    with pytest.raises(UserError, match="no weights\n  no data"):
+        in_thread(lambda: [], job, lambda: None)
+
+
+def test_a_stop_that_was_asked_for_is_an_interruption(job):
+    job.stop_file.touch()
+    with pytest.raises(KeyboardInterrupt):
+        in_thread(lambda: [], job, lambda: None)

@@ -1,11 +1,18 @@
 """Sweeps run for real, on Ray: a cell that fails, the check before training, and a search."""
 
+import contextlib
 import json
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
-from mirai_bench.sweep.driver import Options, missing, run_sweep
+from mirai_bench.sweep import ray_tune
+from mirai_bench.sweep.__main__ import command
+from mirai_bench.sweep.driver import Options, Report, missing, run_sweep, train_missing
+from mirai_bench.sweep.job import Job
+from mirai_bench.sweep.search import run_trial
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking.journal import read_journal
 from mirai_bench.tracking.run_folder import RunFolder
@@ -75,6 +82,32 @@ def _check_mlflow(plan, folder, monkeypatch):
     )
 
 
+def test_a_trial_that_ray_gave_up_leaves_its_reason(sweep_file, monkeypatch):
+    """Also one whose process never came up, of which Ray knows no config and no metrics."""
+    plan = plan_at(sweep_file({name: ARMS[name] for name in ("baseline", "internal", "output")}))
+    cells = list(plan.sweep.cells)
+    lost = RuntimeError("Traceback …\n\nThe actor died unexpectedly\n")
+    seconds = {"seconds": 9.0, "ready_seconds": 2.0, "measured_seconds": 6.0}
+    results = [
+        SimpleNamespace(metrics=seconds, error=None),
+        SimpleNamespace(metrics={}, error=lost),
+        SimpleNamespace(metrics=None, error=lost),
+    ]
+    monkeypatch.setattr(ray_tune, "session", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(ray_tune, "slots", lambda machine, local: 2)
+    monkeypatch.setattr(ray_tune, "processes_per_node", lambda machine, trials: 2)
+    monkeypatch.setattr(ray_tune, "execute", lambda *_, **options: results)
+    plan.file(".json").parent.mkdir()
+    report = Report()
+    train_missing(cells, Options(retries=1), Mock(plan=plan), report)
+    assert (report.slots, report.trial_seconds, report.measured_seconds) == (2, 9.0, 6.0)
+    failures = [RunFolder(cell.run_path).failure() for cell in cells]
+    assert failures[0] is None
+    for failure in failures[1:]:
+        assert str(failure) == "given up after 2 attempts: The actor died unexpectedly"
+        assert not failure.final, "the next command tries it again"
+
+
 @pytest.mark.slow  # a start of Ray
 def test_what_the_check_refuses_ends_before_any_training(sweep_file, tmp_path, trained_run):
     code, out, err = finish(start(sweep_file({"baseline": ARMS["baseline"]}, train={"batch_size": 5000})))
@@ -103,3 +136,27 @@ def test_a_search_is_apart_from_the_sweep(sweep_file, tmp_path, trained_run):
     assert all(row["epoch"] == 2 for row in rows if row["state"] == "done")
     assert not list((tmp_path / "runs").glob("sweeps/*.json")), "no table of arms knows of them"
     assert all(RunFolder(cell.run_path).state == "pending" for cell in plan_at(file).sweep.cells)
+
+
+def test_a_search_can_be_shown_without_starting_it(sweep_file, tmp_path, capsys, monkeypatch):
+    file = sweep_file({name: ARMS[name] for name in ("baseline", "internal")})
+    search = {"arm": "internal", "samples": 4, "space": {"foresight.k": [1, 2]}}
+    file.write_text(file.read_text() + yaml.safe_dump({"search": search}))
+    monkeypatch.chdir(tmp_path)
+    assert command(["search", file.name, "--dry-run"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["arm"] == "internal" and shown["space"] == {"foresight.k": [1, 2]}
+    assert shown["training FLOPs"].endswith("at most")
+    assert not (tmp_path / "runs" / "searches").exists()
+
+
+def test_a_drawn_run_that_cannot_start_leaves_its_reason(make_config, tmp_path):
+    """The machine of the driver has the device, and the node of the trial has not."""
+    config = make_config(foresight={"level": "internal"}, machine={"runs": str(tmp_path)})
+    job = Job.beside([config.model_dump(mode="json")], tmp_path, "small-small")
+    job.begin()
+    job.check_file.write_text('{"wrong": []}')
+    job.configs[0]["machine"]["device"] = "cuda"
+    run_trial({"foresight.k": 2}, job=job, metric="FD-digits")
+    drawn = make_config(foresight={"level": "internal", "k": 2}, machine={"runs": str(tmp_path)})
+    assert "no CUDA device is visible" in str(RunFolder(drawn.run_path).failure())
