@@ -11,8 +11,9 @@ import sys
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import unknown
 
+# What --help says of each command. It is the module of its name in mirai_bench.
 COMMANDS = {
-    "sweep": "trains and evaluates every arm with every seed of a sweep file; status, search, schema",
+    "sweep": "trains and evaluates all arms of a sweep file with all seeds; status, search, schema",
     "train": "trains one run",
     "sample": "samples images from a run",
     "evaluate": "evaluates a run or a folder of images under a protocol; compare, reference",
@@ -22,6 +23,7 @@ COMMANDS = {
     "checkpoint": "imports and exports official LlamaGen and Mirai checkpoints",
     "benchmark": "measures throughput, memory and utilisation, also of a peer's code",
 }
+# Short names of commands that lie in a room of others.
 ALIASES = {"prepare": "data.prepare"}
 
 
@@ -33,14 +35,15 @@ def command(argv: list[str]) -> int:
     name = ALIASES.get(argv[0], argv[0])
     if name not in COMMANDS:
         raise unknown("command", argv[0], COMMANDS)
+    # As if the module were the script: its parser reads sys.argv, and its `__name__` is "__main__".
     sys.argv = [f"mirai-bench {argv[0]}", *argv[1:]]
     runpy.run_module(f"mirai_bench.{name}", run_name="__main__", alter_sys=True)
-    return 0
+    return 0  # only if the command does not end the process itself
 
 
 def usage() -> str:
     """Returns the text of --help."""
-    width = max(len(name) for name in COMMANDS)
+    width = max(map(len, COMMANDS))
     lines = ["usage: mirai-bench COMMAND …        (mirai-bench COMMAND --help says more)", ""]
     lines += [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
     lines += ["", "example: mirai-bench sweep sweeps/injection_level.yaml --dry-run"]

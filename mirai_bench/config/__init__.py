@@ -1,1 +1,1 @@
-"""What a run is: its configuration, the files it is read from, and its fingerprint. Nothing here imports torch."""
+"""What a run is: its configuration, the files that it is read from, its fingerprint. No torch."""

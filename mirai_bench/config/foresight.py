@@ -1,8 +1,7 @@
-"""The configuration of foresight: where it enters the model, which cells it looks at, and who provides it."""
+"""The configuration of foresight: where it enters, which cells it looks at, who provides it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,40 +10,44 @@ from pydantic import Field, model_validator
 
 from mirai_bench.config.sections import Fraction01, Positive, Rate, Section
 
+# A 1-based index, or a fraction of the depth, which is neither 0 nor x/0.
 Layer = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[1-9]\d{0,2}/[1-9]\d{0,2}$")]
 
 
 def resolve_layer(layer: int | str, depth: int) -> int:
-    """Returns the 1-based index of `layer` in a model of `depth` blocks. "8/12" of 3 blocks is block 2.
+    """Returns the 1-based index of `layer` among `depth` blocks. "8/12" of 3 blocks is block 2.
 
     Raises ValueError if the index is not in 1…depth.
     """
     as_fraction = isinstance(layer, str)
+    # A Fraction, because the error of a float could tip a half. Halves are rounded to even.
     index = max(1, round(Fraction(layer) * depth)) if as_fraction else int(layer)
+    # "13/12" is refused, although of a shallow model it rounds to its last block.
     if not 1 <= index <= depth or (as_fraction and Fraction(layer) > 1):
         raise ValueError(
-            f"layer {layer!r} is outside the model, which has {depth} blocks: write 1 to {depth}, or a fraction "
-            "such as '8/12'"
+            f"layer {layer!r} is outside the model, which has {depth} blocks: write 1 to {depth}, "
+            "or a fraction such as '8/12'"
         )
     return index
 
 
 class ProjectorConfig(Section):
-    """The projector maps a hidden state (width D) to the width Z of its target: Linear, SiLU, …, Linear."""
+    """The projector from a state (width D) to its target (width Z): Linear, SiLU, …, Linear."""
 
     layers: Annotated[int, Field(ge=1, le=8)] = 3
     """Number of linear layers (paper: 3)."""
     hidden: Positive = 2048
     """Width of the hidden layers (paper: 2048)."""
     shared_trunk: bool = False
-    """Whether all K heads share every layer but the last one, instead of having K separate projectors."""
+    """Whether all K heads share every layer but the last one, instead of having K separate \
+projectors."""
 
     def shapes(self, heads: int, width: int, target_width: int) -> list[tuple[int, int, int]]:
-        """Returns (copies, inputs, outputs) of each linear layer of the projectors of `heads` heads.
+        """Returns (copies, inputs, outputs) of each linear layer of the projectors of K heads.
 
-        There is one copy of a layer per head, or a single one if the layer belongs to a shared trunk.
+        A layer has one copy per head, or a single one if it belongs to a shared trunk.
         """
-        widths = [width, *[self.hidden] * (self.layers - 1), target_width]
+        widths = [width, *[self.hidden] * (self.layers - 1), target_width]  # D, hidden, …, Z
         copies = [1 if self.shared_trunk else heads] * (self.layers - 1) + [heads]
         return list(zip(copies, widths[:-1], widths[1:], strict=True))
 
@@ -53,42 +56,44 @@ class BlockCausal(Section):
     """A context that is cut off: each cell sees the cells up to the end of its own block."""
 
     block_causal: Positive
-    """Number of cells in a block, in raster order. A cell sees its own block and the earlier ones."""
+    """Number of cells in a block, in raster order. A cell sees its own block and the earlier \
+ones."""
 
 
 class EncoderConfig(Section):
     """The frozen bidirectional encoder whose features are the targets (Mirai-I)."""
 
     name: str = "masked_tokens"
-    """Which encoder: `masked_tokens` (built in, trained on the same codes), `efficientnet_lite0`, `dinov2_b` or \
-another entry of foresight/encoders/zoo.py, or `timm:<model>` for any model of timm."""
+    """Which encoder: `masked_tokens` (built in, trained on the same codes), `efficientnet_lite0`, \
+`dinov2_b` or another entry of foresight/encoders/zoo.py, or `timm:<model>` for any model of \
+timm."""
     weights: Literal["random"] | Path | None = None
-    """Weight file, or `random` for an untrained image encoder. By default the encoder's own weights: masked_tokens is \
-trained once and cached, the others come from machine.assets or the hub."""
+    """Weight file, or `random` for an untrained image encoder. By default the encoder's own \
+weights: masked_tokens is trained once and cached, the others come from machine.assets or the \
+hub."""
     context: Literal["full"] | BlockCausal = "full"
-    """Which cells each cell of the encoder sees: all of them, or `{block_causal: N}` for a control without foresight."""
+    """Which cells each cell of the encoder sees: all of them, or `{block_causal: N}` for a \
+control without foresight."""
     cache: bool = False
-    """Image encoders: whether the features of all views are computed once and kept in half precision in \
-machine.runs. Meant for small data sets."""
+    """Image encoders: whether the features of all views are computed once and kept in half \
+precision in machine.runs. Meant for small data sets."""
     depth: Positive = 3
-    """masked_tokens: number of blocks. Its width and its number of heads are those of the student."""
+    """masked_tokens: number of blocks. Its width and its number of heads are those of the \
+student."""
     epochs: Positive = 30
     """masked_tokens: length of its training in epochs."""
-
-    @property
-    def weight_file(self) -> Path | None:
-        """Returns the weight file that is named, or None."""
-        return self.weights if isinstance(self.weights, Path) else None
 
     @model_validator(mode="after")
     def _check(self) -> EncoderConfig:
         if self.weights == "random" and self.name == "masked_tokens":
             raise ValueError(
-                "foresight.encoder.weights is random with name: masked_tokens: write foresight.source: random instead"
+                "foresight.encoder.weights is random with name: masked_tokens: write "
+                "foresight.source: random instead"
             )
         if self.cache and self.name == "masked_tokens":
             raise ValueError(
-                "foresight.encoder.cache is true with name: masked_tokens, which reads no pixels: write cache: false"
+                "foresight.encoder.cache is true with name: masked_tokens, which reads no pixels: "
+                "write cache: false"
             )
         return self
 
@@ -96,22 +101,32 @@ machine.runs. Meant for small data sets."""
 class ForesightConfig(Section):
     """One value of each of the three axes, and everything that the paper fixes or leaves open."""
 
+    # ---- the three axes
+
     level: Literal["none", "output", "internal"] = "none"
-    """Axis 1, where foresight enters: `none` is plain next-token prediction (NTP), `output` adds heads that predict \
-the tokens of later cells, `internal` aligns hidden states with features of later cells (the paper's choice)."""
+    """Axis 1, where foresight enters: `none` is plain next-token prediction (NTP), `output` adds \
+heads that predict the tokens of later cells, `internal` aligns hidden states with features of \
+later cells (the paper's choice)."""
     layout: Literal["raster_1d", "grid_2d", "grid_2d_flat"] = "grid_2d"
-    """Axis 2, which cells a state looks at: the next K in raster order, the K nearest on the 2-D grid, or the \
-official code's flat offsets, which wrap from the end of a row to the next row."""
+    """Axis 2, which cells a state looks at: the next K in raster order, the K nearest on the 2-D \
+grid, or the official code's flat offsets, which wrap from the end of a row to the next row."""
     source: Literal["ema", "frozen", "encoder", "random", "shuffled"] = "ema"
-    """Axis 3, who provides the features: the model's own EMA (Mirai-E), a frozen finished model, a frozen \
-bidirectional encoder (Mirai-I), or a control: an untrained encoder, or the features of the wrong image."""
+    """Axis 3, who provides the features: the model's own EMA (Mirai-E), a frozen finished model, \
+a frozen bidirectional encoder (Mirai-I), or a control: an untrained encoder, or the features of \
+the wrong image."""
+
+    # ---- what is aligned with what
+
     k: Positive = 3
     """Number of foresight cells K per state, the nearest first. k = 1 is the state's own cell."""
-    layer: Layer = "8/12"
-    """Alignment layer: the block of the student after which the residual stream is read, without a final norm. \
-A fraction of the depth means the same at every model size."""
+    layer: Layer = "8/12"  # of 4, 6, 8 and 10 the best by FID (paper, table 2)
+    """Alignment layer: the block of the student after which the residual stream is read, without \
+a final norm. A fraction of the depth means the same at every model size."""
     teacher_layer: Layer | None = None
     """Sources ema and frozen: the block of the teacher. By default the same as `layer`."""
+
+    # ---- the loss
+
     weight: Annotated[float, Field(ge=0)] = 2.0
     """Weight λ in the loss NTP + λ · foresight."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
@@ -123,24 +138,34 @@ A fraction of the depth means the same at every model size."""
     warmup: Rate = 0.0
     """Fraction of training before foresight is switched on (paper, Mirai-E: 15 of 300 epochs)."""
     reduce: Literal["mean", "sum"] = "mean"
-    """How the losses of the K heads are combined: the paper's text averages them, the official code sums them."""
+    """How the losses of the K heads are combined: the paper's text averages them, the official \
+code sums them."""
     projector: ProjectorConfig = ProjectorConfig()
     """The projector of each head. Level `internal` only."""
+
+    # ---- what the paper leaves open, or the official code does in another way
+
     pairing: Literal["consumed", "predicting"] = "consumed"
-    """Which state belongs to cell i: the one that has consumed x_i (official code), or the one that is about to \
-predict it (the paper's formula)."""
+    """Which state belongs to cell i: the one that has consumed x_i (official code), or the one \
+that is about to predict it (the paper's formula)."""
     class_token: bool = False
-    """Sources ema and frozen: whether the state of the class token is matched too, in every head (official Mirai-E)."""
+    """Sources ema and frozen: whether the state of the class token is matched too, in every head \
+(official Mirai-E)."""
     share_label_drop: bool = True
-    """Sources ema and frozen: whether the teacher sees the null class where the student does (official code: no)."""
+    """Sources ema and frozen: whether the teacher sees the null class where the student does \
+(official code: no)."""
     target_norm: Literal["none", "layer_norm", "center"] = "none"
-    """What is done to the target before the cosine: nothing, LayerNorm without affine parameters, or subtracting \
-the mean over the batch."""
+    """What is done to the target before the cosine: nothing, LayerNorm without affine parameters, \
+or subtracting the mean over the batch."""
+
+    # ---- what each source needs
+
     teacher: Path | None = None
-    """Source frozen: a checkpoint folder or file. By default the finished baseline run of this profile with \
-`teacher_seed`, which is trained first if it is missing."""
+    """Source frozen: a checkpoint folder or file. By default the finished baseline run of this \
+profile with `teacher_seed`, which is trained first if it is missing."""
     teacher_seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of a teacher that the project trains (sources frozen and encoder), or of random weights (source random)."""
+    """Seed of a teacher that the project trains (sources frozen and encoder), or of random \
+weights (source random)."""
     shuffled_of: Literal["encoder", "ema"] = "encoder"
     """Source shuffled: whose features are given to the wrong image."""
     encoder: EncoderConfig = EncoderConfig()
@@ -150,17 +175,18 @@ the mean over the batch."""
     def _check(self) -> ForesightConfig:
         if self.level == "output" and self.k < 2:
             raise ValueError(
-                "foresight.k is 1 with level: output, which adds no head to next-token prediction: write k: 2 or more"
+                "foresight.k is 1 with level: output, which adds no head to next-token "
+                "prediction: write k: 2 or more"
             )
         if self.class_token and self.pairing == "predicting":
             raise ValueError(
-                "foresight.class_token is true with pairing: predicting, where the class state already stands at "
-                "cell 0: write pairing: consumed"
+                "foresight.class_token is true with pairing: predicting, where the class state "
+                "already stands at cell 0: write pairing: consumed"
             )
         if self.class_token and self.level == "internal" and not self.explicit:
             raise ValueError(
-                f"foresight.class_token is true, but source: {self.source} has no class-token state: write "
-                "class_token: false or source: ema"
+                f"foresight.class_token is true, but source: {self.source} has no class-token "
+                "state: write class_token: false or source: ema"
             )
         return self
 
@@ -170,15 +196,22 @@ the mean over the batch."""
         return self.level == "internal"
 
     @property
+    def provider(self) -> str:
+        """Returns the source that computes the features.
+
+        Source `shuffled` only gives them to the wrong image.
+        """
+        return self.shuffled_of if self.source == "shuffled" else self.source
+
+    @property
     def explicit(self) -> bool:
-        """Tells whether the target is a state of a causal model, and not a feature of a bidirectional encoder."""
-        return self.source in ("ema", "frozen") or (self.source == "shuffled" and self.shuffled_of == "ema")
+        """Tells whether the target is a state of a causal model, and not an encoder's feature."""
+        return self.provider in ("ema", "frozen")
 
     @property
     def uses_encoder(self) -> bool:
         """Tells whether a frozen bidirectional encoder is needed."""
-        shuffled = self.source == "shuffled" and self.shuffled_of == "encoder"
-        return self.internal and (self.source == "encoder" or shuffled)
+        return self.internal and self.provider == "encoder"
 
     @property
     def trains_teacher(self) -> bool:
@@ -188,37 +221,30 @@ the mean over the batch."""
     def relevant(self) -> dict[str, Any]:
         """Returns the fields that can change a number, for the fingerprint.
 
-        Two spellings of one experiment are then one experiment: a field that has no effect is left out.
+        Two spellings of one experiment are then one experiment: a field that has no effect is left
+        out.
         """
         if self.level == "none":
             return {"level": "none"}
-        fields = self.model_dump(mode="json")
-        for name, matters in MATTERS.items():
-            if not matters(self):
-                del fields[name]
-        if "encoder" in fields and self.encoder.name != "masked_tokens":
-            for name in ("depth", "epochs"):
-                del fields["encoder"][name]
-        return fields
-
-
-# When a field can change a number. Fields that are not listed always can.
-MATTERS: dict[str, Callable[[ForesightConfig], bool]] = {
-    "source": lambda f: f.internal,
-    "layer": lambda f: f.internal,
-    "projector": lambda f: f.internal,
-    "pairing": lambda f: f.internal,
-    "class_token": lambda f: f.internal,
-    "target_norm": lambda f: f.internal,
-    "teacher_layer": lambda f: f.internal and f.explicit,
-    "share_label_drop": lambda f: f.internal and f.explicit,
-    "teacher": lambda f: f.internal and f.source == "frozen",
-    "teacher_seed": lambda f: (
-        f.internal and f.teacher is None and (f.source in ("frozen", "random") or f.uses_encoder)
-    ),
-    "shuffled_of": lambda f: f.internal and f.source == "shuffled",
-    "encoder": lambda f: f.uses_encoder,
-    "final_weight": lambda f: f.schedule != "constant",
-    "step_at": lambda f: f.schedule == "step",
-    "reduce": lambda f: f.k > 1,
-}
+        internal = self.internal
+        of_internal = ("source", "layer", "projector", "pairing", "class_token", "target_norm")
+        # The seed is that of a teacher that the project trains, or of the random encoder's weights.
+        uses_seed = self.source in ("frozen", "random") or self.uses_encoder
+        # Whether a field can change a number. Fields that are not listed always can. The conditions
+        # must stay as they are: the fingerprints of all earlier runs depend on them.
+        matters = dict.fromkeys(of_internal, internal) | {
+            "teacher_layer": internal and self.explicit,
+            "share_label_drop": internal and self.explicit,
+            "teacher": internal and self.source == "frozen",
+            "teacher_seed": internal and self.teacher is None and uses_seed,
+            "shuffled_of": internal and self.source == "shuffled",
+            "encoder": self.uses_encoder,
+            "final_weight": self.schedule != "constant",
+            "step_at": self.schedule == "step",
+            "reduce": self.k > 1,  # the mean and the sum of one head are the same
+        }
+        left_out: dict[str, Any] = {name: True for name, effect in matters.items() if not effect}
+        if self.encoder.name != "masked_tokens":
+            # Fields of the only encoder that is built and trained here.
+            left_out.setdefault("encoder", {"depth", "epochs"})
+        return self.model_dump(mode="json", exclude=left_out)

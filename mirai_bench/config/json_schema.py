@@ -1,6 +1,7 @@
 """JSON schemas of sweep and profile files, for editors.
 
-They are the configuration's own, except that no field is required, because a file says only what differs.
+They are the configuration's own, except that no field is required, because a file says only what
+differs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from mirai_bench.config.run_config import MODEL_SIZES, RunConfig
 from mirai_bench.config.sweep_file import SweepFile
 from mirai_bench.utils.files import write_text
 
+# Editors need it to know the rules of the schema itself. The one that pydantic writes.
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -21,43 +23,40 @@ def profile_schema() -> dict[str, Any]:
     """Returns the schema of a profile or run file."""
     schema = RunConfig.model_json_schema()
     sections = schema["$defs"]
+    # 1. No field is required, and a default that says nothing is not shown.
     for section in (schema, *sections.values()):
         section.pop("required", None)
         for field in section.get("properties", {}).values():
             if field.get("default", "kept") in ({}, None):
                 del field["default"]
-    sections["BlockCausal"]["required"] = ["block_causal"]
+    sections["BlockCausal"]["required"] = ["block_causal"]  # it is told from `full` by this field
+    # 2. What a file may say besides the fields: the preset, and protocols by their names.
     sections["ModelConfig"]["properties"]["size"]["enum"] = list(MODEL_SIZES)
     sections["ForesightConfig"]["properties"]["official"] = {
         "type": "boolean",
-        "description": "Stands for the fields that do what the published Mirai code does with this source, where it "
-        "differs from the paper's text (config/official.py).",
+        "description": "Stands for the fields that do what the published Mirai code does with this "
+        "source, where it differs from the paper's text (config/official.py).",
     }
     names = {"enum": list(PROTOCOLS)}
-    sections["Protocol"]["properties"]["base"] = names | {
-        "description": "The protocol that the other fields override."
-    }
+    what = "The protocol that the other fields override."
+    sections["Protocol"]["properties"]["base"] = names | {"description": what}
     protocol = sections["EvaluationConfig"]["properties"]["protocol"]
-    sections["EvaluationConfig"]["properties"]["protocol"] = {
-        "anyOf": [names, {"$ref": "#/$defs/Protocol"}],
-        "description": protocol["description"],
-    }
+    protocol["anyOf"] = [names, {"$ref": protocol.pop("$ref")}]
     return {"$schema": DIALECT} | schema | {"title": "mirai_bench profile"}
 
 
 def sweep_schema() -> dict[str, Any]:
     """Returns the schema of a sweep file."""
     schema = SweepFile.model_json_schema()
-    arms = schema["properties"]["arms"]
+    fields = schema["properties"]
+    arms = fields["arms"]
     arms.pop("additionalProperties", None)
+    # The names of arms are checked by a pattern, and their fields are those of foresight.
     for pattern in arms.get("patternProperties", {}):
         arms["patternProperties"][pattern] = {"$ref": "#/$defs/ForesightConfig"}
     arms |= {"minProperties": 1, "additionalProperties": False}
-    machine = schema["properties"]["machine"]
-    schema["properties"]["machine"] = {
-        "$ref": "#/$defs/MachineConfig",
-        "description": machine["description"],
-    }
+    description = fields["machine"]["description"]
+    fields["machine"] = {"$ref": "#/$defs/MachineConfig", "description": description}
     definitions = schema["$defs"] | profile_schema()["$defs"]
     return {"$schema": DIALECT} | schema | {"title": "mirai_bench sweep", "$defs": definitions}
 
@@ -68,9 +67,7 @@ SCHEMAS = {"sweep": sweep_schema, "profile": profile_schema}
 def write_schemas(folder: Path) -> list[Path]:
     """Writes all schemas to `folder` and returns the paths of the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, schema in SCHEMAS.items():
-        path = folder / f"{name}.schema.json"
+    schemas = {folder / f"{name}.schema.json": schema for name, schema in SCHEMAS.items()}
+    for path, schema in schemas.items():
         write_text(path, json.dumps(schema(), indent=1, ensure_ascii=False) + "\n")
-        paths.append(path)
-    return paths
+    return list(schemas)

@@ -1,7 +1,7 @@
 """Files to configs: a YAML file with its profile and `--set a.b=c` becomes a checked RunConfig.
 
-A run file holds fields of RunConfig, which override those of the `profile` that it names. Whatever is wrong with a
-file is reported as one UserError.
+A run file holds fields of RunConfig, which override those of the `profile` that it names. Whatever
+is wrong with a file is reported as one UserError.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from mirai_bench.utils.errors import UserError, unknown
 SWEEPS = shipped("sweeps")
 MOST_VALUES = 100_000  # in one YAML file, once its aliases are written out
 MOST_SHOWN = 80  # characters of a wrong value in a message
+# Pydantic names its own validators among the fields that lead to an error. No user knows them.
+INTERNAL_NAMES = ("function-", "constrained-", "lax-or-strict")
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -31,7 +33,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key written twice. YAML itself would silently keep the last one."""
+    """A SafeLoader that refuses a key written twice. YAML would silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -41,46 +43,48 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, (list, dict)):
                 raise UserError(f"{mark}: a key must be a word, found {key!r}")
             if key in seen:
-                raise UserError(
-                    f"{mark.name}, line {mark.line + 1}: {key!r} is written twice: give each its own name"
-                )
+                line = f"{mark.name}, line {mark.line + 1}"
+                raise UserError(f"{line}: {key!r} is written twice: give each its own name")
             seen.add(key)
-        return super().construct_mapping(node, deep=True)
+        return super().construct_mapping(node, deep)
 
 
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Returns the number of values once every alias is written out. Nine levels of nine aliases are half a billion."""
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = 1  # so that a node that contains itself ends
-    children: list[yaml.Node] = []
-    if isinstance(node, yaml.MappingNode):
-        for pair in node.value:
-            children.extend(pair)
-    elif isinstance(node, yaml.SequenceNode):
-        children = node.value
-    known[id(node)] += sum(_num_values(child, known) for child in children)
+    """Returns the number of values once every alias is written out. `known` holds counted nodes.
+
+    Nine levels of nine aliases are half a billion values, which an error message would write out.
+    """
+    if id(node) not in known:
+        known[id(node)] = 1  # so that a node that contains itself ends
+        children = node.value if isinstance(node, yaml.CollectionNode) else ()
+        for child in children:
+            # A child of a mapping is a pair: the key and its value.
+            for part in child if isinstance(child, tuple) else (child,):
+                known[id(node)] += _num_values(part, known)
     return known[id(node)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the fields of a YAML file. Raises UserError if it is missing, unreadable, or no mapping."""
+    """Returns the fields of a YAML file. Raises UserError if it is unreadable, or no mapping."""
+    value = None
     try:
         if not path.is_file():
             raise UserError(f"There is no file {str(path)!r}")
         with open(path, encoding="utf-8") as file:
             loader = _Loader(file)
-            node = loader.get_single_node()
+            node = loader.get_single_node()  # None if the file is empty
             if node is not None and _num_values(node, {}) > MOST_VALUES:
                 raise UserError(
-                    f"{path} holds more than {MOST_VALUES} values once its aliases are written out: write it without "
-                    "them"
+                    f"{path} holds more than {MOST_VALUES} values once its aliases are written "
+                    "out: write it without them"
                 )
-            value = None if node is None else loader.construct_document(node)
+            if node is not None:
+                # `deep` refuses a mapping that contains itself, which would be an endless dict.
+                value = loader.construct_object(node, deep=True)
+    # ValueError: not UTF-8, or the 99th of a month. RecursionError: thousands of brackets.
     except (yaml.YAMLError, OSError, ValueError, RecursionError, TypeError) as error:
-        raise UserError(
-            f"{path} is not readable YAML: {str(error).strip() or type(error).__name__}"
-        ) from None
+        reason = str(error).strip() or type(error).__name__
+        raise UserError(f"{path} is not readable YAML: {reason}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold `key: value` lines, found {type(value).__name__}")
     return value
@@ -90,7 +94,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of both trees. Where both have a field, `over` wins, section by section."""
+    """Returns the fields of both trees. If both have a field, that of `over` is taken."""
     merged = dict(base)
     for key, value in over.items():
         both_are_sections = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -101,16 +105,19 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def parse_sets(settings: Iterable[str]) -> dict[str, Any]:
     """Returns the tree of `--set` options: ["train.lr=1e-3"] becomes {"train": {"lr": "1e-3"}}.
 
-    Values are read as YAML. Raises UserError for an option that is not of the form section.field=value.
+    Values are read as YAML. Raises UserError for an option that is not of the form
+    section.field=value.
     """
     tree: dict[str, Any] = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not all(path.split(".")):
-            raise UserError(f"--set {setting!r}: write section.field=value, for instance train.epochs=5")
+            form = "write section.field=value, for instance train.epochs=5"
+            raise UserError(f"--set {setting!r}: {form}")
         try:
+            # In YAML 1.1 "1e-3" is a text, because it has no dot. Pydantic makes it a number.
             value: Any = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: the 99th of a month
             value = text
         for key in reversed(path.split(".")):
             value = {key: value}
@@ -122,24 +129,28 @@ def parse_sets(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def checked(model: type[M], fields: Any, where: str) -> M:
-    """Returns the model of these fields. Raises one UserError with all that is wrong, with suggestions for misspelt names."""
+    """Returns the model of these fields. `where` names their origin in messages.
+
+    Raises one UserError with all that is wrong, with suggestions for misspelt names.
+    """
     try:
         return model.model_validate(fields)
     except ValidationError as error:
         lines = [_explain(model, details) for details in error.errors()]
-    if len(lines) > 1:
-        lines.insert(0, "")
-    raise UserError(f"{where}: " + "\n  ".join(lines))
+    first = "\n  " if len(lines) > 1 else ""  # each of several on a line of its own
+    raise UserError(f"{where}: {first}" + "\n  ".join(lines))
 
 
 def _explain(model: type[BaseModel], error: Any) -> str:
-    path = [str(part) for part in error["loc"] if not str(part).startswith(("function-", "constrained-"))]
+    """Returns one of pydantic's errors in the words of this project."""
+    names = [str(part) for part in error["loc"]]
+    path = [name for name in names if not name.startswith(INTERNAL_NAMES)]
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
         message = str(unknown("field", path[-1], _fields_at(model, path[:-1])))
         return f"{message} (in {'.'.join(path[:-1])})" if path[:-1] else message
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
+    if error["type"] == "value_error":  # raised by a validator of ours, which names the field
         return message
     if error["type"] == "missing":
         return f"{where} is missing"
@@ -153,10 +164,11 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     """Returns the names of the fields of the section that `path` leads to."""
     for part in path:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        candidates = (annotation, *getattr(annotation, "__args__", ()))
-        sections = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
-        if sections:
-            model = sections[0]
+        # The section itself, or the section in a union such as `Search | None`.
+        for item in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(item, type) and issubclass(item, BaseModel):
+                model = item
+                break
     return list(model.model_fields)
 
 
@@ -166,31 +178,34 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
 def _expand_protocol(fields: dict[str, Any]) -> dict[str, Any]:
     """Replaces evaluation.protocol: NAME, or {base: NAME, …}, by the protocol's own fields."""
     evaluation = fields.get("evaluation")
-    protocol = evaluation.get("protocol") if isinstance(evaluation, dict) else None
-    name = protocol.get("base") if isinstance(protocol, dict) else protocol
-    if not isinstance(name, str) or not isinstance(evaluation, dict):
+    if not isinstance(evaluation, dict):
+        return fields
+    protocol = evaluation.get("protocol")
+    own = dict(protocol) if isinstance(protocol, dict) else {"base": protocol}
+    name = own.pop("base", None)
+    if not isinstance(name, str):  # all fields are written out, as in a run's config.json
         return fields
     if name not in PROTOCOLS:
         raise unknown("evaluation protocol", name, PROTOCOLS)
-    own: dict[str, Any] = dict(protocol) if isinstance(protocol, dict) else {}
-    own.pop("base", None)
-    return fields | {"evaluation": evaluation | {"protocol": {"name": name} | PROTOCOLS[name] | own}}
+    expanded = {"name": name} | PROTOCOLS[name] | own
+    return fields | {"evaluation": evaluation | {"protocol": expanded}}
 
 
 def find_profile(name: str, beside: Path | None = None) -> Path:
     """Returns the path of a profile, which is named or given as a path.
 
-    A name is looked for in the folder `profiles` next to the file that names it (`beside` is the file's folder),
-    then among the profiles that ship with the project. Raises UserError if there is none.
+    A name is looked for in the folder `profiles` next to the file that names it (`beside` is the
+    file's folder), then among the profiles that ship with the project. Raises UserError if there is
+    none.
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     folders = [folder / "profiles" for folder in (beside, SWEEPS) if folder is not None]
-    for folder in folders:
-        if re.fullmatch(r"[A-Za-z0-9_.-]+", name) and (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
     known: set[str] = set()
     for folder in folders:
+        # The pattern keeps names like ../x from leaving the folder.
+        if re.fullmatch(r"[A-Za-z0-9_.-]+", name) and (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
         known.update(path.stem for path in folder.glob("*.yaml"))
     raise unknown("profile", name, sorted(known))
 
@@ -201,16 +216,23 @@ def read_profile(name: str, beside: Path | None = None) -> dict[str, Any]:
     return {"profile": path.stem} | read_yaml(path)
 
 
-def build_run(fields: Mapping[str, Any], where: str, settings: Mapping[str, Any] | None = None) -> RunConfig:
-    """Returns the RunConfig of these fields, overridden by `settings`. `where` names their origin in messages."""
-    expanded = _expand_protocol(expand(fields))
-    return checked(RunConfig, _expand_protocol(merge(expanded, expand(settings or {}))), where)
+def build_run(
+    fields: Mapping[str, Any],
+    where: str,
+    settings: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Returns the RunConfig of these fields, which come from `where`, under `settings`."""
+    # Protocols are expanded before the settings are merged, which may change single fields of one,
+    # and after it, because they may also name another one.
+    expanded = merge(_expand_protocol(expand(fields)), expand(settings or {}))
+    return checked(RunConfig, _expand_protocol(expanded), where)
 
 
 def load_run(source: str | Path, settings: Iterable[str] = ()) -> RunConfig:
-    """Returns the RunConfig of a run file, of the config.json of a run, or of a profile by its name.
+    """Returns the RunConfig of a run file, of a run's config.json, or of a profile by its name.
 
-    `settings` are `--set` options. Raises UserError for whatever is wrong with them or with the file.
+    `settings` are `--set` options. Raises UserError for whatever is wrong with them or with the
+    file.
     """
     path = Path(source)
     overrides = parse_sets(settings)
@@ -218,6 +240,7 @@ def load_run(source: str | Path, settings: Iterable[str] = ()) -> RunConfig:
         return build_run(read_profile(str(source)), f"profile {source}", overrides)
     fields = read_yaml(path)
     profile = fields.get("profile")
+    # A config.json also says which profile it comes from, but holds all fields itself.
     if isinstance(profile, str) and "model" not in fields:
         own = expand(fields) | {"profile": find_profile(profile, path.parent).stem}
         fields = merge(read_profile(profile, path.parent), own)

@@ -1,4 +1,4 @@
-"""An evaluation protocol: everything that decides what a number of an evaluation means, named and hashed."""
+"""An evaluation protocol: all that decides what the numbers of an evaluation mean, with a name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ class Protocol(Section):
 
     name: str
     """What the protocol is called. The name is not part of its digest."""
-    num_samples: Annotated[int, Field(ge=2)]
+    num_samples: Annotated[int, Field(ge=2)]  # a covariance of features needs two
     """Number of images that are sampled."""
     class_rule: Literal["balanced", "uniform"] = "balanced"
     """Class of sample i: i mod classes, or drawn uniformly by (seed, i) as the paper does."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the samples. Sample i is a function of (seed, i) only."""
     cfg_scale: Annotated[float, Field(ge=0)] = 1.0
-    """Scale s of classifier-free guidance, uncond + s · (cond - uncond) on every token. 1 is no guidance."""
+    """Scale s of classifier-free guidance, uncond + s · (cond - uncond) on every token. 1 is no \
+guidance."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divisor of the logits before a token is drawn."""
     top_k: Annotated[int, Field(ge=0)] = 0
@@ -34,9 +35,11 @@ class Protocol(Section):
     extractor: str = "digits"
     """The feature extractor, an entry of EXTRACTORS in evaluate/extractors.py."""
     reference: str = "train"
-    """What samples are compared with: the `train` or `heldout` split of the run's data, or an .npz or a folder."""
+    """What samples are compared with: the `train` or `heldout` split of the run's data, or an \
+.npz or a folder."""
     resize: Annotated[int, Field(ge=0)] = 0
-    """Side in pixels to which samples are resized (bicubic, antialiased) before the extractor. 0 means not at all."""
+    """Side in pixels to which samples are resized (bicubic, antialiased) before the extractor. 0 \
+means not at all."""
 
     def digest(self) -> str:
         """Returns 12 hexadecimal digits of the hash of every field but the name."""
@@ -45,7 +48,8 @@ class Protocol(Section):
 
 # Reference statistics of ImageNet-256 as published with ADM (arXiv 2105.05233).
 ADM_REFERENCE = "VIRTUAL_imagenet256_labeled.npz"
-# The paper's protocol: 50,000 samples of uniformly drawn classes, CFG 2.0 for B and L and 1.75 for XL, EMA weights.
+# The paper's protocol: 50,000 samples of uniformly drawn classes, EMA weights, CFG 2.0 for B and L
+# and 1.75 for XL.
 PAPER: dict[str, Any] = {
     "num_samples": 50_000,
     "class_rule": "uniform",
@@ -53,14 +57,11 @@ PAPER: dict[str, Any] = {
     "extractor": "inception",
     "reference": ADM_REFERENCE,
 }
+# Fields that are left out have their defaults. A changed value makes another protocol, whose
+# results do not compare with earlier ones: give it a new name.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "paper_xl": PAPER | {"cfg_scale": 1.75},
-    "cifar10_10k": {
-        "num_samples": 10_000,
-        "cfg_scale": 1.5,
-        "extractor": "inception_2015",
-        "reference": "train",
-    },
+    "cifar10_10k": {"num_samples": 10_000, "cfg_scale": 1.5, "extractor": "inception_2015"},
     "digits": {"num_samples": 1_000, "cfg_scale": 1.0, "extractor": "digits", "reference": "train"},
 }

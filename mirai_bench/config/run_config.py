@@ -1,9 +1,10 @@
-"""The configuration of one run, as a frozen tree. It is read, checked and hashed in milliseconds, without torch.
+"""The configuration of one run: a frozen tree that is read, checked and hashed without torch.
 
-Every value of the experiment is part of the fingerprint; `machine` (devices, folders, log frequency) never is.
-Steps and images are counted in integers, and the length of training in epochs of the training split. Layers are
-1-based ("layer 8" is the residual stream after the 8th block) and may be written as a fraction of the depth
-("8/12"), so that an arm means the same at every model size.
+Every value of the experiment is part of the fingerprint; `machine` (devices, folders, log
+frequency) never is. Steps and images are counted in integers, and the length of training in epochs
+of the training split. Layers are 1-based ("layer 8" is the residual stream after the 8th block) and
+may be written as a fraction of the depth ("8/12"), so that an arm means the same at every model
+size.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from pydantic import Field, model_validator
 
 from mirai_bench.config.foresight import ForesightConfig, resolve_layer
 from mirai_bench.config.protocol import Protocol
-from mirai_bench.config.sections import Positive, Rate, Section, Seed
+from mirai_bench.config.sections import Name, Positive, Rate, Section, Seed
 from mirai_bench.utils.assets import LOCAL_FOLDERS
 from mirai_bench.utils.hashing import digest, file_sha256
 
-# Raised when a change of the code changes the numbers of an unchanged config. Runs of older code then count as
-# other runs: they are trained again and never mixed with newer ones.
+# Raised if a change of the code changes the numbers of an unchanged config. Runs of older code then
+# count as other runs: they are trained again and never mixed with newer ones.
 NUMERICS = 1
 
-# name: (depth, width, heads). B to 3B are LlamaGen's (arXiv 2406.06525, table 1); the small ones are ours.
+# name: (depth, width, heads). B to 3B are LlamaGen's (arXiv 2406.06525, table 1).
 MODEL_SIZES = {
     "nano": (3, 64, 4),
     "tiny": (6, 256, 4),
@@ -40,8 +41,9 @@ class DataConfig(Section):
     """The images of a run."""
 
     dataset: Literal["digits", "cifar10", "folder"] = "digits"
-    """The data set. `digits` is embedded; `cifar10` and `folder` (class/image, the layout of ImageNet) are prepared \
-once by `mirai_bench.data.prepare`."""
+    """The data set. `digits` is embedded; `cifar10` and `folder` (class/image, the layout of \
+ImageNet) are prepared once by `mirai_bench.data.prepare`."""
+    # Names folders of prepared codes.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "folder"
     """Data set `folder`: what it is called, so that runs on two of them are two experiments."""
     image_size: Positive = 8
@@ -49,11 +51,11 @@ once by `mirai_bench.data.prepare`."""
     classes: Positive = 10
     """Number of classes."""
     views: Literal["center", "flip", "ten_crop"] = "center"
-    """Stored views of an image: the centre crop, that and its mirror image, or LlamaGen's five crops and their \
-mirror images."""
+    """Stored views of an image: the centre crop, that and its mirror image, or LlamaGen's five \
+crops and their mirror images."""
     crop_ranges: tuple[Annotated[float, Field(ge=1, le=2)], ...] = (1.1,)
-    """Views `ten_crop`: the image is first resized and centre-cropped to range x image_size. Each further range adds \
-ten views."""
+    """Views `ten_crop`: the image is first resized and centre-cropped to range x image_size. Each \
+further range adds ten views."""
 
     @property
     def num_views(self) -> int:
@@ -65,18 +67,21 @@ class TokenizerConfig(Section):
     """The frozen tokenizer that turns images into codes and back."""
 
     name: Literal["pixel", "vq_small", "vq16"] = "pixel"
-    """The tokenizer: `pixel` (one code per grey level), `vq_small` (the small VQ of this project) or `vq16` \
-(LlamaGen's)."""
+    """The tokenizer: `pixel` (one code per grey level), `vq_small` (the small VQ of this project) \
+or `vq16` (LlamaGen's)."""
     downsample: Positive = 1
     """Number of pixels that a token covers along each side."""
-    vocabulary: Annotated[int, Field(ge=2, le=65536)] = 17
+    vocabulary: Annotated[int, Field(ge=2, le=65536)] = 17  # the grey levels 0…16 of the digits
     """Number of codes V. Codes are stored as uint16."""
     weights: Path | None = None
     """Weight file. By default the one that ships with the project, if there is one."""
 
 
 class ModelConfig(Section):
-    """The decoder-only transformer. `size` sets depth, width and heads, each of which may also be written out."""
+    """The decoder-only transformer.
+
+    `size` sets depth, width and heads, each of which may also be written out.
+    """
 
     size: str = "nano"
     """Name of a model size: nano, tiny, small, B, L, XL, XXL or 3B."""
@@ -95,7 +100,8 @@ class ModelConfig(Section):
     ffn_dropout: Rate = 0.1
     """Dropout of the output of each feed-forward layer."""
     class_dropout: Rate = 0.1
-    """Probability that the class is replaced by the null class, which classifier-free guidance needs."""
+    """Probability that the class is replaced by the null class, which classifier-free guidance \
+needs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -104,20 +110,24 @@ class ModelConfig(Section):
             return data
         size = data.get("size", "nano")
         if not isinstance(size, str) or size not in MODEL_SIZES:
-            raise ValueError(f"model.size is {size!r}, which is not one of {', '.join(MODEL_SIZES)}")
+            sizes = ", ".join(MODEL_SIZES)
+            raise ValueError(f"model.size is {size!r}, which is not one of {sizes}")
+        # What is written out wins over what the size says.
         filled = dict(zip(("depth", "width", "heads"), MODEL_SIZES[size], strict=True)) | data
         return {"kv_heads": filled["heads"]} | filled
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
-        if self.width % self.heads or (self.width // self.heads) % 4:
+        heads = self.heads
+        # The two axes of the grid share a head's features, and a rotation turns pairs of them.
+        if self.width % heads or (self.width // heads) % 4:
             raise ValueError(
-                f"model.width is {self.width} with {self.heads} heads: 2-D RoPE needs a head width (width / heads) "
-                "that is a multiple of 4"
+                f"model.width is {self.width} with {heads} heads: 2-D RoPE needs a head width "
+                "(width / heads) that is a multiple of 4"
             )
-        if self.heads % self.kv_heads:
+        if heads % self.kv_heads:
             raise ValueError(
-                f"model.kv_heads is {self.kv_heads}, which does not divide model.heads = {self.heads}"
+                f"model.kv_heads is {self.kv_heads}, which does not divide model.heads = {heads}"
             )
         return self
 
@@ -135,17 +145,17 @@ class TrainConfig(Section):
     """How the learning rate falls to zero after `lr_warmup`. The paper keeps it constant."""
     lr_warmup: Rate = 0.0
     """Fraction of training in which the learning rate rises linearly from zero."""
-    betas: tuple[Rate, Rate] = (0.9, 0.95)
+    betas: tuple[Rate, Rate] = (0.9, 0.95)  # these and the next two as in LlamaGen and the paper
     """AdamW's decay rates of the two moments."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Weight decay of matrices (two or more dimensions), embeddings and projectors included."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest global gradient norm."""
-    ema_decay: Rate = 0.9999
+    ema_decay: Rate = 0.9999  # the EMA remembers about 1 / (1 - τ) = 10,000 steps
     """Decay τ of the exponential moving average of the weights, per step."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """Precision of matrix products under autocast. `auto` is bf16 on a GPU, or on a CPU that has AMX or AVX-512 \
-bf16, and fp32 elsewhere. The record says which it was."""
+    """Precision of matrix products under autocast. `auto` is bf16 on a GPU, or on a CPU that has \
+AMX or AVX-512 bf16, and fp32 elsewhere. The record says which it was."""
     max_bad_steps: Positive = 10
     """Number of consecutive non-finite updates after which the run fails. Each one is skipped."""
 
@@ -154,31 +164,34 @@ class EvaluationConfig(Section):
     """When the run is evaluated, and how."""
 
     at: tuple[Annotated[float, Field(gt=0)], ...]
-    """Epochs at which the run is evaluated, in increasing order. The end of training is always evaluated."""
+    """Epochs at which the run is evaluated, in increasing order. The end of training is always \
+evaluated."""
     protocol: Protocol
     """The evaluation protocol: the name of one, or its own fields."""
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationConfig:
-        if not self.at or list(self.at) != sorted(set(self.at)):
-            raise ValueError(
-                f"evaluation.at is {list(self.at)}: write increasing epochs, for instance [5, 10, 20]"
-            )
+        found = list(self.at)
+        if not found or found != sorted(set(found)):
+            example = "write increasing epochs, for instance [5, 10, 20]"
+            raise ValueError(f"evaluation.at is {found}: {example}")
         return self
 
 
 class MachineConfig(Section):
     """Where and how the run is computed. Not fingerprinted.
 
-    It changes nothing that is computed beyond rounding, with one exception: `micro_batches` and `workers` decide
-    which forward pass a token is in, and so which dropout masks it draws. The distribution is the same, and without
-    dropout the updates are the same. The record says how many there were.
+    It changes nothing that is computed beyond rounding, with one exception: `micro_batches` and
+    `workers` decide which forward pass a token is in, and so which dropout masks it draws. The
+    distribution is the same, and without dropout the updates are the same. The record says how many
+    there were.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """The device. `auto` is a GPU if one is visible, and the CPU otherwise."""
     threads: Positive = 1
     """Number of CPU threads of each process."""
+    # Folders: these four are utils.assets.LOCAL_FOLDERS, which records leave out.
     runs: Path = Path("runs")
     """Folder of runs, caches and prepared codes."""
     data: Path | None = None
@@ -194,11 +207,12 @@ class MachineConfig(Section):
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints that are kept. Two, so that a damaged one can be passed over."""
     compile: Literal["auto"] | bool = "auto"
-    """Whether model, teacher and losses are compiled with torch.compile. `auto` compiles on a GPU for widths of 768 \
-and more, where the run outweighs the minute or two that it takes."""
+    """Whether model, teacher and losses are compiled with torch.compile. `auto` compiles on a GPU \
+for widths of 768 and more, where the run outweighs the minute or two that it takes."""
     micro_batches: Positive = 1
-    """Number of micro-batches in which a process computes its share of the batch, one after the other, to save \
-memory."""
+    """Number of micro-batches in which a process computes its share of the batch, one after the \
+other, to save memory."""
+    # What a trial of a sweep asks Ray for.
     cpus: Positive = 1
     """Number of CPUs of one trial of a sweep."""
     gpus: Annotated[float, Field(ge=0)] = 0
@@ -210,7 +224,7 @@ memory."""
 class RunConfig(Section):
     """The whole configuration of one run."""
 
-    profile: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")] = "custom"
+    profile: Name = "custom"
     """Name of the profile. It names files and rows of tables and has no effect on any number."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the data, dropout and dropped labels."""
@@ -231,58 +245,62 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
-        self._check_foresight()
+        # The rules that need several sections. Those of one section have passed by now.
+        self._check_grid()
         self._check_files()
-        self._check_batch()
-        if self.evaluation.at[-1] > self.train.epochs:
-            raise ValueError(
-                f"evaluation.at ends at epoch {self.evaluation.at[-1]:g}, after train.epochs = {self.train.epochs}"
-            )
+        self._check_training()
         return self
 
-    def _check_foresight(self) -> None:
-        if self.data.image_size % self.tokenizer.downsample:
+    def _check_grid(self) -> None:
+        size = self.data.image_size
+        downsample = self.tokenizer.downsample
+        if size % downsample:
             raise ValueError(
-                f"data.image_size is {self.data.image_size}, not a multiple of tokenizer.downsample = "
-                f"{self.tokenizer.downsample}"
+                f"data.image_size is {size}, not a multiple of tokenizer.downsample = {downsample}"
             )
         foresight = self.foresight
-        if foresight.level == "none":
+        if foresight.level == "none":  # its other fields have no effect
             return
         height, width = self.grid
         if foresight.k > self.num_tokens:
             raise ValueError(
-                f"foresight.k is {foresight.k}, but the token grid has {height}x{width} = {self.num_tokens} cells: "
-                f"write k: {self.num_tokens} or less"
+                f"foresight.k is {foresight.k}, but the token grid has {height}x{width} = "
+                f"{self.num_tokens} cells: write k: {self.num_tokens} or less"
             )
         for layer in (foresight.layer, foresight.teacher_layer):
             if layer is not None:
-                resolve_layer(layer, self.model.depth)
+                resolve_layer(layer, self.model.depth)  # for its ValueError
 
     def _check_files(self) -> None:
         files = {
             "tokenizer.weights": self.tokenizer.weights,
             "foresight.teacher": self.foresight.teacher,
-            "foresight.encoder.weights": self.foresight.encoder.weight_file,
+            "foresight.encoder.weights": self.foresight.encoder.weights,  # may also be a word
         }
         for name, path in files.items():
-            if path is not None and not path.exists():
+            if isinstance(path, Path) and not path.exists():
                 raise ValueError(
-                    f"{name} is {str(path)!r}, which does not exist: write the path of a file, or leave it out to use "
-                    "the project's own"
+                    f"{name} is {str(path)!r}, which does not exist: write the path of a file, or "
+                    "leave it out to use the project's own"
                 )
 
-    def _check_batch(self) -> None:
+    def _check_training(self) -> None:
+        epochs = self.train.epochs
+        last = self.evaluation.at[-1]
+        if last > epochs:
+            raise ValueError(f"evaluation.at ends at epoch {last:g}, after train.epochs = {epochs}")
         machine = self.machine
+        # Only then is the mean of the gradients of all micro-batches the gradient of the batch.
         if self.train.batch_size % (machine.workers * machine.micro_batches):
             raise ValueError(
-                f"train.batch_size is {self.train.batch_size}, which machine.workers x machine.micro_batches = "
-                f"{machine.workers} x {machine.micro_batches} does not divide"
+                f"train.batch_size is {self.train.batch_size}, which machine.workers x "
+                f"machine.micro_batches = {machine.workers} x {machine.micro_batches} does not "
+                "divide"
             )
         if machine.workers > 1 and machine.gpus not in (0, machine.workers):
             raise ValueError(
-                f"machine.gpus is {machine.gpus:g} with machine.workers = {machine.workers}: each process of several "
-                f"takes one GPU, write gpus: {machine.workers}, or 0 on CPUs"
+                f"machine.gpus is {machine.gpus:g} with machine.workers = {machine.workers}: each "
+                f"process of several takes one GPU, write gpus: {machine.workers}, or 0 on CPUs"
             )
 
     @property
@@ -304,20 +322,22 @@ class RunConfig(Section):
         """
         fields = self.model_dump(mode="json", exclude={"machine", "profile"})
         fields["foresight"] = self.foresight.relevant()
+        # 1. Names, and fields that have no effect, are left out.
         del fields["model"]["size"]
         del fields["evaluation"]["protocol"]["name"]
         if self.data.views != "ten_crop":
             del fields["data"]["crop_ranges"]
         if self.data.dataset != "folder":
             del fields["data"]["name"]
-        sections_with_files = (
-            (fields["tokenizer"], "weights"),
-            (fields["foresight"], "teacher"),
-            (fields["foresight"].get("encoder", {}), "weights"),
-        )
-        for section, key in sections_with_files:
-            if section.get(key) not in (None, "random"):
-                section[key] = file_sha256(section[key])
+        # 2. Files are represented by their content.
+        encoder = fields["foresight"].get("encoder", {})  # left out of most sources
+        for section, key, path in (
+            (fields["tokenizer"], "weights", self.tokenizer.weights),
+            (fields["foresight"], "teacher", self.foresight.teacher),
+            (encoder, "weights", self.foresight.encoder.weights),
+        ):
+            if isinstance(path, Path) and key in section:
+                section[key] = file_sha256(path)
         return {"numerics": NUMERICS} | fields
 
     def fingerprint(self) -> str:
@@ -334,15 +354,16 @@ class RunConfig(Section):
         return self.model_dump(mode="json", exclude={"machine": set(LOCAL_FOLDERS)})
 
     def with_machine(self, **fields: Any) -> RunConfig:
-        """Returns the same run with other fields of `machine`, for instance other `micro_batches`."""
+        """Returns the same run with other fields of `machine`, for instance `micro_batches`."""
         return self.model_copy(update={"machine": self.machine.model_copy(update=fields)})
 
 
 def ffn_width(width: int) -> int:
     """Returns the hidden width of SwiGLU as in LlamaGen.
 
-    It is 8/3 of the model's width, rounded up to a multiple of 256. Below a width of 256 it is rounded up to a
-    multiple of 16.
+    It is 8/3 of the model's width, rounded up to a multiple of 256. Below a width of 256 it is
+    rounded up to a multiple of 16.
     """
-    multiple = 256 if width >= 256 else 16
+    multiple = 256 if width >= 256 else 16  # a step of 256 is coarse for a small model
+    # FeedForward in LlamaGen's autoregressive/models/gpt.py truncates 8/3, and then rounds up.
     return -(-int(8 * width / 3) // multiple) * multiple

@@ -1,4 +1,4 @@
-"""The base class of every section of the configuration, and the number types that its fields share."""
+"""The base class of every section of the configuration, and the types that fields share."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# Counts are bounded, so that a slip of the finger is refused here and no product of two overflows
+# int64.
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
-Fraction01 = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Fraction01 = Annotated[float, Field(ge=0, le=1)]
+# Of a profile, an axis or an arm. It names files, and nothing in it must lead out of their folder.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
+# A dropout of 1 would drop everything, and an average with a decay of 1 would never move.
+Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Section(BaseModel):
+class Section(BaseModel, use_attribute_docstrings=True):
     """A frozen group of fields. Unknown fields, infinities and NaN are refused.
 
-    The docstring under a field is its description in the JSON schema, which editors show as a tooltip.
+    The docstring under a field is its description in the JSON schema, which editors show as a
+    tooltip.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    # Frozen, because all parts of a run share its config, and its hash has named the folder.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,8 +1,8 @@
-"""A sweep file: arms and seeds, which become the cells of a sweep; and the section `search:` for tuning."""
+"""A sweep file: its arms and seeds become the cells of a sweep, its section `search:` is tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,13 @@ from pydantic import Field, model_validator
 from mirai_bench.config.load import build_run, checked, merge, parse_sets, read_profile, read_yaml
 from mirai_bench.config.official import expand_official
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.config.sections import Section, Seed
+from mirai_bench.config.sections import Name, Section, Seed
 from mirai_bench.utils.errors import UserError, unknown
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
+# ---- the content of a file
+
+# Values to draw one of.
+Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
 class Range(Section):
@@ -31,6 +34,7 @@ class Range(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Range:
+        # Zero has no logarithm.
         if self.low >= self.high or (self.log and self.low <= 0):
             more = ", low > 0 with log: true" if self.log else ""
             raise ValueError(f"low is {self.low} and high is {self.high}: write low < high{more}")
@@ -38,18 +42,23 @@ class Range(Section):
 
 
 class Search(Section):
-    """Tuning of one arm: `python -m mirai_bench.sweep search FILE`. Its runs stop early and are in no table of arms."""
+    """Tuning of one arm: `python -m mirai_bench.sweep search FILE`.
+
+    Its runs stop early and are in no table of arms.
+    """
 
     arm: Name
     """The arm whose fields the drawn values override."""
-    space: Annotated[dict[str, Range | Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
-    """What values are drawn from, by field: `foresight.weight: {low: 0.1, high: 10, log: true}`, or a list of choices."""
+    space: Annotated[dict[str, Range | Choices], Field(min_length=1)]
+    """What values are drawn from, by field: `foresight.weight: {low: 0.1, high: 10, log: true}`, \
+or a list of choices."""
     samples: Annotated[int, Field(ge=1, le=10_000)] = 16
     """Number of configurations that are drawn."""
     metric: str = "heldout_ntp"
     """The metric that configurations are compared by."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """Reduction factor of successive halving (ASHA): one run in this many continues at each rung."""
+    """Reduction factor of successive halving (ASHA): one run in this many continues at each \
+rung."""
     seed: Seed = 0
     """Seed of the drawn values."""
 
@@ -69,6 +78,7 @@ class SweepFile(Section):
     """The arm that tables compare the others with."""
     arms: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
     """Foresight fields of each arm, which override those of the profile."""
+    # Not MachineConfig: what it leaves out is the profile's, and not the default.
     machine: dict[str, Any] = Field(default={})
     """Fields of `machine`, which override those of the profile."""
     search: Search | None = None
@@ -76,14 +86,17 @@ class SweepFile(Section):
 
     @model_validator(mode="after")
     def _check(self) -> SweepFile:
-        arms = ", ".join(self.arms)
+        advice = f"which is not an arm: write one of {', '.join(self.arms)}"
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds is {list(self.seeds)}: each seed once")
         if self.baseline not in self.arms:
-            raise ValueError(f"baseline is {self.baseline!r}, which is not an arm: write one of {arms}")
+            raise ValueError(f"baseline is {self.baseline!r}, {advice}")
         if self.search is not None and self.search.arm not in self.arms:
-            raise ValueError(f"search.arm is {self.search.arm!r}, which is not an arm: write one of {arms}")
+            raise ValueError(f"search.arm is {self.search.arm!r}, {advice}")
         return self
+
+
+# ---- the cells
 
 
 @dataclass(frozen=True)
@@ -117,7 +130,8 @@ class Sweep:
     question: str
     baseline: str
     cells: tuple[Cell, ...]
-    """Seed by seed, with the arms in the order of the file, so that a sweep that is cut short can still be compared."""
+    """Seed by seed, with the arms in the order of the file, so that a sweep that is cut short can \
+still be compared."""
 
     @property
     def arms(self) -> list[str]:
@@ -129,27 +143,29 @@ def load_sweep(
     path: Path,
     *,
     profile: str | None = None,
-    seeds: Iterable[int] = (),
-    only: Iterable[str] = (),
-    settings: Iterable[str] = (),
+    seeds: Sequence[int] = (),
+    only: Sequence[str] = (),
+    settings: Sequence[str] = (),
 ) -> Sweep:
     """Returns the sweep of a file under the choices of a command line.
 
-    `profile` and `seeds` replace those of the file. `only` keeps these arms; the baseline is kept only if it is
-    among them. `settings` are `--set` options of every cell. Raises UserError for whatever is wrong.
+    `profile` and `seeds` replace those of the file. `only` keeps these arms; the baseline is kept
+    only if it is among them. `settings` are `--set` options of every cell. Raises UserError for
+    whatever is wrong.
     """
+    # 1. The file, and what the command line chooses of it.
     file = checked(SweepFile, read_yaml(path), str(path))
-    wanted = set(only)
     for arm in only:
         if arm not in file.arms:
             raise unknown("arm", arm, file.arms)
-    arms = {arm: fields for arm, fields in file.arms.items() if not wanted or arm in wanted}
     base = merge(read_profile(profile or file.profile, path.parent), {"machine": file.machine})
     overrides = parse_sets(settings)
+    arms = [arm for arm in file.arms if arm in only or not only]
+    # 2. A cell per seed and arm. Here the fields of an arm are checked, with the profile's.
     cells = []
-    for seed in tuple(dict.fromkeys(seeds)) or file.seeds:
-        for arm, foresight in arms.items():
-            fields = merge(base, {"foresight": expand_official(foresight), "seed": seed})
+    for seed in dict.fromkeys(seeds or file.seeds):  # a seed that is given twice is trained once
+        for arm in arms:
+            fields = merge(base, {"foresight": expand_official(file.arms[arm]), "seed": seed})
             cells.append(Cell(arm, build_run(fields, f"{path}, arm {arm}", overrides)))
     _refuse_twins(path, cells)
     return Sweep(file.axis, file.question, file.baseline, tuple(cells))
@@ -157,11 +173,12 @@ def load_sweep(
 
 def _refuse_twins(path: Path, cells: list[Cell]) -> None:
     """Raises UserError if two arms have the same fingerprint with the same seed."""
-    first: dict[str, Cell] = {}
+    # They would share one run folder, and tables would show it as two arms.
+    first: dict[str, Cell] = {}  # by fingerprint, which covers the seed
     for cell in cells:
         twin = first.setdefault(cell.fingerprint, cell)
         if twin is not cell:
             raise UserError(
-                f"{path}: arms {twin.arm!r} and {cell.arm!r} (seed {cell.seed}) are the same experiment under two "
-                "names: keep one"
+                f"{path}: arms {twin.arm!r} and {cell.arm!r} (seed {cell.seed}) are the same "
+                "experiment under two names: keep one"
             )

@@ -17,6 +17,8 @@ def digits(**sections):
 
 def test_unreadable_files_are_user_errors(tmp_path):
     for content in (
+        b"&x {arms: *x}",
+        b"a: &x {b: *x}",
         b"\xff\xfe\x00",
         b"a: [1",
         b"- 1",
@@ -27,7 +29,7 @@ def test_unreadable_files_are_user_errors(tmp_path):
     ):
         path = tmp_path / "bad.yaml"
         path.write_bytes(content)
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=r"readable YAML|must hold|a key must be"):
             load_sweep(path)
 
 
@@ -42,6 +44,7 @@ def test_set_reads_yaml_and_names_its_form():
         "train": {"lr": "1e-3", "betas": [0.9, 0.99]},
         "data": {"views": "flip"},
     }
+    assert parse_sets(["a.date=2001-99-99", "a.open=[1"]) == {"a": {"date": "2001-99-99", "open": "[1"}}
     with pytest.raises(UserError, match=r"write section\.field=value"):
         parse_sets(["train.lr"])
 

@@ -52,6 +52,22 @@ def digits(**sections):
         ({"evaluation": {"protocol": "digts"}}, "Did you mean 'digits'"),
         ({"train": {"batch_size": 7}, "machine": {"micro_batches": 2}}, "batch_size is 7"),
         ({"machine": {"workers": 4, "gpus": 2}}, "write gpus: 4, or 0 on CPUs"),
+        (
+            {"foresight": {"encoder": {"weights": 3}}},
+            "foresight.encoder.weights is 3: input is not a valid path",
+        ),
+        (
+            {"foresight": {"encoder": {"weights": "random"}}},
+            "weights is random with name: masked_tokens: write foresight.source: random instead",
+        ),
+        (
+            {"foresight": {"encoder": {"name": "dinov2_b", "weights": "no/such"}}},
+            "encoder.weights is 'no/such', which does not exist",
+        ),
+        (
+            {"evaluation": {"at": [99]}, "train": {"batch_size": 7}, "machine": {"workers": 2}},
+            "ends at epoch 99, after train.epochs",
+        ),
     ],
 )
 def test_a_wrong_config_says_what_to_write(sections, message):
@@ -86,6 +102,22 @@ def test_fingerprint_of_a_file_is_its_content(tmp_path):
             ).fingerprint()
         )
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_file_may_have_the_name_of_a_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fields = {"level": "internal", "source": "frozen", "teacher": "random"}
+    prints = set()
+    for content in (b"1", b"2"):
+        (tmp_path / "random").write_bytes(content)
+        prints.add(digits(foresight=fields).fingerprint())
+    assert len(prints) == 2
+
+
+def test_random_weights_of_an_encoder_are_a_word_and_not_a_file():
+    encoder = {"name": "dinov2_b", "weights": "random"}
+    config = digits(foresight={"level": "internal", "source": "encoder", "encoder": encoder})
+    assert config.identity()["foresight"]["encoder"]["weights"] == "random"
 
 
 def test_none_is_one_experiment_whatever_its_other_fields():
