@@ -1,7 +1,8 @@
-"""Compares the paper's claims (reports/claims.yaml) with our records: supported, contradicted,
-undecided, or not run.
+"""Gives a verdict on each of the paper's claims: supported, contradicted, undecided, or not run.
 
     python analysis/claims.py
+
+The claims and the comparisons that test them are in reports/claims.yaml.
 """
 
 from __future__ import annotations
@@ -63,12 +64,8 @@ def verdict(inside: bool, outside: bool) -> str:
 def compare_better(results: Results, test: Test, strict: float) -> Evidence:
     """Compares the arm `better` with the arm `than`."""
     metric = test.get("metric") or primary_metric(results.metrics)
-
-    def value(record: dict[str, Any]) -> float | None:
-        return record["metrics"].get(metric)
-
-    ours = at_last(results, test["better"], value)
-    theirs = at_last(results, test["than"], value)
+    ours = at_last(results, test["better"], metric)
+    theirs = at_last(results, test["than"], metric)
     found = paired(ours, theirs)
     wide = paired(ours, theirs, strict)
     what = f"{metric}: {test['better']} minus {test['than']}"
@@ -92,12 +89,8 @@ def compare_speedup(results: Results, test: Test, strict: float) -> Evidence:
 
 def compare_same(results: Results, test: Test, strict: float) -> Evidence:
     """Compares a quantity of an arm, over the baseline's, with 1."""
-
-    def quantity(record: dict[str, Any]) -> float | None:
-        return record[test["same"]] if test["same"] in record else record["run"][test["same"]]
-
-    ours = at_last(results, test["arm"], quantity)
-    theirs = at_last(results, results.baseline, quantity)
+    ours = at_last(results, test["arm"], test["same"])
+    theirs = at_last(results, results.baseline, test["same"])
     found = ratio(ours, theirs)
     wide = ratio(ours, theirs, strict)
     what = f"{test['same']}: {test['arm']} over {results.baseline}"
@@ -135,15 +128,10 @@ def kind_of(test: Test) -> str:
     raise unknown("kind of comparison", next(iter(test), ""), KINDS)
 
 
-def at_last(results: Results, arm: str, value: Callable[[dict[str, Any]], float | None]) -> dict[int, float]:
-    """Returns the finite values of an arm at the sweep's last evaluation, by seed."""
+def at_last(results: Results, arm: str, name: str) -> dict[int, float]:
+    """Returns a quantity of an arm at the sweep's last evaluation, by seed."""
     step = max(record["step"] for record in results.records)
-    found = {}
-    for record in results.records:
-        number = value(record) if record["arm"] == arm and record["step"] == step else None
-        if number is not None and math.isfinite(number):
-            found[record["seed"]] = number
-    return found
+    return results.by_seed(arm, step, name)
 
 
 # ---- verdicts
@@ -160,7 +148,7 @@ def sweep_of(test: Test, profile: str, sweeps: list[Results]) -> Results | None:
     for results in sweeps:
         if (results.axis, results.profile) == (test["axis"], profile):
             arms = [test["better"], test["than"]] if "better" in test else [test["arm"], results.baseline]
-            if all(at_last(results, arm, lambda record: record["step"]) for arm in arms):
+            if all(at_last(results, arm, "step") for arm in arms):
                 return results
     return None
 

@@ -52,8 +52,7 @@ def _kind(record: dict[str, Any]) -> list[Any]:
 
 
 def deviations(records: Records, metric: str) -> tuple[float, float]:
-    """Returns the standard deviations over sampling seeds and over training seeds, of one
-    evaluation.
+    """Returns the standard deviations of one evaluation over sampling seeds and training seeds.
 
     This is a one-way analysis of variance in which a training seed is a group of m evaluations. The
     mean square within groups is the variance of the evaluation. The variance of single evaluations

@@ -31,8 +31,7 @@ SIGNIFICANT = 0.05  # of the p-values after Holm's correction
 
 
 def draw_differences(results: Results, table: Table) -> Figure:
-    """Returns a figure with a line per arm: its mean difference to the baseline and the 95 %
-    t-interval.
+    """Returns a figure with a line per arm: its mean difference to the baseline, and the interval.
 
     The marker is filled if the corrected p is below 0.05.
     """

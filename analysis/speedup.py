@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from mirai_bench.results.frame import Results, lower_is_better
+from mirai_bench.results.frame import Results, lower_is_better, value_of
 from mirai_bench.results.stats import CONFIDENCE, t_interval
 from mirai_bench.results.table import MISSING
 from mirai_bench.utils.text_table import markdown_escape, markdown_table
@@ -74,9 +74,9 @@ def curves(results: Results, metric: str, x: str) -> dict[str, dict[int, Curve]]
     """
     found: dict[str, dict[int, Curve]] = {arm: {} for arm in results.arms}
     for record in results.records:
-        value = record["metrics"].get(metric)
-        place = record[AXES[x][0]]
-        if place is not None and value is not None and math.isfinite(value):
+        place = value_of(record, AXES[x][0])
+        value = value_of(record, metric)
+        if place is not None and value is not None:
             found[record["arm"]].setdefault(record["seed"], []).append((place, value))
     return found
 

@@ -1,5 +1,6 @@
-"""The command `python -m mirai_bench.evaluate`: evaluates a run or images, compares records, writes
-references.
+"""The command `python -m mirai_bench.evaluate`.
+
+It evaluates a run or images, compares records, and writes reference statistics.
 """
 
 from __future__ import annotations
@@ -72,9 +73,7 @@ def command(argv: list[str]) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Evaluates what the command line names, together with the other ranks of torchrun, if there
-    are any.
-    """
+    """Evaluates what the command line names. Under torchrun all ranks call this together."""
     # Imported here, so that --help needs no torch.
     import torch
 

@@ -1,9 +1,9 @@
-"""The digits classifier behind FD-digits and class accuracy: a small convolutional network, trained
-once.
+"""The digits classifier behind FD-digits and class accuracy.
 
-It is the same on every machine. It is trained in float64 and its weights are then rounded to a
-coarse grid: what processors and thread counts do to the last bits of a sum is far below that grid,
-so the rounded weights, and with them the file's sha256, come out the same everywhere.
+It is a small convolutional network that is trained once and is the same on every machine. It is
+trained in float64 and its weights are then rounded to a coarse grid: what processors and thread
+counts do to the last bits of a sum is far below that grid, so the rounded weights, and with them
+the file's sha256, come out the same everywhere.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ class DigitsClassifier(nn.Module):
         return {"pool": features, "logits": self.output(features)}
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draws the matrices from normal distributions (He initialisation) and sets the biases to
-        zero.
-        """
+        """Initialises the matrices as He et al. do (arXiv 1502.01852), and the biases with zero."""
         for parameter in self.parameters():
             if parameter.dim() >= 2:
                 std = (2 / parameter[0].numel()) ** 0.5

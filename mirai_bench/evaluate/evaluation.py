@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirai_bench.config.load import build_run, load_run, parse_sets
+from mirai_bench.config.load import build_run, load_run, merge, parse_sets
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import has_heldout_codes, open_codes
@@ -32,8 +31,6 @@ from mirai_bench.utils.device import device_name
 from mirai_bench.utils.distributed import Ranks
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
-
-log = logging.getLogger(__name__)
 
 HELDOUT_BATCH = 256  # images per forward pass of the held-out loss
 
@@ -57,9 +54,8 @@ class Evaluation(NamedTuple):
 class Evaluator:
     """Evaluates under the protocol of a config.
 
-    What all evaluations share is opened once, by the first of them.
-
-    Opening raises UserError if the extractor's weights or the reference are missing.
+    What all evaluations share is opened once, by the first of them. Opening raises UserError if the
+    extractor's weights or the reference are missing.
     """
 
     config: RunConfig
@@ -95,9 +91,7 @@ class Evaluator:
     def evaluate_model(
         self, model: ARModel, *, batch_size: int | None = None, **options: Any
     ) -> Evaluation | None:
-        """Samples and measures what the protocol says.
-
-        The loss on a held-out split, if there is one, is a metric, too.
+        """Samples what the protocol says and measures it, with the loss on the held-out split.
 
         `model` holds the weights that the protocol names. `batch_size` changes the speed and memory
         of sampling only. `options` are those of `measure`. With `ranks` all processes of the group
@@ -131,8 +125,9 @@ class Evaluator:
 
     @torch.inference_mode()
     def heldout_ntp(self, model: ARModel) -> float:
-        """Returns the next-token loss on the held-out split in nats per token, given the true
-        class, without dropout.
+        """Returns the next-token loss on the held-out split, in nats per token, without dropout.
+
+        The model is given the true classes.
         """
         tokens, labels = self.heldout
         total = 0.0
@@ -175,25 +170,28 @@ class Request:
     device: str
     batch_size: int | None
 
-    def settled(self, config: RunConfig) -> RunConfig:
-        """Returns the config under --protocol and --set, which may change evaluation and machine
-        only.
+    def settled(self, config: RunConfig, num_samples: int | None = None) -> RunConfig:
+        """Returns the config under --protocol and --set, with another number of samples if given.
+
+        Raises UserError if they change more than evaluation and machine.
         """
         fields = config.model_dump(mode="json")
+        settings = parse_sets(self.settings)
         if self.protocol:
             fields["evaluation"]["protocol"] = self.protocol
-        settled = build_run(fields, "--protocol, --set", parse_sets(self.settings))
+        if num_samples is not None:
+            settings = merge(settings, {"evaluation": {"protocol": {"num_samples": num_samples}}})
+        settled = build_run(fields, "--protocol, --set", settings)
         free = {"evaluation", "machine"}
         if settled.model_dump(exclude=free) != config.model_dump(exclude=free):
             words = " ".join(self.settings)
             raise UserError(f"--set {words}: only fields of evaluation and machine can be set here")
         return settled
 
-    def measure_options(self, n: int, ranks: Ranks) -> dict[str, Any]:
+    def measure_options(self, n: int) -> dict[str, Any]:
         """Returns the options of `measure` for n images."""
         writer = NpzWriter(self.npz, n) if self.npz is not None else None
-        common = {"ranks": ranks, "label": "evaluating"}
-        return common | {"extrapolate": self.extrapolate, "writer": writer}
+        return {"extrapolate": self.extrapolate, "writer": writer, "label": "evaluating"}
 
 
 def evaluate_request(request: Request, device: torch.device, ranks: Ranks) -> dict[str, Any] | None:
@@ -213,8 +211,9 @@ def _evaluate_run(
     protocol = config.evaluation.protocol
     loaded = load_for_sampling(folder, protocol.weights, device)
     evaluator = Evaluator(config, device, request.weights)
-    options = request.measure_options(protocol.num_samples, ranks)
-    found = evaluator.evaluate_model(loaded.model, batch_size=request.batch_size, **options)
+    options = request.measure_options(protocol.num_samples)
+    size = request.batch_size
+    found = evaluator.evaluate_model(loaded.model, batch_size=size, ranks=ranks, **options)
     if found is None:
         return None
     # What training had cost up to the checkpoint, as far as the journal says it.
@@ -240,22 +239,15 @@ def _evaluate_images(request: Request, device: torch.device, ranks: Ranks) -> di
         )
     images = open_images(request.what)
     n = len(images)
-    config = request.settled(load_run(request.config or "digits"))
+    config = request.settled(load_run(request.config or "digits"), num_samples=n)
     protocol = config.evaluation.protocol
     if request.config is None and protocol.reference in SPLITS and protocol.extractor != "digits":
         raise UserError(
             f"protocol.reference is {protocol.reference}: of which data? Write --config, for "
             "instance --config cifar10"
         )
-    if protocol.num_samples != n:
-        log.info(
-            f"protocol {protocol.name} is of {protocol.num_samples:,} images, {request.what} has "
-            f"{n:,}: n is {n:,}"
-        )
-        settings = {"evaluation": {"protocol": {"num_samples": n}}}
-        config = build_run(config.model_dump(mode="json"), "images", settings)
     evaluator = Evaluator(config, device, request.weights)
-    found = evaluator.evaluate(StoredImages(images), **request.measure_options(n, ranks))
+    found = evaluator.evaluate(StoredImages(images), ranks=ranks, **request.measure_options(n))
     if found is None:
         return None
     source = {"name": request.what.name, "sha256": file_sha256(request.what), "n": n}

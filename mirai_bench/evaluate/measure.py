@@ -90,9 +90,7 @@ class SampledImages:
 
 
 def sampling_batch(model: ARModel, protocol: Protocol) -> int:
-    """Returns the number of images per batch: as many as fit into CACHE_BYTES and into a unit of
-    work.
-    """
+    """Returns the largest number of images per batch that fits into CACHE_BYTES and into a unit."""
     config = model.config
     weight = model.tok_embeddings.weight
     width = config.kv_heads * (config.width // config.heads)

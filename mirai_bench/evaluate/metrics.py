@@ -94,11 +94,11 @@ def line_in_inverse_n(sizes: Sequence[int], values: Sequence[float]) -> tuple[fl
 
 
 def frechet_at_infinity(features: Floats, reference: Gaussian, points: int = 10, seed: int = 0) -> float:
-    """Returns the Fréchet distance without the bias of n samples (Chong and Forsyth, arXiv
-    1911.07023).
+    """Returns the Fréchet distance without the bias of n samples.
 
-    A line in 1/n is fitted through nested subsets of n/5 to n of the features (n, d) and extended
-    to 1/n = 0. The bias of the reference's own size stays.
+    This is Chong and Forsyth's estimate (arXiv 1911.07023): a line in 1/n is fitted through nested
+    subsets of n/5 to n of the features (n, d) and extended to 1/n = 0. The bias of the reference's
+    own size stays.
     """
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(features))
     fractions = [0.2 + 0.8 * i / (points - 1) for i in range(points)]
@@ -157,8 +157,9 @@ class InceptionScore:
 
 
 def distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
-    """Yields the Euclidean distances of a (n, d) to b (m, d) in blocks of bounded size: (rows,
-    (rows, m)).
+    """Yields the Euclidean distances of a (n, d) to b (m, d) in blocks of bounded size.
+
+    A block is (rows, their distances (rows, m)).
     """
     squares = np.einsum("md,md->m", b, b)
     step = max(1, BLOCK_BYTES // (8 * len(b)))
@@ -170,12 +171,11 @@ def distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
 
 
 def density_coverage(samples: Array, reference: Array, k: int = 5) -> tuple[float, float]:
-    """Returns (density, coverage) of samples (n, d) and reference images (m, d), m > k (arXiv
-    2002.09797).
+    """Returns (density, coverage) of samples (n, d) and reference images (m, d), m > k.
 
-    Each reference image has a ball that reaches its k-th neighbour. Density is the number of balls
-    that a sample lies in, over k, which is 1 if the two sets are alike. Coverage is the fraction of
-    the balls that hold a sample.
+    They are defined in arXiv 2002.09797. Each reference image has a ball that reaches its k-th
+    neighbour. Density is the number of balls that a sample lies in, over k, which is 1 if the two
+    sets are alike. Coverage is the fraction of the balls that hold a sample.
     """
     if len(reference) <= k:
         raise ValueError(

@@ -48,8 +48,9 @@ DINOV2_SIDE = 224  # pixels
 
 
 def _tensorflow_resize(images: Tensor, side: int) -> Tensor:
-    """Resizes bilinearly as TensorFlow 1 does (corners not aligned, no antialiasing), as in the
-    network's own graph.
+    """Resizes bilinearly as TensorFlow 1 does, which is part of the network's own graph.
+
+    Corners are not aligned, and there is no antialiasing.
     """
     from torch_fidelity import interpolate_compat_tensorflow as tensorflow
 
@@ -120,8 +121,7 @@ class Inception2015(nn.Module):
 
 
 def locate_compat(assets: Path | None, weights: Path | None) -> Path:
-    """Returns torch-fidelity's weight file: `weights`, the one among the assets, or the one that
-    torch.hub keeps.
+    """Returns torch-fidelity's weight file: `weights`, or one among the assets, or torch.hub's.
 
     The last one is downloaded if it is missing. Raises UserError if that fails, or if the file is
     another one.
@@ -176,11 +176,10 @@ def _check_content(path: Path, files: dict[str, str], what: str) -> Path:
 
 
 class Dinov2(nn.Module):
-    """The class token of ViT-L/14 after the last norm (Stein et al., arXiv 2306.04675): the space
-    of FD-DINOv2.
+    """The class token of DINOv2 ViT-L/14 after the last norm, which is the space of FD-DINOv2.
 
-    Images are resized to 224 pixels, bicubically with antialiasing; timm resamples the position
-    table from 37x37 to 16x16.
+    The metric is that of Stein et al. (arXiv 2306.04675). Images are resized to 224 pixels,
+    bicubically with antialiasing; timm resamples the position table from 37x37 to 16x16.
     """
 
     mean: Tensor
@@ -210,8 +209,7 @@ class Dinov2(nn.Module):
 
 
 def locate_dinov2(assets: Path | None, weights: Path | None) -> Path:
-    """Returns the weight file of DINOv2: `weights`, the one among the assets, or the one of the
-    Hugging Face Hub.
+    """Returns the weight file of DINOv2: `weights`, or one among the assets, or the Hub's.
 
     Raises UserError if there is no such file, it cannot be fetched, or timm is not installed.
     """

@@ -8,7 +8,6 @@ images and mu, sigma, mu_s, sigma_s), and EDM's (mu, sigma).
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,8 +27,6 @@ from mirai_bench.utils.cli import progress
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import atomic, cached
 from mirai_bench.utils.hashing import digest, file_sha256
-
-log = logging.getLogger(__name__)
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 # Number of evenly spaced reference images for precision, recall, density, coverage and KID; ADM's
@@ -240,11 +237,9 @@ def _read_statistics(runs: Path, path: Path, extractor: Extractor) -> Reference:
             )
     with np.load(path, allow_pickle=False) as file:
         gaussians = _read_gaussians(file)
+    # Without images there are no precision, recall, density, coverage and KID.
     features = None
     if "arr_0" in arrays:
         features = _cached(runs, path_images(path), extractor).features
-    else:
-        missing = "precision, recall, density, coverage or KID"
-        log.info(f"{path.name} holds statistics without images: no {missing}")
     sha256 = file_sha256(path)
     return Reference(path.name, sha256, None, gaussians["pool"], gaussians.get("spatial"), features)

@@ -1,7 +1,6 @@
-"""The command `python -m mirai_bench.evaluate compare A B`: what changes from A to B, paired by
-seed.
+"""The command `python -m mirai_bench.evaluate compare A B`.
 
-Records of two protocols are refused.
+It shows what changes from A to B, paired by seed. Records of two protocols are refused.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -41,9 +42,7 @@ class Results:
     """For each evaluation the fields MEASURED of tracking/records.py, arm, seed, and `run`: the \
 fields PROVENANCE. `run` is one object for all evaluations of a run that share it."""
     sources: dict[str, Path | str] = field(repr=False, default_factory=dict)
-    """For each fingerprint the folder of the run, or of its artifacts, on this machine, or else its
-    MLflow run id.
-    """
+    """For each fingerprint the local folder of the run or its artifacts, or its MLflow run id."""
 
     @property
     def name(self) -> str:
@@ -60,9 +59,7 @@ fields PROVENANCE. `run` is one object for all evaluations of a run that share i
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """One row per evaluation: axis, profile, arm, seed, costs so far, provenance, one column
-        per metric.
-        """
+        """One row per evaluation: its cell, its costs so far, its provenance and its metrics."""
         import pandas as pd
 
         rows = []
@@ -81,6 +78,24 @@ fields PROVENANCE. `run` is one object for all evaluations of a run that share i
     def seeds(self, arm: str) -> list[int]:
         """Returns the seeds of an arm."""
         return [cell["seed"] for cell in self.cells if cell["arm"] == arm]
+
+    def by_seed(self, arm: str, step: int, name: str) -> dict[int, float]:
+        """Returns a metric or a cost of an arm at an evaluation, by seed, where it is known."""
+        found = {}
+        for record in self.records:
+            value = value_of(record, name)
+            if record["arm"] == arm and record["step"] == step and value is not None:
+                found[record["seed"]] = value
+        return dict(sorted(found.items()))
+
+
+def value_of(record: dict[str, Any], name: str) -> float | None:
+    """Returns a metric or a cost of a record, or a number of its run, if it is known and finite."""
+    for fields in (record["metrics"], record, record["run"]):
+        value = fields.get(name)
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            return value
+    return None
 
 
 def file_stem(name: str) -> str:
@@ -125,9 +140,7 @@ def measured_with(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """Returns the first field in which two records were not measured alike, with both values, or
-    None.
-    """
+    """Returns the first field in which two records were not measured alike, and both values."""
     ours = measured_with(one)
     theirs = measured_with(other)
     for key in [*ours, *theirs]:
@@ -161,14 +174,9 @@ def _place(record: dict[str, Any]) -> str:
 
 def with_protocol(results: Results, wanted: str) -> Results:
     """Returns only the evaluations under the protocol of this digest or name."""
-    names = {
-        record["run"]["protocol_digest"]: record["run"]["protocol"]["name"] for record in results.records
-    }
-    kept = []
-    for record in results.records:
-        run = record["run"]
-        if wanted in (run["protocol_digest"], run["protocol"]["name"]):
-            kept.append(record)
+    names = [(r["run"]["protocol_digest"], r["run"]["protocol"]["name"]) for r in results.records]
+    kept = [record for record, own in zip(results.records, names, strict=True) if wanted in own]
     if not kept:
-        raise unknown("protocol", wanted, [*names, *dict.fromkeys(names.values())])
+        digests, titles = (dict.fromkeys(column) for column in zip(*names, strict=True))
+        raise unknown("protocol", wanted, [*digests, *titles])
     return replace(results, records=kept)

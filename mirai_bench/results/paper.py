@@ -22,6 +22,9 @@ class Paper:
     """How it was read; see reports/data/README.md."""
 
 
+PaperValues = dict[tuple[str, str], Paper]  # by arm and metric
+
+
 def is_papers(results: Results) -> bool:
     """Tells whether the profile is the paper's own setting."""
     return results.profile.startswith("imagenet256")
@@ -50,7 +53,7 @@ def read_paper(axis: str, size: str) -> list[dict[str, str]]:
     return found
 
 
-def paper_values(results: Results, epoch: float) -> dict[tuple[str, str], Paper]:
+def paper_values(results: Results, epoch: float) -> PaperValues:
     """Returns what the paper reports for (arm, metric).
 
     It is the value at the epoch nearest to ours if the profile is the paper's, and at epoch 80

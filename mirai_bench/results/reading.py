@@ -60,9 +60,9 @@ def _from_plan(plan: dict[str, Any], runs: Iterable[Found | None]) -> Results:
 
 
 def read_journals(runs: Path, axis: str | None = None, profile: str | None = None) -> list[Results]:
-    """Returns every sweep that was planned in this folder of runs, or those of an axis and a profile.
+    """Returns every sweep that was planned in this folder of runs.
 
-    The records come from the journals of the runs.
+    With `axis` or `profile` only theirs. The records come from the journals of the runs.
     """
     results = []
     for plan in read_plans(runs):
@@ -82,7 +82,7 @@ def _in_folder(folder: RunFolder) -> Found:
 
 @contextmanager
 def _garbage_is_kept() -> Iterator[None]:
-    """Disables the garbage collector, which takes half of the time of reading 1,000 runs from MLflow."""
+    """Disables the garbage collector: it takes half of the time of reading 1,000 runs from MLflow."""
     gc.disable()
     try:
         yield
@@ -183,9 +183,8 @@ def freeze(results: Results, path: Path) -> None:
 def read_jsonl(paths: Iterable[Path]) -> list[Results]:
     """Returns the sweeps of frozen files.
 
-    Files of one sweep (other seeds, another machine) are joined.
-
-    Raises UserError for a file of another kind, or if two files have records of the same cell.
+    Files of one sweep (other seeds, another machine) are joined. Raises UserError for a file of
+    another kind, or if two files have records of the same cell.
     """
     found: dict[tuple[str, str], Results] = {}
     for path in paths:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from mirai_bench.results.frame import Results, primary_metric, refuse_mixed_protocols
-from mirai_bench.results.paper import Paper, is_papers, paper_size, paper_values, papers_name
+from mirai_bench.results.paper import Paper, PaperValues, is_papers, paper_size, paper_values, papers_name
 from mirai_bench.results.stats import Estimate, holm, paired, ratio, t_interval
 from mirai_bench.utils.errors import UserError
 
@@ -69,9 +68,8 @@ def build_table(
     step, at = _evaluation(results, epoch)
     first = metric or primary_metric(results.metrics)
     metrics = [first, *(name for name in results.metrics if name != first)]
-    cells = {(record["arm"], record["seed"]): record for record in results.records if record["step"] == step}
     paper = paper_values(results, at)
-    rows = [_row(results, arm, metrics, cells, paper) for arm in results.arms]
+    rows = [_row(results, step, arm, metrics, paper) for arm in results.arms]
     _correct(rows, metrics)
     notes = _notes(results, at, rows, first, timing)
     return Table(f"{results.axis}: {results.question}", results.baseline, metrics, rows, notes, timing)
@@ -91,47 +89,26 @@ def _evaluation(results: Results, epoch: float | None) -> tuple[int, float]:
     return nearest
 
 
-def _row(
-    results: Results,
-    arm: str,
-    metrics: list[str],
-    cells: Mapping[tuple[str, int], dict[str, Any]],
-    paper: Mapping[tuple[str, str], Paper],
-) -> Row:
-    def by_seed(of: str, key: str) -> dict[int, float]:
-        """Returns the finite values of a metric or a cost."""
-        found = {}
-        for seed in results.seeds(of):
-            record = cells.get((of, seed))
-            value = (record | record["metrics"]).get(key) if record else None
-            if value is not None and math.isfinite(value):
-                found[seed] = value
-        return found
-
-    def cost(key: str) -> Estimate | None:
-        return ratio(by_seed(arm, key), by_seed(results.baseline, key))
+def _row(results: Results, step: int, arm: str, metrics: list[str], paper: PaperValues) -> Row:
+    def compared(name: str) -> tuple[dict[int, float], dict[int, float]]:
+        """Returns the arm's values and the baseline's."""
+        return results.by_seed(arm, step, name), results.by_seed(results.baseline, step, name)
 
     values = {}
     differences = {}
     known = {}
     for name in metrics:
-        ours = by_seed(arm, name)
+        ours, theirs = compared(name)
         values[name] = t_interval(ours.values())
         if arm != results.baseline:
-            differences[name] = paired(ours, by_seed(results.baseline, name))
+            differences[name] = paired(ours, theirs)
         if (arm, papers_name(name)) in paper:
             known[name] = paper[arm, papers_name(name)]
     primary = values[metrics[0]]
-    return Row(
-        arm,
-        planned=len(results.seeds(arm)),
-        n=primary.n if primary else 0,
-        values=values,
-        differences=differences,
-        paper=known,
-        flops=cost("train_flops"),
-        seconds=cost("train_seconds"),
-    )
+    n = primary.n if primary else 0
+    flops = ratio(*compared("train_flops"))
+    seconds = ratio(*compared("train_seconds"))
+    return Row(arm, len(results.seeds(arm)), n, values, differences, known, flops, seconds)
 
 
 def _correct(rows: list[Row], metrics: list[str]) -> None:

@@ -72,7 +72,7 @@ def _ratio(estimate: Estimate | None) -> str:
 
 
 def _grids(table: Table) -> list[Grid]:
-    """Returns the primary metric against the baseline and then, if there are any, the other metrics."""
+    """Returns the primary metric against the baseline and then the other metrics, if any."""
     grids = [_grid([_main_cells(table, row) for row in table.rows])]
     if len(table.metrics) > 1:
         grids.append(_grid([_other_cells(table, row) for row in table.rows]))
@@ -163,7 +163,10 @@ def latex_escape(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """Returns a `table` with booktabs rules. The other metrics are in a second tabular below the first."""
+    """Returns a `table` with booktabs rules.
+
+    The other metrics are in a second tabular below the first.
+    """
     caption = latex_escape(" ".join([table.title, *table.notes]))
     tabulars = []
     for grid in _grids(table):
