@@ -1,5 +1,4 @@
-"""Packs evaluation records: what stays the same between the evaluations of a run is written once,
-before them.
+"""Packs evaluation records: what the evaluations of a run have in common is written once.
 
 {"kind": "run", …PROVENANCE}  {"kind": "evaluation", …MEASURED}  {"kind": "evaluation", …}  …
 """
