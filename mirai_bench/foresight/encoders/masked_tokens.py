@@ -132,7 +132,7 @@ def load_or_train(config: RunConfig, codes: Codes, device: torch.device) -> Mask
 
     If `foresight.encoder.weights` names a file, the weights are read from there instead.
     """
-    file = config.foresight.encoder.weight_file
+    file = config.foresight.encoder.weights  # which the config has checked not to be "random"
     if file is None:
         file = cache_folder(config, codes, device) / "model.safetensors"
     model = MaskedTokens(config)
