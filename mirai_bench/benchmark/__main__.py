@@ -179,6 +179,8 @@ def measure_targets(args: argparse.Namespace) -> None:
         device = resolve_device(args.device).type
         shared = [f"--device={args.device}", f"--threads={args.threads}", f"--rounds={args.rounds}"]
         shared += [f"--peer={path}" for path in args.peer]
+        if args.compile is not None:
+            shared.append("--compile" if args.compile else "--no-compile")
         for kind, *words in PLAN[device]:
             log.info(f"{kind} {' '.join(words)}")
             out = args.out / f"{kind}_{device}.json"

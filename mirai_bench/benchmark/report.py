@@ -128,7 +128,7 @@ def targets_table(rows: list[Row]) -> str:
         found = [UNKNOWN, "not measured"]
         if value is not None:
             found = [target.shown(value), "met" if target.met(value) else "missed"]
-        lines.append([target.what, target.wanted(), *found])
+        lines.append([target.what, target.wanted, *found])
     return table_of(["target", "wanted", "measured", ""], lines)
 
 

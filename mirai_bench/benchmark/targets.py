@@ -24,17 +24,14 @@ class Target:
     """A target: the rows that measure it, the number in them, and its limit."""
 
     what: str
-    limit: float
+    wanted: str
+    """The limit: ≥ or ≤, a number, and x for a ratio or % for a share."""
     fields: Row
     """Fields of the rows that measure it."""
     path: str
     """Keys that lead to the number in a row, with dots."""
     check: Callable[[Target, list[Row]], float | None]
     """Returns the number to compare with the limit, or None if it was not measured."""
-    at_most: bool = False
-    """Whether the limit is an upper one."""
-    percent: bool = False
-    """Whether the number is a share and not a ratio."""
     flops: float = 1.0
     """Check `over_flops`: the FLOPs of the arm's step divided by those of NTP's."""
 
@@ -56,18 +53,19 @@ class Target:
                 found.append(number)
         return found
 
+    @property
+    def is_share(self) -> bool:
+        """Tells whether the number is a share and not a ratio."""
+        return self.wanted.endswith("%")
+
     def met(self, value: float) -> bool:
         """Tells whether the target is met."""
-        return value <= self.limit if self.at_most else value >= self.limit
-
-    def wanted(self) -> str:
-        """Returns the limit as the table shows it."""
-        limit = f"{self.limit:.0%}" if self.percent else f"{self.limit:g}x"
-        return f"≤ {limit}" if self.at_most else f"≥ {limit}"
+        limit = float(self.wanted[2:-1]) / (100 if self.is_share else 1)
+        return value >= limit if self.wanted.startswith("≥") else value <= limit
 
     def shown(self, value: float) -> str:
         """Returns a measured number as the table shows it."""
-        return f"{value:.0%}" if self.percent else f"{value:.2f}x"
+        return f"{value:.0%}" if self.is_share else f"{value:.2f}x"
 
 
 # ---- kinds of checks
@@ -99,72 +97,58 @@ def of_minute_cells(target: Target, rows: list[Row]) -> float | None:
 # ---- the targets
 
 
-def cpu_step(size: str, arm: str, precision: str, limit: float) -> Target:
+def cpu_step(size: str, arm: str, precision: str, wanted: str) -> Target:
     """Compares our step on a CPU with the peer's float32 step, in CPU seconds."""
     what = f"CPU step, {size}, {arm}, {precision} against fp32"
     fields = {"device": "cpu", "kind": "train", "size": size, "arm": arm, "asked_precision": precision}
-    return Target(what, limit, fields, "peer.fp32.busy.median", last)
+    return Target(what, wanted, fields, "peer.fp32.busy.median", last)
 
 
-def gpu_step(arm: str, limit: float) -> Target:
+def gpu_step(arm: str, wanted: str) -> Target:
     """Compares our step on a GPU with the peer's, both in bf16."""
-    fields = {"device": "cuda", "kind": "train", "size": "B", "arm": arm, "asked_precision": "bf16"}
     what = f"GPU step, B, batch 256, bf16, {arm}"
-    return Target(what, limit, fields, "peer.bf16.busy.median", last)
+    return Target(what, wanted, GPU_STEP | {"arm": arm}, "peer.bf16.busy.median", last)
 
 
 def gpu_cost(name: str, arm: str, flops: float) -> Target:
     """Compares what an arm's step costs over NTP's with what their FLOPs say."""
     what = f"GPU, cost of {name} over its FLOPs"
-    fields = {"device": "cuda", "kind": "train", "size": "B", "arm": arm, "asked_precision": "bf16"}
-    return Target(what, 1.05, fields, "step_ms.median", over_flops, at_most=True, flops=flops)
+    return Target(what, "≤ 1.05x", GPU_STEP | {"arm": arm}, "step_ms.median", over_flops, flops)
 
 
-def gpu_mfu(size: str, limit: float) -> Target:
-    """Compares an NTP step with the GPU's ceiling."""
-    fields = {"device": "cuda", "kind": "train", "size": size, "arm": "ntp"}
-    return Target(f"GPU, MFU, {size}", limit, fields, "mfu", last, percent=True)
-
-
-def foresight_cost(device: str) -> Target:
+def foresight_cost(name: str, device: str) -> Target:
     """Compares sampling from models that were trained with and without foresight."""
-    what = f"{'GPU' if device == 'cuda' else 'CPU'}, sampling with over without foresight training"
+    what = f"{name}, sampling with over without foresight training"
     fields = {"device": device, "kind": "sample"}
-    return Target(what, 1.05, fields, "foresight_cost.median", last, at_most=True)
+    return Target(what, "≤ 1.05x", fields, "foresight_cost.median", last)
 
 
+GPU_STEP = {"device": "cuda", "kind": "train", "size": "B", "asked_precision": "bf16"}
+GPU_NTP_B = {"device": "cuda", "kind": "train", "size": "B", "arm": "ntp"}
+GPU_NTP_L = GPU_NTP_B | {"size": "L"}
 GPU_SAMPLING = {"device": "cuda", "kind": "sample", "size": "B", "cfg_scale": 2.0}
-GPU_NTP = {"device": "cuda", "kind": "train", "size": "B", "arm": "ntp"}
-PAIRS_OF_CELLS = {"device": "cpu", "kind": "sweep", "at_a_time": 2}
+SWEEP = {"device": "cpu", "kind": "sweep", "at_a_time": 2}
 CODES = {"device": "cpu", "kind": "data"}
 TARGETS = [
-    cpu_step("small", "ntp", "fp32", 2.0),
-    cpu_step("small", "mirai-e-k3", "fp32", 2.0),
-    cpu_step("medium", "ntp", "fp32", 2.0),
-    cpu_step("medium", "mirai-e-k3", "fp32", 2.0),
-    cpu_step("small", "ntp", "auto", 4.0),
-    cpu_step("small", "mirai-e-k3", "auto", 4.0),
-    cpu_step("medium", "ntp", "auto", 4.0),
-    cpu_step("medium", "mirai-e-k3", "auto", 4.0),
-    gpu_step("ntp", 1.5),
-    gpu_step("mirai-e-k3", 2.0),
-    gpu_step("mirai-i-online", 2.0),
+    cpu_step("small", "ntp", "fp32", "≥ 2x"),
+    cpu_step("small", "mirai-e-k3", "fp32", "≥ 2x"),
+    cpu_step("medium", "ntp", "fp32", "≥ 2x"),
+    cpu_step("medium", "mirai-e-k3", "fp32", "≥ 2x"),
+    cpu_step("small", "ntp", "auto", "≥ 4x"),
+    cpu_step("small", "mirai-e-k3", "auto", "≥ 4x"),
+    cpu_step("medium", "ntp", "auto", "≥ 4x"),
+    cpu_step("medium", "mirai-e-k3", "auto", "≥ 4x"),
+    gpu_step("ntp", "≥ 1.5x"),
+    gpu_step("mirai-e-k3", "≥ 2x"),
+    gpu_step("mirai-i-online", "≥ 2x"),
     gpu_cost("Mirai-E K 3", "mirai-e-k3", 1.42),
     gpu_cost("Mirai-I with cached features", "mirai-i-cached", 1.10),
-    gpu_mfu("B", 0.45),
-    gpu_mfu("L", 0.55),
-    Target("GPU, sampling, B, CFG 2, best batch", 3.0, GPU_SAMPLING, "peer.wall.median", best),
-    foresight_cost("cpu"),
-    foresight_cost("cuda"),
-    Target("GPU, peak memory, B, batch 256", 0.6, GPU_NTP, "peer.bf16.memory", last, at_most=True),
-    Target(
-        "sweep, cells of 60 s on 2 cores, overhead",
-        0.10,
-        PAIRS_OF_CELLS,
-        "overhead",
-        of_minute_cells,
-        at_most=True,
-        percent=True,
-    ),
-    Target("codes, random access, cold Python", 20.0, CODES, "files_over_shards.median", last),
+    Target("GPU, MFU, B", "≥ 45%", GPU_NTP_B, "mfu", last),
+    Target("GPU, MFU, L", "≥ 55%", GPU_NTP_L, "mfu", last),
+    Target("GPU, sampling, B, CFG 2, best batch", "≥ 3x", GPU_SAMPLING, "peer.wall.median", best),
+    foresight_cost("CPU", "cpu"),
+    foresight_cost("GPU", "cuda"),
+    Target("GPU, peak memory, B, batch 256", "≤ 0.6x", GPU_NTP_B, "peer.bf16.memory", last),
+    Target("sweep, cells of 60 s on 2 cores, overhead", "≤ 10%", SWEEP, "overhead", of_minute_cells),
+    Target("codes, random access, cold Python", "≥ 20x", CODES, "files_over_shards.median", last),
 ]

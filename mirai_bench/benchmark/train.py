@@ -20,16 +20,14 @@ from mirai_bench.utils.device import Hardware
 
 log = logging.getLogger(__name__)
 
+Names = list[str] | None
+
 PHASE_STEPS = 3  # over which the parts of a step are averaged
 GPU_STEPS = 10  # in one round: a single step is as short as its launch
 
 
 def measure(
-    options: Options,
-    sizes: list[str] | None = None,
-    arms: list[str] | None = None,
-    precisions: list[str] | None = None,
-    batch_size: int | None = None,
+    options: Options, sizes: Names, arms: Names, precisions: Names, batch_size: int | None
 ) -> list[Row]:
     """Returns one row per size, arm and precision. What is None depends on the device."""
     sizes = sizes or (["B", "L"] if options.on_gpu else ["small", "medium"])

@@ -1,5 +1,6 @@
 """The comparison with the official code; with a checkout of it (slow) also that the comparison would notice a wrong field."""
 
+import json
 import math
 import os
 from pathlib import Path
@@ -11,9 +12,10 @@ from mirai_bench.benchmark.__main__ import TOLERANCE, command
 from mirai_bench.benchmark.peer import parity
 from mirai_bench.benchmark.peer.checkout import function_of, load_peer, peer_packages
 from mirai_bench.benchmark.peer.decoding import SAMPLING, distance_outside
-from mirai_bench.benchmark.peer.pair import ParityOptions, ParityPair, difference, largest
+from mirai_bench.benchmark.peer.pair import ParityOptions, ParityPair, Row, difference, largest
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.utils.errors import UserError
+from tests.support.paths import ROOT
 
 CPU = torch.device("cpu")
 SMALL = ["--size", "nano", "--vocabulary", "64", "--classes", "10", "--images", "2", "--k", "9"]
@@ -80,6 +82,15 @@ def test_the_table_has_a_row_for_each_comparison():
     facts |= {"vocabulary": 64, "images": 2, "heads": 3, "device": "cpu"}
     text = parity.report(facts, [difference("logits", torch.ones(1), torch.ones(1), "note")])
     assert "an unknown commit" in text and "| logits | 0.00e+00 | 0.00e+00 | note |" in text
+
+
+@pytest.mark.parametrize("name", ["mirai", "llamagen"])
+def test_the_committed_comparison_is_made_of_the_committed_file(name):
+    path = ROOT / "reports" / "benchmarks" / f"parity_{name}.json"
+    facts = json.loads(path.read_text())
+    rows = [Row(**row) for row in facts["rows"]]
+    assert parity.report(facts, rows) == path.with_suffix(".md").read_text()
+    assert parity.differing(rows, TOLERANCE) == []
 
 
 @pytest.mark.slow
