@@ -1,4 +1,4 @@
-"""The command `python -m mirai_bench.checkpoint`: reads and writes the checkpoint files of LlamaGen and Mirai."""
+"""The command `python -m mirai_bench.checkpoint`: files of LlamaGen and Mirai, in and out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from mirai_bench.config.load import load_run
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.cli import add_config, run
 
-log = logging.getLogger("mirai_bench.checkpoint")
+log = logging.getLogger("mirai_bench.checkpoint")  # __name__ is "__main__" here
 
+# Of --help, line by line.
 EPILOG = """examples:
   python -m mirai_bench.checkpoint import c2i_B_256.pt imagenet256_b imported/c2i_B_256
   python -m mirai_bench.checkpoint export runs/0123456789ab out.pt --weights ema"""
@@ -27,18 +28,14 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = result.add_subparsers(dest="action", required=True)
-    export = actions.add_parser("export", help="write the newest checkpoint of a run as an official file")
+    export = actions.add_parser("export", help="make a run's newest checkpoint an official file")
     export.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
     export.add_argument("out", type=Path, metavar="OUT.pt", help="the file to write")
-    export.add_argument(
-        "--weights",
-        choices=("raw", "ema"),
-        default="raw",
-        help="the weights that stand under `model` (ema: without projectors); default raw",
-    )
-    imports = actions.add_parser("import", help="make an official file a run that can be sampled and evaluated")
+    help = "the weights that stand under `model` (ema: without projectors); default raw"
+    export.add_argument("--weights", choices=("raw", "ema"), default="raw", help=help)
+    imports = actions.add_parser("import", help="make a run of an official file, to evaluate it")
     imports.add_argument("file", type=Path, metavar="FILE.pt", help="an official file")
-    add_config(imports)
+    add_config(imports)  # CONFIG stands between the file and the folder
     imports.add_argument("out", type=Path, metavar="OUT", help="the folder of the new run")
     return result
 
@@ -53,9 +50,8 @@ def command(argv: list[str]) -> int:
         print(import_official(args.file, load_run(args.config, args.settings), RunFolder(args.out)))
         return 0
     content = export_official(RunFolder(args.run), args.out, args.weights)
-    log.info(
-        f"step {content['steps']}: {len(content['model'])} tensors under `model`, {len(content['ema'])} under `ema`"
-    )
+    sizes = f"{len(content['model'])} tensors under `model`, {len(content['ema'])} under `ema`"
+    log.info(f"step {content['steps']}: {sizes}")
     print(args.out)
     return 0
 

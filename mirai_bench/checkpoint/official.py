@@ -1,8 +1,8 @@
-"""LlamaGen's and Mirai's checkpoint layout: official files become run folders, and ours become official files.
+"""The checkpoint layout of LlamaGen and Mirai: official files become run folders, and vice versa.
 
 The generator's parameter names are the official ones already. Mirai's K projectors are K modules
-(`projectors.0.2.weight`, whose rows are outputs); ours are one stack of matrices (`foresight.projector.weights.1`,
-whose rows are inputs). Letters: K heads.
+(`projectors.0.2.weight`, whose rows are outputs); ours are one stack of matrices
+(`foresight.projector.weights.1`, whose rows are inputs). Letters: K heads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,15 +32,7 @@ OUR_PROJECTOR = "foresight.projector."
 THEIR_PROJECTOR = re.compile(r"projectors\.(\d+)\.(\d+)\.(weight|bias)")
 
 
-class OfficialCheckpoint(NamedTuple):
-    """The content of an official file, under our names."""
-
-    generator: StateDict
-    ema: StateDict
-    """The generator's EMA. If the file has none, the trained weights take its place."""
-    projector: StateDict
-    """The projectors as stacks. Empty if the file has none."""
-    steps: int
+# ---- names
 
 
 def split_projectors(official: StateDict) -> tuple[StateDict, StateDict]:
@@ -48,24 +40,30 @@ def split_projectors(official: StateDict) -> tuple[StateDict, StateDict]:
 
     Raises UserError if the heads do not all have the same layers.
     """
-    generator = {name: tensor for name, tensor in official.items() if not name.startswith("projectors.")}
-    layers: dict[str, dict[int, Tensor]] = {}  # by our name, by head
-    for name in official.keys() - generator.keys():
+    # 1. Each tensor of a projector becomes ours, by layer and head.
+    layers: dict[str, dict[int, Tensor]] = {}
+    generator = {}
+    for name, tensor in official.items():
+        if not name.startswith("projectors."):
+            generator[name] = tensor
+            continue
         match = THEIR_PROJECTOR.fullmatch(name)
         if match is None:
             raise UserError(
-                f"The checkpoint holds {name}, which is no layer of a projector (projectors.<head>.<layer>.weight or "
-                ".bias)"
+                f"The checkpoint holds {name}, which is no layer of a projector "
+                "(projectors.<head>.<layer>.weight or .bias)"
             )
         head = int(match[1])
         layer = int(match[2]) // 2  # the odd layers are SiLU
         if match[3] == "weight":
-            layers.setdefault(f"weights.{layer}", {})[head] = official[name].T
+            layers.setdefault(f"weights.{layer}", {})[head] = tensor.T  # (in, out)
         else:
-            layers.setdefault(f"biases.{layer}", {})[head] = official[name][None]
+            layers.setdefault(f"biases.{layer}", {})[head] = tensor[None]  # (1, out)
+    # 2. The heads are stacked: (K, in, out) and (K, 1, out).
     heads = {tuple(sorted(stack)) for stack in layers.values()}
     if len(heads) > 1 or any(numbers != tuple(range(len(numbers))) for numbers in heads):
-        raise UserError(f"The checkpoint's projectors are incomplete: heads {sorted(heads)} by layer")
+        found = sorted(heads)
+        raise UserError(f"The checkpoint's projectors are incomplete: heads {found} by layer")
     stacks = {}
     for name, stack in sorted(layers.items()):
         stacks[name] = torch.stack([stack[head] for head in sorted(stack)])
@@ -73,18 +71,24 @@ def split_projectors(official: StateDict) -> tuple[StateDict, StateDict]:
 
 
 def to_official(tensors: StateDict) -> StateDict:
-    """Returns the official state dict of a checkpoint's `model` tensors. A shared trunk is written into each head."""
-    official = {name: tensor for name, tensor in tensors.items() if not name.startswith("foresight.")}
+    """Returns the official state dict of a checkpoint's `model` tensors.
+
+    A shared trunk is written into each head, because the official projectors share nothing.
+    """
+    official = {}
     stacks = {}
     for name, tensor in tensors.items():
         if name.startswith(OUR_PROJECTOR):
             stacks[name.removeprefix(OUR_PROJECTOR)] = tensor
-    num_heads = max((len(stack) for stack in stacks.values()), default=0)
+        elif not name.startswith("foresight."):  # no official file has heads of level `output`
+            official[name] = tensor
+    num_heads = max(map(len, stacks.values()), default=0)
     for head in range(num_heads):
         for name, stack in stacks.items():
             kind, layer = name.split(".")
-            own = stack[head if len(stack) > 1 else 0]
+            own = stack[head if len(stack) > 1 else 0]  # (in, out) or (1, out)
             prefix = f"projectors.{head}.{2 * int(layer)}"
+            # Copies, because views would bring the whole stack into the file.
             if kind == "weights":
                 official[f"{prefix}.weight"] = own.T.contiguous()
             else:
@@ -92,8 +96,14 @@ def to_official(tensors: StateDict) -> StateDict:
     return official
 
 
+# ---- files
+
+
 def check_fits(module: nn.Module, state: StateDict, what: str) -> None:
-    """Raises UserError, with the first differences, if the names or shapes of a state dict are not those of a module."""
+    """Raises UserError if the names or shapes of a state dict are not those of a module.
+
+    The message holds the first difference of each kind.
+    """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     missing = sorted(wanted.keys() - found.keys())
@@ -104,19 +114,23 @@ def check_fits(module: nn.Module, state: StateDict, what: str) -> None:
         differences.append(f"it lacks {len(missing)} tensors ({missing[0]}, …)")
     if extra:
         differences.append(f"it has {len(extra)} that the model has not ({extra[0]}, …)")
-    if misshapen:
-        name = misshapen[0]
-        differences.append(f"{name} is {found[name]}, but the model's is {wanted[name]}")
+    for name in misshapen[:1]:
+        differences += [f"{name} is {found[name]}, but the model's is {wanted[name]}"]
     if differences:
         raise UserError(f"{what} does not fit the config: {'; '.join(differences)}")
 
 
-def read_official(path: Path, config: RunConfig) -> OfficialCheckpoint:
-    """Returns the content of an official file.
+def read_official(path: Path, config: RunConfig) -> tuple[StateDict, StateDict, StateDict, int]:
+    """Returns the content of an official file under our names: generator, EMA, projectors, steps.
 
-    Raises UserError if its names and shapes are not those of the config's model, or if reading it would need pickle.
+    If the file has no EMA, the trained weights take its place. The projectors are stacks, or empty
+    if the file has none. Raises UserError if names and shapes are not those of the config's model,
+    or if reading the file would need pickle.
     """
     content = read_tensors(path)
+    foresight = config.foresight
+    # 1. The generator and its EMA. On the device `meta` tensors have shapes only, which is all that
+    #    is compared.
     with torch.device("meta"):
         model = ARModel(config.model, config.tokenizer.vocabulary, config.data.classes, config.grid)
     generator, projector = split_projectors(unwrap(content))
@@ -125,40 +139,34 @@ def read_official(path: Path, config: RunConfig) -> OfficialCheckpoint:
     if isinstance(content.get("ema"), dict):
         ema, _ = split_projectors(unwrap(content, "ema"))
         check_fits(model, ema, f"{path} (ema)")
-    if projector and config.foresight.internal:
-        check_fits(_projector_like(projector, config), projector, f"{path} (projectors)")
-    return OfficialCheckpoint(generator, ema, projector, int(content.get("steps", 0)))
-
-
-def _projector_like(projector: StateDict, config: RunConfig) -> nn.Module:
-    """Returns the config's projector, without storage, with the target width that the file's projector has."""
-    foresight = config.foresight
-    layers = foresight.projector.layers
-    target_width = 0
-    if len(projector) == 2 * layers:
-        target_width = projector[f"weights.{layers - 1}"].shape[-1]
-    with torch.device("meta"):
-        return Projector(foresight.projector, foresight.k, config.model.width, target_width)
+    # 2. The projectors. The width of the target is the file's, because no teacher is loaded here.
+    if projector and foresight.internal:
+        last = projector.get(f"weights.{foresight.projector.layers - 1}")  # (K, hidden, Z)
+        target_width = 0 if last is None else last.shape[-1]  # 0: it is missing, and so refused
+        with torch.device("meta"):
+            ours = Projector(foresight.projector, foresight.k, config.model.width, target_width)
+        check_fits(ours, projector, f"{path} (projectors)")
+    return generator, ema, projector, int(content.get("steps", 0))
 
 
 def import_official(path: Path, config: RunConfig, folder: RunFolder) -> Path:
-    """Makes an official file a run that can be sampled and evaluated. Returns the path of its checkpoint.
+    """Makes an official file a run that can be sampled and evaluated.
 
-    Raises UserError if the folder holds a run already.
+    Returns the path of its checkpoint. Raises UserError if the folder holds a run already.
     """
     if folder.holds_run:
         raise UserError(f"{folder} holds a run already: name a new folder")
-    official = read_official(path, config)
-    model = dict(official.generator)
+    generator, ema, projector, steps = read_official(path, config)
+    model = dict(generator)  # a copy, because `ema` may be the same dict
     if config.foresight.internal:
-        for name, tensor in official.projector.items():
+        for name, tensor in projector.items():
             model[OUR_PROJECTOR + name] = tensor.contiguous()
-    elif official.projector:
+    elif projector:
         log.info("the file's projectors are left out: this config has no internal foresight")
-    tensors = {"model": model, "ema": dict(official.ema), "optimizer": {}}
+    tensors = {"model": model, "ema": ema, "optimizer": {}}
     counters = {"imported_from": path.name, "train_seconds": 0.0}
-    checkpoint = save_checkpoint(folder, official.steps, Checkpoint(tensors, counters), keep=1)
-    folder.write_config(config.model_dump_json(indent=2))
+    checkpoint = save_checkpoint(folder, steps, Checkpoint(tensors, counters), keep=1)
+    folder.write_config(config.model_dump_json(indent=2))  # the last, because it makes a run of it
     return checkpoint
 
 

@@ -1,8 +1,9 @@
-"""Checkpoints: a folder of safetensors and JSON, written whole or not at all, and checked by hash when read.
+"""Checkpoints: folders of safetensors and JSON, written whole or not at all, and checked when read.
 
-`step_00000690/` holds model.safetensors (the generator and, under `foresight.`, its training heads), ema.safetensors,
-optimizer.safetensors, and state.json with the step, the counters and the sha256 of the other files. There is no
-pickle. Nothing random is stored: data order, dropout and samples are functions of (seed, step).
+`step_00000690/` holds model.safetensors (the generator and, under `foresight.`, its training
+heads), ema.safetensors, optimizer.safetensors, and state.json with the step, the counters and the
+sha256 of the other files. There is no pickle. Nothing random is stored: data order, dropout and
+samples are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mirai_bench.utils.tensors import read_tensors
 
 log = logging.getLogger(__name__)
 
+# Of a checkpoint, each with the ending .safetensors.
 FILES = ("model", "ema", "optimizer")
 
 
@@ -38,8 +40,11 @@ class Checkpoint:
     """The content of state.json: `step`, `sha256` of the files, and counters."""
 
 
+# ---- checkpoints of a run
+
+
 def _path(folder: RunFolder, step: int) -> Path:
-    return folder.checkpoints / f"step_{step:08d}"
+    return folder.checkpoints / f"step_{step:08d}"  # names sort as numbers do
 
 
 def saved(folder: RunFolder) -> list[Path]:
@@ -55,11 +60,12 @@ def save_checkpoint(folder: RunFolder, step: int, checkpoint: Checkpoint, keep: 
     path = _path(folder, step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
+        remove_leftovers(path)  # the run is locked, so whoever wrote them is gone
         with atomic(path) as temporary:
             temporary.mkdir()
             hashes = {}
             for name in FILES:
+                # Hashed in memory: what is on the disk may already differ from what was meant.
                 content = save(checkpoint.tensors[name])
                 (temporary / f"{name}.safetensors").write_bytes(content)
                 hashes[name] = hashlib.sha256(content).hexdigest()
@@ -67,7 +73,8 @@ def save_checkpoint(folder: RunFolder, step: int, checkpoint: Checkpoint, keep: 
             (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"The checkpoint of step {step} could not be written to {path}: {error}. Earlier checkpoints are intact."
+            f"The checkpoint of step {step} could not be written to {path}: {error}. Earlier "
+            "checkpoints are intact."
         ) from error
     for old in saved(folder)[:-keep]:
         remove(old)
@@ -75,7 +82,10 @@ def save_checkpoint(folder: RunFolder, step: int, checkpoint: Checkpoint, keep: 
 
 
 def read_checkpoint(folder: RunFolder, step: int) -> Checkpoint:
-    """Returns the checkpoint of `step`. Raises ValueError, naming the file, if one is missing, cut short or changed."""
+    """Returns the checkpoint of `step`.
+
+    Raises ValueError, naming the file, if one is missing, cut short or changed.
+    """
     return _read(_path(folder, step))
 
 
@@ -84,7 +94,7 @@ def _read(path: Path) -> Checkpoint:
     try:
         state = json.loads(file.read_bytes())
         hashes = state["sha256"]
-        int(state["step"])
+        int(state["step"])  # only to see that it is there
         tensors = {}
         for name in FILES:
             file = path / f"{name}.safetensors"
@@ -100,11 +110,11 @@ def _read(path: Path) -> Checkpoint:
 def load_latest(folder: RunFolder) -> Checkpoint | None:
     """Returns the newest checkpoint that is undamaged, or None if the run has no checkpoint.
 
-    It warns about each damaged one that it passes over. Raises UserError if all of them are damaged: nothing is
-    deleted, and no run silently starts again from step 0.
+    It warns about each damaged one that it passes over. Raises UserError if all of them are
+    damaged: nothing is deleted, and no run silently starts again from step 0.
     """
     damaged = []
-    for path in reversed(saved(folder)):
+    for path in reversed(saved(folder)):  # the newest first
         try:
             return _read(path)
         except ValueError as error:
@@ -112,22 +122,25 @@ def load_latest(folder: RunFolder) -> Checkpoint | None:
             log.warning(f"checkpoint passed over: {error}")
     if damaged:
         raise UserError(
-            f"Every checkpoint of {folder} is broken ({damaged[0]}). Nothing was deleted: remove the folder to begin "
-            "again."
+            f"Every checkpoint of {folder} is broken ({damaged[0]}). Nothing was deleted: remove "
+            "the folder to begin again."
         )
     return None
+
+
+# ---- weights from anywhere
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Returns generator weights by their official names.
 
-    `path` is a run's folder or a checkpoint's folder (whose EMA is read), a .safetensors, or an official .pt or .pth.
-    Of an official file these are the trained weights (not its EMA), without Mirai's projectors; `read_official` of
-    checkpoint/official.py returns the rest.
+    `path` is a run's folder or a checkpoint's folder (whose EMA is read), a .safetensors, or an
+    official .pt or .pth. Of an official file these are the trained weights (not its EMA), without
+    Mirai's projectors; `read_official` of checkpoint/official.py returns the rest.
     """
     if path.is_dir():
-        checkpoints = saved(RunFolder(path))
-        path = (checkpoints[-1] if checkpoints else path) / "ema.safetensors"
+        checkpoints = saved(RunFolder(path)) or [path]  # without any it is a checkpoint itself
+        path = checkpoints[-1] / "ema.safetensors"
     weights = unwrap(read_tensors(path))
     return {name: tensor for name, tensor in weights.items() if not name.startswith("projectors.")}
 
@@ -135,14 +148,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def unwrap(content: dict[str, Any], key: str = "model") -> dict[str, Tensor]:
     """Returns the state dict of an official file.
 
-    It lies under `key` (DDP), `module` (DeepSpeed) or `state_dict`, or is the whole file (FSDP). The prefixes that
-    torch.compile and DDP add are removed, and so is what the model computes itself (`freqs_cis`, key/value caches).
+    It lies under `key` (DDP), `module` (DeepSpeed) or `state_dict`, or is the whole file (FSDP).
+    The prefixes that torch.compile and DDP add are removed, and so is what the model computes
+    itself (`freqs_cis`, key/value caches).
     """
-    found = content
-    for name in (key, "module", "state_dict"):
-        if isinstance(content.get(name), dict):
-            found = content[name]
-            break
+    # As LlamaGen looks for it (autoregressive/sample/sample_c2i_ddp.py).
+    candidates = [content.get(name) for name in (key, "module", "state_dict")]
+    found = next((inner for inner in candidates if isinstance(inner, dict)), content)
     weights = {}
     for name, tensor in found.items():
         name = name.removeprefix("module.").removeprefix("_orig_mod.")

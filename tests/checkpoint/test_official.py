@@ -131,6 +131,19 @@ def test_wrappers_and_computed_buffers_are_taken_off(container):
     assert unwrap({container: wrapped, "steps": 3} if container else wrapped).keys() == state.keys()
 
 
+def only_biases(state):
+    """As many tensors as three layers have, but all of them biases."""
+    for name in list(state):
+        if name.startswith("projectors."):
+            bias = state.pop(name)
+            head, layer = name.split(".")[1:3]
+            state[f"projectors.{head}.{layer}.bias"] = bias
+            state[f"projectors.{head}.{int(layer) + 6}.bias"] = bias
+    for name in list(state):
+        if name.startswith("projectors."):
+            state[name] = torch.zeros(24)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -149,6 +162,7 @@ def test_wrappers_and_computed_buffers_are_taken_off(container):
             lambda state: [state.pop(name) for name in list(state) if name.startswith("projectors.2")],
             r"weights\.0 is \(2, 32, 24\)",
         ),
+        (only_biases, r"lacks 3 tensors \(weights\.0"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(config, tmp_path, change, message):
