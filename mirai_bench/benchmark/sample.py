@@ -32,6 +32,8 @@ def measure(
     sizes = sizes or (["B"] if options.on_gpu else ["small"])
     batch_sizes = batch_sizes or ([16, 64, 256, 1024] if options.on_gpu else [1, 8, 32])
     cells = [(size, batch, scale) for size in sizes for batch in batch_sizes for scale in cfg_scales]
+    for size in sizes:
+        find_shape(size)  # a wrong name is an error before the first cell
     rows = []
     for size, batch, scale in progress(cells, "benchmark sample", len(cells), "cells"):
         row: Row = {"kind": "sample", "status": "measured", "size": size}

@@ -34,6 +34,8 @@ def measure(
     arms = arms or (list(ARMS) if options.on_gpu else ["ntp", "mirai-e-k3"])
     precisions = precisions or (["bf16"] if options.on_gpu else ["fp32", "auto"])
     cells = [(size, arm) for size in sizes for arm in arms]
+    for size, arm in cells:
+        run_config(find_shape(size), arm, "fp32")  # a wrong name is an error before the first cell
     rows: list[Row] = []
     for size, arm in progress(cells, "benchmark train", len(cells), "cells"):
         try:

@@ -96,6 +96,8 @@ def test_names_of_sizes_and_arms():
         workload.find_shape("smal")
     with pytest.raises(UserError, match=r"Unknown arm 'mirai-e-k2'\. Did you mean 'mirai-e-k"):
         workload.run_config(TINY, "mirai-e-k2", "fp32")
+    with pytest.raises(UserError, match="Unknown arm"):  # before the first arm is measured
+        train.measure(Options(CPU, 1, 1), **own_options("train", "--sizes=small", "--arms", "ntp", "mtpp"))
 
 
 def test_a_step_whose_flops_are_not_known_has_no_share_of_the_ceiling(monkeypatch):
