@@ -85,34 +85,42 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
+        """Returns the path of the resolved configuration."""
         return self.path / "config.json"
 
     @property
     def journal(self) -> Journal:
+        """Returns the journal."""
         return Journal(self.path / "journal.jsonl")
 
     @property
     def done_file(self) -> Path:
+        """Returns the path of the file that a finished run has."""
         return self.path / "done.json"
 
     @property
     def failure_file(self) -> Path:
+        """Returns the path of the file that says why the last attempt ended."""
         return self.path / "failed.json"
 
     @property
     def log_file(self) -> Path:
+        """Returns the path of what the run said while a sweep trained it."""
         return self.path / "log.txt"
 
     @property
     def lock_file(self) -> Path:
+        """Returns the path of the lock that the process that trains the run holds."""
         return self.path / "run.lock"
 
     @property
     def checkpoints(self) -> Path:
+        """Returns the path of the folder of checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def grids(self) -> Path:
+        """Returns the path of the folder of sample grids."""
         return self.path / "samples"
 
     def grid_file(self, epoch: float) -> Path:
@@ -161,6 +169,7 @@ class RunFolder:
 
     @property
     def is_done(self) -> bool:
+        """Tells whether the run has finished."""
         return self.done_file.is_file()
 
     def mark_done(self, step: int, seconds: float) -> None:
