@@ -11,7 +11,7 @@ from typing import Any
 from mirai_bench.utils.cli import add_device, progress, run
 from mirai_bench.utils.errors import UserError
 
-log = logging.getLogger("mirai_bench.sample")
+log = logging.getLogger("mirai_bench.sample")  # __name__ is "__main__" here
 
 # Options that override a field of the run's own protocol, and what --help says of them.
 PROTOCOL_OPTIONS: dict[str, tuple[type, str]] = {
@@ -27,23 +27,20 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     result = argparse.ArgumentParser(
         prog="python -m mirai_bench.sample",
-        description="Samples images from the newest checkpoint of a run. Options that are left out are those of the "
-        "run's own evaluation protocol.",
+        description="Samples images from the newest checkpoint of a run. Options that are left out "
+        "are those of the run's own evaluation protocol.",
         epilog="example: python -m mirai_bench.sample runs/a87d3a399400 --num 64 --grid out.png",
     )
-    result.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
-    result.add_argument("--num", type=int, default=64, help="number of images, with indices 0, 1, …; default 64")
-    result.add_argument(
-        "--grid", type=Path, help="write a PNG with all images, ten (or the number of classes, if fewer) per row"
-    )
-    result.add_argument("--npz", type=Path, help="write uint8 images as arr_0 and their labels as arr_1")
+    add = result.add_argument
+    add("run", type=Path, metavar="RUN", help="the folder of a run")
+    add("--num", type=int, default=64, help="number of images, with indices 0, 1, …; default 64")
+    add("--grid", type=Path, help="write a PNG, ten images (or fewer, if fewer classes) per row")
+    add("--npz", type=Path, help="write uint8 images as arr_0 and their labels as arr_1")
     add_device(result)
-    result.add_argument(
-        "--batch-size", type=int, default=256, help="images at a time: speed and memory only; default 256"
-    )
+    add("--batch-size", type=int, default=256, help="images at a time, for speed only; default 256")
     for name, (kind, help) in PROTOCOL_OPTIONS.items():
-        result.add_argument(f"--{name.replace('_', '-')}", type=kind, help=help)
-    result.add_argument("--weights", choices=("ema", "raw"), help="the EMA, or the weights of the last step")
+        add(f"--{name.replace('_', '-')}", type=kind, help=help)
+    add("--weights", choices=("ema", "raw"), help="the EMA, or the weights of the last step")
     return result
 
 
@@ -54,11 +51,9 @@ def command(argv: list[str]) -> None:
         raise UserError(f"--num is {args.num} and --batch-size {args.batch_size}: write 1 or more")
     if not (args.grid or args.npz):
         raise UserError("nothing to write: give --grid out.png or --npz out.npz")
-    changes = {}
-    for name in (*PROTOCOL_OPTIONS, "weights"):
-        if getattr(args, name) is not None:
-            changes[name] = getattr(args, name)
-    write_samples(args, changes)
+    given = {name: getattr(args, name) for name in (*PROTOCOL_OPTIONS, "weights")}
+    # Only what is given: 0 is a value, too.
+    write_samples(args, {name: value for name, value in given.items() if value is not None})
 
 
 def write_samples(args: argparse.Namespace, changes: dict[str, Any]) -> None:
@@ -75,28 +70,27 @@ def write_samples(args: argparse.Namespace, changes: dict[str, Any]) -> None:
     from mirai_bench.tracking.run_folder import RunFolder
     from mirai_bench.utils.device import resolve_device
 
+    # 1. The run, and its protocol under the options.
     device = resolve_device(args.device)
-    loaded = load_for_sampling(RunFolder(args.run), changes.get("weights", "ema"), device)
-    protocol = checked(Protocol, loaded.config.evaluation.protocol.model_dump() | changes, "sampling")
+    weights = changes.get("weights", "ema")
+    config, model, tokenizer, step = load_for_sampling(RunFolder(args.run), weights, device)
+    protocol = checked(Protocol, config.evaluation.protocol.model_dump() | changes, "sampling")
+    # 2. All images, in the order of their indices.
+    batches = sample_images(model, tokenizer, protocol, range(args.num), batch_size=args.batch_size)
     num_batches = -(-args.num // args.batch_size)
-    batches = sample_images(
-        loaded.model, loaded.tokenizer, protocol, range(args.num), batch_size=args.batch_size
-    )
     parts = list(progress(batches, "sampling", total=num_batches, unit="batches"))
-    images = torch.cat([images for images, _ in parts]).cpu().numpy()
-    labels = torch.cat([labels for _, labels in parts]).numpy()
+    images = torch.cat([images for images, _ in parts]).cpu().numpy()  # uint8 (n, h, w, 3)
+    labels = torch.cat([labels for _, labels in parts]).numpy()  # (n,)
+    # 3. The files.
     if args.npz:
         np.savez(args.npz, arr_0=images, arr_1=labels)
     if args.grid:
-        columns = min(10, loaded.model.classes)
+        columns = min(10, model.classes)  # of ten classes or fewer, one per column
         Image.fromarray(image_grid(images, columns)).save(args.grid)
-    log.info(
-        f"{args.num} images from step {loaded.step} ({protocol.weights} weights, CFG {protocol.cfg_scale:g}, seed "
-        f"{protocol.seed})"
-    )
-    for path in (args.npz, args.grid):
-        if path is not None:
-            print(path)
+    how = f"{protocol.weights} weights, CFG {protocol.cfg_scale:g}, seed {protocol.seed}"
+    log.info(f"{args.num} images from step {step} ({how})")
+    for path in filter(None, (args.npz, args.grid)):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sampling with a key/value cache, one token at a time. An image is a function of (seed, index) and the weights.
+"""Sampling, one token at a time: an image is a function of (seed, index) and the weights.
 
 Letters: B images, T tokens, V codes.
 """
@@ -17,19 +17,21 @@ from mirai_bench.config.load import load_run
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
-from mirai_bench.model.transformer import ARModel, CachePosition, DevicePosition, HostPosition, build_model
+from mirai_bench.model.transformer import ARModel, DevicePosition, HostPosition, build_model
 from mirai_bench.sample.draws import draw, draw_classes, guide, restrict, uniforms
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
 
-NUM_STRETCHES = 4  # recorded decoding steps of a sampler on a GPU
+# Recorded decoding steps of a sampler on a GPU. More of them would read less of the cache, but each
+# takes time to record.
+NUM_STRETCHES = 4
 
 
 class Sampler:
     """Samples `batch` images at a time from one model under one protocol.
 
-    On a GPU the decoding step, with the drawing of the token, is recorded once for each stretch of positions and then
-    replayed: the host launches one CUDA graph per token and waits for nothing.
+    On a GPU the decoding step, with the drawing of the token, is recorded once for each stretch of
+    positions and then replayed: the host launches one CUDA graph per token and waits for nothing.
     """
 
     @torch.inference_mode()
@@ -42,7 +44,8 @@ class Sampler:
         self.guided = protocol.cfg_scale != 1
         rows = 2 * batch if self.guided else batch
         self.cache = model.new_cache(rows)
-        self.x = weight.new_zeros(rows, weight.shape[1])  # the embeddings that the next step consumes
+        # A recorded step reads and writes the same memory at each replay, so all of it is here.
+        self.x = weight.new_zeros(rows, weight.shape[1])  # (rows, D): what the next step consumes
         self.uniform = torch.zeros(batch, model.tokens, dtype=torch.float64, device=self.device)
         self.codes = torch.zeros(batch, model.tokens, dtype=torch.long, device=self.device)
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)  # of the recorded step
@@ -50,35 +53,41 @@ class Sampler:
 
     @torch.inference_mode()
     def __call__(self, labels: Tensor, indices: Sequence[int]) -> Tensor:
-        """Returns the codes (B, T) of the images `indices` with these labels (B,), on the model's device."""
-        draws = [uniforms(self.protocol.seed, index, 1 + self.model.tokens)[1:] for index in indices]
+        """Returns the codes (B, T), on the model's device, of images with these labels (B,)."""
+        # 1. The inputs: the class token, and a number per token after the one for the class.
+        seed = self.protocol.seed
+        draws = [uniforms(seed, index, 1 + self.model.tokens)[1:] for index in indices]
         self.uniform.copy_(torch.from_numpy(np.stack(draws)))
-        if self.guided:
+        if self.guided:  # the second half sees the null class
             labels = torch.cat([labels, torch.full_like(labels, self.model.classes)])
         self.x.copy_(self.model.cls_embedding.embedding_table(labels.to(self.device)))
+        # 2. A step per token, which overwrites the cache of the last images.
         if self.recorded is None:
             for position in range(self.model.tokens):
                 self.step(HostPosition(position))
         else:
             self.position.zero_()
-            for graph, count in self.recorded:
-                for _ in range(count):
+            for graph, times in self.recorded:
+                for _ in range(times):
                     graph.replay()
-        return self.codes.clone()
+        return self.codes.clone()  # the next call overwrites them
 
-    def step(self, position: CachePosition) -> None:
+    def step(self, position: HostPosition | DevicePosition) -> None:
         """Draws one token of every image, at `position`."""
         protocol = self.protocol
-        logits = self.model.decode(self.x, position, self.cache).float()
+        logits = self.model.decode(self.x, position, self.cache).float()  # (rows, V)
         if self.guided:
-            logits = guide(logits, protocol.cfg_scale)
+            logits = guide(logits, protocol.cfg_scale)  # (B, V)
         allowed = restrict(logits / protocol.temperature, protocol.top_k, protocol.top_p)
-        codes = draw(allowed, position.read(self.uniform, 1)[:, 0])
+        codes = draw(allowed, position.read(self.uniform, 1)[:, 0])  # (B,)
         position.write(self.codes, 1, codes[:, None])
         self.x.copy_(self.model.tok_embeddings(codes.repeat(2) if self.guided else codes))
 
     def next_step(self, length: int) -> None:
-        """Draws the token at `self.position` and moves on. This is what is recorded for the positions below `length`."""
+        """Draws the token at `self.position` and moves on.
+
+        This is what is recorded for the positions below `length`.
+        """
         self.step(DevicePosition(self.position, length))
         self.position.add_(1)
 
@@ -88,12 +97,13 @@ class Sampler:
         side = torch.cuda.Stream(self.device)
         start = 0
         for end in stretches(self.model.tokens):
-            # Libraries choose kernels and allocate on their first call, which must not be recorded.
+            # 1. Not recorded: on their first call, libraries choose kernels and allocate.
             side.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(side):
                 self.next_step(end)
             torch.cuda.current_stream(self.device).wait_stream(side)
             self.position.zero_()
+            # 2. The recorded one. The graphs run one after the other, so they share their memory.
             graph = torch.cuda.CUDAGraph()
             pool = recorded[0][0].pool() if recorded else None
             with torch.cuda.graph(graph, pool=pool):
@@ -104,20 +114,22 @@ class Sampler:
 
 
 def stretches(tokens: int) -> list[int]:
-    """Returns the ends of equally long stretches of positions. Within one, every step reads equally much of the cache.
+    """Returns the ends of equally long stretches of positions.
 
-    With four stretches a step reads 5/8 of the cache on average, and 1/2 is the least possible.
+    Each step of a stretch reads as much of the cache as its last one. With four stretches that is
+    5/8 of the cache on average, and 1/2 is the least possible.
     """
     return sorted({-(-tokens * part // NUM_STRETCHES) for part in range(1, NUM_STRETCHES + 1)})
 
 
 def sample_images(
-    model: ARModel, tokenizer: Tokenizer, protocol: Protocol, indices: Sequence[int], *, batch_size: int = 256
+    model: ARModel, tokenizer: Tokenizer, protocol: Protocol, indices: range, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (uint8 images (B, h, w, 3), labels (B,)) in the order of `indices`."""
     sampler: Sampler | None = None
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
+        # A sampler has a fixed batch size. Only the last part may need another one.
         if sampler is None or sampler.batch != len(part):
             sampler = Sampler(model, protocol, len(part))
         labels = draw_classes(protocol, part, model.classes)
@@ -145,8 +157,10 @@ def load_for_sampling(folder: RunFolder, weights: str, device: torch.device) -> 
     if checkpoint is None:
         raise UserError(f"{folder} has no checkpoint yet")
     stored = checkpoint.tensors["ema" if weights == "ema" else "model"]
-    generator = {name: tensor for name, tensor in stored.items() if not name.startswith("foresight.")}
     model = build_model(config)
-    model.load_state_dict(generator)
+    # Foresight's heads and projectors are for training only.
+    names = [name for name in stored if not name.startswith("foresight.")]
+    model.load_state_dict({name: stored[name] for name in names})
     model.requires_grad_(False).to(device)
-    return LoadedRun(config, model, load_tokenizer(config.tokenizer, device), checkpoint.state["step"])
+    tokenizer = load_tokenizer(config.tokenizer, device)
+    return LoadedRun(config, model, tokenizer, checkpoint.state["step"])
