@@ -9,10 +9,11 @@ import sys
 from mirai_bench.config.load import load_run
 from mirai_bench.utils.cli import add_config, run
 
-log = logging.getLogger("mirai_bench.train")
+log = logging.getLogger("mirai_bench.train")  # __name__ is "__main__" here
 
 EPILOG = """examples:
-  python -m mirai_bench.train digits --set foresight.level=internal --set train.epochs=2 --set 'evaluation.at=[2]'
+  python -m mirai_bench.train digits --set train.epochs=2 --set 'evaluation.at=[2]'
+  python -m mirai_bench.train digits --set foresight.level=internal --dry-run
   torchrun --nproc-per-node 8 -m mirai_bench.train imagenet256_b"""
 
 
@@ -25,12 +26,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config(result)
-    result.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config and what it costs, train nothing"
-    )
-    result.add_argument(
-        "--measure", action="store_true", help="with --dry-run: time a training step here, on random codes"
-    )
+    shown = "print the resolved config and what it costs, train nothing"
+    result.add_argument("--dry-run", action="store_true", help=shown)
+    timed = "with --dry-run: time a training step here, on random codes"
+    result.add_argument("--measure", action="store_true", help=timed)
     return result
 
 
@@ -50,13 +49,14 @@ def command(argv: list[str]) -> int:
         print(describe(config, hardware, args.measure), end="")
         return 0
     folder = RunFolder(config.run_path)
+    # The group of torchrun's processes. A process on its own has none.
     with process_group(hardware.device):
         try:
             train(config, folder, hardware)
         except RunFailed as error:
             log.info(f"failed: {error}")
             return 1
-        if rank_and_world()[0] == 0:
+        if rank_and_world()[0] == 0:  # one line, however many processes there are
             print(folder)
     return 0
 

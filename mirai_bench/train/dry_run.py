@@ -10,14 +10,7 @@ import yaml
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.synthetic import random_codes
-from mirai_bench.model.cost import (
-    checkpoint_bytes,
-    num_images,
-    num_parameters,
-    num_steps,
-    step_flops,
-    training_flops,
-)
+from mirai_bench.model import cost
 from mirai_bench.train.memory import device_bytes
 from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils.cli import progress
@@ -35,8 +28,8 @@ class MeasuredStep(NamedTuple):
     images: int
     """Number of images of the measured step."""
     flops_share: float | None
-    """FLOPs of the run's own step divided by those of the measured step, which omits teachers that would have to be \
-loaded. None if they are not known."""
+    """FLOPs of the run's own step divided by those of the measured step, which omits teachers that
+    would have to be loaded. None if they are not known."""
 
 
 def measured_step(config: RunConfig, hardware: Hardware) -> MeasuredStep:
@@ -44,24 +37,30 @@ def measured_step(config: RunConfig, hardware: Hardware) -> MeasuredStep:
 
     It has as many images as one process computes at a time, so that it fits wherever the run does.
     """
+    # 1. A run of one process and one micro-batch, without a teacher that has to be loaded.
     share = config.train.batch_size // (config.machine.workers * config.machine.micro_batches)
     size = share if hardware.kind == "cuda" else min(MEASURED_BATCH, share)
-    needs_teacher = config.foresight.internal and config.foresight.source != "ema"
-    level = "none" if needs_teacher else config.foresight.level
+    foresight = config.foresight
+    needs_teacher = foresight.internal and foresight.source != "ema"
+    level = "none" if needs_teacher else foresight.level
     changes = {
         "train": config.train.model_copy(update={"batch_size": size}),
-        "foresight": config.foresight.model_copy(update={"level": level, "warmup": 0.0}),
+        # Without the warm-up, so that the first steps compute foresight.
+        "foresight": foresight.model_copy(update={"level": level, "warmup": 0.0}),
     }
     smaller = config.model_copy(update=changes).with_machine(workers=1, micro_batches=1)
     trainer = Trainer(smaller, hardware, codes=random_codes(smaller, hardware.device))
+    # 2. Its steps. Reading the loss waits for the device.
     seconds = []
-    for step in progress(range(MEASURED_STEPS + 1), "measuring a step", MEASURED_STEPS + 1, "steps"):
+    num_steps = MEASURED_STEPS + 1
+    for step in progress(range(num_steps), "measuring a step", num_steps, "steps"):
         began = time.perf_counter()
         float(trainer.step(step)["loss"])
         seconds.append(time.perf_counter() - began)
     median = sorted(seconds[1:])[MEASURED_STEPS // 2]  # the first step is warm-up
-    own = step_flops(config)
-    measured = step_flops(smaller)
+    # 3. What it stands for.
+    own = cost.step_flops(config)
+    measured = cost.step_flops(smaller)
     return MeasuredStep(median, size, own / measured if own and measured else None)
 
 
@@ -77,47 +76,53 @@ def pace(config: RunConfig, hardware: Hardware) -> dict[str, str]:
     elif share != 1:
         left_out = f", without foresight: the run's own step has {share:.2f} times the FLOPs"
     facts = {"measured step": f"{seconds:.3g} s for {size} images on {where}{left_out}"}
-    steps = num_steps(config)
+    steps = cost.num_steps(config)
     if steps is not None and share is not None:
+        # The workers share the batch. Foresight is assumed to be as fast per FLOP as the rest.
         workers = config.machine.workers
         hours = steps * config.train.batch_size / size * seconds * share / 3600 / workers
         digits = 0 if hours >= 100 else 2
-        facts["training time"] = (
-            f"about {hours:,.{digits}f} hours on {workers} such devices, evaluation not counted"
-        )
+        text = f"about {hours:,.{digits}f} hours on {workers} such devices"
+        facts["training time"] = f"{text}, evaluation not counted"
     return facts
 
 
 def describe(config: RunConfig, hardware: Hardware, measure: bool) -> str:
-    """Returns the resolved config and what it amounts to, as two YAML documents of `name: value` lines."""
+    """Returns the resolved config and what it amounts to, as two YAML documents."""
     # 1. Sizes and operations.
-    generator, heads = num_parameters(config)
-    flops = step_flops(config)
-    steps = num_steps(config)
+    generator, heads = cost.num_parameters(config)
     facts = {
         "fingerprint": config.fingerprint(),
-        "parameters": f"{generator:,} of the generator, {heads:,} of foresight heads (dropped after training)",
-        "FLOPs per image and training step": UNKNOWN if flops is None else f"{flops:.4g}",
+        "parameters": f"{generator:,} of the generator, {heads:,} of foresight heads (dropped "
+        "after training)",
+        "FLOPs per image and training step": number(cost.step_flops(config)),
         "tokens per step": f"{config.train.batch_size * config.num_tokens:,}",
     }
     # 2. Disk and memory.
-    images = num_images(config)
-    codes = None
-    if images:
-        codes = gigabytes(2 * images * config.data.num_views * config.num_tokens)
+    images = cost.num_images(config)
+    num_codes = (images or 0) * config.data.num_views * config.num_tokens
+    codes = gigabytes(2 * num_codes) if images else None  # a code is a uint16
+    checkpoint = gigabytes(cost.checkpoint_bytes(config))
     memory = device_bytes(config, hardware)
     of_codes = f"; {codes} of codes, if they fit in half of what is free" if codes else ""
     facts |= {
-        "checkpoints on disk": f"{config.machine.keep_checkpoints} x {gigabytes(checkpoint_bytes(config))}",
+        "checkpoints on disk": f"{config.machine.keep_checkpoints} x {checkpoint}",
         "codes on disk": codes or "known once the data is prepared",
         "device memory": f"{gigabytes(memory.fixed)} of weights, gradients, moments and EMA; about "
-        f"{gigabytes(memory.activations)} of activations per process{of_codes}; an encoder is not counted",
+        f"{gigabytes(memory.activations)} of activations per process{of_codes}; an encoder is not "
+        "counted",
     }
     # 3. Length and time.
+    steps = cost.num_steps(config)
     if steps is not None:
-        total = training_flops(config, steps, steps)
-        facts |= {"steps": f"{steps:,}", "training FLOPs": UNKNOWN if total is None else f"{total:.4g}"}
+        facts["steps"] = f"{steps:,}"
+        facts["training FLOPs"] = number(cost.training_flops(config, steps, steps))
     if measure:
         facts |= pace(config, hardware)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     return resolved + "---\n" + yaml.safe_dump(facts, sort_keys=False, width=200)
+
+
+def number(flops: float | None) -> str:
+    """Writes a number of operations, or why it is not known."""
+    return UNKNOWN if flops is None else f"{flops:.4g}"

@@ -19,27 +19,33 @@ M = TypeVar("M", bound=nn.Module)
 SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
     "constant": lambda start, end, progress: start,
     "linear": lambda start, end, progress: start + (end - start) * progress,
-    "cosine": lambda start, end, progress: end + (start - end) * (1 + math.cos(math.pi * progress)) / 2,
+    "cosine": lambda start, end, p: end + (start - end) * (1 + math.cos(math.pi * p)) / 2,
 }
 
 
 def foresight_weight(config: ForesightConfig, progress: float) -> float:
     """Returns λ at `progress`, the fraction of training that is done (0 to 1).
 
-    λ is 0 during foresight's warm-up. Linear and cosine schedules run from its end to the end of training.
+    λ is 0 during foresight's warm-up. Linear and cosine schedules run from its end to the end of
+    training.
     """
     if config.level == "none" or progress < config.warmup:
         return 0.0
-    if config.schedule == "step":
+    if config.schedule == "step":  # the paper's choice for Mirai-E (table 3)
         return config.weight if progress < config.step_at else config.final_weight
     after_warmup = (progress - config.warmup) / (1 - config.warmup)
     return SCHEDULES[config.schedule](config.weight, config.final_weight, after_warmup)
 
 
 def foresight_can_be_off(config: ForesightConfig) -> bool:
-    """Tells whether λ is 0 in some steps of a run with foresight. Such a step does not use the foresight heads."""
+    """Tells whether λ is 0 in some steps of a run with foresight.
+
+    Such a step does not use the foresight heads.
+    """
+    # Linear and cosine schedules come to zero after the last step, not in it.
     ends_at_zero = config.schedule == "step" and config.final_weight == 0
-    return config.level != "none" and (config.warmup > 0 or config.weight == 0 or ends_at_zero)
+    is_off = config.warmup > 0 or config.weight == 0 or ends_at_zero
+    return config.level != "none" and is_off
 
 
 def learning_rate(config: TrainConfig, progress: float, step_size: float) -> float:
@@ -54,24 +60,24 @@ def learning_rate(config: TrainConfig, progress: float, step_size: float) -> flo
 
 
 def is_decayed(parameter: Tensor) -> bool:
-    """Tells whether weight decay applies: to matrices, embeddings and projectors included, not to norms and biases.
+    """Tells whether weight decay applies to a parameter.
 
-    A projector's bias (K, 1, Z) is a vector for each head, not a matrix.
+    It applies to matrices, also of embeddings and projectors, and not to norms and biases.
     """
+    # A projector's bias (K, 1, Z) is a vector for each head, not a matrix.
     return parameter.dim() >= 2 and parameter.shape[-2] != 1
 
 
 def build_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> torch.optim.AdamW:
     """Returns AdamW with weight decay on matrices only."""
-    decayed: list[Tensor] = []
-    others: list[Tensor] = []
-    for parameter in parameters:
-        group = decayed if is_decayed(parameter) else others
-        group.append(parameter)
+    trained = list(parameters)
+    decayed = [parameter for parameter in trained if is_decayed(parameter)]
+    others = [parameter for parameter in trained if not is_decayed(parameter)]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    # `fused`, because only this kernel can skip an update without waiting for the device.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 

@@ -1,7 +1,7 @@
-"""One run: train, evaluate along the way, write checkpoints and a journal. The same command again resumes it.
+"""One run: train, evaluate along the way, write checkpoints and a journal. It can be resumed.
 
-The order of the data, dropped labels, dropout and samples are functions of (seed, step), so a resumed run equals an
-uninterrupted one bit for bit, and no random state is stored.
+The order of the data, dropped labels, dropout and samples are functions of (seed, step), so a
+resumed run equals an uninterrupted one bit for bit, and no random state is stored.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -28,59 +28,80 @@ from mirai_bench.tracking import provenance
 from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
 from mirai_bench.train.memory import check_memory, next_divisor, with_micro_batches
 from mirai_bench.train.trainer import Trainer, teacher_run
+from mirai_bench.utils import distributed
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import Hardware, is_out_of_memory
-from mirai_bench.utils.distributed import (
-    COLLECTIVE_TIMEOUT,
-    Ranks,
-    broadcast_from_rank0,
-    check_shared,
-    rank_and_world,
-)
+from mirai_bench.utils.distributed import COLLECTIVE_TIMEOUT, broadcast_from_rank0, rank_and_world
 from mirai_bench.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-STEPS_BETWEEN_STOP_CHECKS = 10  # with several ranks, which then ask each other whether to stop
+# With several ranks, which then ask each other whether to stop. Asking waits for the device.
+STEPS_BETWEEN_STOP_CHECKS = 10
 
 
+class Callbacks(NamedTuple):
+    """What a run calls while it trains."""
+
+    on_evaluation: Callable[[], None]
+    """Called after each evaluation, at the end, and after a failure."""
+    stop: Callable[[], bool]
+    """Asked after each step. Once it is true, the run saves a checkpoint and leaves."""
+
+
+@dataclass(eq=False)
 class Run:
     """A trainer with its folder: journal, checkpoints, evaluations. Only rank 0 writes."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        folder: RunFolder,
-        hardware: Hardware,
-        on_evaluation: Callable[[], None],
-        stop: Callable[[], bool],
-    ) -> None:
-        self.config = config
-        self.folder = folder
-        self.hardware = hardware
-        self.on_evaluation = on_evaluation
-        self.stop = stop
-        self.rank, self.world = rank_and_world()
-        self.trainer = Trainer(config, hardware, self.rank, self.world)
-        self.evaluator = Evaluator(config, hardware.device)
-        self.is_leader = self.rank == 0
-        self.journal = folder.journal
+    config: RunConfig
+    folder: RunFolder
+    hardware: Hardware
+    calls: Callbacks
+
+    def __post_init__(self) -> None:
+        rank, self.world = rank_and_world()
+        self.is_leader = rank == 0
+        self.journal = self.folder.journal
+        self.trainer = Trainer(self.config, self.hardware, rank, self.world)
+        self.evaluator = Evaluator(self.config, self.hardware.device)
+        # The ranks share an evaluation. Features travel from CPU to CPU, whatever backend the
+        # gradients use.
+        group = None
+        if self.world > 1:
+            group = torch.distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        self.ranks = distributed.Ranks(rank, self.world, group)
+        # Numbers of steps after which the run is evaluated, and after which it is saved besides.
+        # The last step is always evaluated.
+        total = self.trainer.total_steps
+        per_epoch = self.trainer.steps_per_epoch
+        epochs = self.config.evaluation.at
+        self.evaluation_steps = {total, *(round(epoch * per_epoch) for epoch in epochs)}
+        every = max(1, round(self.config.machine.checkpoint_every * per_epoch))
+        self.checkpoint_steps = set(range(0, total, every))
         self.seconds = 0.0  # of training steps; evaluations and checkpoints do not count
         self.stopping = False  # set by SIGTERM
 
     # ---- the loop
 
     def train(self) -> None:
-        """Trains from the newest checkpoint to the end. Raises KeyboardInterrupt after a checkpoint if asked to stop."""
+        """Trains from the newest checkpoint to the end.
+
+        Raises KeyboardInterrupt after a checkpoint if it is asked to stop.
+        """
         start = self._resume()
-        # A run that was killed after the checkpoint of an evaluation step makes up for the evaluation.
+        # A run that was killed after the checkpoint of an evaluation step, and before its record
+        # was in the journal, makes up for the evaluation.
         if start in self.evaluation_steps and not broadcast_from_rank0(
             lambda: self.journal.has("evaluation", start)
         ):
             self._evaluate(start)
+        total = self.trainer.total_steps
+        steps: Iterable[int] = range(start, total)
+        if self.is_leader:
+            steps = progress(steps, self.folder.path.name, total, "steps", start)
         logged = start
         clock = time.perf_counter()  # since when training steps have not been added to self.seconds
-        for step in self._steps(start):
+        for step in steps:
             values = self.trainer.step(step)
             done = step + 1
             # 1. Log. Reading the values is the only time that the loop waits for the device.
@@ -96,40 +117,31 @@ class Run:
             stop = self._stop_agreed(done)
             if done in self.evaluation_steps or done in self.checkpoint_steps or stop:
                 self.seconds += time.perf_counter() - clock
-                self._save(done)
+                if self.is_leader:
+                    state = self.trainer.checkpoint({"train_seconds": self.seconds})
+                    save_checkpoint(self.folder, done, state, self.config.machine.keep_checkpoints)
                 if stop:
                     raise KeyboardInterrupt
                 if done in self.evaluation_steps:
                     self._evaluate(done)
                 clock = time.perf_counter()
-        self._finish()
-
-    @cached_property
-    def evaluation_steps(self) -> set[int]:
-        """The steps after which the run is evaluated. The last one is always among them."""
-        per_epoch = self.trainer.steps_per_epoch
-        return {round(epoch * per_epoch) for epoch in self.config.evaluation.at} | {self.trainer.total_steps}
-
-    @cached_property
-    def checkpoint_steps(self) -> set[int]:
-        """The steps after which a checkpoint is written, besides those of evaluations."""
-        every = max(1, round(self.config.machine.checkpoint_every * self.trainer.steps_per_epoch))
-        return set(range(0, self.trainer.total_steps, every))
-
-    def _steps(self, start: int) -> Iterator[int]:
-        total = self.trainer.total_steps
-        steps = range(start, total)
-        if not self.is_leader:
-            return iter(steps)
-        return progress(steps, self.folder.path.name, total, "steps", start)
+        # 3. The end. The journal comes first: a run that is marked as done is never opened again.
+        self.write("end", total, {"train_seconds": self.seconds}, durable=True)
+        if self.is_leader:
+            self.folder.mark_done(total, self.seconds)
+        self.calls.on_evaluation()
 
     def _stop_agreed(self, step: int) -> bool:
-        """Tells whether to stop now. SIGTERM reaches ranks at different steps, so they agree at certain steps."""
+        """Tells whether to stop now.
+
+        SIGTERM reaches ranks at different steps, and a rank that left early would leave the others
+        waiting in a collective. So they agree, at certain steps.
+        """
         if self.world == 1:
-            return self.stopping or self.stop()
+            return self.stopping or self.calls.stop()
         if step % min(STEPS_BETWEEN_STOP_CHECKS, self.config.machine.log_every):
             return False
-        flag = torch.tensor(float(self.stopping or self.stop()), device=self.hardware.device)
+        flag = torch.tensor(float(self.stopping or self.calls.stop()), device=self.hardware.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return bool(flag)
 
@@ -152,10 +164,8 @@ class Run:
 
     def spent(self, step: int) -> dict[str, Any]:
         """Returns what training has cost up to `step`."""
-        return {
-            "train_seconds": self.seconds,
-            "train_flops": training_flops(self.config, step, self.trainer.total_steps),
-        }
+        flops = training_flops(self.config, step, self.trainer.total_steps)
+        return {"train_seconds": self.seconds, "train_flops": flops}
 
     def write(self, kind: str, step: int, fields: dict[str, Any], durable: bool = False) -> None:
         """Appends a line to the journal."""
@@ -165,7 +175,7 @@ class Run:
             self.journal.append(line | fields, durable=durable)
 
     def _resume(self) -> int:
-        """Restores the newest checkpoint, if there is one, and returns the step to continue from."""
+        """Restores the newest checkpoint, if there is one. Returns the step to continue from."""
         checkpoint = self._newest_checkpoint()
         start = 0
         if checkpoint is not None:
@@ -173,7 +183,7 @@ class Run:
             self.seconds = checkpoint.state["train_seconds"]
             self.trainer.restore(checkpoint)
         if self.is_leader:
-            self.journal.rewind(start)
+            self.journal.rewind(start)  # what was logged after the checkpoint is trained again
             self.folder.write_config(self.config.model_dump_json(indent=2))
         self.write("start", start, self.identity(), durable=True)
         return start
@@ -191,37 +201,27 @@ class Run:
             return None if found is None else found.state["step"]
 
         step = broadcast_from_rank0(newest_step)
-        if step is None or found is not None:
-            return found
-        return read_checkpoint(self.folder, step)
+        # Rank 0 has it already. The others read the one of the same step.
+        return found if self.is_leader or step is None else read_checkpoint(self.folder, step)
 
     def _log(self, step: int, values: dict[str, float], steps_per_second: float) -> None:
-        """Writes a line to the journal. Raises RunFailed after too many non-finite updates in a row."""
+        """Writes a line to the journal.
+
+        Raises RunFailed after too many non-finite updates in a row.
+        """
+        # JSON has no word for infinity.
         shown = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        counters = {
-            "skipped": int(self.trainer.skipped),
-            "images_per_second": steps_per_second * self.config.train.batch_size,
-        }
+        images = steps_per_second * self.config.train.batch_size
+        counters = {"skipped": int(self.trainer.skipped), "images_per_second": images}
         self.write("train", step, shown | counters | self.spent(step))
         in_a_row = int(self.trainer.skipped_in_a_row)
         if in_a_row >= self.config.train.max_bad_steps:
             found = f"loss {values['loss']}, gradient norm {values['grad_norm']}"
-            raise RunFailed(f"{in_a_row} updates in a row were not finite, up to step {step} ({found})", step)
-
-    def _save(self, step: int) -> None:
-        if self.is_leader:
-            checkpoint = self.trainer.checkpoint({"train_seconds": self.seconds})
-            save_checkpoint(self.folder, step, checkpoint, self.config.machine.keep_checkpoints)
-
-    @cached_property
-    def ranks(self) -> Ranks:
-        """The ranks share an evaluation. Features travel from CPU to CPU, whatever backend the gradients use."""
-        if self.world == 1:
-            return Ranks()
-        group = torch.distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
-        return Ranks(self.rank, self.world, group)
+            bad = f"{in_a_row} updates in a row were not finite"
+            raise RunFailed(f"{bad}, up to step {step} ({found})", step)
 
     def _evaluate(self, step: int) -> None:
+        """Evaluates the weights that the protocol names, and writes the record and its grid."""
         uses_ema = self.config.evaluation.protocol.weights == "ema"
         model = self.trainer.ema if uses_ema else self.trainer.model
         result = self.evaluator.evaluate_model(model, ranks=self.ranks)
@@ -230,18 +230,17 @@ class Run:
         grid = self.folder.grid_file(step / self.trainer.steps_per_epoch)
         self.folder.grids.mkdir(exist_ok=True)
         Image.fromarray(result.grid).save(self.folder.path / grid)
-        seconds = {"sample_seconds": result.sample_seconds, "evaluate_seconds": result.evaluate_seconds}
+        seconds = {
+            "sample_seconds": result.sample_seconds,
+            "evaluate_seconds": result.evaluate_seconds,
+        }
         measured = {"metrics": result.metrics} | self.spent(step) | seconds
         record = measured | result.provenance | self.identity() | {"grid": str(grid)}
         self.write("evaluation", step, record, durable=True)
-        self.on_evaluation()
+        self.calls.on_evaluation()
 
-    def _finish(self) -> None:
-        if self.is_leader:
-            total = self.trainer.total_steps
-            self.write("end", total, {"train_seconds": self.seconds}, durable=True)
-            self.folder.mark_done(total, self.seconds)
-        self.on_evaluation()
+
+# ---- a run from outside
 
 
 def train(
@@ -257,17 +256,19 @@ def train(
 
     If the run needs a frozen teacher that is missing, the teacher's run is trained first.
 
-    `on_evaluation` is called after each evaluation and at the end. `stop` is asked after each step: once it is true,
-    as after SIGTERM, the run saves a checkpoint and raises KeyboardInterrupt. Raises UserError if another process
-    trains this run (with `wait` it waits instead), and RunFailed if the run cannot continue.
+    `on_evaluation` is called after each evaluation and at the end. `stop` is asked after each step:
+    once it is true, as after SIGTERM, the run saves a checkpoint and raises KeyboardInterrupt.
+    Raises UserError if another process trains this run (with `wait` it waits instead), and
+    RunFailed if the run cannot continue.
     """
     if broadcast_from_rank0(lambda: folder.is_done):
         return
-    # An earlier attempt that ran out of memory has left the number of micro-batches to use.
+    # 1. An earlier attempt that ran out of memory has left the number of micro-batches to use.
     failure = broadcast_from_rank0(folder.take_failure)
     if failure is not None and failure.micro_batches is not None:
         config = with_micro_batches(config, failure.micro_batches, rank_and_world()[1])
-    check_shared(folder.path)
+    distributed.check_shared(folder.path)
+    # 2. The teacher. Another run may be waiting for the same one, hence `wait`.
     teacher = teacher_run(config)
     if teacher is not None:
         try:
@@ -275,68 +276,54 @@ def train(
         except (RunFailed, UserError) as error:
             folder.write_failure(Failure.of(error))
             raise
+    # 3. The run itself, in as many attempts as it takes. Another process may have finished it while
+    #    this one waited for the lock.
+    calls = Callbacks(on_evaluation, stop)
+    torch.set_num_threads(config.machine.threads)
     with ExitStack() as stack:
         broadcast_from_rank0(lambda: stack.enter_context(folder.lock(wait=wait)))
-        if not broadcast_from_rank0(lambda: folder.is_done):
-            _train_locked(config, folder, hardware, on_evaluation, stop)
+        while not broadcast_from_rank0(lambda: folder.is_done):
+            parts = _try(config, folder, hardware, calls)
+            if parts is not None:
+                how = f"with the batch in {parts} micro-batches"
+                log.info(f"out of memory: resuming from the last checkpoint {how}")
+                gc.collect()  # what the attempt held
+                torch.cuda.empty_cache()
+                config = config.with_machine(micro_batches=parts)
 
 
-def _train_locked(
-    config: RunConfig,
-    folder: RunFolder,
-    hardware: Hardware,
-    on_evaluation: Callable[[], None],
-    stop: Callable[[], bool],
-) -> None:
-    torch.set_num_threads(config.machine.threads)
-    while True:
-        parts = _attempt(config, folder, hardware, on_evaluation, stop)
-        if parts is None:
-            return
-        log.info(f"out of memory: resuming from the last checkpoint with the batch in {parts} micro-batches")
-        gc.collect()  # what the attempt held
-        torch.cuda.empty_cache()
-        config = config.with_machine(micro_batches=parts)
-
-
-def _attempt(
-    config: RunConfig,
-    folder: RunFolder,
-    hardware: Hardware,
-    on_evaluation: Callable[[], None],
-    stop: Callable[[], bool],
-) -> int | None:
+def _try(config: RunConfig, folder: RunFolder, hardware: Hardware, calls: Callbacks) -> int | None:
     """Runs one attempt.
 
-    After an out-of-memory error in a single-process run, returns the number of micro-batches to retry with. With
-    several ranks the process exits instead, because the other ranks are blocked in a collective; the next attempt
-    reads the number from failed.json.
+    After an out-of-memory error in a single-process run, returns the number of micro-batches to
+    retry with. With several ranks the process exits instead, because the other ranks are blocked in
+    a collective; the next attempt reads the number from failed.json.
     """
     _, world = rank_and_world()
     try:
         check_memory(config, hardware, world=world)
-        run = Run(config, folder, hardware, on_evaluation, stop)
+        run = Run(config, folder, hardware, calls)
         with leave_on_sigterm(run):
             run.train()
         return None
-    except Exception as caught:
-        error = caught
+    except Exception as error:
         parts = None
         if is_out_of_memory(error):
-            parts = next_divisor(config, 2 * config.machine.micro_batches, world)
+            most = config.machine.micro_batches
+            parts = next_divisor(config.train.batch_size // world, 2 * most)
             if parts is None:
-                most = config.machine.micro_batches
-                error = RunFailed(f"out of memory with machine.micro_batches: {most}, the most there can be")
+                text = f"out of memory with machine.micro_batches: {most}, the most there can be"
+                error = RunFailed(text)
             elif world == 1:
                 return parts
         folder.write_failure(Failure.of(error, parts))
-        on_evaluation()
+        calls.on_evaluation()  # a search reads what was measured before the failure
         raise error
 
 
 @contextmanager
 def leave_on_sigterm(run: Run) -> Iterator[None]:
-    """Makes SIGTERM (preemption) ask the run to save a checkpoint after the current step and to leave.
+    """Makes SIGTERM (preemption) ask the run to save a checkpoint and leave after the current step.
 
     Does nothing outside of the main thread, because signals belong to whoever owns that one.
     """

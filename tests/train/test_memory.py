@@ -68,7 +68,7 @@ def test_a_gpu_is_shared_as_machine_gpus_says_and_only_warns_of_activations(make
     properties = type("Properties", (), {"total_memory": total})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
-    assert share_of_memory(config, GPU, 3) == (total // 4, "machine.gpus: 0.25 of A GPU")
+    assert share_of_memory(0.25, GPU, 3) == (total // 4, "machine.gpus: 0.25 of A GPU")
     check_memory(config, GPU)
     assert "warning: with about" in (said := capsys.readouterr().err) and "in more micro-batches" in said
     properties.total_memory = 4 * fixed - 4
@@ -119,7 +119,7 @@ def test_a_frozen_teacher_counts(make_config, foresight, machine_of):
 
 def test_parts_divide_the_batch(make_config):
     config = make_config(train={"batch_size": 30})
-    assert [next_divisor(config, least, 1) for least in (2, 4, 7, 16, 31)] == [2, 5, 10, 30, None]
+    assert [next_divisor(30, least) for least in (2, 4, 7, 16, 31)] == [2, 5, 10, 30, None]
     assert (
         with_micro_batches(config, 4, 1).machine.micro_batches == 5
         and with_micro_batches(with_micro_batches(config, 4, 1), 2, 1).machine.micro_batches == 5

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mirai_bench.tracking.journal import read_journal
-from mirai_bench.tracking.run_folder import RunFailed, RunFolder
+from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
 from mirai_bench.train import trainer as trainer_module
 from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils.errors import UserError
@@ -238,6 +238,28 @@ def test_out_of_memory_goes_on_with_smaller_parts(make_config, tmp_path, monkeyp
     train(make_config(train={"batch_size": 300}, machine={"checkpoint_every": 0.4}), tmp_path)
     record = [line for line in read_journal(tmp_path / "journal.jsonl") if line["kind"] == "evaluation"][-1]
     assert record["config"]["machine"]["micro_batches"] == 4 and record["step"] == 5
+
+
+def test_out_of_memory_with_one_image_at_a_time_ends_the_run(make_config, tmp_path, monkeypatch):
+    def step(self, step):
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    calls = []
+    config = make_config(machine={"micro_batches": 16})
+    with pytest.raises(RunFailed, match=r"out of memory with machine.micro_batches: 16, the most"):
+        train(config, tmp_path, on_evaluation=lambda: calls.append(1))
+    failure = RunFolder(tmp_path).failure()
+    assert failure.final and failure.micro_batches is None and calls == [1]
+
+
+def test_the_next_attempt_reads_how_many_micro_batches_to_use(make_config, tmp_path):
+    failure = Failure("OutOfMemoryError: no memory left", micro_batches=3)
+    RunFolder(tmp_path).write_failure(failure)
+    train(make_config(train={"batch_size": 500}), tmp_path)
+    start = next(read_journal(tmp_path / "journal.jsonl"))
+    assert start["config"]["machine"]["micro_batches"] == 4, "the next number that divides the batch"
+    assert not (tmp_path / "failed.json").exists()
 
 
 def test_sigterm_saves_and_leaves(make_config, tmp_path, monkeypatch):

@@ -97,6 +97,12 @@ def test_a_batch_larger_than_the_data_is_refused(make_config):
         new_trainer(make_config(train={"batch_size": 5000}))
 
 
+def test_a_batch_that_the_processes_do_not_divide_is_refused(make_config):
+    """torchrun may start another number of processes than the config names."""
+    with pytest.raises(UserError, match=r"batch_size is 16, which 3 processes x .* = 3 x 2 does not divide"):
+        new_trainer(make_config(machine={"micro_batches": 2}), world=3)
+
+
 @pytest.mark.parametrize("arm", ["baseline", "output-2d", "internal-2d", "mirai-e-k9", "mirai-i-k1"])
 def test_counted_flops_equal_torchs_counter(arm, shared_runs):
     from torch.nn.attention import SDPBackend, sdpa_kernel
