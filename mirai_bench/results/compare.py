@@ -55,15 +55,14 @@ def _of_file(path: Path) -> Records:
 
 def _of_arm(what: str, runs: Path) -> Records:
     axis, _, arm = what.rpartition("/")
-    if Path(axis).is_file():
-        sweeps = read_jsonl([Path(axis)])
-    else:
-        sweeps = [sweep for sweep in read_journals(runs) if sweep.axis == axis]
+    file = Path(axis)
+    known = read_jsonl([file]) if file.is_file() else read_journals(runs)
+    sweeps = [sweep for sweep in known if file.is_file() or sweep.axis == axis]
     if not sweeps:
-        known = ", ".join(f"{sweep.axis}/{name}" for sweep in read_journals(runs) for name in sweep.arms)
+        names = ", ".join(f"{sweep.axis}/{name}" for sweep in known for name in sweep.arms)
         raise UserError(
             f"There is no {what!r}: write a run folder, a file of records, or AXIS/ARM "
-            f"({known or f'no sweep in {runs}'})"
+            f"({names or f'no sweep in {runs}'})"
         )
     arms = [name for sweep in sweeps for name in sweep.arms]
     if arm not in arms:
@@ -134,9 +133,10 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of `evaluate compare`."""
     result = argparse.ArgumentParser(
         prog="python -m mirai_bench.evaluate compare",
-        description="Differences B - A of every metric, paired by seed: mean, Student's t-interval of the mean "
-        "difference, two-sided p. One seed gives a difference without an interval.",
-        epilog="example: python -m mirai_bench.evaluate compare injection_level/baseline injection_level/internal-2d",
+        description="Differences B - A of every metric, paired by seed: mean, Student's t-interval "
+        "of the mean difference, two-sided p. One seed gives a difference without an interval.",
+        epilog="example: python -m mirai_bench.evaluate compare "
+        "injection_level/baseline injection_level/internal-2d",
     )
     what = "a run folder, a file of records, AXIS/ARM, or reports/data/FILE.jsonl/ARM"
     result.add_argument("a", metavar="A", help=what)
@@ -162,7 +162,7 @@ def command(argv: list[str]) -> int:
     protocol = a[0]["protocol"]
     log.info(
         f"A = {args.a}, B = {args.b}, epoch {epoch:g}, protocol {protocol['name']}: "
-        f"{protocol['num_samples']:,} samples a record"
+        f"{protocol['num_samples']:,} samples per record"
     )
     header = ("metric", "n", "A", "B", "B - A", f"{CONFIDENCE:.0%} interval", "p")
     print(console_table(header, differences(a, b)))

@@ -114,7 +114,7 @@ def lower_is_better(metric: str) -> bool:
 
 
 def primary_metric(metrics: Sequence[str]) -> str:
-    """Returns the Fréchet distance among the metrics: FID if it is there, or else FD-…"""
+    """Returns the Fréchet distance among the metrics: FID, or else FD-digits and the like."""
     for prefix in ("FID", "FD-"):
         for metric in metrics:
             if metric.startswith(prefix):
@@ -140,7 +140,10 @@ def measured_with(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """Returns the first field in which two records were not measured alike, and both values."""
+    """Returns the first field in which two records were not measured alike, and both values.
+
+    Returns None if they were measured alike.
+    """
     ours = measured_with(one)
     theirs = measured_with(other)
     for key in [*ours, *theirs]:

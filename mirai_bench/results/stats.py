@@ -14,6 +14,8 @@ from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95  # of the intervals in tables and figures
 
+Values = Mapping[int, float]  # by seed
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -55,9 +57,7 @@ def t_interval(values: Iterable[float | None], confidence: float = CONFIDENCE) -
     return Estimate(n, mean, half, p)
 
 
-def paired(
-    ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE
-) -> Estimate | None:
+def paired(ours: Values, theirs: Values, confidence: float = CONFIDENCE) -> Estimate | None:
     """Returns the estimate of ours - theirs over the seeds that both have.
 
     Its p is the paired t-test's.
@@ -66,9 +66,7 @@ def paired(
     return t_interval([ours[seed] - theirs[seed] for seed in seeds], confidence)
 
 
-def ratio(
-    ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE
-) -> Estimate | None:
+def ratio(ours: Values, theirs: Values, confidence: float = CONFIDENCE) -> Estimate | None:
     """Returns the estimate of ours / theirs over the seeds that both have, unless theirs is 0."""
     seeds = [seed for seed in sorted(ours.keys() & theirs.keys()) if theirs[seed] != 0]
     return t_interval([ours[seed] / theirs[seed] for seed in seeds], confidence)

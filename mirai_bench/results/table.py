@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from mirai_bench.results.frame import Results, primary_metric, refuse_mixed_protocols
 from mirai_bench.results.paper import Paper, PaperValues, is_papers, paper_size, paper_values, papers_name
-from mirai_bench.results.stats import Estimate, holm, paired, ratio, t_interval
+from mirai_bench.results.stats import Estimate, Values, holm, paired, ratio, t_interval
 from mirai_bench.utils.errors import UserError
 
 MISSING = "—"
@@ -90,7 +90,7 @@ def _evaluation(results: Results, epoch: float | None) -> tuple[int, float]:
 
 
 def _row(results: Results, step: int, arm: str, metrics: list[str], paper: PaperValues) -> Row:
-    def compared(name: str) -> tuple[dict[int, float], dict[int, float]]:
+    def compared(name: str) -> tuple[Values, Values]:
         """Returns the arm's values and the baseline's."""
         return results.by_seed(arm, step, name), results.by_seed(results.baseline, step, name)
 

@@ -73,14 +73,12 @@ def _ratio(estimate: Estimate | None) -> str:
 
 def _grids(table: Table) -> list[Grid]:
     """Returns the primary metric against the baseline and then the other metrics, if any."""
-    grids = [_grid([_main_cells(table, row) for row in table.rows])]
-    if len(table.metrics) > 1:
-        grids.append(_grid([_other_cells(table, row) for row in table.rows]))
+    parts = (_main_cells, _other_cells) if len(table.metrics) > 1 else (_main_cells,)
+    grids = []
+    for cells_of in parts:
+        rows = [cells_of(table, row) for row in table.rows]
+        grids.append([list(rows[0]), *(list(row.values()) for row in rows)])
     return grids
-
-
-def _grid(rows: list[dict[str, str]]) -> Grid:
-    return [list(rows[0]), *(list(row.values()) for row in rows)]
 
 
 def _main_cells(table: Table, row: Row) -> dict[str, str]:

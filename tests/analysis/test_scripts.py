@@ -1,6 +1,9 @@
-"""The scripts in analysis/, on committed records. After a wanted change of the golden texts:
+"""The scripts in analysis/, on committed records.
 
-PYTHONPATH=analysis python -m tests.analysis.test_scripts        # writes them anew; read the difference before committing it
+After a wanted change of the golden texts this writes them again; read the difference before
+committing it:
+
+    PYTHONPATH=analysis python -m tests.analysis.test_scripts
 """
 
 import os
@@ -66,7 +69,7 @@ def test_first_reach_by_hand():
 
 
 def test_speedup_of_the_papers_own_points():
-    """Its "10 times" and "5 times", by interpolation of the curves that it prints: LlamaGen-B needs 400 epochs for 5.23."""
+    """Its "10 times" and "5 times", by interpolation: LlamaGen-B needs 400 epochs for 5.23."""
     rows = [row for row in read_paper("foresight_source", "B") if row["metric"] == "FID"]
     points = {}
     for arm in ("baseline", "mirai-i-k1", "mirai-e-k3"):
@@ -79,7 +82,7 @@ def test_speedup_of_the_papers_own_points():
 
 def test_speedup_over_seeds(frozen):
     one = speedup.speedup(frozen, "internal-2d", "FD-digits", "epochs", "final")
-    # seed 0: 5.0 is reached between epoch 4 (6.0) and 8 (4.9); seed 1: 5.4 likewise; seed 2: 5.2 likewise
+    # Seed 0: 5.0 is reached between epoch 4 (6.0) and 8 (4.9). So are 5.4 and 5.2 of the others.
     each = [12 / (4 + 4 * 1.0 / 1.1), 12 / (4 + 4 * 1.0 / 1.2), 12 / (4 + 4 * 1.0 / 1.1)]
     assert (one.n, one.reached, one.mean) == (3, 3, pytest.approx(np.exp(np.mean(np.log(each)))))
     assert one.low < one.mean < one.high

@@ -1,4 +1,4 @@
-"""Evaluation: its number depends neither on the batch size nor on the number of processes, and equals torch-fidelity's."""
+"""Evaluation: its number depends on neither batch size nor processes, and is torch-fidelity's."""
 
 import json
 import math
@@ -79,7 +79,7 @@ def test_real_digits_score_best(make_config):
 
 
 def register_with_torch_fidelity(name, extractor):
-    """Makes an extractor known to torch-fidelity under this name, so that its whole pipeline can run through it."""
+    """Makes an extractor known to torch-fidelity, so that its whole pipeline can run through it."""
     from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 
     class Registered(FeatureExtractorBase):

@@ -1,4 +1,4 @@
-"""The feature spaces: names, identities, shapes, and the 2015 Inception against torch-fidelity's own."""
+"""The feature spaces: names, identities, shapes, and the Inception against torch-fidelity's."""
 
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def test_a_failed_download_says_what_to_do(make_config, tmp_path, monkeypatch, c
 
 
 def test_spatial_features_are_mixed_6s_first_seven_channels(monkeypatch):
-    """torch-fidelity's network with random weights: 7 · 17 · 17 = 2,023 numbers, height, width, channel, as ADM flattens them."""
+    """7 · 17 · 17 = 2,023 numbers in the order height, width, channel, as ADM flattens them."""
     from torch_fidelity import FeatureExtractorInceptionV3
 
     monkeypatch.setattr(torch, "load", lambda *_, **__: {})
@@ -159,7 +159,7 @@ def test_dinov2_reads_a_file_of_its_model_and_no_other(tmp_path):
 
 
 def torch_fidelitys_network(weights: Path) -> torch.nn.Module:
-    """Its own implementation of the network with the TorchScript file's weights: two implementations, one set of numbers."""
+    """Returns its own implementation of the network, with the TorchScript file's weights."""
     from torch_fidelity import FeatureExtractorInceptionV3
 
     script = Inception2015(weights).layers.state_dict()
@@ -220,7 +220,7 @@ def test_channels_last_leaves_the_features_as_they_are():
 
 @pytest.mark.slow
 def test_fid_of_cifar10_train_and_test(make_config, monkeypatch):
-    """2,000 training against 2,000 test images: ours, and torch-fidelity's network, pipeline and statistics on the same images."""
+    """2,000 training against 2,000 test images, by ours and by the whole of torch-fidelity."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.utils import get_featuresdict_from_dataset
 

@@ -1,4 +1,4 @@
-"""Statistics against closed forms, against torch-fidelity's own functions, and against wrong versions that must be caught."""
+"""Statistics against closed forms, torch-fidelity's functions, and wrong versions of them."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def by_features(x, y):
 
 
 def check_closed_forms(distance):
-    """Gaussians whose distance is known: diagonal, scaled, turned; and the definition where they do not commute."""
+    """Checks known distances, and the definition for covariances that do not commute."""
     d = 12
     spread = np.linspace(0.1, 3, d)
     other = np.linspace(2, 0.5, d)

@@ -1,4 +1,4 @@
-"""Reference statistics: every kind of file that is in use is read, and the wrong kind is refused by name."""
+"""Reference statistics: every kind of file in use is read, and a wrong kind is refused by name."""
 
 import io
 import json
@@ -21,7 +21,7 @@ NOISE = {"name": "noise", "sha256": "sha256:x"}
 
 
 class Projection:
-    """Stands for an opened extractor of EXTRACTORS[name]: random projections, the same in every process."""
+    """Stands for an opened extractor: random projections, the same in every process."""
 
     def __init__(self, name, sha256="sha256:stub"):
         self.name = name

@@ -102,7 +102,7 @@ def test_a_run_whose_process_died_is_pending_in_tables_and_in_the_status_of_its_
 
 
 def test_files_of_one_sweep_are_joined(frozen, tmp_path):
-    """Seed 0 in one file, the others in the next: the same as all in one, whatever the order of the files."""
+    """Seed 0 in one file and the others in the next are the same as all in one, in any order."""
 
     def part(name, mine):
         cells = [cell if mine(cell["seed"]) else cell | {"status": "pending"} for cell in frozen.cells]

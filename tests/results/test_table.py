@@ -1,4 +1,6 @@
-"""Tables. The golden ones are made from tests/fixtures/records.jsonl; after a wanted change of their form:
+"""Tables.
+
+The golden ones are made from tests/fixtures/records.jsonl; after a wanted change of their form:
 
 python -m tests.results.test_table        # writes them anew; read the difference before committing it
 """

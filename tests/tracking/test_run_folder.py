@@ -1,4 +1,4 @@
-"""The folder of a run: its state by one rule, its failures, its progress, and what its journal accounts for."""
+"""The folder of a run: its state by one rule, its failures, and what its journal says."""
 
 import json
 import pickle

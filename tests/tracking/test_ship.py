@@ -157,7 +157,7 @@ def test_batches_hold_whole_lines_within_the_limit():
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_at_any_call(store, cell, monkeypatch, moment):
-    """The sender dies before, or right after, each of its calls in turn; the next attempt sends exactly what is missing."""
+    """The sender dies before or after each of its calls; the next attempt sends what is missing."""
     folder, plan = cell
     labels = {"parent": start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 7}
     monkeypatch.setattr(ship_module, "MOST_POINTS", 40)
