@@ -6,7 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from mirai_bench.tracking.mlflow_store import create_store, redact_credentials, store_uri
+from mirai_bench.tracking.records import read_plans
 from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.tracking.ship import ship, start_sweep
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
 
@@ -26,30 +29,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def replay(folder: RunFolder) -> int:
-    """Sends a run under every plan of its folder of runs that has it, or else as a run of its own.
+    """Sends a run under every plan of its folder of runs that has it, or else on its own.
 
     Returns the number of MLflow runs that now hold it. Raises UserError if MLflow did not take it.
     """
-    # Imported here, so that --help is fast.
-    from mirai_bench.tracking.mlflow_store import redact_credentials, store_uri
-    from mirai_bench.tracking.records import read_plans
-    from mirai_bench.tracking.ship import ship, start_sweep
-
-    targets: list[tuple[str | None, str | None, str]] = []  # (parent run, axis, arm)
-    for plan in read_plans(folder.path.parent):
-        for cell in plan["cells"]:
-            if cell["fingerprint"] == folder.path.name:
-                targets.append((start_sweep(plan), plan["axis"], cell["arm"]))
-    if not targets:
-        targets.append((None, None, ""))
     seed = folder.config_fields()["seed"]
-    for parent, axis, arm in targets:
+    # 1. The sweeps that the run belongs to: (parent run, axis, arm).
+    targets: list[tuple[str | None, str | None, str]] = []
+    for plan in read_plans(folder.path.parent):
+        arms = [cell["arm"] for cell in plan["cells"] if cell["fingerprint"] == folder.path.name]
+        targets += [(start_sweep(plan), plan["axis"], arm) for arm in arms]
+    # 2. The run, once per sweep, because an MLflow run has one parent.
+    for parent, axis, arm in targets or [(None, None, "")]:
         if not ship(folder, parent=parent, axis=axis, arm=arm, seed=seed):
             raise UserError(
-                f"MLflow at {redact_credentials(store_uri())} did not take {folder}: start the server and run this "
-                "command again"
+                f"MLflow at {redact_credentials(store_uri())} did not take {folder}: start the "
+                "server and run this command again"
             )
-    return len(targets)
+    return max(1, len(targets))
 
 
 def command(argv: list[str]) -> int:
@@ -57,12 +54,11 @@ def command(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if args.action not in ACTIONS:
         raise unknown("action", args.action, ACTIONS)
-    for path in args.runs:
+    for path in args.runs:  # all of them, before the first is sent
         RunFolder(path).check()
-    from mirai_bench.tracking.mlflow_store import create_store
-
     create_store()
     for path in args.runs:
+        # Absolute, because the name of the folder is the fingerprint, which `.` would hide.
         print(f"{path}: in {replay(RunFolder(path.absolute()))} MLflow run(s)")
     return 0
 

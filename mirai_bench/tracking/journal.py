@@ -1,6 +1,7 @@
-"""The journal of a run: one JSON object per line. It is the source of truth; MLflow, tables and figures are views.
+"""The journal of a run: one JSON object per line, of which MLflow, tables and figures are views.
 
-Every line has `kind` (start, train, evaluation or end), `time` (seconds since 1970), `step` and `epoch`.
+Every line has `kind` (start, train, evaluation or end), `time` (seconds since 1970), `step` and
+`epoch`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
         return
     with open(path, "rb") as file:
         for line in file:
-            if line.endswith(b"\n"):
+            if line.endswith(b"\n"):  # only the last line can be cut off
                 yield json.loads(line)
 
 
@@ -39,9 +40,10 @@ class Journal:
         return read_journal(self.path)
 
     def rewind(self, step: int) -> None:
-        """Removes the lines after `step`, which will be trained and written again, and a half-written last line."""
+        """Removes what lies after `step`, which is trained again, and a half-written last line."""
         if not self.path.exists():
             return
+        # A line `end` at that very step would say that the run is over.
         kept = [line for line in self.lines() if line["step"] <= step and line["kind"] != "end"]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -51,9 +53,10 @@ class Journal:
         Raises UserError if the disk is full. Readers ignore the half-written line.
         """
         try:
+            # Opened for each line: whoever moves or rewinds the file finds no open handle on it.
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-                if durable:
+                if durable:  # a wait for the disk, which a line every few steps is not worth
                     file.flush()
                     os.fsync(file.fileno())
         except OSError as error:

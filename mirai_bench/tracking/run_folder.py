@@ -1,4 +1,4 @@
-"""The folder of a run. This is the only module that knows the names of the files in it. It does not import torch.
+"""The folder of a run: the only module that knows the names of the files in it. No torch.
 
 runs/<fingerprint>/
 config.json       the resolved configuration
@@ -32,19 +32,22 @@ State = Literal["done", "running", "failed", "pending"]
 
 
 class RunFailed(Exception):
-    """The run cannot continue, and another attempt would end in the same way. failed.json holds the reason."""
+    """The run cannot continue, and another attempt would end in the same way.
+
+    failed.json holds the reason.
+    """
 
     def __init__(self, reason: str, step: int | None = None) -> None:
         super().__init__(reason)
         self.step = step
 
     def __reduce__(self) -> tuple[type, tuple[str, int | None]]:
-        """Keeps the step when the error is pickled on its way from a worker to its trial."""
+        # An exception is pickled without `step`, and travels from a worker to its trial.
         return RunFailed, (str(self), self.step)
 
 
 class Failure(NamedTuple):
-    """The content of failed.json: why an attempt ended, and the settings that the next attempt should use."""
+    """The content of failed.json: why an attempt ended, and what the next one should change."""
 
     reason: str
     step: int | None = None
@@ -55,7 +58,10 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException, micro_batches: int | None = None) -> Failure:
-        """Describes an error. A UserError or RunFailed is final; any other error may be gone at the next attempt."""
+        """Describes an error.
+
+        A UserError or RunFailed is final; any other error may be gone at the next attempt.
+        """
         final = isinstance(error, (RunFailed, UserError))
         reason = str(error) if final else f"{type(error).__name__}: {error}"
         return cls(reason, getattr(error, "step", None), final, micro_batches)
@@ -124,7 +130,8 @@ class RunFolder:
         return self.path / "samples"
 
     def grid_file(self, epoch: float) -> Path:
-        """Returns the path of the sample grid of the evaluation at `epoch`, relative to the run's folder."""
+        """Returns the path of the grid of an evaluation, relative to the run's folder."""
+        # Leading zeros make names sort as epochs do. Records hold this path: a run may be moved.
         return Path(self.grids.name) / f"epoch_{epoch:07.2f}.png"
 
     # ---- the configuration
@@ -138,12 +145,15 @@ class RunFolder:
         """Raises UserError if this is not the folder of a run."""
         if not self.holds_run:
             raise UserError(
-                f"{str(self.path)!r} is not a run folder (it has no {self.config_file.name}): write for instance "
-                "runs/3f2a9c01b7de"
+                f"{str(self.path)!r} is not a run folder (it has no {self.config_file.name}): "
+                "write for instance runs/3f2a9c01b7de"
             )
 
     def config_fields(self) -> dict[str, Any]:
-        """Returns the run's configuration as plain fields. `config.load.load_run` makes a RunConfig of the file."""
+        """Returns the run's configuration as plain fields.
+
+        `config.load.load_run` makes a RunConfig of the file.
+        """
         self.check()
         return json.loads(self.config_file.read_text(encoding="utf-8"))
 
@@ -158,8 +168,9 @@ class RunFolder:
     def state(self) -> State:
         """Returns the state of the run, by the one rule that all commands share.
 
-        A run with done.json is done. A run whose lock is held is running: the system releases the lock when the
-        process ends, however it ends. Of the others, a run with failed.json has failed, and the rest are pending.
+        A run with done.json is done. A run whose lock is held is running: the system releases the
+        lock when the process ends, however it ends. Of the others, a run with failed.json has
+        failed, and the rest are pending.
         """
         if self.is_done:
             return "done"
@@ -178,10 +189,13 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self, *, wait: bool) -> Iterator[None]:
-        """Holds the run's lock. If another process holds it, this waits or, without `wait`, raises UserError."""
+        """Holds the run's lock.
+
+        If another process holds it, this waits or, without `wait`, raises UserError.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.lock_file, timeout=-1 if wait else 0):
+            with FileLock(self.lock_file, timeout=-1 if wait else 0):  # -1 waits for ever
                 yield
         except Timeout:
             raise UserError(f"{self.path} is being trained by another process") from None
@@ -194,9 +208,7 @@ class RunFolder:
                 return False
         except Timeout:
             return True
-        except (
-            OSError
-        ):  # somebody else's folder, which may be read only: whether it is locked cannot be asked
+        except OSError:  # a folder that may only be read, which is then not trained from here
             return False
 
     def mlflow_lock(self) -> FileLock:
@@ -209,11 +221,11 @@ class RunFolder:
         """Returns why the last attempt ended, or None if it left no failed.json."""
         try:
             found = json.loads(self.failure_file.read_bytes())
-            known = {name: found[name] for name in Failure._fields if name in found}
-            return Failure(**known)
+            # Another version may have written other fields.
+            return Failure(**{name: found[name] for name in Failure._fields if name in found})
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError):  # damaged, or no object, or one without a reason
             return Failure("no reason was left")
 
     def take_failure(self) -> Failure | None:
@@ -225,15 +237,14 @@ class RunFolder:
     def write_failure(self, failure: Failure) -> None:
         """Writes failed.json, unless this attempt has already left one.
 
-        If several ranks fail, the first one has the reason: the others fail because it is gone. A full disk is
-        not reported here, because it is then what `failure` says.
+        If several ranks fail, the first one has the reason: the others fail because it is gone.
         """
         if self.failure_file.exists():
             return
-        content = {
-            name: value for name, value in failure._asdict().items() if name != "micro_batches" or value
-        }
-        with contextlib.suppress(OSError):
+        content = failure._asdict()
+        if failure.micro_batches is None:
+            del content["micro_batches"]
+        with contextlib.suppress(OSError):  # a full disk, which is then what `failure` says
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.failure_file, json.dumps(content))
 
@@ -248,10 +259,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def log(self) -> Iterator[None]:
-        """Redirects stdout and stderr to the run's log file, because the runs of a sweep share one terminal."""
+        """Redirects stdout and stderr to the log file: the runs of a sweep share one terminal."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (
-            open(self.log_file, "a", encoding="utf-8", buffering=1) as log,
+            open(self.log_file, "a", encoding="utf-8", buffering=1) as log,  # line by line
             contextlib.redirect_stderr(log),
             contextlib.redirect_stdout(log),
         ):
@@ -259,6 +270,7 @@ class RunFolder:
 
     def progress(self, epochs: int) -> Progress:
         """Returns how far a run of so many epochs has come, according to its journal."""
+        # The pace is measured from the last start: an earlier part may have run on another machine.
         first = None
         last = None
         for line in self.journal.lines():
@@ -270,21 +282,22 @@ class RunFolder:
         advanced = last["epoch"] - first["epoch"]
         if advanced <= 0:
             return Progress(last["epoch"], None)
+        # Training has gone on since the last line was written.
         seconds_per_epoch = (last["time"] - first["time"]) / advanced
         since_last_line = time.time() - last["time"]
         left = seconds_per_epoch * (epochs - last["epoch"]) - since_last_line
         return Progress(last["epoch"], max(0.0, left))
 
     def started_after(self, moment: float) -> float | None:
-        """Returns when training first started after `moment` (seconds since 1970), or None if it did not."""
+        """Returns when training first started after `moment` (seconds since 1970), or None."""
         starts = [line["time"] for line in self.journal.lines() if line["kind"] == "start"]
         return min((start for start in starts if start > moment), default=None)
 
     def measured_seconds(self) -> dict[str, float]:
-        """Returns the seconds that the journal accounts for: of training steps, of sampling, and of evaluation."""
+        """Returns the seconds of training steps, sampling and evaluation that the journal has."""
         seconds = {"training steps": 0.0, "sampling": 0.0, "evaluation": 0.0}
         for line in self.journal.lines():
-            if line["kind"] in ("train", "end"):
+            if line["kind"] in ("train", "end"):  # the sum since the first step
                 seconds["training steps"] = line["train_seconds"]
             elif line["kind"] == "evaluation":
                 seconds["sampling"] += line["sample_seconds"]
@@ -293,5 +306,6 @@ class RunFolder:
 
     def num_evaluations(self) -> int:
         """Returns the number of evaluations in the journal, without parsing it."""
+        # The sender to MLflow asks all runs of a sweep every two seconds.
         path = self.journal.path
         return path.read_bytes().count(b'"kind": "evaluation"') if path.is_file() else 0

@@ -1,9 +1,9 @@
-"""From run folders to MLflow: one parent run per sweep, one child per arm and seed. MLflow is a view of the journal.
+"""From run folders to MLflow: one parent run per sweep, and one child run per arm and seed.
 
-What was already sent is read from MLflow itself each time. A batch holds whole journal lines, the server stores a
-batch in one transaction, and lines are sent in order, so the newest `train/epoch` and `eval/epoch` there say exactly
-which lines it has. A process that is killed between sending and taking note can therefore neither lose nor double a
-point.
+What was already sent is read from MLflow itself each time. A batch holds whole journal lines, the
+server stores a batch in one transaction, and lines are sent in order, so the newest `train/epoch`
+and `eval/epoch` there say exactly which lines it has. A process that is killed between sending and
+taking note can therefore neither lose nor double a point.
 """
 
 from __future__ import annotations
@@ -25,12 +25,20 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
+Lines = list[dict[str, Any]]
+"""The lines of a journal."""
+
 MOST_POINTS = 1000  # in one log_batch: MLflow's limit
 MOST_PARAMS = 100  # in one log_batch: MLflow's limit
+MOST_OF_TAG = 4000  # characters of a tag
 MOST_CHARACTERS = 6000  # of one parameter: MLflow's limit
 PREFIX = {"train": "train/", "evaluation": "eval/"}  # of metrics, by the kind of the journal's line
+# MLflow's word for the state of a run folder. It has none for a run that waits to be continued.
 STATUS = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING", "pending": "RUNNING"}
 GRIDS = "samples"  # folder of artifacts
+
+
+# ---- the parent run
 
 
 def start_sweep(plan: Mapping[str, Any]) -> str | None:
@@ -41,10 +49,12 @@ def start_sweep(plan: Mapping[str, Any]) -> str | None:
 
     def send(client: MlflowClient, uri: str) -> str:
         tags = {"kind": "sweep", "axis": plan["axis"], "profile": plan["profile"]}
-        parent = _find_sweep(client, experiment_id(client, uri), tags)
+        experiment = experiment_id(client, uri)
+        parent = _find_sweep(client, experiment, tags)
         if parent is None:
             name = f"{plan['axis']} ({plan['profile']})"
-            parent = client.create_run(experiment_id(client, uri), tags=tags, run_name=name)
+            parent = client.create_run(experiment, tags=tags, run_name=name)
+        # What may have changed since the last command is sent again.
         run_id = parent.info.run_id
         client.set_tag(run_id, "question", plan["question"])
         client.set_tag(run_id, "baseline", plan["baseline"])
@@ -58,10 +68,9 @@ def start_sweep(plan: Mapping[str, Any]) -> str | None:
 
 def _find_sweep(client: MlflowClient, experiment: str, tags: dict[str, str]) -> Run | None:
     """Returns the oldest parent run with these tags."""
-    sweeps = client.search_runs(
-        [experiment], "tags.kind = 'sweep'", order_by=["attributes.start_time ASC"]
-    )
-    for sweep in sweeps:
+    # Two processes may have made one each. All then take the same one.
+    oldest_first = ["attributes.start_time ASC"]
+    for sweep in client.search_runs([experiment], "tags.kind = 'sweep'", order_by=oldest_first):
         if all(sweep.data.tags[key] == value for key, value in tags.items()):
             return sweep
     return None
@@ -74,59 +83,72 @@ def end_sweep(parent: str | None, *, failed: bool = False) -> None:
         send_or_skip(lambda client, uri: client.set_terminated(parent, status))
 
 
-def ship(folder: RunFolder, *, parent: str | None, axis: str | None, arm: str, seed: int) -> bool:
-    """Sends what MLflow does not have yet of this run. Any number of processes may call it at any time.
+# ---- one run
 
-    The run is found by parent, arm and fingerprint, because one run folder can belong to several sweeps. If MLflow
-    was away when the sweep started, there is no parent, and it is made from the plan in the folder of runs. A run
-    without an `axis` belongs to no sweep.
+
+def ship(folder: RunFolder, *, parent: str | None, axis: str | None, arm: str, seed: int) -> bool:
+    """Sends what MLflow does not have yet of this run.
+
+    Any number of processes may call it at any time.
+
+    The run is found by parent, arm and fingerprint, because one run folder can belong to several
+    sweeps. If MLflow was away when the sweep started, there is no parent, and it is made from the
+    plan in the folder of runs. A run without an `axis` belongs to no sweep.
 
     Returns True if MLflow now has everything. Returns False, after one warning, if MLflow is away.
     """
+    # 1. The parent run.
     config = folder.config_fields()
     plan = folder.path.parent / "sweeps" / f"{axis}-{config['profile']}.json"
     if parent is None and plan.is_file():
+        # Locked, because all runs of the sweep may ask for it at the same time.
         with FileLock(plan.with_suffix(".mlflow.lock")):
             parent = start_sweep(json.loads(plan.read_text(encoding="utf-8")))
         if parent is None:
             return False
-    tags = {"kind": "run", "seed": str(seed), "fingerprint": folder.path.name, "profile": config["profile"]}
+    # 2. What the run is found by.
+    tags = {"kind": "run", "seed": str(seed), "fingerprint": folder.path.name}
+    tags["profile"] = config["profile"]
     if axis is not None:
         tags |= {"axis": axis, "arm": arm}
     if parent is not None:
         tags["mlflow.parentRunId"] = parent
 
+    # 3. Everything else.
     def send(client: MlflowClient, uri: str) -> bool:
         # The state is read first: a run that ends now is sent once more.
         state = folder.state
         lines = list(folder.journal.lines())
-        run = _find_or_create(client, experiment_id(client, uri), tags, lines)
+        run = _child_run(client, experiment_id(client, uri), tags, lines)
         _send_params(client, run, config)
         for batch in _batches(_new_lines(run, lines)):
             client.log_batch(run.info.run_id, metrics=batch)
         _send_artifacts(client, run.info.run_id, folder, config, lines)
-        _send_status(client, run, folder, STATUS[state], lines)
+        _mark(client, run, folder, STATUS[state], lines)
         return True
 
-    with folder.mlflow_lock():
+    with folder.mlflow_lock():  # two senders would both see the same lines missing
         return bool(send_or_skip(send))
 
 
-def _find_or_create(
-    client: MlflowClient, experiment: str, tags: dict[str, str], lines: list[dict[str, Any]]
-) -> Run:
+def _child_run(client: MlflowClient, experiment: str, tags: dict[str, str], lines: Lines) -> Run:
+    """Returns the run with these tags, which is created if there is none."""
     for found in client.search_runs([experiment], f"tags.fingerprint = '{tags['fingerprint']}'"):
+        # Absent tags are compared, too: a run of no sweep is not one of a sweep.
         if all(found.data.tags.get(key) == tags.get(key) for key in ("mlflow.parentRunId", "arm")):
             return found
     git: dict[str, Any] = next((line["git"] for line in lines if line.get("git")), {})
     of_git = {f"git_{key}": str(value) for key, value in git.items() if value is not None}
     name = f"{tags['arm']}-s{tags['seed']}" if "arm" in tags else tags["fingerprint"]
-    start = int(lines[0]["time"] * 1000) if lines else None
+    start = int(lines[0]["time"] * 1000) if lines else None  # ms since 1970, as MLflow counts
     return client.create_run(experiment, start_time=start, tags=tags | of_git, run_name=name)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Returns the leaves of a tree of fields: {"train": {"lr": 0.1}} becomes {"train.lr": "0.1"}. Lists become JSON."""
+    """Returns the leaves of a tree: {"train": {"lr": 0.1}} becomes {"train.lr": "0.1"}.
+
+    Lists become JSON.
+    """
     flat: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -137,21 +159,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _send_params(client: MlflowClient, run: Run, config: dict[str, Any]) -> None:
-    """Parameters are sent once and without `machine`.
+    """Sends the parameters once, and without `machine`.
 
     MLflow rejects a changed parameter, and `machine` may change when a run is resumed.
     """
     from mlflow.entities import Param
 
     flat = flatten({key: value for key, value in config.items() if key != "machine"})
-    missing = [
-        Param(key, value[:MOST_CHARACTERS]) for key, value in flat.items() if key not in run.data.params
-    ]
+    known = run.data.params
+    missing = [Param(key, flat[key][:MOST_CHARACTERS]) for key in flat if key not in known]
     for start in range(0, len(missing), MOST_PARAMS):
         client.log_batch(run.info.run_id, params=missing[start : start + MOST_PARAMS])
 
 
-def _new_lines(run: Run, lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _new_lines(run: Run, lines: Lines) -> Iterator[dict[str, Any]]:
     """Yields the lines after those that MLflow has.
 
     A resumed run writes some steps again; the first value that was sent stays.
@@ -186,22 +207,25 @@ def _points(line: dict[str, Any]) -> list[Metric]:
     for key, value in values.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if is_number and key not in ("time", "step"):
+            # MLflow refuses other characters, such as those of "precision@5".
             name = PREFIX[line["kind"]] + re.sub(r"[^\w.\- :/]", "_", key)
             points.append(Metric(name, float(value), when, line["step"]))
     return points
 
 
 def _send_artifacts(
-    client: MlflowClient, run_id: str, folder: RunFolder, config: dict[str, Any], lines: list[dict[str, Any]]
+    client: MlflowClient, run_id: str, folder: RunFolder, config: dict[str, Any], lines: Lines
 ) -> None:
     """Sends config.yaml, records.jsonl (every evaluation so far, packed) and the sample grids.
 
     A file of the same size is there already.
     """
+    # 1. What is there. Sizes tell enough: records only grow, and a grid is never drawn again.
     sizes = {}
     for artifact_folder in (None, GRIDS):
         for info in client.list_artifacts(run_id, artifact_folder):
             sizes[info.path] = info.file_size
+    # 2. The texts.
     machine = {key: value for key, value in config["machine"].items() if key not in LOCAL_FOLDERS}
     records = [line for line in lines if line["kind"] == "evaluation"]
     texts = {
@@ -211,21 +235,22 @@ def _send_artifacts(
     for name, text in texts.items():
         if text and sizes.get(name) != len(text.encode()):
             client.log_text(run_id, text, name)
-    for record in records:
-        grid = folder.path / record["grid"] if record.get("grid") else None
-        if grid is not None and grid.is_file() and sizes.get(f"{GRIDS}/{grid.name}") != grid.stat().st_size:
+    # 3. The grids, which a user may have deleted to save space.
+    for name in filter(None, (record.get("grid") for record in records)):
+        grid = folder.path / name
+        if grid.is_file() and sizes.get(f"{GRIDS}/{grid.name}") != grid.stat().st_size:
             client.log_artifact(run_id, str(grid), GRIDS)
 
 
-def _send_status(
-    client: MlflowClient, run: Run, folder: RunFolder, status: str, lines: list[dict[str, Any]]
-) -> None:
+def _mark(client: MlflowClient, run: Run, folder: RunFolder, status: str, lines: Lines) -> None:
+    """Marks the run finished, failed or running, with the reason of a failure."""
     failure = folder.failure()
     if status == "FAILED" and failure is not None:
-        client.set_tag(run.info.run_id, "failed", failure.reason[:4000])
+        client.set_tag(run.info.run_id, "failed", failure.reason[:MOST_OF_TAG])
     if status == run.info.status:
         return
     if status == "RUNNING":
         client.update_run(run.info.run_id, status=status)
-    else:
-        client.set_terminated(run.info.run_id, status, int(lines[-1]["time"] * 1000) if lines else None)
+    else:  # when it ended, and not when it is sent
+        end = int(lines[-1]["time"] * 1000) if lines else None
+        client.set_terminated(run.info.run_id, status, end)
