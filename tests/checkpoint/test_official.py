@@ -31,7 +31,7 @@ E_FIELDS = {"level": "internal", "k": 3, "projector": {"hidden": 24}}
 
 
 def shrunk(config):
-    """A state dict with Mirai's names in this config's sizes, of random numbers; the fixture's sizes are translated one by one."""
+    """A state dict with Mirai's names, of random numbers. The fixture's sizes become the config's."""
     width, hidden = config.model.width, config.foresight.projector.hidden
     ffn = build_model(config).layers[0].feed_forward.w1.weight.shape[0]
     sizes = {
