@@ -1,16 +1,17 @@
-"""What a run costs: floating-point operations, parameters and bytes, counted from the configuration. No torch.
+"""What a run costs: floating-point operations, parameters and bytes. No torch.
 
-A multiply-add counts as two operations. Only matrix products count, and the backward pass counts twice the forward
-pass. The tests compare the counts with torch's own counters and with the modules that are built.
+All is counted from the configuration. A multiply-add counts as two operations. Only matrix products
+count, and the backward pass counts twice the forward pass. The tests compare the counts with
+torch's own counters and with the modules that are built.
 
-A cost is None if it depends on an encoder whose size is not known here (`timm:<model>`). Tables show it as "—".
+A cost is None if it depends on an encoder whose size is not known here (`timm:<model>`). Tables
+show it as "—".
 """
 
 from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 from mirai_bench.config.foresight import resolve_layer
@@ -30,6 +31,7 @@ class VisionTransformer(NamedTuple):
     """Side of a patch in pixels."""
 
 
+# The sizes that timm builds. DINOv2's register variants and DINOv3 have four register tokens.
 VITS = {
     "dinov2_s": VisionTransformer(12, 384, 1, 14),
     "dinov2_b": VisionTransformer(12, 768, 1, 14),
@@ -44,23 +46,27 @@ VITS = {
     "clip_b": VisionTransformer(12, 768, 1, 16),
 }
 LITE0 = "efficientnet_lite0"
-LITE0_PARAMETERS = 3_371_024  # of EfficientNet-Lite0 without its classifier
-# Of EfficientNet-Lite0 up to the stage of this stride: operations per pixel of its input, and channels of the stage.
+LITE0_PARAMETERS = 3_371_024  # without the classifier
+# EfficientNet-Lite0 up to the stage of this stride: operations per pixel of its input, and channels
+# of the stage.
 LITE0_STAGES = {32: (14502.44, 320), 16: (9696.625, 112)}
 
 
 def _lite0_stride(side: int) -> int:
-    """Returns the stride of the stage that has a grid of side x side cells on an input of up to 448 pixels."""
-    return 32 if side <= 14 else 16
+    """Returns the stride of the stage that has a grid of side x side cells."""
+    return 32 if side <= 14 else 16  # on an input of up to 448 pixels, twice those of its training
 
 
 def encoder_flops(name: str, side: int) -> float | None:
-    """Returns the operations of one image through an encoder with a grid of side x side cells, or None."""
+    """Returns the operations of one image through an encoder with side x side cells, or None."""
     if name in VITS:
         vit = VITS[name]
         tokens = side**2 + vit.prefix
+        # 12 D² weights per token in queries, keys, values, output and an MLP of ratio 4, and the
+        # two products of attention.
         block = 24.0 * tokens * vit.width**2 + 4.0 * tokens**2 * vit.width
-        return vit.blocks * block + 6.0 * (side * vit.patch) ** 2 * vit.width
+        patches = 6.0 * (side * vit.patch) ** 2 * vit.width  # three channels of each pixel
+        return vit.blocks * block + patches
     if name == LITE0:
         stride = _lite0_stride(side)
         return LITE0_STAGES[stride][0] * (stride * side) ** 2
@@ -68,15 +74,16 @@ def encoder_flops(name: str, side: int) -> float | None:
 
 
 def encoder_parameters(name: str) -> int | None:
-    """Returns the parameters of an encoder without a classifier, or None. Its position table has the trained size."""
+    """Returns the parameters of an encoder without a classifier, or None."""
     if name in VITS:
         vit = VITS[name]
-        return vit.blocks * (12 * vit.width**2 + 13 * vit.width) + 3 * vit.patch**2 * vit.width
+        block = 12 * vit.width**2 + 13 * vit.width  # matrices; biases and norms
+        return vit.blocks * block + 3 * vit.patch**2 * vit.width
     return LITE0_PARAMETERS if name == LITE0 else None
 
 
 def encoder_width(name: str, side: int) -> int | None:
-    """Returns the width Z of an encoder's features on a grid of side x side cells, or None."""
+    """Returns the width Z of an encoder's features on side x side cells, or None."""
     if name in VITS:
         return VITS[name].width
     return LITE0_STAGES[_lite0_stride(side)][1] if name == LITE0 else None
@@ -93,21 +100,28 @@ def block_flops(model: ModelConfig, tokens: int) -> float:
     head_width = model.width // model.heads
     qkv = model.width * (model.heads + 2 * model.kv_heads) * head_width
     matrices = qkv + model.width**2 + 3 * model.width * ffn_width(model.width)
-    return 2.0 * tokens * matrices + 4.0 * tokens**2 * model.width
+    attention = 4.0 * tokens**2 * model.width  # queries by keys, and weights by values
+    return 2.0 * tokens * matrices + attention
+
+
+def output_flops(config: RunConfig) -> float:
+    """Returns the operations of one image through one output head."""
+    return 2.0 * config.num_tokens * config.model.width * config.tokenizer.vocabulary
 
 
 def forward_flops(config: RunConfig) -> float:
     """Returns the operations of one image through the generator (teacher forcing)."""
-    output = 2.0 * config.num_tokens * config.model.width * config.tokenizer.vocabulary
-    return config.model.depth * block_flops(config.model, config.num_tokens) + output
+    blocks = config.model.depth * block_flops(config.model, config.num_tokens)
+    return blocks + output_flops(config)
 
 
-def has_known_encoder(config: RunConfig) -> bool:
-    """Tells whether every cost of the run's encoder is known. It is if there is no encoder."""
-    foresight = config.foresight
-    if not foresight.uses_encoder or foresight.encoder.name == "masked_tokens":
-        return True
-    return encoder_parameters(foresight.encoder.name) is not None
+def target_width(config: RunConfig) -> int | None:
+    """Returns the width Z of the features that the projectors aim at, or None."""
+    encoder = config.foresight.encoder.name
+    # All other teachers are networks of the student's width.
+    if not config.foresight.uses_encoder or encoder == "masked_tokens":
+        return config.model.width
+    return encoder_width(encoder, config.grid[0])
 
 
 def projector_shapes(config: RunConfig) -> list[tuple[int, int, int]]:
@@ -115,25 +129,22 @@ def projector_shapes(config: RunConfig) -> list[tuple[int, int, int]]:
 
     If the width of the encoder's features is not known, the student's width takes its place.
     """
-    foresight = config.foresight
     width = config.model.width
-    target_width = None
-    if foresight.uses_encoder and foresight.encoder.name != "masked_tokens":
-        target_width = encoder_width(foresight.encoder.name, config.grid[0])
-    return foresight.projector.shapes(foresight.k, width, target_width or width)
+    foresight = config.foresight
+    return foresight.projector.shapes(foresight.k, width, target_width(config) or width)
 
 
 def head_flops(config: RunConfig) -> float | None:
-    """Returns the operations of one image through the foresight heads: projectors, or multi-token heads."""
+    """Returns the operations of one image through the projectors, or the multi-token heads."""
     foresight = config.foresight
     if foresight.level == "none":
         return 0.0
     if foresight.level == "output":
-        per_head = 2.0 * config.num_tokens * config.model.width * config.tokenizer.vocabulary
-        return (foresight.k - 1) * per_head
-    if not has_known_encoder(config):
+        return (foresight.k - 1) * output_flops(config)  # head 0 is the generator's own
+    if target_width(config) is None:
         return None
-    return sum(2.0 * config.num_tokens * copies * a * b for copies, a, b in projector_shapes(config))
+    shapes = projector_shapes(config)
+    return sum(2.0 * config.num_tokens * copies * a * b for copies, a, b in shapes)
 
 
 def teacher_flops(config: RunConfig) -> float | None:
@@ -142,38 +153,36 @@ def teacher_flops(config: RunConfig) -> float | None:
     if not foresight.internal:
         return 0.0
     block = block_flops(config.model, config.num_tokens)
-    if foresight.explicit:
+    if foresight.explicit:  # only the first blocks of the teacher run
         return resolve_layer(foresight.teacher_layer or foresight.layer, config.model.depth) * block
     if foresight.source == "random" or foresight.encoder.name == "masked_tokens":
         return foresight.encoder.depth * block
     return 0.0 if foresight.encoder.cache else encoder_flops(foresight.encoder.name, config.grid[0])
 
 
-def step_flops(config: RunConfig, foresight_on: bool = True) -> float | None:
-    """Returns the operations of one image in one training step.
+def step_flops(config: RunConfig) -> float | None:
+    """Returns the operations of one image in one training step, or None.
 
-    They are those of the forward and backward pass of the generator and the heads, and of the teacher's forward
-    pass.
+    They are those of the forward and backward pass of the generator and the heads, and of the
+    teacher's forward pass.
     """
-    plain = 3 * forward_flops(config)
-    if not foresight_on:
-        return plain
     heads = head_flops(config)
     teacher = teacher_flops(config)
     if heads is None or teacher is None:
         return None
-    return plain + (3 * heads + teacher)
+    return 3 * forward_flops(config) + (3 * heads + teacher)
 
 
 def training_flops(config: RunConfig, steps: int, total_steps: int) -> float | None:
-    """Returns the operations of the first `steps` of `total_steps`. Foresight costs nothing during its warm-up."""
+    """Returns the operations of the first `steps` of `total_steps`, or None."""
+    with_foresight = step_flops(config)
+    if with_foresight is None:
+        return None
+    # Foresight costs nothing during its warm-up.
     warmup = 0
     if config.foresight.level != "none":
         warmup = min(steps, math.ceil(config.foresight.warmup * total_steps))
-    with_foresight = step_flops(config)
     without = 3 * forward_flops(config)
-    if with_foresight is None:
-        return None
     return config.train.batch_size * (warmup * without + (steps - warmup) * with_foresight)
 
 
@@ -194,6 +203,8 @@ def num_parameters(config: RunConfig) -> tuple[int, int]:
     """Returns the parameters of the generator and of the foresight heads."""
     model = config.model
     foresight = config.foresight
+    # + 1 is the null class. The last norm has `width` scales, and the output head is not tied to
+    # the embeddings.
     embeddings = (config.tokenizer.vocabulary + config.data.classes + 1) * model.width
     output = config.tokenizer.vocabulary * model.width
     generator = embeddings + model.depth * block_parameters(model) + model.width + output
@@ -201,17 +212,22 @@ def num_parameters(config: RunConfig) -> tuple[int, int]:
         return generator, 0
     if foresight.level == "output":
         return generator, (foresight.k - 1) * output
-    return generator, sum(copies * (inputs + 1) * outputs for copies, inputs, outputs in projector_shapes(config))
+    shapes = projector_shapes(config)
+    return generator, sum(copies * (inputs + 1) * outputs for copies, inputs, outputs in shapes)
 
 
 def teacher_parameters(config: RunConfig) -> int | None:
-    """Returns the parameters of the frozen teacher. Mirai-E has none, because its teacher is the EMA itself."""
+    """Returns the parameters of the frozen teacher, or None.
+
+    Mirai-E has none, because its teacher is the EMA itself.
+    """
     foresight = config.foresight
     if not foresight.internal or (foresight.explicit and foresight.source != "frozen"):
         return 0
     if foresight.source == "frozen":
         return num_parameters(config)[0]
     if foresight.source == "random" or foresight.encoder.name == "masked_tokens":
+        # Embeddings of the tokens and of the mask, the final norm, and the output head.
         embeddings = (2 * config.tokenizer.vocabulary + 2) * config.model.width
         return foresight.encoder.depth * block_parameters(config.model) + embeddings
     return encoder_parameters(foresight.encoder.name)
@@ -219,16 +235,18 @@ def teacher_parameters(config: RunConfig) -> int | None:
 
 # ---- images and bytes
 
-# Training images of the data sets whose size is fixed. Those of a folder are in the manifest of its prepared codes.
+# Training images of the data sets whose size is fixed. Those of a folder are in the manifest of its
+# prepared codes; until then a folder that is called imagenet is taken to be ImageNet.
 IMAGES = {"digits": 1500, "cifar10": 50_000, "imagenet": 1_281_167}
 
 
 def num_images(config: RunConfig) -> int | None:
-    """Returns the number of training images, or None if it is not known before the data is prepared."""
+    """Returns the number of training images, or None if the data has to be prepared first."""
     data = config.data
     if data.dataset != "folder":
         return IMAGES[data.dataset]
-    for folder in _code_folders(config):
+    folders = sorted((config.machine.runs / "codes").glob(f"{data.name}-{data.image_size}-*"))
+    for folder in [config.machine.codes] if config.machine.codes is not None else folders:
         try:
             return int(json.loads((folder / "train" / "manifest.json").read_bytes())["num_images"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -236,15 +254,8 @@ def num_images(config: RunConfig) -> int | None:
     return IMAGES.get(data.name)
 
 
-def _code_folders(config: RunConfig) -> list[Path]:
-    """Returns the folders that may hold the run's prepared codes."""
-    if config.machine.codes is not None:
-        return [config.machine.codes]
-    return sorted((config.machine.runs / "codes").glob(f"{config.data.name}-{config.data.image_size}-*"))
-
-
 def num_steps(config: RunConfig) -> int | None:
-    """Returns the number of steps of the whole training, or None if the number of images is not known."""
+    """Returns the number of steps of the whole training, or None as `num_images` does."""
     images = num_images(config)
     return None if images is None else config.train.epochs * (images // config.train.batch_size)
 
@@ -252,7 +263,8 @@ def num_steps(config: RunConfig) -> int | None:
 def checkpoint_bytes(config: RunConfig) -> int:
     """Returns the size of one checkpoint.
 
-    It holds the weights and two moments of generator and heads, and the generator's EMA, in float32.
+    It holds the weights and two moments of generator and heads, and the generator's EMA, in
+    float32.
     """
     generator, heads = num_parameters(config)
     return 4 * (3 * (generator + heads) + generator)

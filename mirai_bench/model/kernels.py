@@ -1,10 +1,12 @@
-"""Hand-written kernels: RMSNorm, causal attention, the projectors' products, and the loss of a linear head.
+"""Hand-written kernels: RMSNorm, causal attention, the projectors' products, a linear head's loss.
 
-Each one replaces a plain torch expression because it was measured to be faster or smaller, and is tested to give the
-same numbers. The model and the losses call the functions of this module where the plain expression would stand.
+Each one replaces a plain torch expression because it was measured to be faster or smaller, and is
+tested to give the same numbers. The model and the losses call the functions of this module where
+the plain expression would stand.
 
-"Step time" is the CPU time of one training step (6 layers, width 256, one thread) divided by the time with the plain
-expression. reports/benchmarks/README.md has the protocol, and what was tried and not kept.
+"Step time" is the CPU time of one training step (6 layers, width 256, one thread) divided by the
+time with the plain expression. reports/benchmarks/README.md has the protocol, and what was tried
+and not kept.
 """
 
 from __future__ import annotations
@@ -17,30 +19,35 @@ from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
-NORM_EPS = 1e-5
+NORM_EPS = 1e-5  # LlamaGen's
+
+# ---- what the model and the losses call
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """Returns F.rms_norm of x (…, D) with weight (D).
 
-    On a GPU it is one kernel; on a CPU torch runs seven. Step time of ours on a CPU: 0.95 to 0.97 in fp32, 0.93 to
-    0.95 in bf16.
+    On a GPU it is one kernel; on a CPU torch runs seven. Step time of ours on a CPU: 0.95 to 0.97
+    in fp32, 0.93 to 0.95 in bf16.
     """
+    # The residual stream is float32 under autocast, too.
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return FusedRMSNorm.apply(x, weight)
     return F.rms_norm(x, x.shape[-1:], weight, NORM_EPS)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool) -> Tensor:
-    """Returns scaled dot-product attention of q (B, G, T, d) with k and v (B, g, S, d), which is (B, G, T, d).
+    """Returns scaled dot-product attention (B, G, T, d).
 
-    `mask` (T, S) bool says which keys each query sees. `g` divides `G` (grouped-query attention).
+    q is (B, G, T, d), k and v are (B, g, S, d), and g divides G (grouped-query attention). `mask`
+    (T, S) says which keys each query sees, as a bool or as a number that is added to the scores.
     """
+    # It is the backward pass of torch's kernel that is slow, so sampling keeps that kernel.
     on_cpu_in_bf16 = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if causal and q.requires_grad and on_cpu_in_bf16:
         return causal_attention(q, k, v)
     grouped = k.shape[1] != q.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
 
 
 def batched_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -48,26 +55,35 @@ def batched_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     x is (K, N, D), or (1, N, D) if all heads share it; weight is (K, D, Z) and bias (K, 1, Z).
     """
+    # Under torch.compile the plain product, which a compiler fuses with its neighbours.
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return HeadByHead.apply(x, weight, bias)
     return torch.baddbmm(bias, x.expand(len(weight), -1, -1), weight)
 
 
+# ---- attention and norms
+
+
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Computes causal attention as plain products.
 
-    It is used for training in bfloat16 on a CPU, where forward and backward of torch's own kernel take 9.3 ms per
-    layer and these products 1.6 ms. Step time: 0.78. In fp32 the plain products are slower.
+    It is used for training in bfloat16 on a CPU, where forward and backward of torch's own kernel
+    take 9.3 ms per layer and these products 1.6 ms. Step time: 0.78. In fp32 the plain products are
+    slower.
     """
     heads, length = q.shape[1:3]
-    q, k, v = (x.repeat_interleave(heads // x.shape[1], 1).flatten(0, 1) for x in (q, k, v))  # (B·G, T, d)
-    future = torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1)
-    scores = torch.baddbmm(future, q * q.shape[-1] ** -0.5, k.transpose(1, 2))
+    # Each head of keys and values is repeated for its group of queries: (B·G, T, d).
+    q, k, v = (x.repeat_interleave(heads // x.shape[1], 1).flatten(0, 1) for x in (q, k, v))
+    future = torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1)  # (T, T)
+    scores = torch.baddbmm(future, q * q.shape[-1] ** -0.5, k.transpose(1, 2))  # (B·G, T, T)
     return torch.bmm(scores.softmax(-1).type_as(v), v).unflatten(0, (-1, heads))
 
 
 class FusedRMSNorm(torch.autograd.Function):
-    """F.rms_norm in half as many passes over memory, forward and backward; x (…, D) float32, weight (D)."""
+    """F.rms_norm in half as many passes over memory, forward and backward.
+
+    x is (…, D) float32, weight (D).
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -84,17 +100,23 @@ class FusedRMSNorm(torch.autograd.Function):
         """Returns the gradients of x and of the weight."""
         normal, weight, scale = ctx.saved_tensors
         product = grad * normal
-        along = (product @ weight)[..., None]  # (…, 1), the component of the gradient along the normalised x
+        # The component of the gradient along the normalised x does not change the norm: it is taken
+        # out.
+        along = (product @ weight)[..., None]  # (…, 1)
         grad_x = torch.addcmul(grad * weight, normal, along, value=-1 / len(weight)).mul_(scale)
         grad_weight = product.flatten(0, -2).sum(0)
         return grad_x, grad_weight
 
 
-class HeadByHead(torch.autograd.Function):
-    """torch.baddbmm(bias, x, weight) on a CPU, as one product per head; shapes as in `batched_linear`.
+# ---- the projectors' products
 
-    `torch.baddbmm` on a CPU assigns whole heads to threads: with three heads and two threads one idles. One `addmm`
-    per head uses both. Wall-clock of the projectors with two threads, K = 3, fp32: 0.81; with one thread: 1.00.
+
+class HeadByHead(torch.autograd.Function):
+    """torch.baddbmm(bias, x, weight) on a CPU, as one product per head.
+
+    The shapes are those of `batched_linear`. `torch.baddbmm` on a CPU assigns whole heads to
+    threads: with three heads and two threads one idles. One `addmm` per head uses both. Wall-clock
+    of the projectors with two threads, K = 3, fp32: 0.81; with one thread: 1.00.
     """
 
     @staticmethod
@@ -103,7 +125,7 @@ class HeadByHead(torch.autograd.Function):
         """Returns the products (K, N, Z)."""
         out = x.new_empty(len(weight), x.shape[1], weight.shape[2])
         for k in range(len(weight)):
-            torch.addmm(bias[k], x[k % len(x)], weight[k], out=out[k])
+            torch.addmm(bias[k], x[k % len(x)], weight[k], out=out[k])  # x[0] if it is shared
         ctx.save_for_backward(x, weight)
         return out
 
@@ -111,7 +133,7 @@ class HeadByHead(torch.autograd.Function):
     @once_differentiable
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        """Returns the gradients of x, of the weights and of the biases. A shared x sums those of all heads."""
+        """Returns the gradients of x, of the weights and of the biases."""
         x, weight = ctx.saved_tensors
         grad_x = torch.empty_like(x)
         grad_weight = torch.empty_like(weight)
@@ -119,32 +141,40 @@ class HeadByHead(torch.autograd.Function):
             torch.mm(x[k % len(x)].T, grad[k], out=grad_weight[k])
             if k < len(x):
                 torch.mm(grad[k], weight[k].T, out=grad_x[k])
-            else:
+            else:  # a shared x sums the gradients of all heads
                 torch.addmm(grad_x[0], grad[k], weight[k].T, out=grad_x[0])
         return grad_x, grad_weight, grad.sum(1, keepdim=True)
 
 
-# Logits of a chunk. On a CPU they stay in its cache between two products; on a GPU they are enough to fill it.
+# ---- the loss of a linear head
+
+# Logits of a chunk. On a CPU they stay in its cache between two products; on a GPU they are enough
+# to fill it.
 CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**26}
 FEWEST_ROWS = 512  # of a chunk: with fewer, the products themselves become slow
 
 
 def chunk_rows(vocabulary: int, kind: str) -> int:
-    """Returns the number of rows whose logits are in memory at a time on a `kind` of device ("cpu" or "cuda")."""
+    """Returns the number of rows whose logits are in memory at a time.
+
+    `kind` is that of the device, "cpu" or "cuda".
+    """
     return max(FEWEST_ROWS, CHUNK_LOGITS[kind] // vocabulary)
 
 
 def linear_cross_entropy(x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Returns Σ weight · cross-entropy(x @ headᵀ, target), a scalar, without ever storing the (N, V) logits.
+    """Returns Σ weight · cross-entropy(x @ headᵀ, target), a scalar, without storing the logits.
 
-    x is (N, D), head (V, D), targets (N) long and weights (N) float32. The products have autocast's precision, the
-    rest is float32. It cannot be differentiated twice.
+    x is (N, D), head (V, D), targets (N) long and weights (N) float32. The products have autocast's
+    precision, the rest is float32. It cannot be differentiated twice.
 
-    2,048 tokens of width 768 with 16,384 codes in fp32 keep 54 MiB for the backward pass instead of 182, and peak at
-    149 MiB instead of 384. Time of the loss alone: 0.75 with 4,096 codes, 0.98 with 16,384.
+    2,048 tokens of width 768 with 16,384 codes in fp32 keep 54 MiB for the backward pass instead of
+    182, and peak at 149 MiB instead of 384. Time of the loss alone: 0.75 with 4,096 codes, 0.98
+    with 16,384.
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    # Inside, the precision of each product is written out, so autocast must not change it again.
     with torch.autocast(kind, enabled=False):
         return LinearCrossEntropy.apply(x, head, targets, weights, dtype)
 
@@ -152,23 +182,27 @@ def linear_cross_entropy(x: Tensor, head: Tensor, targets: Tensor, weights: Tens
 class LinearCrossEntropy(torch.autograd.Function):
     """Cross-entropy of a linear head, computed chunk by chunk.
 
-    The forward pass computes each chunk's gradient while its logits are in memory. What is kept for the backward pass
-    is (N, D) and (V, D). Letters: N rows, D width, V codes.
+    The forward pass computes each chunk's gradient while its logits are in memory. What is kept for
+    the backward pass is (N, D) and (V, D). Letters: N rows, D width, V codes, n rows of a chunk.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, weights: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         """Returns the weighted sum of the losses, and keeps the gradients of x and head."""
         rows = chunk_rows(len(head), x.device.type)
         narrow_head = head.to(dtype)
         loss = weights.new_zeros(())
         grad_x = []
         grad_head = torch.zeros_like(head)
-        chunks = zip(x.split(rows), targets[:, None].split(rows), weights[:, None].split(rows), strict=True)
+        columns = (targets[:, None], weights[:, None])  # (N, 1) each
+        chunks = zip(*(column.split(rows) for column in (x, *columns)), strict=True)
         for chunk, target, weight in chunks:
             narrow = chunk.to(dtype)
-            log_p = (narrow @ narrow_head.T).float().log_softmax(-1)
+            log_p = (narrow @ narrow_head.T).float().log_softmax(-1)  # (n, V)
             loss -= (log_p.gather(1, target) * weight).sum()
+            # In place: weight · (softmax - one-hot), the gradient of the logits.
             grad_logits = log_p.exp_().mul_(weight).scatter_add_(1, target, -weight).to(dtype)
             grad_x.append(grad_logits @ narrow_head)
             if dtype == grad_head.dtype:

@@ -2,14 +2,14 @@
 
 Letters: B batch, T = H·W tokens, D width, V codes, G query heads, g key/value heads, d head width.
 
-State s of T has consumed the class token and x_0 … x_{s-1}, and predicts x_s: state 0 is the class token, and state
-s+1 has consumed x_s. Parameter names are the official ones. Nothing here depends on train/eval mode: dropout is an
-argument.
+State s of T has consumed the class token and x_0 … x_{s-1}, and predicts x_s: state 0 is the class
+token, and state s+1 has consumed x_s. Parameter names are the official ones (LlamaGen's gpt.py), so
+that its weights load as they are. Nothing here depends on train/eval mode: dropout is an argument.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from mirai_bench.config.run_config import ModelConfig, RunConfig, ffn_width
 from mirai_bench.model.kernels import attention, rms_norm
 
-INIT_STD = 0.02
+INIT_STD = 0.02  # LlamaGen's `initializer_range`
+Grid = tuple[int, int]  # (H, W), in tokens
 
 
 class States(NamedTuple):
     """The hidden states of a batch."""
 
     hidden: Tensor | None
-    """(B, T, D) residual stream after block `tap`, without a final norm. None if no block was tapped."""
+    """(B, T, D) residual stream after block `tap`, without a final norm. None without a `tap`."""
     final: Tensor
     """(B, T, D) after the final norm: what the head reads."""
 
@@ -44,30 +45,8 @@ class Output(NamedTuple):
 # ---- the cache of decoding
 
 
-class Cache(NamedTuple):
-    """Keys and values of the positions decoded so far, a pair per block, each (B, g, T, d).
-
-    They are initialised to zeros, because masked positions must not contain NaN.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-
-
-class CachePosition(Protocol):
-    """The position of a decoding step in the cache. Position 0 is the class token."""
-
-    length: int
-    """Number of positions that attention reads."""
-
-    def read(self, table: Tensor, axis: int) -> Tensor:
-        """Returns the slice of width 1 of `table` at the position."""
-
-    def write(self, table: Tensor, axis: int, new: Tensor) -> None:
-        """Writes a slice of width 1 into `table` at the position."""
-
-    def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """Returns a mask (1, 1, 1, length) that is added to the scores, or None if no mask is needed."""
+KVPair = tuple[Tensor, Tensor]
+"""Keys and values of the positions decoded so far in one block, each (B, g, T, d)."""
 
 
 class HostPosition:
@@ -90,9 +69,10 @@ class HostPosition:
 
 
 class DevicePosition:
-    """A position that is a tensor (1) on the device. Attention reads `length` positions through a mask.
+    """A position that is a tensor (1) on the device.
 
-    No shape depends on the position, so one recorded CUDA graph serves all positions below `length`.
+    Attention reads `length` positions through a mask. No shape depends on the position, so one
+    recorded CUDA graph serves all positions below `length`.
     """
 
     def __init__(self, position: Tensor, length: int) -> None:
@@ -108,10 +88,18 @@ class DevicePosition:
         table.index_copy_(axis, self.position, new)
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """Returns a mask (1, 1, 1, length) that is -inf at later positions and 0 elsewhere."""
+        """Returns a mask (1, 1, 1, length) that is added to the scores of attention.
+
+        It is -inf at later positions and 0 elsewhere.
+        """
         is_later = torch.arange(self.length, device=self.position.device) > self.position
         scores = torch.zeros(self.length, dtype=dtype, device=is_later.device)
         return scores.masked_fill(is_later, -torch.inf)[None, None, None]
+
+
+# The position of a decoding step in the cache. Position 0 is the class token, and `length` is the
+# number of positions that attention reads.
+CachePosition = HostPosition | DevicePosition
 
 
 # ---- rotary position embedding
@@ -120,8 +108,9 @@ class DevicePosition:
 def rope_table(height: int, width: int, head_width: int, base: float = 10_000.0) -> Tensor:
     """Returns the cosines and sines of 2-D RoPE, (1 + H·W, d/2, 2).
 
-    The first half of the channel pairs turns with the row, the second half with the column. Slot 0, that of the class
-    token, is all zeros: its rotated queries and keys vanish, as in LlamaGen.
+    The first half of the channel pairs turns with the row, the second half with the column. Slot 0,
+    that of the class token, is all zeros: its rotated queries and keys vanish, as in LlamaGen
+    (precompute_freqs_cis_2d).
     """
     half = head_width // 2
     frequencies = 1.0 / base ** (torch.arange(0, half, 2, dtype=torch.float32) / half)  # (d/4,)
@@ -129,14 +118,17 @@ def rope_table(height: int, width: int, head_width: int, base: float = 10_000.0)
     of_columns = torch.outer(torch.arange(width, dtype=torch.float32), frequencies)  # (W, d/4)
     rows = of_rows[:, None].expand(-1, width, -1)
     columns = of_columns[None].expand(height, -1, -1)
-    angles = torch.cat([rows, columns], -1).reshape(height * width, half)
-    table = torch.stack([angles.cos(), angles.sin()], -1)
+    angles = torch.cat([rows, columns], -1).reshape(height * width, half)  # (T, d/2)
+    table = torch.stack([angles.cos(), angles.sin()], -1)  # (T, d/2, 2)
     return torch.cat([torch.zeros(1, half, 2), table])
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turns each pair of neighbouring channels of x (B, T, heads, d) by its angle in rope (T, d/2, 2), in float32."""
-    pairs = x.float().unflatten(-1, (-1, 2))
+    """Turns each pair of neighbouring channels of x by its angle, in float32.
+
+    x is (B, T, heads, d), rope (T, d/2, 2).
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))  # (B, T, heads, d/2, 2)
     if torch.compiler.is_compiling():
         # A compiler fuses these real products, and does not compile complex ones.
         cos = rope[:, None, :, 0]
@@ -145,7 +137,8 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
         turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1)
     else:
         # One complex product is 3x as fast on a CPU as four strided real ones.
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope)[:, None])
+        turns = torch.view_as_complex(rope)[:, None]  # (T, 1, d/2)
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * turns)
     return turned.flatten(-2).type_as(x)
 
 
@@ -170,7 +163,10 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with 2-D RoPE. Fewer heads of keys and values than of queries is grouped-query attention."""
+    """Multi-head attention with 2-D RoPE.
+
+    Fewer heads of keys and values than of queries is grouped-query attention.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -184,7 +180,8 @@ class Attention(nn.Module):
     def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the queries (B, G, T, d), keys and values (B, g, T, d) of x (B, T, D)."""
         qkv = self.wqkv(x).unflatten(-1, (-1, self.head_width))  # (B, T, G + 2g, d)
-        # `split` and not slices, because its gradient is one concatenation and not a sum of zero-filled tensors.
+        # `split` and not slices, because its gradient is one concatenation and not a sum of
+        # zero-filled tensors.
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], 2)
         q, k = rotate(qk, rope).split([self.heads, self.kv_heads], 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -196,7 +193,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """The feed-forward network SwiGLU (arXiv 2002.05202)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -231,31 +228,32 @@ class Block(nn.Module):
         causal: bool = True,
         dropout: bool = False,
     ) -> Tensor:
-        """Maps the residual stream x (B, T, D) to the next one. `mask` (T, T) bool replaces the causal mask."""
+        """Maps the residual stream x (B, T, D) to the next one.
+
+        `mask` (T, T) bool replaces the causal mask. `rope` is (T, d/2, 2).
+        """
         q, k, v = self.attention.project(self.attention_norm(x), rope)
         x = x + drop(self.attention.attend(q, k, v, mask, causal), self.residual_dropout, dropout)
         return x + drop(self.feed_forward(self.ffn_norm(x)), self.ffn_dropout, dropout)
 
     def decode(
-        self,
-        x: Tensor,
-        rope: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        position: CachePosition,
-        mask: Tensor | None,
+        self, x: Tensor, rope: Tensor, cache: KVPair, position: CachePosition, mask: Tensor | None
     ) -> Tensor:
-        """Maps the state x (B, 1, D) at `position` to the next one, and writes its key and value to the cache."""
+        """Maps the state x (B, 1, D) at `position` to the next one.
+
+        Writes its key and value to the cache.
+        """
+        keys, values = cache
         q, k, v = self.attention.project(self.attention_norm(x), rope)
         position.write(keys, 2, k)
         position.write(values, 2, v)
-        seen = position.length
+        seen = position.length  # for a DevicePosition also later ones, which the mask hides
         x = x + self.attention.attend(q, keys[:, :, :seen], values[:, :, :seen], mask, causal=False)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
 class LabelEmbedder(nn.Module):
-    """The class embeddings. The last row, `classes`, is the null class of classifier-free guidance."""
+    """The class embeddings. The last row, `classes`, is the null class, which CFG needs."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -267,10 +265,9 @@ class ARModel(nn.Module):
 
     rope: Tensor
 
-    def __init__(self, config: ModelConfig, vocabulary: int, classes: int, grid: tuple[int, int]) -> None:
+    def __init__(self, config: ModelConfig, vocabulary: int, classes: int, grid: Grid) -> None:
         super().__init__()
         self.config = config
-        self.vocabulary = vocabulary
         self.classes = classes
         self.grid = grid
         self.tokens = grid[0] * grid[1]
@@ -279,10 +276,14 @@ class ARModel(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = RMSNorm(config.width)
         self.output = nn.Linear(config.width, vocabulary, bias=False)
-        self.register_buffer("rope", rope_table(*grid, config.width // config.heads), persistent=False)
+        rope = rope_table(*grid, config.width // config.heads)
+        self.register_buffer("rope", rope, persistent=False)  # computed, so not in checkpoints
 
     def init_weights(self, generator: torch.Generator) -> ARModel:
-        """Draws every matrix from N(0, 0.02), in the order of the parameters. The output head starts at zero."""
+        """Draws every matrix from N(0, 0.02), in the order of the parameters.
+
+        The output head starts at zero, so that training starts at the loss log V.
+        """
         for parameter in self.parameters():
             if parameter.dim() >= 2:
                 nn.init.normal_(parameter, std=INIT_STD, generator=generator)
@@ -291,16 +292,17 @@ class ARModel(nn.Module):
 
     def embed(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """Returns the embeddings (B, 1 + t, D) of labels (B,) and tokens (B, t)."""
-        of_class = self.cls_embedding.embedding_table(labels)[:, None]
+        of_class = self.cls_embedding.embedding_table(labels)[:, None]  # (B, 1, D)
         return torch.cat([of_class, self.tok_embeddings(tokens)], 1)
 
     def trunk(
         self, tokens: Tensor, labels: Tensor, *, dropout: bool = False, tap: int | None = None
     ) -> States:
-        """Returns the states of teacher forcing, without the logits. Training has no use for all logits at once.
+        """Returns the states of teacher forcing, without the logits.
 
-        tokens is (B, T): x_s is predicted by state s, so the last token is never an input. labels is (B,); the null
-        class is `classes`. `tap` is the 1-based block whose residual stream is returned as `hidden`.
+        Training has no use for all logits at once. tokens is (B, T): x_s is predicted by state s,
+        so the last token is never an input. labels is (B,); the null class is `classes`. `tap` is
+        the 1-based block whose residual stream is returned as `hidden`.
         """
         x = drop(self.embed(tokens[:, :-1], labels), self.config.token_dropout, dropout)
         hidden = None
@@ -318,30 +320,34 @@ class ARModel(nn.Module):
         return Output(self.output(states.final), *states)
 
     def states(self, tokens: Tensor, labels: Tensor, layer: int) -> Tensor:
-        """Returns the residual stream (B, T, D) after block `layer`. Only the first blocks run, without dropout."""
+        """Returns the residual stream (B, T, D) after block `layer`, without dropout.
+
+        Only the first blocks run, which is what makes a teacher of the same size cheap.
+        """
         x = self.embed(tokens[:, :-1], labels)
         for block in self.layers[:layer]:
             x = block(x, self.rope[: x.shape[1]])
         return x
 
-    def new_cache(self, batch: int) -> Cache:
-        """Returns an empty cache for decoding `batch` sequences."""
-        like = self.tok_embeddings.weight
+    def new_cache(self, batch: int) -> list[KVPair]:
+        """Returns an empty cache for decoding `batch` sequences, a pair per block."""
+        # T positions: the class token and all tokens but the last, which is never an input.
         shape = (batch, self.config.kv_heads, self.tokens, self.config.width // self.config.heads)
-        keys = [torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in self.layers]
-        values = [torch.zeros_like(key) for key in keys]
-        return Cache(keys, values)
+        # Zeros, because masked positions must not contain NaN.
+        like = self.tok_embeddings.weight
+        return [(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.layers]
 
-    def decode(self, x: Tensor, position: CachePosition, cache: Cache) -> Tensor:
+    def decode(self, x: Tensor, position: CachePosition, cache: list[KVPair]) -> Tensor:
         """Returns the logits (B, V) of the token at `position`.
 
-        x (B, D) is the embedding of the input there: that of the class at position 0, that of x_{p-1} at position p.
+        x (B, D) is the embedding of the input there: that of the class at position 0, that of
+        x_{p-1} at position p.
         """
-        x = x[:, None]
-        rope = position.read(self.rope, 0)
-        mask = position.mask(x.dtype)
-        for block, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            x = block.decode(x, rope, keys, values, position, mask)  # type: ignore[operator]  # a Block
+        x = x[:, None]  # (B, 1, D)
+        rope = position.read(self.rope, 0)  # (1, d/2, 2)
+        mask = position.mask(x.dtype)  # the same for all blocks
+        for block, pair in zip(self.layers, cache, strict=True):
+            x = block.decode(x, rope, pair, position, mask)  # type: ignore[operator]  # a Block
         return self.output(self.norm(x))[:, 0]
 
 

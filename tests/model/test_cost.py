@@ -82,7 +82,7 @@ def test_parameters_are_those_built(axis, here, monkeypatch):
         level = LEVELS[config.foresight.level]
         if level is not None:
             source = type("Source", (), {"width": config.model.width})
-            monkeypatch.setitem(SOURCES, config.foresight.source, lambda context: source)
+            monkeypatch.setitem(SOURCES, config.foresight.source, lambda context, source=source: source)
             built = level(SourceContext(config, None, None, None, CPU.device))
             assert heads == sum(p.numel() for p in built.parameters() if isinstance(p, torch.nn.Parameter))
 

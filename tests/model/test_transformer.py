@@ -48,13 +48,15 @@ def test_rope_scores_depend_on_the_offset_on_the_grid_alone():
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("train_mode", [True, False])
-def test_cached_decoding_equals_teacher_forcing(kv_heads, train_mode):
+@pytest.mark.parametrize("on_device", [False, True], ids=["an int", "a tensor"])
+def test_cached_decoding_equals_teacher_forcing(kv_heads, train_mode, on_device):
     model, (tokens, labels) = tiny(kv_heads=kv_heads).train(train_mode), inputs()
     with torch.no_grad():
         expected = model(tokens, labels).logits
         cache, x, steps = model.new_cache(3), model.cls_embedding.embedding_table(labels), []
         for position in range(24):
-            steps.append(model.decode(x, HostPosition(position), cache))
+            place = DevicePosition(torch.tensor([position]), 24) if on_device else HostPosition(position)
+            steps.append(model.decode(x, place, cache))
             x = model.tok_embeddings(tokens[:, position])
     torch.testing.assert_close(torch.stack(steps, 1), expected, atol=2e-6, rtol=1e-5)
 
