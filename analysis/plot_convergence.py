@@ -141,6 +141,8 @@ def _draw_arms(axes: Axes, frame: pd.DataFrame, arms: Sequence[str], looks: Look
     style |= {"linewidth": 1.5, "markersize": 4.5, "markeredgewidth": 0}
     style |= {"errorbar": BANDS[band][0], "err_kws": {"alpha": 0.15, "linewidth": 0}}
     points = frame[frame["arm"].isin(arms)]
+    if points.empty:  # seaborn warns of a palette without a point
+        return
     sns.lineplot(points, x="x", y="y", legend=False, ax=axes, **style)
 
 

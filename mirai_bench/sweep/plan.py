@@ -131,7 +131,7 @@ def with_absolute_paths(section: S) -> S:
     changes: dict[str, Any] = {}
     for name, value in section:
         if isinstance(value, Path):
-            changes[name] = Path(os.path.abspath(value))  # unlike Path.absolute, it resolves ".."
+            changes[name] = Path(os.path.abspath(value))  # noqa: PTH100  unlike Path.absolute, it resolves ".."
         elif isinstance(value, BaseModel):
             changes[name] = with_absolute_paths(value)
     return section.model_copy(update=changes)

@@ -33,7 +33,7 @@ def atomic(path: Path) -> Iterator[Path]:
         _sync(temporary)
         if temporary.is_dir():
             remove(path)  # a folder takes only a name that is free. For a moment there is none.
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:  # KeyboardInterrupt, too
         remove(temporary)
         raise

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mirai_bench.tracking.journal import read_journal
-from mirai_bench.tracking.run_folder import failure_left
+from mirai_bench.tracking.run_folder import RunFolder
 from tests.support.small_run import saved
 
 BLIND = """
@@ -80,7 +80,7 @@ def test_a_rank_that_runs_out_of_memory_ends_all_and_the_next_attempt_takes_smal
     )
     (tmp_path / "config.json").write_text(config.model_dump_json())
     short = torchrun(tmp_path, RUNS_OUT, tmp_path / "config.json")
-    assert short.returncode != 0 and failure_left(config.run_path)["micro_batches"] == 3, short.stderr
+    assert short.returncode != 0 and RunFolder(config.run_path).failure().micro_batches == 3, short.stderr
     again = torchrun(tmp_path, RUNS_OUT, tmp_path / "config.json")
     assert again.returncode == 0, again.stderr
     lines = list(read_journal(config.run_path / "journal.jsonl"))
