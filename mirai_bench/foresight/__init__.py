@@ -1,6 +1,7 @@
 """Foresight: level x layout x source, composed from the configuration.
 
-Only the trainer builds it. A trained model carries nothing of it: the heads are dropped after training.
+Only the trainer builds it. A trained model carries nothing of it: the heads are dropped after
+training.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ HEAD_SEED_OFFSET = 2**31
 
 
 def build_foresight(context: SourceContext) -> Level | None:
-    """Returns the run's foresight heads on the run's device, or None for plain next-token prediction."""
+    """Returns the run's foresight heads on its device, or None for plain next-token prediction."""
     build = LEVELS[context.config.foresight.level]
     if build is None:
         return None
     level = build(context)
+    # On the CPU, before the heads move, so that a GPU starts from the same numbers.
     level.init_weights(torch.Generator().manual_seed(context.config.seed + HEAD_SEED_OFFSET))
     return level.to(context.device)

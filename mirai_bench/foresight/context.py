@@ -1,4 +1,7 @@
-"""What a source of features is, and what it is made from."""
+"""What a source of features is, and what it is made from.
+
+Letters: B batch, T tokens, Z width of the features.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,10 @@ class Source(Protocol):
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the features (B, T, Z) of a batch, without gradient.
 
-        `labels` (B,) are those that the student was given, with the null class where the label was dropped.
+        `labels` (B,) are those that the student was given, with the null class where the label was
+        dropped. Feature s is that of state s or of cell s: `config.foresight.explicit` says which.
         """
+        # `labels` matters to a teacher that is conditioned on the class, so encoders ignore it.
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,9 @@ class SourceContext:
     config: RunConfig
     ema: ARModel
     """The student's EMA, which follows the student during training."""
-    codes: Codes
+    codes: Codes  # the encoder that is trained here learns from them, too
     """The codes that the run is trained on, and the pixels behind them."""
+    # A function, because most runs have no such weights to load.
     load_frozen: Callable[[], ARModel]
     """Loads the frozen teacher. Called only by a source that needs one."""
     device: torch.device

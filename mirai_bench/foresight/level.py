@@ -1,7 +1,7 @@
-"""Axis `injection_level`: where the extra training signal enters. Each level is one entry of LEVELS.
+"""Axis `injection_level`: where the extra training signal enters. One entry of LEVELS each.
 
-A level is a module with the heads that are dropped after training. Letters: B batch, T tokens, D width of the
-student, V codes, K heads.
+A level is a module with the heads that are dropped after training. Letters: B batch, T tokens,
+D width of the student, V codes, K heads.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mirai_bench.model.transformer import States
 
 
 class Level(nn.Module):
-    """Base class: holds the pair table (which target each head of each state looks at) as buffers."""
+    """Base class: holds the pair table (which target each head of a state looks at) as buffers."""
 
     tap: int | None = None
-    """The block whose residual stream the level reads. None means that it reads the final states."""
+    """The block whose residual stream the level reads, or None if it reads the final states."""
     index: Tensor  # (T, K) long, the target of each pair
     valid: Tensor  # (T, K) bool, whether the pair exists
 
@@ -36,9 +36,8 @@ class Level(nn.Module):
         self.register_buffer("index", torch.from_numpy(pairs.targets), persistent=False)
         self.register_buffer("valid", torch.from_numpy(pairs.valid), persistent=False)
 
-    @abstractmethod
     def init_weights(self, generator: torch.Generator) -> None:
-        """Initialises the heads."""
+        """Initialises the heads. Those that start at zero are made so."""
 
     @abstractmethod
     def forward(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
@@ -46,10 +45,10 @@ class Level(nn.Module):
 
 
 class OutputLevel(Level):
-    """Multi-token prediction: each head predicts the token of one foresight cell from the final state.
+    """Multi-token prediction: each head predicts the token of one foresight cell.
 
-    State s predicts cell s in next-token prediction, which is head 0 of every layout. Heads 1 … K-1 are added here.
-    They are linear and start at zero, as the main head does.
+    State s predicts cell s in next-token prediction, which is head 0 of every layout. Heads 1 … K-1
+    are added here. They are linear and start at zero, as the main head does.
     """
 
     def __init__(self, context: SourceContext) -> None:
@@ -57,19 +56,18 @@ class OutputLevel(Level):
         foresight = config.foresight
         layout = LAYOUTS[foresight.layout](*config.grid, foresight.k)
         super().__init__(foresight, Layout(layout.targets[:, 1:], layout.valid[:, 1:]))
-        self.heads = nn.Parameter(torch.zeros(foresight.k - 1, config.tokenizer.vocabulary, config.model.width))
-
-    def init_weights(self, generator: torch.Generator) -> None:
-        """Sets the heads to zero."""
-        nn.init.zeros_(self.heads)
+        shape = (foresight.k - 1, config.tokenizer.vocabulary, config.model.width)
+        self.heads = nn.Parameter(torch.zeros(shape))
 
     def forward(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the cross-entropy of the foresight tokens, reduced over the heads."""
+        # 1. Each head's tokens, and the weights that average over the pairs that exist.
         targets = batch.tokens[:, self.index].permute(2, 0, 1).flatten(1)  # (K-1, B·T)
         num_valid = self.valid.T.sum(1, keepdim=True).clamp(min=1)  # (K-1, 1)
         weights = self.valid.T / (num_valid * len(labels))  # (K-1, T)
         weights = weights[:, None].expand(-1, len(labels), -1).flatten(1)  # (K-1, B·T)
         final = states.final.flatten(0, 1)  # (B·T, D)
+        # 2. The losses of heads 1 … K-1. That of head 0 is next-token prediction itself.
         losses = []
         for head, head_targets, head_weights in zip(self.heads, targets, weights, strict=True):
             losses.append(linear_cross_entropy(final, head, head_targets, head_weights))
@@ -77,29 +75,36 @@ class OutputLevel(Level):
 
 
 class InternalLevel(Level):
-    """The paper's level: hidden states after block `layer` are projected and aligned with the source's features.
+    """The paper's level: hidden states are projected and aligned with the source's features.
 
-    Head k of a state is aligned with the feature of the state's k-th foresight cell (paper, section 3).
+    The hidden states are the residual stream after block `layer`. Head k of a state is aligned with
+    the feature of the state's k-th foresight cell.
     """
 
     def __init__(self, context: SourceContext) -> None:
         config = context.config
         foresight = config.foresight
         layout = LAYOUTS[foresight.layout](*config.grid, foresight.k)
-        super().__init__(foresight, pair(layout, foresight.pairing, foresight.explicit, foresight.class_token))
+        pairs = pair(layout, foresight.pairing, foresight.explicit, foresight.class_token)
+        super().__init__(foresight, pairs)
         self.tap = resolve_layer(foresight.layer, config.model.depth)
         self.source = SOURCES[foresight.source](context)
-        self.projector = Projector(foresight.projector, foresight.k, config.model.width, self.source.width)
+        width = config.model.width
+        self.projector = Projector(foresight.projector, foresight.k, width, self.source.width)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialises the projectors."""
         self.projector.init_weights(generator)
 
     def forward(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
-        """Returns 1 - cosine of projected states and features, averaged over the pairs and reduced over the heads."""
+        """Returns 1 - cosine of projected states and features.
+
+        It is averaged over the pairs and reduced over the heads.
+        """
         assert states.hidden is not None, "the trunk was asked for the states after block `tap`"
         with torch.no_grad():
-            targets = TARGET_NORMS[self.config.target_norm](self.source(batch, labels).float())
+            features = self.source(batch, labels).float()  # (B, T, Z), under autocast in bf16
+            targets = TARGET_NORMS[self.config.target_norm](features)
         losses = cosine_loss(self.projector(states.hidden), targets, self.index, self.valid)
         return reduce_heads(losses, self.valid, self.config.reduce)
 

@@ -18,21 +18,24 @@ from mirai_bench.foresight.layout import Layout
 from mirai_bench.model.kernels import batched_linear
 from mirai_bench.model.transformer import INIT_STD
 
+Pairing = Literal["consumed", "predicting"]
 
-def pair(layout: Layout, pairing: Literal["consumed", "predicting"], explicit: bool, class_token: bool) -> Layout:
+
+def pair(layout: Layout, pairing: Pairing, explicit: bool, class_token: bool) -> Layout:
     """Turns a layout over cells into pairs over states.
 
-    Row s of the result says which of the source's T features state s is matched to. Feature j of a bidirectional
-    source belongs to cell j. An explicit source is a causal model over the same T inputs: its feature s is state s,
-    so cell j is feature j+1, and the last cell has none. State s stands at cell s-1 (`consumed`; state 0, the class
-    token, stands at no cell, but at the source's own class state if `class_token` is true), or at cell s
-    (`predicting`).
+    Row s of the result says which of the source's T features state s is matched to. Feature j of a
+    bidirectional source belongs to cell j. An explicit source is a causal model over the same T
+    inputs: its feature s is state s, so cell j is feature j+1, and the last cell has none. State s
+    stands at cell s-1 (`consumed`; state 0, the class token, stands at no cell, but at the source's
+    own class state if `class_token` is true), or at cell s (`predicting`).
     """
+    # `consumed` is the official code's, `predicting` what the paper's formulas say (Eq. 4 to 6).
     cells, valid = layout
-    if explicit:
+    if explicit:  # the feature of a cell is the state that has just consumed it
         valid = valid & (cells + 1 < len(cells))
         cells = np.where(valid, cells + 1, 0)
-    if pairing == "consumed":
+    if pairing == "consumed":  # the rows move down by one state
         cells = np.concatenate([np.zeros_like(cells[:1]), cells[:-1]])
         valid = np.concatenate([np.full_like(valid[:1], class_token), valid[:-1]])
     return Layout(cells, valid)
@@ -41,15 +44,16 @@ def pair(layout: Layout, pairing: Literal["consumed", "predicting"], explicit: b
 class Projector(nn.Module):
     """The projectors ρ_k of all K heads at once: (B, T, D) → (K, B, T, Z).
 
-    Each one is an MLP with SiLU between its layers (official code: 3 layers, hidden width 2048). The K separate MLPs
-    are one stack of matrices (K, in, out).
+    Each one is an MLP with SiLU between its layers (official code: 3 layers, hidden width 2048).
+    The K separate MLPs are one stack of matrices (K, in, out).
     """
 
     def __init__(self, config: ProjectorConfig, heads: int, width: int, target_width: int) -> None:
         super().__init__()
         shapes = config.shapes(heads, width, target_width)
         self.weights = nn.ParameterList(torch.zeros(shape) for shape in shapes)
-        self.biases = nn.ParameterList(torch.zeros(copies, 1, outputs) for copies, _, outputs in shapes)
+        biases = [(copies, 1, outputs) for copies, _, outputs in shapes]
+        self.biases = nn.ParameterList(torch.zeros(shape) for shape in biases)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draws the matrices from N(0, 0.02). Biases stay zero."""
@@ -62,10 +66,13 @@ class Projector(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer > 0:
                 x = F.silu(x)
-            x = batched_linear(x, weight, bias)  # (K, B·T, out), or (1, B·T, out) in a shared trunk
+            # (K, B·T, out), or (1, B·T, out) in a shared trunk
+            x = batched_linear(x, weight, bias)
         return x.unflatten(1, hidden.shape[:2])
 
 
+# What is done to the targets (B, T, Z). The official code takes them as they are, although the
+# channels of large magnitude of a residual stream then decide the cosine.
 TARGET_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda target: target,
     "layer_norm": lambda target: F.layer_norm(target, target.shape[-1:]),
@@ -76,23 +83,29 @@ TARGET_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 def cosine_loss(projected: Tensor, targets: Tensor, index: Tensor, valid: Tensor) -> Tensor:
     """Returns the loss of each head (K,): 1 - cos(ρ_k(h_s), target), averaged over the valid pairs.
 
-    projected is (K, B, T, Z), targets (B, T, Z), index and valid (T, K). This is the paper's foresight loss with the
-    cosine as its similarity. It is computed in float32, whatever autocast says, because half precision loses small
-    angles. A head without a valid pair has loss 0.
+    projected is (K, B, T, Z), targets (B, T, Z), index and valid (T, K). This is the paper's
+    foresight loss, with the cosine as its similarity, plus 1. It is computed in float32, whatever
+    autocast says, because half precision loses small angles. A head without a valid pair has
+    loss 0.
     """
     with torch.autocast(projected.device.type, enabled=False):
         student = F.normalize(projected.float(), dim=-1)
         teacher = F.normalize(targets.float(), dim=-1)
         cosines = []
+        # Head by head, because the targets of all heads at once would be K times as large.
         for k in range(len(projected)):
             products = student[k] * teacher[:, index[:, k]]  # (B, T, Z)
             cosines.append(products.sum(-1).mean(0))  # (T,)
+        # An average over the valid pairs, and 0 instead of 0 / 0.
         weights = valid.T / valid.T.sum(1, keepdim=True).clamp(min=1)  # (K, T)
         return ((1 - torch.stack(cosines)) * weights).sum(1)
 
 
 def reduce_heads(losses: Tensor, valid: Tensor, how: Literal["mean", "sum"]) -> Tensor:
-    """Reduces the losses (K,) of the heads that have a pair to a scalar: the paper's mean, or the official code's sum."""
+    """Reduces the losses (K,) of the heads to a scalar.
+
+    It is the paper's mean over the heads that have a pair, or the official code's sum.
+    """
     if how == "sum":
         return losses.sum()
     return losses.sum() / valid.any(0).sum()

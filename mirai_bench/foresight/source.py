@@ -1,7 +1,7 @@
 """Axis `foresight_source`: who provides the features. Each source is one entry of SOURCES.
 
-The sources `ema` and `frozen` are causal models, so their feature s is their state s. The other sources are
-bidirectional encoders, whose feature j is that of cell j.
+The sources `ema` and `frozen` are causal models, so their feature s is their state s. The other
+sources are bidirectional encoders, whose feature j is that of cell j.
 """
 
 from __future__ import annotations
@@ -18,23 +18,32 @@ from mirai_bench.model.transformer import ARModel
 
 
 class CausalStates:
-    """Mirai-E: the states after block `teacher_layer` of a model of the student's shape. Only its first blocks run."""
+    """Mirai-E: the states after block `teacher_layer` of a model of the student's shape.
+
+    As in the official code they are not normalised. Only the first blocks of the model run.
+    """
 
     def __init__(self, context: SourceContext, teacher: ARModel) -> None:
         foresight = context.config.foresight
         self.teacher = teacher
         self.share_label_drop = foresight.share_label_drop
-        self.layer = resolve_layer(foresight.teacher_layer or foresight.layer, teacher.config.depth)
+        layer = foresight.teacher_layer or foresight.layer
+        self.layer = resolve_layer(layer, teacher.config.depth)  # 1-based
         self.width = teacher.config.width
 
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
-        """Returns the states (B, T, D). State s has consumed the class token and the first s tokens."""
+        """Returns the states (B, T, D). State s has consumed the class and the first s tokens."""
+        # The official code gives the teacher the true class always. Then the student's null class,
+        # which CFG subtracts, learns states of the class.
         own_labels = labels if self.share_label_drop else batch.labels
         return self.teacher.states(batch.tokens, own_labels, self.layer)
 
 
 class Shuffled:
-    """A control: correct features of the wrong image. Each image is given those of its neighbour in the batch."""
+    """A control: correct features of the wrong image.
+
+    Each image is given those of its neighbour in the batch.
+    """
 
     def __init__(self, inner: Source) -> None:
         self.inner = inner
@@ -60,6 +69,8 @@ def shuffled(context: SourceContext) -> Source:
     return Shuffled(SOURCES[context.config.foresight.shuffled_of](context))
 
 
+# "encoder" is Mirai-I. "random" and "shuffled" are controls: features that have learned nothing,
+# and features that have nothing to do with the image.
 SOURCES: dict[str, Callable[[SourceContext], Source]] = {
     "ema": ema,
     "frozen": frozen,

@@ -1,4 +1,7 @@
-"""Frozen bidirectional encoders for Mirai-I. Each encoder is a source, and one entry of ENCODERS."""
+"""Frozen bidirectional encoders for Mirai-I. Each encoder is a source, and one entry of ENCODERS.
+
+Letters: B batch, T tokens, D width of the student, Z width of the features.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ def block_causal_mask(cells: int, block: int, device: torch.device) -> Tensor:
 
     A block is `block` cells in raster order.
     """
-    index = torch.arange(cells, device=device) // block
+    index = torch.arange(cells, device=device) // block  # (T,), the block of each cell
     return index[:, None] >= index
 
 
 def context_mask(config: RunConfig, device: torch.device) -> Tensor | None:
-    """Returns the mask (T, T) bool of the cells that each cell sees, or None if it sees all of them."""
+    """Returns the mask (T, T) bool of the cells that each cell sees, or None if it sees all."""
     context = config.foresight.encoder.context
     if not isinstance(context, BlockCausal):
         return None
@@ -40,13 +43,13 @@ def context_mask(config: RunConfig, device: torch.device) -> Tensor | None:
 class TrainedTokens:
     """The masked-token transformer that the project trains on the same codes, at its last block.
 
-    With `context: {block_causal: N}` the context of the frozen encoder is cut off, although it was trained with the
-    full context. This is the paper's diagnostic on DINOv2.
+    With `context: {block_causal: N}` the context of the frozen encoder is cut off, although it was
+    trained with the full context. This is the paper's diagnostic on DINOv2 (figure 2).
     """
 
     def __init__(self, context: SourceContext) -> None:
         self.model = load_or_train(context.config, context.codes, context.device)
-        self.width = context.config.model.width
+        self.width = context.config.model.width  # Z = D: it is as wide as the student
         self.mask = context_mask(context.config, context.device)
 
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
@@ -55,9 +58,13 @@ class TrainedTokens:
 
 
 class RandomTokens:
-    """A control: the same kind of network with random weights. It sees the whole image but has learned nothing."""
+    """A control: the same kind of network with random weights.
+
+    It sees the whole image but has learned nothing.
+    """
 
     def __init__(self, context: SourceContext) -> None:
+        # A gain of 1, so that the network does mix the cells, although it is not trained.
         generator = torch.Generator().manual_seed(context.config.foresight.teacher_seed)
         self.model = MaskedTokens(context.config).init_weights(generator, gain=1.0)
         self.model.requires_grad_(False).to(context.device)
@@ -78,25 +85,29 @@ class ImageFeatures:
 
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the features (B, T, Z) of the batch's images."""
+        # Exactly the crops that the codes were made from, or the cells would not lie on each other.
         return self.encoder.features(self.pixels(batch.index, batch.view))
 
 
 def image_encoder(context: SourceContext) -> Source:
-    """Builds a pretrained image encoder, or reads its features from the cache if the configuration says so."""
+    """Builds a pretrained image encoder, or a reader of its cached features."""
     config = context.config
+    settings = config.foresight.encoder
     encoder = PixelEncoder(
-        config.foresight.encoder.name,
+        settings.name,
         config.grid,
         context.device,
-        weights=config.foresight.encoder.weights,
+        weights=settings.weights,
         assets=assets_folder(config.machine.assets),
         cells=context_mask(config, context.device),
     )
-    if config.foresight.encoder.cache:
+    # Features of a cut context are cached apart from those of the full one.
+    if settings.cache:
         return cached_features(encoder, config, context.codes, context.device)
     return ImageFeatures(encoder, context.codes.pixels)
 
 
+# All encoders of images are built alike. What is special about one is in its entry of the zoo.
 ENCODERS: dict[str, Callable[[SourceContext], Source]] = {
     "masked_tokens": TrainedTokens,
     **dict.fromkeys(PIXEL_ENTRIES, image_encoder),
@@ -106,7 +117,7 @@ ENCODERS: dict[str, Callable[[SourceContext], Source]] = {
 def build_encoder(context: SourceContext) -> Source:
     """Builds the encoder that the configuration names. Raises UserError for an unknown name."""
     name = context.config.foresight.encoder.name
-    if name.startswith("timm:"):
+    if name.startswith("timm:"):  # any model of timm, which therefore has no entry
         return image_encoder(context)
     if name not in ENCODERS:
         raise unknown("foresight encoder", name, [*ENCODERS, "timm:<model>"])
