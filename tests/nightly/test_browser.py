@@ -1,0 +1,132 @@
+"""Tables as HTML, and a sweep in MLflow's interface, open in a browser without an error.
+
+Takes about 2 minutes. Needs Chromium. Screenshots go into the folder that $MIRAI_BENCH_SCREENSHOTS
+names, if it is set.
+"""
+
+import html
+import os
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mirai_bench.results.reading import read_jsonl
+from mirai_bench.results.table import build_table
+from mirai_bench.results.writers import html_page
+from mirai_bench.tracking import mlflow_store
+from tests.nightly.browser import CHROMIUM, browser
+from tests.support.paths import RECORDS, ROOT
+from tests.support.servers import MlflowServer, free_port
+from tests.support.small_sweeps import ARMS, finish, start
+
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)"),
+]
+
+PAGES = sorted((ROOT / "reports").glob("*.html"))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as started:
+        yield started
+
+
+def keep_screenshot(chromium, name: str) -> None:
+    folder = os.environ.get("MIRAI_BENCH_SCREENSHOTS")
+    if folder:
+        chromium.screenshot(Path(folder) / f"{name}.png")
+
+
+# ---- the browser itself
+
+
+def test_the_browser_sees_errors_of_a_page(chromium, tmp_path):
+    """Without this, pages without errors would say nothing."""
+    page = tmp_path / "bad.html"
+    page.write_text(
+        "<!doctype html><img src=missing.png><p>shown</p><script>"
+        "console.error('said'); console.log('harmless'); setTimeout(() => nothing(), 0)</script>"
+    )
+    chromium.open(page.as_uri())
+    chromium.wait_for("shown")
+    errors = "\n".join(chromium.errors)
+    assert "said" in errors
+    assert "nothing is not defined" in errors
+    assert "missing.png" in errors
+    assert "harmless" not in errors
+
+
+# ---- tables
+
+
+def cells_of(page: str) -> list[str]:
+    """Returns the texts of all cells in the source of a page."""
+    return [html.unescape(text) for text in re.findall(r"<t[hd]>(.*?)</t[hd]>", page)]
+
+
+def check_table(chromium, page: Path) -> None:
+    """Checks that a page opens without an error, and that its tables show what its source says."""
+    chromium.open(page.as_uri())
+    chromium.wait_for("baseline")
+    read_cells = "[...document.querySelectorAll('th, td')].map(cell => cell.innerText)"
+    shown = chromium.evaluate(read_cells)
+    assert shown == cells_of(page.read_text(encoding="utf-8"))
+    assert chromium.errors == []
+    keep_screenshot(chromium, page.stem)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_committed_table_opens(chromium, page):
+    check_table(chromium, page)
+
+
+def test_a_built_table_opens(chromium, tmp_path):
+    page = tmp_path / "built.html"
+    page.write_text(html_page(build_table(read_jsonl([RECORDS])[0])), encoding="utf-8")
+    check_table(chromium, page)
+
+
+# ---- MLflow
+
+
+# Errors of MLflow's own interface: it asks for the user although the server has no login, and its layout
+# is adjusted more than once per frame.
+OF_MLFLOW = ("/mlflow/users/current", "ResizeObserver loop")
+
+
+def test_a_sweep_opens_in_mlflow(chromium, sweep_file, tmp_path, figures, stopwatch):
+    """The list of runs, the sweep, a run's parameters and metrics, its curves, and its grid of samples."""
+    file = sweep_file({name: ARMS[name] for name in ("baseline", "internal")})
+    code, _, err = finish(start(file))
+    assert code == 0, err
+    figures(f"the sweep was trained in {stopwatch():.0f} s")
+    words = [f"--backend-store-uri=sqlite:///{tmp_path / 'mlflow.db'}"]
+    with MlflowServer(words, free_port(), log=tmp_path / "server.log") as server:
+        client = mlflow_store.connect(server.uri)
+        experiment = mlflow_store.experiment_id(client, server.uri)
+        runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
+        all_runs = f"experiments/{experiment}/runs"
+        one_run = f"{all_runs}/{runs['internal-s0']}"
+        parts = {
+            all_runs: ["small (small)", "3 matching runs"],
+            f"{all_runs}/{runs['small (small)']}": ["Does it run?", "baseline-s0", "internal-s0"],
+            one_run: ["internal-s0", "eval/FD-digits", "foresight.level", "train/loss"],
+            f"{one_run}/model-metrics": ["internal-s0 (eval/FD-digits)"],
+            f"{one_run}/artifacts": ["samples", "records.jsonl", "config.yaml"],
+            f"{one_run}/artifacts/samples/epoch_0001.00.png": ["epoch_0001.00.png"],
+        }
+        for number, (part, texts) in enumerate(parts.items()):
+            chromium.open(f"{server.uri}/#/{part}")
+            chromium.wait_for(*texts)
+            keep_screenshot(chromium, f"mlflow_{number}")
+            figures(f"{stopwatch():4.0f} s  {part}")
+            errors = [error for error in chromium.errors if not any(own in error for own in OF_MLFLOW)]
+            assert errors == [], part
+        grid = Image.open(next((tmp_path / "runs").glob("*/samples/epoch_0001.00.png")))
+        widths = "[...document.images].map(image => image.naturalWidth)"
+        chromium.wait_until(f"{widths}.includes({grid.width})")
+        keep_screenshot(chromium, "mlflow_grid")
