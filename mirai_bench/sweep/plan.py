@@ -131,7 +131,8 @@ def with_absolute_paths(section: S) -> S:
     changes: dict[str, Any] = {}
     for name, value in section:
         if isinstance(value, Path):
-            changes[name] = Path(os.path.abspath(value))  # noqa: PTH100  unlike Path.absolute, it resolves ".."
+            # Unlike Path.absolute, this takes ".." out, and unlike Path.resolve it keeps links.
+            changes[name] = Path(os.path.abspath(value))  # noqa: PTH100
         elif isinstance(value, BaseModel):
             changes[name] = with_absolute_paths(value)
     return section.model_copy(update=changes)

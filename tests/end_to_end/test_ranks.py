@@ -14,16 +14,16 @@ import os, sys
 from pathlib import Path
 import torch
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.distributed import check_shared, of_rank_0, process_group, rank_and_world
+from mirai_bench.utils.distributed import check_shared, broadcast_from_rank0, process_group, rank_and_world
 
 def refuse():
     raise UserError("no")
 
 with process_group(torch.device("cpu")):
     rank, folder = rank_and_world()[0], Path(sys.argv[1])
-    assert of_rank_0(lambda: rank + 7) == 7
+    assert broadcast_from_rank0(lambda: rank + 7) == 7
     check_shared(folder / "same")
-    for ask in (lambda: check_shared(folder / str(rank)), lambda: of_rank_0(refuse)):
+    for ask in (lambda: check_shared(folder / str(rank)), lambda: broadcast_from_rank0(refuse)):
         try:
             ask()
         except UserError as error:

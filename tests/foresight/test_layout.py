@@ -1,3 +1,5 @@
+"""Layouts by hand, and what holds for every layout on every grid."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,11 +22,23 @@ def test_raster_1d_on_4x4_by_hand():
 def test_grid_2d_on_4x4_by_hand():
     # here, right, below, below-left, below-right (both at √2; ties in raster order)
     assert shown(grid_2d(4, 4, 5)) == [
-        [0, 1, 4, None, 5], [1, 2, 5, 4, 6], [2, 3, 6, 5, 7], [3, None, 7, 6, None],
-        [4, 5, 8, None, 9], [5, 6, 9, 8, 10], [6, 7, 10, 9, 11], [7, None, 11, 10, None],
-        [8, 9, 12, None, 13], [9, 10, 13, 12, 14], [10, 11, 14, 13, 15], [11, None, 15, 14, None],
-        [12, 13, None, None, None], [13, 14, None, None, None], [14, 15, None, None, None], [15, None, None, None, None],
-    ]  # fmt: skip
+        [0, 1, 4, None, 5],
+        [1, 2, 5, 4, 6],
+        [2, 3, 6, 5, 7],
+        [3, None, 7, 6, None],
+        [4, 5, 8, None, 9],
+        [5, 6, 9, 8, 10],
+        [6, 7, 10, 9, 11],
+        [7, None, 11, 10, None],
+        [8, 9, 12, None, 13],
+        [9, 10, 13, 12, 14],
+        [10, 11, 14, 13, 15],
+        [11, None, 15, 14, None],
+        [12, 13, None, None, None],
+        [13, 14, None, None, None],
+        [14, 15, None, None, None],
+        [15, None, None, None, None],
+    ]
 
 
 def test_grid_2d_flat_has_the_official_offsets_and_wraps():

@@ -86,8 +86,10 @@ def test_no_arm_lets_a_logit_see_a_token_it_has_not_consumed(make_config, varian
     other = batch.tokens.clone()
     other[:, 20] = (other[:, 20] + 1) % 17
     with torch.no_grad():
-        before, after = (objective.model(tokens, batch.labels, tap=objective.foresight and objective.foresight.tap).logits
-                         for tokens in (batch.tokens, other))  # fmt: skip
+        before, after = (
+            objective.model(tokens, batch.labels, tap=objective.foresight and objective.foresight.tap).logits
+            for tokens in (batch.tokens, other)
+        )
     assert torch.equal(before[:, :21], after[:, :21]) and not torch.equal(before[:, 21:], after[:, 21:])
 
 

@@ -30,14 +30,14 @@ def test_memory_counts_five_floats_a_parameter_and_shrinks_with_micro_batches(ma
     generator, heads = num_parameters(one)
     assert device_bytes(one, CPU).fixed == 20 * generator + 16 * heads
     assert device_bytes(one, HALF).fixed == 22 * generator + 18 * heads
-    # but for the head's gradient and one part of its logits
+    # Except for the gradient of the output head and one chunk of its logits.
     assert device_bytes(one, CPU).activations == pytest.approx(
         4 * device_bytes(four, CPU).activations, rel=1e-2
     )
 
 
 def kept_for_backward(config):
-    """Bytes of the tensors that autograd keeps of a forward pass, weights apart."""
+    """Returns the bytes of the tensors that autograd keeps of a forward pass, without weights."""
     trainer = new_trainer(config, codes=random_codes(config, torch.device("cpu")))
     weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.objective.parameters()}
     kept = {}

@@ -1,4 +1,4 @@
-"""The head's loss in parts, against torch's own over whole logits."""
+"""The loss of a linear head, chunk by chunk, against torch's own over all logits."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def with_gradients(loss, x, head, *rest, bf16=False):
 
 
 def kept_bytes(loss, *given):
-    """Of what the backward keeps."""
+    """Returns the bytes of the tensors that are kept for the backward pass."""
     kept = {}
 
     def pack(tensor):

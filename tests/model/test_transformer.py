@@ -1,3 +1,5 @@
+"""The decoder: sizes, positions, causality, and decoding with a cache."""
+
 import pytest
 import torch
 

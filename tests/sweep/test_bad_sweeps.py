@@ -1,4 +1,4 @@
-"""Sweep files, profiles and command lines that are wrong: each ends in one message, nothing is started, nothing hangs."""
+"""Wrong sweep files, profiles and command lines: each ends in one message, and nothing starts."""
 
 import json
 import os
@@ -195,7 +195,7 @@ def test_the_schema_refuses_what_the_planner_refuses(wrong, here, tmp_path):
 
 
 def shortened(sweep):
-    """One seed, three arms: the files are written and read a thousand times."""
+    """Keeps one seed and few arms, because the files are written and read a thousand times."""
     return sweep | {"seeds": [0], "arms": dict(list(sweep["arms"].items())[::4])}
 
 
@@ -207,9 +207,33 @@ SHIPPED = {
     "profile": [yaml.safe_load(path.read_text()) for path in sorted((SWEEPS / "profiles").glob("*.yaml"))],
 }
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 70), st.integers(), st.floats(), st.text(max_size=8),
-    st.sampled_from([10**30, -1, 0, 1e308, "8/12", "0/0", "1/0", "999/1", "internal", "ema", "../x", "\0", "1e-4", "digits", "paper", "x" * 70]),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 70),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(
+        [
+            10**30,
+            -1,
+            0,
+            1e308,
+            "8/12",
+            "0/0",
+            "1/0",
+            "999/1",
+            "internal",
+            "ema",
+            "../x",
+            "\0",
+            "1e-4",
+            "digits",
+            "paper",
+            "x" * 70,
+        ]
+    ),
+)
 VALUES = st.recursive(
     SCALARS,
     lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=6), v, max_size=3),
@@ -226,7 +250,7 @@ def places(tree, path=()):
 
 
 def mutate(draw, tree):
-    """One node is replaced, removed, renamed or given a neighbour."""
+    """Replaces, removes or renames one node, or adds one next to it."""
     path = draw(st.sampled_from(list(places(tree))))
     if not path:
         return draw(VALUES)
@@ -266,7 +290,7 @@ STREWN = [
 
 
 def scramble(draw, text):
-    """Characters are removed, doubled, or strewn in."""
+    """Removes, doubles or inserts characters."""
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(text)))
         length = draw(st.integers(0, 12))

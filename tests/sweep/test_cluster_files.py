@@ -1,4 +1,7 @@
-"""The files of sweeps/cluster: what they name is there, and their commands are ours. tests/end_to_end/test_cluster_runs.py runs them."""
+"""The files of sweeps/cluster: what they name exists, and their commands are understood.
+
+tests/end_to_end/test_cluster_runs.py runs them.
+"""
 
 import re
 import shlex
@@ -27,7 +30,7 @@ def documents(*names):
 
 
 def pods(tree):
-    """Every pod in a document: what holds containers."""
+    """Yields every pod of a document, which is what holds containers."""
     if isinstance(tree, dict):
         if "containers" in tree:
             yield tree
@@ -43,7 +46,7 @@ def named(kind):
 
 
 def dockerfile():
-    """(instruction, the rest) in order; comments and line ends taken out."""
+    """Returns (instruction, the rest) in order, without comments and line ends."""
     text = re.sub(r"^#.*\n", "", (CLUSTER / "Dockerfile").read_text(), flags=re.M).replace("\\\n", " ")
     return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
 
@@ -93,7 +96,10 @@ def test_passwords_come_from_the_secret_that_the_head_of_the_file_creates():
 
 
 def moved(words, folder):
-    """A pod's command for this machine: /shared is a folder with stand-ins for the files that only have to be there."""
+    """Returns a pod's command for this machine.
+
+    /shared becomes a folder with stand-ins for the files that only have to exist.
+    """
     (folder / "vq_ds16_c2i.pt").write_bytes(b"weights")
     return [word.replace("/shared", str(folder)) for word in words]
 
@@ -166,7 +172,7 @@ def test_the_dockerfile_installs_the_project_and_leaves_root():
 
 
 def test_what_the_image_leaves_out_is_not_part_of_the_project():
-    """A file that git knows and the image lacks would make every record there one of a changed checkout."""
+    """If the image lacks a file that git knows, every record says that the checkout was changed."""
     listed = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")

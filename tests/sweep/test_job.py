@@ -9,7 +9,7 @@ from mirai_bench.utils.errors import UserError
 
 
 def test_the_check_before_training(make_config):
-    """What only shows with torch and the data at hand is one message a mistake, from the first trial, before anything is trained."""
+    """Problems that only show once torch and the data are loaded give one message each."""
     good = make_config().model_dump(mode="json")
     assert preflight([good]) == []
     wrong = [

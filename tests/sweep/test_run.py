@@ -20,7 +20,10 @@ from tests.support.small_sweeps import ARMS, finish, plan_at, start
 
 
 def test_a_sweep_with_a_cell_that_fails(sweep_file, tmp_path, monkeypatch, trained_run):
-    """The others go on, its reason stands at the end, the exit code is 1; the same command runs what is missing and nothing else."""
+    """The other cells are trained, the reason is shown at the end, and the exit code is 1.
+
+    The same command then runs what is missing and nothing else.
+    """
     arms = {name: ARMS[name] for name in ("frozen", "baseline")} | {
         "broken": ARMS["internal"] | {"weight": 1e38}
     }
@@ -83,7 +86,7 @@ def _check_mlflow(plan, folder, monkeypatch):
 
 
 def test_a_trial_that_ray_gave_up_leaves_its_reason(sweep_file, monkeypatch):
-    """Also one whose process never came up, of which Ray knows no config and no metrics."""
+    """So does a trial whose process never started, of which Ray has neither config nor metrics."""
     plan = plan_at(sweep_file({name: ARMS[name] for name in ("baseline", "internal", "output")}))
     cells = list(plan.sweep.cells)
     lost = RuntimeError("Traceback …\n\nThe actor died unexpectedly\n")
@@ -151,7 +154,7 @@ def test_a_search_can_be_shown_without_starting_it(sweep_file, tmp_path, capsys,
 
 
 def test_a_drawn_run_that_cannot_start_leaves_its_reason(make_config, tmp_path):
-    """The machine of the driver has the device, and the node of the trial has not."""
+    """The driver's machine has the device, but the node of the trial does not."""
     config = make_config(foresight={"level": "internal"}, machine={"runs": str(tmp_path)})
     job = Job.beside([config.model_dump(mode="json")], tmp_path, "small-small")
     job.begin()

@@ -19,7 +19,10 @@ def new_step(arm):
 
 @pytest.mark.parametrize("arm", ["ntp", "mirai-e-k3", "mtp"])
 def test_a_step_is_one_graph(arm):
-    """No graph break in model, teacher and losses. The eager backend captures the graph and compiles nothing."""
+    """There is no graph break in model, teacher and losses.
+
+    The eager backend captures the graph and compiles nothing.
+    """
     eager = new_step(arm)
     again = new_step(arm)
     again.trainer.forward = torch.compile(again.trainer.objective, backend="eager", fullgraph=True)
@@ -27,7 +30,7 @@ def test_a_step_is_one_graph(arm):
 
 
 def test_a_changing_weight_compiles_no_graph_each():
-    """One without foresight, for its warm-up, and one with it."""
+    """There are two graphs: one without foresight, for its warm-up, and one with it."""
     ours = new_step("mirai-e-k3")
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(ours.trainer.objective, backend=counter, fullgraph=True, dynamic=False)

@@ -62,7 +62,7 @@ def test_a_step_is_measured_and_the_command_prints_two_documents(make_config, tm
 
 
 def test_what_the_measured_step_leaves_out_is_added_by_its_flops(make_config, monkeypatch):
-    """Mirai-I's encoder is not loaded for it. 1,500 images: 93 steps of 16."""
+    """The encoder of Mirai-I is not loaded for it. 1,500 images are 93 steps of 16."""
     config = make_config(foresight={"level": "internal", "source": "encoder"}, train={"epochs": 1000})
     share = step_flops(config) / step_flops(make_config())
     assert measured_step(config, CPU).flops_share == pytest.approx(share) and share > 1

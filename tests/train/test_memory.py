@@ -1,4 +1,4 @@
-"""What a run needs is compared with what its device has, before anything is trained."""
+"""The check of memory: what a run needs against what its device has, before it is trained."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_weights_that_do_not_fit_are_refused_before_training(make_config, machin
 
 @pytest.mark.parametrize("parts", [1, 4, 16])
 def test_on_a_cpu_activations_that_do_not_fit_say_how_many_parts_do(make_config, machine_of, parts):
-    """The number that it says to write is accepted, and no smaller one is."""
+    """The number that the message says to write is accepted, and no smaller one is."""
     config = make_config()  # 16 images a batch
     machine_of(sum(device_bytes(with_micro_batches(config, parts, 1), CPU)))
     if parts > 1:
@@ -77,7 +77,7 @@ def test_a_gpu_is_shared_as_machine_gpus_says_and_only_warns_of_activations(make
 
 
 def test_trials_at_a_time_share_a_machines_memory(make_config, machine_of):
-    """One alone fits; two beside each other are refused before either is trained, with what helps."""
+    """A single trial fits. Two at a time are refused, and the message says what helps."""
     config = make_config()
     machine_of(1.9 * device_bytes(config, CPU).fixed)
     check_memory(with_micro_batches(config, 16, 1), CPU)
@@ -101,7 +101,7 @@ def test_a_processes_share_is_at_most_that_of_its_run(make_config, machine_of, m
     ids=str,
 )
 def test_a_frozen_teacher_counts(make_config, foresight, machine_of):
-    """By as many parameters as it has; Mirai-E's teacher is the EMA, which is there anyway."""
+    """It counts as many parameters as it has. Mirai-E needs no more: its teacher is the EMA."""
     with_teacher, without = (
         make_config(foresight={"level": "internal"} | more) for more in (foresight, {"source": "ema"})
     )

@@ -1,3 +1,5 @@
+"""Schedules of λ and of the learning rate, the groups of the optimizer, and the EMA."""
+
 import pytest
 import torch
 
@@ -83,7 +85,10 @@ def test_ema_by_hand():
     ],
 )
 def test_when_heads_have_no_gradient_is_known_beforehand(make_config, foresight, rests):
-    """Data-parallel training is told whether parameters may be left out of a step; it costs time where it is not needed."""
+    """Data-parallel training has to know whether a step may leave parameters out.
+
+    Looking for them costs time, so it is done only if it is needed.
+    """
     config = make_config(foresight=foresight).foresight
     assert foresight_can_be_off(config) is rests
     weights = [foresight_weight(config, step / 100) for step in range(100)]

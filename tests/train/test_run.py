@@ -46,7 +46,7 @@ class Killed(Exception):
     ids=lambda v: v.get("source", v["level"]),
 )
 def test_resume_is_bitwise(variant, make_config, tmp_path, monkeypatch):
-    """6 steps = 3 + restart + 3: weights, EMA, optimizer, logged losses and the evaluation."""
+    """Six steps equal three, a restart and three: weights, EMA, optimizer, losses, evaluation."""
     config = make_config(
         foresight=variant, train={"batch_size": 250}, machine={"log_every": 1, "checkpoint_every": 0.5}
     )  # 6 steps an epoch
@@ -108,8 +108,26 @@ def test_a_finished_run_is_not_touched(trained_run, make_config):
 
 def test_a_record_carries_its_provenance(trained_run):
     (record,) = [line for line in read_journal(trained_run / "journal.jsonl") if line["kind"] == "evaluation"]
-    wanted = {"metrics", "config", "fingerprint", "git", "versions", "device", "seed", "epoch", "step", "train_flops", "train_seconds",
-              "protocol", "protocol_digest", "extractor", "reference", "precision", "parameters", "grid"}  # fmt: skip
+    wanted = {
+        "metrics",
+        "config",
+        "fingerprint",
+        "git",
+        "versions",
+        "device",
+        "seed",
+        "epoch",
+        "step",
+        "train_flops",
+        "train_seconds",
+        "protocol",
+        "protocol_digest",
+        "extractor",
+        "reference",
+        "precision",
+        "parameters",
+        "grid",
+    }
     assert wanted <= record.keys()
     assert {"FD-digits", "KID-digits", "precision", "recall", "class_accuracy", "heldout_ntp"} <= record[
         "metrics"
@@ -185,8 +203,11 @@ sys.exit(run(command))
 
 
 def test_two_processes_equal_one(make_config, tmp_path):
-    """gloo, 2 ranks of half the batch, against 1 rank of the whole; without dropout, whose masks are each rank's own. Both ranks sample, and
-    the numbers are those of one process with the same weights."""
+    """Two ranks with half the batch each give what one rank with the whole batch gives.
+
+    Without dropout, because each rank has its own masks. Both ranks sample, and the metrics are
+    those of one process with the same weights.
+    """
     import subprocess
     import sys
 
@@ -198,8 +219,13 @@ def test_two_processes_equal_one(make_config, tmp_path):
     no_dropout = {"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0}
     results = {}
     for workers in (1, 2):
-        config = make_config(model=no_dropout, foresight={"level": "internal", "warmup": 0.3}, train={"batch_size": 250},
-                             evaluation={"protocol": protocol}, machine={"runs": str(tmp_path / str(workers)), "log_every": 1})  # fmt: skip
+        config = make_config(
+            model=no_dropout,
+            foresight={"level": "internal", "warmup": 0.3},
+            train={"batch_size": 250},
+            evaluation={"protocol": protocol},
+            machine={"runs": str(tmp_path / str(workers)), "log_every": 1},
+        )
         (tmp_path / "config.json").write_text(config.model_dump_json())
         launcher = [
             sys.executable,

@@ -1,5 +1,8 @@
-"""One update: golden losses, micro-batches, dropped labels, and FLOPs. The golden file is written anew by
-`MIRAI_BENCH_WRITE_GOLDEN=1 pytest tests/train/test_trainer.py -k write_golden`."""
+"""One update: golden losses, micro-batches, dropped labels, and FLOPs.
+
+`MIRAI_BENCH_WRITE_GOLDEN=1 pytest tests/train/test_trainer.py -k write_golden` writes the golden
+file again.
+"""
 
 import os
 from pathlib import Path
@@ -18,7 +21,8 @@ from tests.support.small_run import new_trainer
 
 GOLDEN = FIXTURES / "golden_losses.txt"
 GOLDEN_STEPS = 10
-# Relative, of the loss: float32 sums in another order (another CPU, another BLAS) differ by about 1e-6 a step and grow with the steps.
+# Relative tolerance of the loss. Sums of float32 in another order (another CPU, another BLAS) differ
+# by about 1e-6 per step, and the difference grows with the steps.
 GOLDEN_TOLERANCE = 2e-4
 ARMS = {
     cell.arm: cell.config
@@ -111,7 +115,8 @@ def test_counted_flops_equal_torchs_counter(arm, shared_runs):
     machine = ARMS[arm].machine.model_copy(update={"runs": shared_runs / "golden", "device": "cpu"})
     config = ARMS[arm].model_copy(update={"machine": machine})
     trainer = new_trainer(config)
-    # attention as its two products: torch's own kernels count their recomputed scores, or nothing at all, depending on the version
+    # With attention as its two products: depending on the version of torch, its own kernels count
+    # recomputed scores, or nothing at all.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.step(0)
     assert counter.get_total_flops() / config.train.batch_size == pytest.approx(step_flops(config), rel=1e-3)
