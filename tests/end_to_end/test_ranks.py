@@ -1,4 +1,7 @@
-"""Several processes of one run, by torchrun on gloo: what they agree on, and what follows when one runs out of memory."""
+"""Several processes of one run, started by torchrun on gloo.
+
+What they agree on, and what follows when one of them runs out of memory.
+"""
 
 import subprocess
 import sys
