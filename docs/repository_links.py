@@ -1,7 +1,8 @@
-"""MkDocs hook: a page may link to any file of the repository, and the link works on the site as it does in the repository.
+"""A MkDocs hook: links of a page to any file of the repository work on the site, too.
 
-A Markdown file outside docs/ that a page links to (a report, CONTRIBUTING.md) becomes a page of the site; any other file (a figure,
-a sweep file) is copied. Both keep their path, so that their own links work too.
+A Markdown file outside docs/ that a page links to (a report, CONTRIBUTING.md) becomes a page of the
+site; any other file (a figure, a sweep file) is copied. Both keep their path, so that their own
+links work too.
 """
 
 from __future__ import annotations

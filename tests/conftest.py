@@ -30,7 +30,8 @@ def messages() -> None:
 
 @pytest.fixture(scope="session")
 def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of runs and caches for the whole session: what is made once (classifier, teacher) is made once."""
+    """One folder of runs and caches for the whole session: what is made once (classifier, teacher)
+    is made once."""
     return tmp_path_factory.mktemp("runs")
 
 

@@ -1,7 +1,8 @@
 """The rooms of the package import each other in one order only, and no more than they need.
 
-tests/support/architecture.py states the order, floor by floor. Here the source is checked against it, and the modules
-that must stay light are imported in processes of their own, because a heavy import may hide behind three others.
+tests/support/architecture.py states the order, floor by floor. Here the source is checked against
+it, and the modules that must stay light are imported in processes of their own, because a heavy
+import may hide behind three others.
 """
 
 import ast
@@ -33,8 +34,8 @@ FILE = SWEEPS / "injection_level.yaml"
 MODULES = module_files(ROOT)
 IMPORTS = all_imports(ROOT)
 ROOMS = {room for room in map(room_of, MODULES) if room not in (None, "__main__")}
-# Packages that present their entries themselves. The others hold a docstring only, so that importing one module of a
-# room does not import the whole room.
+# Packages that present their entries themselves. The others hold a docstring only, so that
+# importing one module of a room does not import the whole room.
 FACES = {"mirai_bench.foresight", "mirai_bench.data.tokenizers"}
 
 
@@ -227,8 +228,9 @@ def test_the_check_sees_neighbours_of_one_floor_and_circles():
 SMALL_PACKAGE = {
     "__init__.py": '"""A package."""\n',
     "low.py": "from small.top import Top  # against the order\n\nlow, high = 1, 2\n",
-    "top.py": '"""Top."""\n\nimport small.low\n\n\ndef size(of: int, by):\n    """Docstring."""\n    return 1 if of else 2 if by else 3\n',
-}  # fmt: skip
+    "top.py": '"""Top."""\n\nimport small.low\n\n\ndef size(of: int, by):\n    """Docstring."""\n'
+    "    return 1 if of else 2 if by else 3\n",
+}
 
 
 def test_measures_of_a_small_package_by_hand(tmp_path):

@@ -1,6 +1,8 @@
-"""The documentation names what there is: every file on the folder map, every option on the page of its command.
+"""The documentation names what there is: every file on the folder map, every option on the page of
+its command.
 
-Its links are checked here as they work in the repository; `mkdocs build --strict` checks them on the site.
+Its links are checked here as they work in the repository; `mkdocs build --strict` checks them on
+the site.
 """
 
 import importlib

@@ -1,4 +1,5 @@
-"""Nothing that is read can run code: each reader against a file that tries, and the source against calls that would let it."""
+"""Nothing that is read can run code: each reader against a file that tries, and the source against
+calls that would let it."""
 
 import ast
 import os
@@ -95,11 +96,25 @@ def test_yaml_makes_plain_values_alone(tag, tmp_path):
 # ---- the source
 
 FORBIDDEN = {
-    "eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "yaml.load", "yaml.load_all", "yaml.full_load",
-    "yaml.unsafe_load", "pd.read_pickle", "joblib.load", "marshal.loads", "shelve.open", "subprocess.getoutput",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "os.system",
+    "os.popen",
+    "pickle.load",
+    "pickle.loads",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "pd.read_pickle",
+    "joblib.load",
+    "marshal.loads",
+    "shelve.open",
+    "subprocess.getoutput",
+}
 KEYWORDS = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
-# It runs functions of the official checkout that the user names on the command line, whose modules it imports besides.
+# It runs functions of the official checkout that the user names on the command line, whose modules
+# it imports besides.
 ALLOWED = {("mirai_bench/benchmark/peer/checkout.py", "exec")}
 
 
@@ -156,8 +171,8 @@ with session(None, {}):
 
 @pytest.mark.slow  # a start of Ray
 def test_a_ray_of_ours_lets_in_nobody_without_its_token(tmp_path):
-    """It listens on every address of the machine, whatever it is told (`_node_ip_address`, too): the token keeps others out, since 2.59
-    without being asked to."""
+    """It listens on every address of the machine, whatever it is told (`_node_ip_address`, too):
+    the token keeps others out, since 2.59 without being asked to."""
     done = subprocess.run(
         [sys.executable, "-c", LOCAL_RAY],
         env=environment(tmp_path),

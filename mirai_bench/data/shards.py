@@ -150,5 +150,6 @@ def open_shards(folder: Path, names: Sequence[str], ending: str = "") -> Sharded
         return ShardedArray([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths])
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{folder}: a shard is missing or damaged ({error}): remove that folder and prepare the codes again"
+            f"{folder}: a shard is missing or damaged ({error}): remove that folder and prepare the "
+            "codes again"
         ) from None

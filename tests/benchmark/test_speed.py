@@ -341,14 +341,16 @@ def test_evaluate(trained_run, monkeypatch):
     statistics = {row["what"]: row["seconds"] for row in rows if row["kind"] == "statistics"}
     assert len(statistics) == 4 and all(seconds > 0 for seconds in statistics.values())
     few, many = (row for row in rows if row["kind"] == "memory")
-    # what grows with the number of images is their features (64 float64); blocks of distances are bounded
+    # what grows with the number of images is their features (64 float64); blocks of distances are
+    # bounded
     growth, features = (many[key] - few[key] for key in ("peak_megabytes", "features_megabytes"))
     assert growth < 3 * features + 2 * BLOCK_BYTES / 2**20
     assert report.table(rows).count("\n") == 2 + len(rows)
 
 
 def test_a_sweeps_wall_clock_is_accounted_for(monkeypatch):
-    """Two cells of 24 s + 7 evaluations of 1.5 s, side by side, in a command of 41 s: overhead is what is left of 2 x 41 s."""
+    """Two cells of 24 s + 7 evaluations of 1.5 s, side by side, in a command of 41 s: overhead is
+    what is left of 2 x 41 s."""
 
     def run(plan, options):
         plan.write()

@@ -25,7 +25,8 @@ from mirai_bench.utils.errors import UserError
 from tests.support.paths import FIXTURES
 from tests.support.small_run import new_trainer
 
-# Names and shapes of Mirai's GPT-B with three heads; without `projectors.` they are LlamaGen's c2i_B_256.pt.
+# Names and shapes of Mirai's GPT-B with three heads; without `projectors.` they are LlamaGen's
+# c2i_B_256.pt.
 MIRAI_B = json.loads((FIXTURES / "mirai_b_keys.json").read_text())
 E_FIELDS = {"level": "internal", "k": 3, "projector": {"hidden": 24}}
 

@@ -1,4 +1,5 @@
-"""CIFAR-10 for real, on a CPU: codes of the shipped tokenizer, and 200 steps of every arm of the three axes on a tiny model."""
+"""CIFAR-10 for real, on a CPU: codes of the shipped tokenizer, and 200 steps of every arm of the
+three axes on a tiny model."""
 
 import json
 

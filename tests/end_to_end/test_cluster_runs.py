@@ -1,4 +1,5 @@
-"""What of sweeps/cluster a machine without a cluster can run, run: the SLURM script, and the RayJob's command on Ray's job server."""
+"""What of sweeps/cluster a machine without a cluster can run, run: the SLURM script, and the
+RayJob's command on Ray's job server."""
 
 import os
 import shlex
@@ -24,7 +25,10 @@ CLUSTER = SWEEPS / "cluster"
 
 @cache
 def alone():
-    """Words before a command that let it see no process but its own: `ray symmetric-run` refuses beside another Ray, and ends every one."""
+    """Words before a command that let it see no process but its own.
+
+    `ray symmetric-run` refuses beside another Ray, and ends every one.
+    """
     for words in (
         ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"],
         ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"],
@@ -37,7 +41,8 @@ def alone():
 
 
 class Slurm:
-    """A folder as a user submits from, an allocation of one node, and stand-ins for srun (runs it here) and scontrol (notes it)."""
+    """A folder as a user submits from, an allocation of one node, and stand-ins for srun (runs it
+    here) and scontrol (notes it)."""
 
     def __init__(self, file):
         self.folder, self.file = file.parent, file
@@ -63,9 +68,12 @@ class Slurm:
             "SLURM_CPUS_PER_TASK": "2",
         }
         return subprocess.Popen(
-            [*alone(), "bash", CLUSTER / "slurm.sbatch", self.file.name], env=environment(self.folder, HEAD_IP="127.0.0.1", **given),
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [*alone(), "bash", CLUSTER / "slurm.sbatch", self.file.name],
+            env=environment(self.folder, HEAD_IP="127.0.0.1", **given),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def bash_of(process):
@@ -112,7 +120,8 @@ def test_before_its_time_limit_a_slurm_job_saves_and_queues_itself_again(tmp_pat
 HEAD = """
 set -e
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=a-token-of-thirty-two-characters RAY_TMPDIR={tmp}
-ray start --head --port={gcs} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent} --num-cpus=2 --disable-usage-stats \
+ray start --head --port={gcs} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent} \
+    --num-cpus=2 --disable-usage-stats \
     --include-dashboard=true --node-ip-address=127.0.0.1 >head.log 2>&1
 ray job submit --address http://127.0.0.1:{dashboard} -- {entrypoint}
 """
@@ -120,7 +129,8 @@ ray job submit --address http://127.0.0.1:{dashboard} -- {entrypoint}
 
 @pytest.mark.slow  # a start of Ray and of its job server
 def test_the_rayjobs_command_runs_when_it_is_submitted(tmp_path, shared_runs, trained_run):
-    """As KubeRay's submitter does it, to a head with a token: what differs is the sweep, and that head and worker are one."""
+    """As KubeRay's submitter does it, to a head with a token: what differs is the sweep, and that
+    head and worker are one."""
     file = sweep_writer(tmp_path, shared_runs)({"baseline": ARMS["baseline"]})
     words = shlex.split(yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())["spec"]["entrypoint"])
     assert words[3] == "sweeps/injection_level.yaml" and words[4] == "--profile"
@@ -134,8 +144,13 @@ def test_the_rayjobs_command_runs_when_it_is_submitted(tmp_path, shared_runs, tr
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     try:
         done = subprocess.run(
-            [*alone(), "bash", "-c", script], cwd=tmp_path, env=environment(tmp_path, PATH=path), capture_output=True, text=True, timeout=400
-        )  # fmt: skip
+            [*alone(), "bash", "-c", script],
+            cwd=tmp_path,
+            env=environment(tmp_path, PATH=path),
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     assert done.returncode == 0 and "| baseline | 1 |" in done.stdout, done.stdout + done.stderr

@@ -1,4 +1,5 @@
-"""MLflow as teams use it: a server that dies in mid-run, the deployed server on PostgreSQL with a login, a thousand runs."""
+"""MLflow as teams use it: a server that dies in mid-run, the deployed server on PostgreSQL with a
+login, a thousand runs."""
 
 import json
 import shutil
@@ -70,8 +71,11 @@ def test_server_stopped_in_mid_run(tmp_path, monkeypatch):
 
 
 SECRETS = {  # as in the cluster's Secret
-    "username": "mirai", "password": "a-password-of-mlflow", "postgres-password": "a-password-of-postgres", "session-key": "a-session-key",
-}  # fmt: skip
+    "username": "mirai",
+    "password": "a-password-of-mlflow",
+    "postgres-password": "a-password-of-postgres",
+    "session-key": "a-session-key",
+}
 
 
 def deployed(kind, name):
@@ -89,12 +93,15 @@ def variables(container):
 
 
 def deployed_server(tmp_path, database):
-    """The server of mlflow_server.yaml, word for word, but for addresses and folders of this machine and a single worker."""
+    """The server of mlflow_server.yaml, word for word, but for addresses and folders of this
+    machine and a single worker."""
     (container,) = deployed("Deployment", "mirai-bench-mlflow")["spec"]["template"]["spec"]["containers"]
     here = {
-        "mirai-bench-postgres:5432": f"127.0.0.1:{database}", "/artifacts": str(tmp_path / "artifacts"),
-        "mirai-bench-mlflow:5000,localhost:5000": f"127.0.0.1:{(port := free_port())}", "/etc/mlflow": str(tmp_path),
-    }  # fmt: skip
+        "mirai-bench-postgres:5432": f"127.0.0.1:{database}",
+        "/artifacts": str(tmp_path / "artifacts"),
+        "mirai-bench-mlflow:5000,localhost:5000": f"127.0.0.1:{(port := free_port())}",
+        "/etc/mlflow": str(tmp_path),
+    }
 
     def moved(text):
         for there, ours in here.items():
@@ -119,7 +126,8 @@ def status_of(address, **headers):
 @pytest.mark.slow  # 1 min: PostgreSQL, MLflow's server and Ray start
 @pytest.mark.skipif(POSTGRES is None, reason="needs Debian's package postgresql")
 def test_a_sweep_on_the_deployed_server(tmp_path, shared_runs, trained_run, monkeypatch):
-    """Two cells train, the table and the grids are read back through the server, and no password is left in any file or line."""
+    """Two cells train, the table and the grids are read back through the server, and no password is
+    left in any file or line."""
     folder = tmp_path / "sweep"
     folder.mkdir()
     file = sweep_writer(folder, shared_runs)({name: ARMS[name] for name in ("baseline", "internal")})
@@ -159,7 +167,8 @@ def test_a_sweep_on_the_deployed_server(tmp_path, shared_runs, trained_run, monk
 
 
 def thousand_runs(folder, monkeypatch):
-    """A store with one run that was really sent, and 999 more: its rows and artifacts again, with other seeds."""
+    """A store with one run that was really sent, and 999 more: its rows and artifacts again, with
+    other seeds."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     mlflow_store.create_store()
     sweep = injection_level(seeds=list(range(200)))

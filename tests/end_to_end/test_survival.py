@@ -76,7 +76,8 @@ def test_ten_kills_of_workers_change_nothing(sweep_file, trained_run):
 
 @pytest.mark.slow  # minutes: three starts of Ray
 def test_kill_of_the_driver_and_of_workers_leaves_the_same_table(sweep_file, tmp_path, trained_run):
-    """12 cells, the driver killed twice and workers five times on the way: the table is the undisturbed one, byte for byte."""
+    """12 cells, the driver killed twice and workers five times on the way: the table is the
+    undisturbed one, byte for byte."""
     cells = {
         "arms": ARMS,
         "seeds": (0, 1, 2),

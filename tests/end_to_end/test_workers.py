@@ -1,4 +1,5 @@
-"""Cells of several processes, by Ray Train: on one node and on two, with a worker that is lost, stopped, or out of memory."""
+"""Cells of several processes, by Ray Train: on one node and on two, with a worker that is lost,
+stopped, or out of memory."""
 
 import os
 import signal

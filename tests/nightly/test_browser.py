@@ -93,8 +93,8 @@ def test_a_built_table_opens(chromium, tmp_path):
 # ---- MLflow
 
 
-# Errors of MLflow's own interface: it asks for the user although the server has no login, and its layout
-# is adjusted more than once per frame.
+# Errors of MLflow's own interface: it asks for the user although the server has no login, and its
+# layout is adjusted more than once per frame.
 OF_MLFLOW = ("/mlflow/users/current", "ResizeObserver loop")
 
 

@@ -3,8 +3,8 @@
 Covers the README, CONTRIBUTING, docs/, and the README files of sweeps/ and reports/: code blocks,
 text, and the examples that `--help` shows. Each command is parsed by its own parser. Then `way_of`
 decides by rule whether it is run as it is written, run with --dry-run, or not run. The list of all
-commands with the decision and its reason is printed. Commands run in a copy of the repository, after
-a small sweep that stands for what the reader has trained by then. Takes about 7 minutes.
+commands with the decision and its reason is printed. Commands run in a copy of the repository,
+after a small sweep that stands for what the reader has trained by then. Takes about 7 minutes.
 """
 
 import argparse

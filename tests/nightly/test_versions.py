@@ -1,10 +1,10 @@
 """The project works on every installed Python, and with the oldest dependencies that it allows.
 
 In each environment the fast tests of config, results and tracking pass, every module can be
-imported, and a run trains. Another Python gets everything as `pip install` brings it, PyTorch with its
-CUDA libraries (6 GB) included: about 5 minutes each, in a temporary folder that is deleted. For the
-oldest versions, which take about 2 minutes, uv finds the lowest set that fits together; PyTorch and
-what is built for it are those of the Python that runs the tests. Needs the package index.
+imported, and a run trains. Another Python gets everything as `pip install` brings it, PyTorch with
+its CUDA libraries (6 GB) included: about 5 minutes each, in a temporary folder that is deleted. For
+the oldest versions, which take about 2 minutes, uv finds the lowest set that fits together; PyTorch
+and what is built for it are those of the Python that runs the tests. Needs the package index.
 """
 
 import json

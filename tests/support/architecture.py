@@ -1,7 +1,9 @@
-"""The rooms of the package, in the order in which they may import each other, and what the source says they import.
+"""The rooms of the package, in the order in which they may import each other, and what the source
+says they import.
 
-A room is a folder of mirai_bench. This is the only place that states their order: test_architecture.py checks the
-package against it, and measure_code.py counts what runs against it. Nothing here imports the package.
+A room is a folder of mirai_bench. This is the only place that states their order:
+test_architecture.py checks the package against it, and measure_code.py counts what runs against it.
+Nothing here imports the package.
 """
 
 import ast
@@ -11,8 +13,9 @@ from typing import NamedTuple
 
 PACKAGE = "mirai_bench"
 
-# From the ground up. A room imports only itself and rooms of lower floors; rooms of one floor do not know each other.
-# The places of `regularizer` (rivals of foresight) and of `diagnose` (diagnostics of trained runs) are reserved.
+# From the ground up. A room imports only itself and rooms of lower floors; rooms of one floor do
+# not know each other. The places of `regularizer` (rivals of foresight) and of `diagnose`
+# (diagnostics of trained runs) are reserved.
 FLOORS = (
     ("utils",),
     ("config", "tracking"),
@@ -109,7 +112,8 @@ def all_imports(root: Path, folder: str = PACKAGE) -> list[Import]:
 
 
 def runs_back_up(found: Import) -> bool:
-    """Tells whether an import leads to another room that does not stand on a lower floor than the importer's."""
+    """Tells whether an import leads to another room that does not stand on a lower floor than the
+    importer's."""
     importer = room_of(found.importer)
     imported = room_of(found.imported)
     if imported is None or importer == imported:

@@ -1,4 +1,5 @@
-"""Files that are not in the repository: weights and data sets in the folder that $MIRAI_BENCH_ASSETS names."""
+"""Files that are not in the repository: weights and data sets in the folder that
+$MIRAI_BENCH_ASSETS names."""
 
 import os
 from pathlib import Path

@@ -2,9 +2,10 @@
 
 python tests/support/measure_code.py [FOLDER ...]        # default: mirai_bench analysis
 
-Nothing is imported of what is measured, so that any checkout can be: name its folders. Their measures stand side by
-side, and all of them together in a last column. What a measure counts is said in MEASURES; shares of lines refer to all
-lines, blank ones included, and rates to lines that hold code or a docstring.
+Nothing is imported of what is measured, so that any checkout can be: name its folders. Their
+measures stand side by side, and all of them together in a last column. What a measure counts is
+said in MEASURES; shares of lines refer to all lines, blank ones included, and rates to lines that
+hold code or a docstring.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Counts:
     files: int = 0
     lines: int = 0
     code_lines: int = 0
-    """Lines without those that are blank, hold a comment only, or belong to a docstring or a field's description."""
+    """Lines without those that are blank, hold a comment only, or belong to a docstring or a
+    field's description."""
     text_lines: int = 0
     """Lines that are not blank and do not hold a comment only."""
     comment_lines: int = 0
@@ -99,7 +101,8 @@ def count_lines(source: str, tree: ast.Module, counts: Counts) -> None:
 
 
 def text_lines_of(tree: ast.Module) -> set[int]:
-    """Returns the lines of all strings that stand alone as a statement: docstrings, and descriptions of fields."""
+    """Returns the lines of all strings that stand alone as a statement: docstrings, and
+    descriptions of fields."""
     numbers: set[int] = set()
     for node in ast.walk(tree):
         text = node.value if isinstance(node, ast.Expr) else None
@@ -227,7 +230,8 @@ def structure(package: Path) -> dict[str, str]:
 def arrows_back_up(rooms: Mapping[str, Collection[str]]) -> list[tuple[str, str]]:
     """Returns the arrows that run against the stated order of the rooms.
 
-    If some rooms have no place in that order, these are the fewest arrows without which there would be no circle.
+    If some rooms have no place in that order, these are the fewest arrows without which there would
+    be no circle.
     """
     if rooms.keys() <= FLOOR_OF.keys():
         arrows = [(room, other) for room in rooms for other in rooms[room]]
@@ -257,7 +261,8 @@ def best_order(circle: Sequence[str], rooms: Mapping[str, Collection[str]]) -> t
 
 
 def floors(rooms: Mapping[str, Collection[str]], back_up: Collection[tuple[str, str]]) -> int:
-    """Returns how many floors the rooms take if each stands above all that it imports but by arrows back up."""
+    """Returns how many floors the rooms take if each stands above all that it imports but by arrows
+    back up."""
 
     @cache
     def floor(room: str) -> int:

@@ -69,7 +69,10 @@ class MlflowServer:
 
 @contextmanager
 def postgres(password):
-    """A PostgreSQL of its own, with user and database `mlflow` → its port. It refuses to run as root: then it is Debian's `postgres`."""
+    """A PostgreSQL of its own, with user and database `mlflow` → its port.
+
+    It refuses to run as root: then it is Debian's `postgres`.
+    """
     user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="postgres-") as name:
@@ -80,8 +83,13 @@ def postgres(password):
 
         def run(program, *words):
             done = subprocess.run(
-                [POSTGRES / program, *words], cwd=folder, env=os.environ | {"PGPASSWORD": password}, capture_output=True, text=True, **user
-            )  # fmt: skip
+                [POSTGRES / program, *words],
+                cwd=folder,
+                env=os.environ | {"PGPASSWORD": password},
+                capture_output=True,
+                text=True,
+                **user,
+            )
             assert done.returncode == 0, done.stderr
 
         data = folder / "data"

@@ -1,4 +1,5 @@
-"""Small runs: the sections that shrink the shipped digits profile, and what tests do with the folder of a run."""
+"""Small runs: the sections that shrink the shipped digits profile, and what tests do with the
+folder of a run."""
 
 from pathlib import Path
 

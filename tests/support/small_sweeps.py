@@ -31,7 +31,8 @@ SAVES = {"machine": {"device": "cpu", "log_every": 10, "checkpoint_every": 0.25}
 
 
 def sweep_writer(tmp_path, shared_runs):
-    """Writes a sweep file over the shrunk digits profile; what is made once (classifier, reference) is shared with the other tests."""
+    """Writes a sweep file over the shrunk digits profile; what is made once (classifier, reference)
+    is shared with the other tests."""
 
     def write(arms, seeds=(0,), runs="runs", **sections):
         profile = merge(merge(read_profile("digits"), SMALL), {"machine": {"device": "cpu", "log_every": 5}})
@@ -76,7 +77,8 @@ def start(file, *argv, **variables):
 
 
 def said(text):
-    """What a command logged, line by line, without the time and the rank that stand before it where nobody watches."""
+    """What a command logged, line by line, without the time and the rank that stand before it where
+    nobody watches."""
     return [
         re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (\[rank \d+\] )?", "", line) for line in text.splitlines()
     ]

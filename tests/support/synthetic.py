@@ -21,23 +21,49 @@ def evaluation_line(config, step, metrics, seconds, flops):
     epoch = step / STEPS_PER_EPOCH
     protocol = config.evaluation.protocol
     return {
-        "kind": "evaluation", "time": START + 1 + step, "step": step, "epoch": epoch, "metrics": metrics,
-        "train_flops": flops, "train_seconds": seconds, "sample_seconds": 1.0, "evaluate_seconds": 0.5,
-        "protocol": protocol.model_dump(mode="json"), "protocol_digest": protocol.digest(),
-        "extractor": {"name": "digits", "sha256": "sha256:ab"}, "reference": {"name": "train", "sha256": "sha256:cd", "n": 1437},
-        "fingerprint": config.fingerprint(), "profile": config.profile, "seed": config.seed,
+        "kind": "evaluation",
+        "time": START + 1 + step,
+        "step": step,
+        "epoch": epoch,
+        "metrics": metrics,
+        "train_flops": flops,
+        "train_seconds": seconds,
+        "sample_seconds": 1.0,
+        "evaluate_seconds": 0.5,
+        "protocol": protocol.model_dump(mode="json"),
+        "protocol_digest": protocol.digest(),
+        "extractor": {"name": "digits", "sha256": "sha256:ab"},
+        "reference": {"name": "train", "sha256": "sha256:cd", "n": 1437},
+        "fingerprint": config.fingerprint(),
+        "profile": config.profile,
+        "seed": config.seed,
         "config": config.model_dump(mode="json", exclude={"machine": {"runs", "data"}}),
-        "git": {"commit": "0" * 40, "dirty": False}, "versions": {"python": "3.11"}, "device": "a CPU", "precision": "fp32",
-        "parameters": 1000, "grid": f"samples/epoch_{epoch:07.2f}.png",
-    }  # fmt: skip
+        "git": {"commit": "0" * 40, "dirty": False},
+        "versions": {"python": "3.11"},
+        "device": "a CPU",
+        "precision": "fp32",
+        "parameters": 1000,
+        "grid": f"samples/epoch_{epoch:07.2f}.png",
+    }
 
 
 def train_line(step, seconds, flops):
     return {
-        "kind": "train", "time": START + step, "step": step, "epoch": step / STEPS_PER_EPOCH, "loss": 2.0 - step / 1000, "ntp": 1.5,
-        "foresight": None, "foresight_weight": 2.0, "grad_norm": 0.7, "lr": 1e-3, "skipped": 0, "images_per_second": 900.0,
-        "train_seconds": seconds, "train_flops": flops,
-    }  # fmt: skip
+        "kind": "train",
+        "time": START + step,
+        "step": step,
+        "epoch": step / STEPS_PER_EPOCH,
+        "loss": 2.0 - step / 1000,
+        "ntp": 1.5,
+        "foresight": None,
+        "foresight_weight": 2.0,
+        "grad_norm": 0.7,
+        "lr": 1e-3,
+        "skipped": 0,
+        "images_per_second": 900.0,
+        "train_seconds": seconds,
+        "train_flops": flops,
+    }
 
 
 def write_run(
@@ -77,9 +103,15 @@ def write_run(
 
 def plan_of(sweep, profile="digits"):
     return {
-        "axis": sweep.axis, "question": sweep.question, "baseline": sweep.baseline, "profile": profile, "arms": sweep.arms,
-        "cells": [{"arm": cell.arm, "seed": cell.seed, "fingerprint": cell.fingerprint} for cell in sweep.cells],
-    }  # fmt: skip
+        "axis": sweep.axis,
+        "question": sweep.question,
+        "baseline": sweep.baseline,
+        "profile": profile,
+        "arms": sweep.arms,
+        "cells": [
+            {"arm": cell.arm, "seed": cell.seed, "fingerprint": cell.fingerprint} for cell in sweep.cells
+        ],
+    }
 
 
 def write_plan(runs, sweep):

@@ -182,8 +182,8 @@ def _read_npz(path: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
     except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
         reason = str(error).split(". ")[0]  # the rest of numpy's message is how to read pickles
         raise UserError(
-            f"machine.data is {str(path)!r}, which holds no CIFAR-10 ({reason}): write the path of cifar10.npz "
-            "(x_train, y_train, x_test, y_test) or of the folder cifar-10-batches-py"
+            f"machine.data is {str(path)!r}, which holds no CIFAR-10 ({reason}): write the path of "
+            "cifar10.npz (x_train, y_train, x_test, y_test) or of the folder cifar-10-batches-py"
         ) from None
 
 
@@ -239,7 +239,8 @@ def _folder(path: Path, split: Split, name: str) -> Dataset:
     root = _split_root(path, split)
     if root is None:
         raise UserError(
-            f"{path} has no class folders for the {split} split: write class/image or {{train,val}}/class/image"
+            f"{path} has no class folders for the {split} split: write class/image or "
+            "{train,val}/class/image"
         )
     # 1. The classes are those of training, so that a class without held-out images keeps its
     # number.

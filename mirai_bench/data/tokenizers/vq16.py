@@ -231,7 +231,8 @@ def _weight_file(config: TokenizerConfig) -> Path:
             raise UserError(f"tokenizer.{name} is {value} with vq16: write {name}: {only}")
     if config.weights is None:
         raise UserError(
-            "tokenizer.weights is not set: write the path of LlamaGen's vq_ds16_c2i.pt (--set tokenizer.weights=PATH)"
+            "tokenizer.weights is not set: write the path of LlamaGen's vq_ds16_c2i.pt (--set "
+            "tokenizer.weights=PATH)"
         )
     return config.weights
 

@@ -1,4 +1,5 @@
-"""The comparison with the official code; with a checkout of it (slow) also that the comparison would notice a wrong field."""
+"""The comparison with the official code; with a checkout of it (slow) also that the comparison
+would notice a wrong field."""
 
 import json
 import math

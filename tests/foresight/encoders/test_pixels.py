@@ -1,4 +1,7 @@
-"""Image encoders as teachers: shapes, matching grids, context masks and weight files. The weights are random, so nothing is downloaded."""
+"""Image encoders as teachers: shapes, matching grids, context masks and weight files.
+
+The weights are random, so nothing is downloaded.
+"""
 
 import sys
 
@@ -86,7 +89,8 @@ def test_a_feature_stands_at_its_own_cell(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["dinov2_s_reg", "dinov3_s", "clip_b"])
 def test_block_causal_features_do_not_see_later_blocks(name, monkeypatch):
-    """Pixels of a later block change nothing before it, though two blocks of class and register tokens could carry them."""
+    """Pixels of a later block change nothing before it, though two blocks of class and register
+    tokens could carry them."""
     patch = PIXEL_ENTRIES[name].patch
     images = random_images(1, 8 * patch)  # no resizing: the cut is exact
     other = images.clone()

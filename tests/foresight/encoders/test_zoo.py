@@ -1,4 +1,5 @@
-"""The list of image encoders agrees with timm, and the weight file of EfficientNet-lite0 is found and renamed."""
+"""The list of image encoders agrees with timm, and the weight file of EfficientNet-lite0 is found
+and renamed."""
 
 import numpy as np
 import pytest
