@@ -21,6 +21,7 @@ from mirai_bench.results.table import build_table
 from mirai_bench.results.writers import markdown
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking import ship as ship_module
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.ship import ship, start_sweep
 from tests.support.paths import ROOT
 from tests.support.servers import POSTGRES, MlflowServer, free_port, postgres
@@ -44,18 +45,18 @@ def test_server_stopped_in_mid_run(tmp_path, monkeypatch):
         free_port(),
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setattr(ship_module, "BATCH", 20)
+    monkeypatch.setattr(ship_module, "MOST_POINTS", 20)
     with server:
         mlflow_store.create_store()
         labels = {"parent": start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 0}
         (folder / "journal.jsonl").write_text("".join(whole[:8]))
-        assert ship(folder, **labels)
+        assert ship(RunFolder(folder), **labels)
         server.kill()
         (folder / "journal.jsonl").write_text("".join(whole[:12]))
-        assert not ship(folder, **labels)
+        assert not ship(RunFolder(folder), **labels)
         server.start()
         (folder / "journal.jsonl").write_text("".join(whole))
-        assert ship(folder, **labels)
+        assert ship(RunFolder(folder), **labels)
         (results,) = read_mlflow()
         pd.testing.assert_frame_equal(results.frame, read_journals(tmp_path / "runs")[0].frame)
         grid = fetch_grid(results, results.records[-1], tmp_path)
@@ -179,7 +180,7 @@ def thousand_runs(folder, monkeypatch):
         lambda epoch: {"FD-digits": 10 / epoch, "recall": 0.5, "precision": 0.5},
     )
     parent = start_sweep(plan)
-    assert ship(run_dir, parent=parent, axis=plan["axis"], arm=first.arm, seed=first.seed)
+    assert ship(RunFolder(run_dir), parent=parent, axis=plan["axis"], arm=first.arm, seed=first.seed)
     with sqlite3.connect(folder / "mlflow.db") as database:
         run, where = database.execute(
             "SELECT run_uuid, artifact_uri FROM runs WHERE name = 'baseline-s0'"

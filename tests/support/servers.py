@@ -46,7 +46,7 @@ class MlflowServer:
                 self.words, env=self.environment, start_new_session=True, stdout=log, stderr=log
             )
         deadline = time.monotonic() + 120
-        while not mlflow_store.answers(self.uri):
+        while not mlflow_store.is_reachable(self.uri):
             assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
             time.sleep(0.3)
 
