@@ -1,10 +1,10 @@
 """The project works on every installed Python, and with the oldest dependencies that it allows.
 
-In each environment the fast tests of config, results and tracking pass, every module can be
-imported, and a run trains. Another Python gets everything as `pip install` brings it, PyTorch with
-its CUDA libraries (6 GB) included: about 5 minutes each, in a temporary folder that is deleted. For
-the oldest versions, which take about 2 minutes, uv finds the lowest set that fits together; PyTorch
-and what is built for it are those of the Python that runs the tests. Needs the package index.
+In each environment the fast tests of config, results and tracking pass, every module can be imported,
+and a small sweep trains and prints its table. uv installs the environments: the newest packages for
+another Python, and for this one the oldest that pyproject.toml allows and that fit together. Takes
+about 5 minutes each. PyTorch brings its CUDA libraries along (6 GB in a temporary folder, which is
+deleted). Needs the package index.
 """
 
 import json
@@ -23,12 +23,13 @@ from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.nightly
 
+OLDEST = "oldest dependencies"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRA_TEST = PROJECT["optional-dependencies"]["test"]
 TEST_TOOLS = [each for each in EXTRA_TEST if re.match("pytest>|hypothesis", each)]
 FAST_TESTS = ("tests/config", "tests/results", "tests/tracking")
-OF_THIS_PYTHON = ("torch", "torchvision", "torch-fidelity")
-PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+ARMS = ("baseline", "internal-2d")
 
 IMPORTS = """
 import importlib, sys
@@ -46,11 +47,6 @@ print(json.dumps({name: importlib.metadata.version(name) for name in sys.argv[1:
 """
 
 
-def name_of(requirement: str) -> str:
-    """Returns the name of the package that a requirement such as `ray[train,tune]>=2.59` means."""
-    return re.match(r"[\w-]+", requirement).group()
-
-
 def find_python(version: str) -> str | None:
     """Returns an installed Python of this version that can make environments, or None.
 
@@ -66,108 +62,81 @@ def find_python(version: str) -> str | None:
     return None
 
 
-# ---- what is tried in an environment
-
-
-def check_tests(python: Path, figures) -> None:
-    words = [python, "-m", "pytest", *FAST_TESTS]
-    said = run(words, ROOT, clean_environment(python.parent), 900).stdout
-    figures(f"{', '.join(FAST_TESTS)}: {said.splitlines()[-1]}")
-
-
-def check_imports(python: Path, figures) -> None:
-    """Imports every module of the package and every script of analysis/."""
-    environment = clean_environment(python.parent, PYTHONPATH=str(ROOT))
-    said = run([python, "-c", IMPORTS], ROOT, environment)
-    figures(f"{said.stdout.strip()} modules are imported")
-
-
-def train(python: Path, folder: Path) -> str:
-    """Trains a run of one epoch and evaluates it. Returns the folder of the run."""
-    words = [python, "-m", "mirai_bench.train", "digits", "--set=foresight.level=internal"]
-    words += ["--set=train.epochs=1", "--set=evaluation.at=[1]"]
-    environment = clean_environment(python.parent, PYTHONPATH=str(ROOT))
-    return run(words, folder, environment).stdout
-
-
-def versions_in(python: Path) -> dict[str, str]:
-    names = [name_of(requirement) for requirement in PROJECT["dependencies"]]
-    said = run([python, "-c", VERSIONS, *names], python.parent, clean_environment(python.parent))
-    return json.loads(said.stdout)
-
-
-# ---- other Pythons
-
-
-@pytest.fixture(scope="module", params=PYTHONS)
-def other_python(request, tmp_path_factory):
-    """The Python of an environment with the newest dependencies, for each other Python in turn."""
-    if request.param == f"{sys.version_info.major}.{sys.version_info.minor}":
+def base_of(name: str) -> str | None:
+    """Returns the Python to make an environment from. Skips the test if there is none."""
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if name == OLDEST:
+        return sys.executable
+    if name == here:
         pytest.skip("this is the Python that runs the tests")
-    base = find_python(request.param)
-    if base is None:
-        pytest.skip(f"Python {request.param} is not installed")
-    folder = tmp_path_factory.mktemp("python")
-    python = new_environment(base, folder / "venv")
-    install(python, [*PROJECT["dependencies"], *TEST_TOOLS])
-    yield python
-    shutil.rmtree(folder)
-
-
-def test_another_python_passes_the_fast_tests(other_python, figures, stopwatch):
-    versions = versions_in(other_python)
-    figures(", ".join(f"{name} {version}" for name, version in versions.items()))
-    check_tests(other_python, figures)
-
-
-def test_another_python_imports_every_module(other_python, figures):
-    check_imports(other_python, figures)
-
-
-def test_another_python_trains(other_python, tmp_path):
-    assert train(other_python, tmp_path).startswith("runs/")
-
-
-# ---- the oldest dependencies
+    python = find_python(name)
+    if python is None:
+        pytest.skip(f"Python {name} is not installed")
+    return python
 
 
 @pytest.fixture(scope="module")
-def oldest(tmp_path_factory):
-    """The Python of an environment with the oldest dependencies."""
-    folder = tmp_path_factory.mktemp("oldest")
+def uv(tmp_path_factory):
+    """The program uv, which can also choose the oldest versions."""
+    folder = tmp_path_factory.mktemp("uv")
     install(new_environment(sys.executable, folder / "tools"), ["uv"])
-    python = new_environment(sys.executable, folder / "venv")
-    direct = [each for each in PROJECT["dependencies"] if name_of(each) not in OF_THIS_PYTHON]
-    uv = folder / "tools" / "bin" / "uv"
-    words = [uv, "pip", "install", "--quiet", "--no-cache", "--python", python]
-    words += ["--resolution", "lowest-direct", "--only-binary", ":all:", *direct, *TEST_TOOLS]
-    run(words, folder, clean_environment(python.parent), 900)
-    # What the environment does not have is taken from the Python that runs the tests.
-    (site_packages,) = (folder / "venv").glob("lib/python*/site-packages")
-    here = Path(pytest.__file__).parents[1]
-    (site_packages / "of_this_python.pth").write_text(f"{here}\n")
+    return folder / "tools" / "bin" / "uv"
+
+
+@pytest.fixture(scope="module", params=[OLDEST, *PYTHONS])
+def python(request, uv, tmp_path_factory):
+    """The Python of an environment with the dependencies of the project, for one environment in turn."""
+    base = base_of(request.param)
+    folder = tmp_path_factory.mktemp("environment")
+    python = new_environment(base, folder / "venv")
+    words = [uv, "pip", "install", "--quiet", "--no-cache", "--only-binary", ":all:", "--python", python]
+    if request.param == OLDEST:
+        words += ["--resolution", "lowest-direct"]
+    run([*words, *PROJECT["dependencies"], *TEST_TOOLS], folder, clean_environment(uv.parent), 1800)
     yield python
     shutil.rmtree(folder)
 
 
-def test_the_oldest_dependencies_are_those_of_pyproject(oldest, figures):
-    """A bound that no set of packages reaches would say nothing."""
-    versions = versions_in(oldest)
-    figures(", ".join(f"{name} {version}" for name, version in versions.items()))
+def names_and_bounds() -> dict[str, str]:
+    """Returns the oldest version that pyproject.toml allows of each dependency."""
+    bounds = {}
     for requirement in PROJECT["dependencies"]:
-        name = name_of(requirement)
-        bound = requirement.partition(">=")[2]
-        if bound and name not in OF_THIS_PYTHON:
-            assert f"{versions[name]}.".startswith(f"{bound}."), requirement
+        name, _, bound = requirement.partition(">=")
+        bounds[name.partition("[")[0]] = bound
+    return bounds
 
 
-def test_the_oldest_dependencies_pass_the_fast_tests(oldest, figures):
-    check_tests(oldest, figures)
+def test_the_environment_has_the_versions_that_it_shall_have(python, request, figures):
+    """The oldest versions are really those that pyproject.toml allows: no dependency needs a newer one."""
+    bounds = names_and_bounds()
+    words = [python, "-c", VERSIONS, *bounds]
+    versions = json.loads(run(words, python.parent, clean_environment(python.parent)).stdout)
+    figures(", ".join(f"{name} {version}" for name, version in versions.items()))
+    if OLDEST in request.node.callspec.id:
+        for name, bound in bounds.items():
+            assert f"{versions[name]}.".startswith(f"{bound}."), name
 
 
-def test_the_oldest_dependencies_import_every_module(oldest, figures):
-    check_imports(oldest, figures)
+def test_fast_tests_pass(python, figures):
+    words = [python, "-m", "pytest", *FAST_TESTS]
+    said = run(words, ROOT, clean_environment(python.parent), 900).stdout
+    figures(said.splitlines()[-1])
 
 
-def test_a_run_trains_with_the_oldest_dependencies(oldest, tmp_path):
-    assert train(oldest, tmp_path).startswith("runs/")
+def test_every_module_is_imported(python, figures):
+    """Imports the modules of the package and the scripts of analysis/."""
+    environment = clean_environment(python.parent, PYTHONPATH=str(ROOT))
+    number = run([python, "-c", IMPORTS], ROOT, environment).stdout.strip()
+    figures(f"{number} modules are imported")
+
+
+def test_a_small_sweep_trains(python, tmp_path, figures, stopwatch):
+    """Ray trains two cells for an epoch each, MLflow gets them, and the table is printed."""
+    words = [python, "-m", "mirai_bench.sweep", ROOT / "sweeps" / "injection_level.yaml", "--seeds=0"]
+    words += ["--only", *ARMS, "--set=train.epochs=1", "--set=evaluation.at=[1]"]
+    environment = clean_environment(python.parent, PYTHONPATH=str(ROOT))
+    said = run(words, tmp_path, environment, 900)
+    for arm in ARMS:
+        assert f"\n| {arm} | 1 |" in said.stdout
+    assert "warning: " not in said.stderr, "MLflow took everything"
+    figures(f"a sweep of {len(ARMS)} cells: {stopwatch():.0f} s")
