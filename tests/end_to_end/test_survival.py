@@ -133,7 +133,7 @@ def test_asked_to_stop_the_cells_save_and_leave(sweep_file, tmp_path, trained_ru
     asked = time.monotonic()
     driver.send_signal(number)
     code, out, err = finish(driver, timeout=200)
-    assert code == 130 and "run the same command again to go on" in err and "Traceback" not in err, err
+    assert code == 130 and "run the same command again to resume" in err and "Traceback" not in err, err
     assert time.monotonic() - asked < GRACE_SECONDS + 20, "a few seconds where nothing else runs"
     for cell in plan_at(file).sweep.cells:
         folder = cell.run_path
