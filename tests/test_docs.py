@@ -8,7 +8,6 @@ the site.
 import importlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 
 from mirai_bench.__main__ import COMMANDS
 from tests.support.architecture import FLOORS
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, copy_repository
 
 DOCS = ROOT / "docs"
 MAP = DOCS / "map.md"
@@ -150,11 +149,7 @@ def test_other_commands_than_python_in_bash_blocks_are_known():
 @pytest.mark.nightly
 def test_the_commands_of_the_documentation_run(tmp_path):
     """In a copy of the repository, one after the other, as a reader would."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, tmp_path / name)
+    copy_repository(tmp_path, untracked=False)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)

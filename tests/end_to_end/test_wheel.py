@@ -5,7 +5,6 @@ installs it into an environment of its own, and trains with it.
 """
 
 import json
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from mirai_bench.config.load import SWEEPS, load_run
 from mirai_bench.config.sweep_file import load_sweep
 from tests.nightly.environments import build_wheel, clean_environment, run
-from tests.support.paths import ROOT
+from tests.support.paths import repository_files
 
 pytestmark = pytest.mark.slow  # pip builds a wheel in an environment that it makes for it
 
@@ -82,14 +81,7 @@ def python(unpacked, here):
 
 
 def test_it_holds_the_package_the_sweeps_and_the_papers_values_and_nothing_else(wheel):
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    files = {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
+    files = set(repository_files())
     expected = {name for name in files if name.startswith("mirai_bench/")}
     expected |= {f"mirai_bench/shipped/{name}" for name in files if name.startswith("sweeps/")}
     expected.add("mirai_bench/shipped/reports/data/paper_values.csv")

@@ -10,7 +10,6 @@ after a small sweep that stands for what the reader has trained by then. Takes a
 import argparse
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -35,7 +34,7 @@ from tests.nightly.commands import (
     read,
 )
 from tests.nightly.environments import clean_environment, run
-from tests.support.paths import ROOT
+from tests.support.paths import copy_repository
 
 pytestmark = pytest.mark.nightly
 
@@ -91,17 +90,7 @@ def written() -> list[Written]:
 def copy(tmp_path_factory) -> Path:
     """A copy of the repository, with a small sweep of the README's axis, also in MLflow."""
     folder = tmp_path_factory.mktemp("copy")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    copy_repository(folder)
     run([sys.executable, *SMALL_SWEEP], folder, environment_of(folder))
     return folder
 
