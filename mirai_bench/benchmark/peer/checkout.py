@@ -80,6 +80,21 @@ def _is_of_peer(module: str) -> bool:
 
 
 @contextmanager
+def official_flags() -> Iterator[None]:
+    """Computes float32 products in TF32 until the block ends.
+
+    The official scripts switch it on when they are imported, for training and for sampling.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
 def peer_packages(path: Path) -> Iterator[None]:
     """Makes the checkout's package names resolve to its folders until the block ends."""
     before = {name: module for name, module in sys.modules.items() if _is_of_peer(name)}
