@@ -9,6 +9,7 @@ that its weights load as they are. Nothing here depends on train/eval mode: drop
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -278,6 +279,14 @@ class ARModel(nn.Module):
         self.output = nn.Linear(config.width, vocabulary, bias=False)
         rope = rope_table(*grid, config.width // config.heads)
         self.register_buffer("rope", rope, persistent=False)  # computed, so not in checkpoints
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ARModel:
+        """Moves and casts the model, as `to` and its kind do. The rotations stay float32."""
+        rope = self.rope
+        super()._apply(fn, recurse)
+        # Sampling in bfloat16 casts the model. Rounded rotations would be those of other angles.
+        self.rope = rope.to(self.rope.device)
+        return self
 
     def init_weights(self, generator: torch.Generator) -> ARModel:
         """Draws every matrix from N(0, 0.02), in the order of the parameters.
