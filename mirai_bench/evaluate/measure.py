@@ -22,7 +22,7 @@ from mirai_bench.evaluate.extractors import Extractor, FeatureCollector
 from mirai_bench.evaluate.metrics import density_coverage, frechet, frechet_at_infinity
 from mirai_bench.evaluate.references import Reference
 from mirai_bench.model.transformer import ARModel
-from mirai_bench.sample.sampler import sample_images
+from mirai_bench.sample.sampler import ImageSampler, equal_parts
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.distributed import Ranks
 from mirai_bench.utils.errors import UserError
@@ -34,7 +34,11 @@ FEWEST = 10  # images: the Inception Score has ten splits, precision and recall 
 NEIGHBOURS = 3  # of precision and recall
 KID_SEED = 2020
 DISTANCE_ROWS = 500  # of a block of the distance matrix of precision and recall
-CACHE_BYTES = {"cpu": 2**30, "cuda": 2**34}  # of the keys and values of one batch of samples
+# Memory of a batch of samples: so much on a CPU, and on a GPU such a share of what is free.
+CPU_BYTES = 2**30
+GPU_SHARE = 0.5
+# Bytes per logit while a token is drawn, with the copies in float64 and the sums over codes.
+DRAW_BYTES = 40
 
 
 # ---- sources of images
@@ -73,30 +77,41 @@ class SampledImages:
     def __init__(
         self, model: ARModel, tokenizer: Tokenizer, protocol: Protocol, batch_size: int | None
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
+        size = batch_size or sampling_batch(model, protocol, batch_bytes(model.tok_embeddings.weight.device))
+        size = equal_parts(min(UNIT, protocol.num_samples), size)
         self.protocol = protocol
-        self.batch_size = batch_size or sampling_batch(model, protocol)
+        self.sampler = ImageSampler(model, tokenizer, protocol, size)
 
     def __len__(self) -> int:
         return self.protocol.num_samples
 
     def read(self, rows: range) -> tuple[np.ndarray, np.ndarray]:
         """Samples images uint8 (B, h, w, 3) and returns them with their classes (B,)."""
-        size = self.batch_size
-        batches = sample_images(self.model, self.tokenizer, self.protocol, rows, batch_size=size)
-        images, labels = zip(*batches, strict=True)
+        images, labels = zip(*self.sampler(rows), strict=True)
         return torch.cat(images).cpu().numpy(), torch.cat(labels).cpu().numpy()
 
+    def release(self) -> None:
+        """Frees the memory that sampling takes."""
+        self.sampler.release()
 
-def sampling_batch(model: ARModel, protocol: Protocol) -> int:
-    """Returns the largest number of images per batch that fits into CACHE_BYTES and into a unit."""
+
+def batch_bytes(device: torch.device) -> int:
+    """Returns how much memory a batch of samples may take."""
+    if device.type == "cpu":
+        return CPU_BYTES
+    # What PyTorch holds without using it is as good as free.
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + idle))
+
+
+def sampling_batch(model: ARModel, protocol: Protocol, num_bytes: int) -> int:
+    """Returns the largest number of images per batch that fits into `num_bytes` and into a unit."""
     config = model.config
-    weight = model.tok_embeddings.weight
+    weight = model.tok_embeddings.weight  # (V, D)
     width = config.kv_heads * (config.width // config.heads)
-    guided = 2 if protocol.cfg_scale != 1 else 1
-    per_image = 2 * config.depth * width * model.tokens * weight.element_size() * guided
-    return max(1, min(UNIT, CACHE_BYTES[weight.device.type] // per_image))
+    cache = 2 * config.depth * width * model.tokens * weight.element_size()
+    rows = 2 if protocol.cfg_scale != 1 else 1  # of an image
+    return max(1, min(UNIT, num_bytes // (rows * (cache + DRAW_BYTES * len(weight)))))
 
 
 # ---- units of work, shared by the ranks
@@ -199,6 +214,8 @@ def measure(
             first = unit.images
         if writer is not None and unit.images is not None:
             writer.add(unit.images, unit.labels)
+    if isinstance(source, SampledImages):
+        source.release()  # on every rank
     if first is None:
         return None
     if writer is not None:

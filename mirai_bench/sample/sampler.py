@@ -5,11 +5,13 @@ Letters: B images, T tokens, V codes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mirai_bench.checkpoint.store import load_latest
@@ -20,7 +22,10 @@ from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
 from mirai_bench.model.transformer import ARModel, DevicePosition, HostPosition, build_model
 from mirai_bench.sample.draws import draw, draw_classes, guide, restrict, uniforms
 from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.utils.device import is_out_of_memory
 from mirai_bench.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Recorded decoding steps of a sampler on a GPU. More of them would read less of the cache, but each
 # takes time to record.
@@ -28,7 +33,7 @@ NUM_STRETCHES = 4
 
 
 class Sampler:
-    """Samples `batch` images at a time from one model under one protocol.
+    """Samples up to `batch` images at a time from one model under one protocol.
 
     On a GPU the decoding step, with the drawing of the token, is recorded once for each stretch of
     positions and then replayed: the host launches one CUDA graph per token and waits for nothing.
@@ -54,10 +59,13 @@ class Sampler:
     @torch.inference_mode()
     def __call__(self, labels: Tensor, indices: Sequence[int]) -> Tensor:
         """Returns the codes (B, T), on the model's device, of images with these labels (B,)."""
-        # 1. The inputs: the class token, and a number per token after the one for the class.
+        # 1. The inputs: the class token, and a number per token after the one for the class. The
+        #    rows beyond the images sample, too, and nobody reads them.
+        count = len(indices)
         seed = self.protocol.seed
         draws = [uniforms(seed, index, 1 + self.model.tokens)[1:] for index in indices]
-        self.uniform.copy_(torch.from_numpy(np.stack(draws)))
+        self.uniform[:count].copy_(torch.from_numpy(np.stack(draws)))
+        labels = F.pad(labels, (0, self.batch - count))
         if self.guided:  # the second half sees the null class
             labels = torch.cat([labels, torch.full_like(labels, self.model.classes)])
         self.x.copy_(self.model.cls_embedding.embedding_table(labels.to(self.device)))
@@ -70,7 +78,7 @@ class Sampler:
             for graph, times in self.recorded:
                 for _ in range(times):
                     graph.replay()
-        return self.codes.clone()  # the next call overwrites them
+        return self.codes[:count].clone()  # the next call overwrites them
 
     def step(self, position: HostPosition | DevicePosition) -> None:
         """Draws one token of every image, at `position`."""
@@ -94,22 +102,26 @@ class Sampler:
     def _record(self) -> list[tuple[torch.cuda.CUDAGraph, int]]:
         """Returns a CUDA graph for each stretch of positions, and how often it is replayed."""
         recorded: list[tuple[torch.cuda.CUDAGraph, int]] = []
-        side = torch.cuda.Stream(self.device)
         start = 0
-        for end in stretches(self.model.tokens):
-            # 1. Not recorded: on their first call, libraries choose kernels and allocate.
-            side.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(side):
-                self.next_step(end)
-            torch.cuda.current_stream(self.device).wait_stream(side)
-            self.position.zero_()
-            # 2. The recorded one. The graphs run one after the other, so they share their memory.
-            graph = torch.cuda.CUDAGraph()
-            pool = recorded[0][0].pool() if recorded else None
-            with torch.cuda.graph(graph, pool=pool):
-                self.next_step(end)
-            recorded.append((graph, end - start))
-            start = end
+        # The model's device need not be the current one. By itself, `torch.cuda.graph` records on a
+        # stream of the device that this process first recorded on.
+        with torch.cuda.device(self.device):
+            side = torch.cuda.Stream()
+            for end in stretches(self.model.tokens):
+                # 1. Not recorded: on their first call, libraries choose kernels and allocate.
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    self.next_step(end)
+                torch.cuda.current_stream().wait_stream(side)
+                self.position.zero_()
+                # 2. The recorded one. The graphs run one after the other, so they share their
+                #    memory.
+                graph = torch.cuda.CUDAGraph()
+                pool = recorded[0][0].pool() if recorded else None
+                with torch.cuda.graph(graph, pool=pool, stream=side):
+                    self.next_step(end)
+                recorded.append((graph, end - start))
+                start = end
         return recorded
 
 
@@ -122,18 +134,66 @@ def stretches(tokens: int) -> list[int]:
     return sorted({-(-tokens * part // NUM_STRETCHES) for part in range(1, NUM_STRETCHES + 1)})
 
 
-def sample_images(
-    model: ARModel, tokenizer: Tokenizer, protocol: Protocol, indices: range, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (uint8 images (B, h, w, 3), labels (B,)) in the order of `indices`."""
-    sampler: Sampler | None = None
-    for start in range(0, len(indices), batch_size):
-        part = indices[start : start + batch_size]
-        # A sampler has a fixed batch size. Only the last part may need another one.
-        if sampler is None or sampler.batch != len(part):
-            sampler = Sampler(model, protocol, len(part))
-        labels = draw_classes(protocol, part, model.classes)
-        yield tokenizer.decode(sampler(labels, part)), labels
+def equal_parts(count: int, most: int) -> int:
+    """Returns the size of the fewest parts, `most` or smaller, that `count` images split into equally.
+
+    Only the last part may be smaller, by less than the number of parts.
+    """
+    return -(-count // -(-count // most))
+
+
+class ImageSampler:
+    """Samples images, `batch_size` at a time, from one model under one protocol.
+
+    The batch size changes speed and memory only. Where memory runs out it is halved. One Sampler
+    serves all batches, until `release`.
+    """
+
+    def __init__(self, model: ARModel, tokenizer: Tokenizer, protocol: Protocol, batch_size: int) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.protocol = protocol
+        self.batch_size = batch_size
+        self.on_gpu = model.tok_embeddings.weight.is_cuda
+        self.sampler: Sampler | None = None
+
+    def __call__(self, indices: range) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields (uint8 images (B, h, w, 3), labels (B,)) in the order of `indices`."""
+        start = 0
+        while start < len(indices):
+            part = indices[start : start + self.batch_size]
+            made = self._sample(part)
+            if made is not None:
+                yield made
+                start += len(part)
+
+    def release(self) -> None:
+        """Frees the memory of the sampler. The next batch makes another one."""
+        self.sampler = None
+        if self.on_gpu:
+            torch.cuda.empty_cache()  # for the other processes on this GPU
+
+    def _sample(self, part: range) -> tuple[Tensor, Tensor] | None:
+        """Returns images and labels, or None if memory ran out. Then the batch size is halved.
+
+        Raises the error if the batch was of one image.
+        """
+        labels = draw_classes(self.protocol, part, self.model.classes)
+        # Sampling a few images that nobody wants is faster than recording CUDA graphs again.
+        size = self.batch_size if self.on_gpu else len(part)
+        try:
+            if self.sampler is None or self.sampler.batch != size:
+                self.sampler = None  # before the next one takes memory
+                self.sampler = Sampler(self.model, self.protocol, size)
+            return self.tokenizer.decode(self.sampler(labels, part)), labels
+        except RuntimeError as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        # Out here the error is gone, and with it the tensors that its traceback held.
+        self.batch_size = -(-size // 2)
+        log.warning(f"out of memory while sampling {size} images at a time: going on with {self.batch_size}")
+        self.release()
+        return None
 
 
 class LoadedRun(NamedTuple):

@@ -1,6 +1,7 @@
 """Samples do not depend on the batch size, equal teacher forcing, and equal the step that a GPU records."""
 
 import copy
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.run_config import ModelConfig
 from mirai_bench.model.transformer import ARModel
+from mirai_bench.sample import sampler as sampling
 from mirai_bench.sample.__main__ import command
 from mirai_bench.sample.draws import draw, draw_classes, uniforms
-from mirai_bench.sample.sampler import Sampler, stretches
+from mirai_bench.sample.sampler import ImageSampler, Sampler, equal_parts, stretches
 from mirai_bench.utils.cli import run
 
 GRID = (4, 4)
@@ -49,6 +51,117 @@ def test_samples_are_equal_for_batch_1_3_and_8_and_any_order(model, scale):
     assert torch.equal(codes(model, range(8), p, 3), whole)
     assert torch.equal(codes(model, [5, 2], p, 2), whole[[5, 2]])
     assert not torch.equal(codes(model, range(8), protocol(cfg_scale=scale, seed=1), 8), whole)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_rows_without_an_image_change_no_sample(model, scale):
+    p = protocol(cfg_scale=scale)
+    sampler = Sampler(model, p, 8)
+    sampler(draw_classes(p, range(8, 16), 3), range(8, 16))
+    found = sampler(draw_classes(p, range(5), 3), range(5))
+    assert torch.equal(found, codes(model, range(5), p, 5))
+
+
+def test_a_model_in_bfloat16_samples(model):
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    p = protocol(cfg_scale=2.0)
+    found = codes(half, range(8), p, 8)
+    assert found.shape == (8, 16) and found.min() >= 0 and found.max() < 7
+    # Rounding moves a few numbers into a neighbour's interval; the first token has seen least of it.
+    assert (found[:, 0] == codes(model, range(8), p, 8)[:, 0]).sum() >= 6
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "size"), [(500, 500, 500), (500, 1000, 500), (500, 240, 167), (500, 1, 1), (30, 7, 6)]
+)
+def test_parts_are_equal(count, most, size):
+    assert equal_parts(count, most) == size <= most
+    parts = -(-count // size)
+    assert parts == -(-count // most) and parts * size - count < parts
+
+
+class Codes:
+    """A tokenizer whose images are the codes."""
+
+    def decode(self, codes):
+        return codes
+
+
+class Limited(Sampler):
+    """Runs out of memory above `most` images. `made` notes the batch of each sampler."""
+
+    most = 8
+    made: list[int] = []  # noqa: RUF012
+
+    def __init__(self, model, protocol, batch):
+        self.made.append(batch)
+        if batch > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().__init__(model, protocol, batch)
+
+
+@pytest.fixture
+def limited(monkeypatch):
+    monkeypatch.setattr(Limited, "made", [])
+    monkeypatch.setattr(sampling, "Sampler", Limited)
+    return Limited
+
+
+def images_of(sampler, indices):
+    return torch.cat([images for images, _ in sampler(indices)])
+
+
+def test_one_sampler_serves_all_batches_until_it_is_released(model, limited):
+    p = protocol(cfg_scale=2.0)
+    sampler = ImageSampler(model, Codes(), p, 4)
+    found = torch.cat([images_of(sampler, range(8)), images_of(sampler, range(8, 16))])
+    assert limited.made == [4]
+    sampler.release()
+    assert sampler.sampler is None and torch.equal(images_of(sampler, range(8)), found[:8])
+    assert limited.made == [4, 4]
+    assert torch.equal(found, codes(model, range(16), p, 16))
+
+
+def test_a_last_part_is_filled_up_on_a_gpu_only(model, limited):
+    p = protocol()
+    sampler = ImageSampler(model, Codes(), p, 4)
+    expected = images_of(sampler, range(6))
+    assert limited.made == [4, 2], "a smaller batch takes less time"
+    limited.made.clear()
+    sampler = ImageSampler(model, Codes(), p, 4)
+    sampler.on_gpu = True
+    assert torch.equal(images_of(sampler, range(6)), expected)
+    assert limited.made == [4], "it would have been recorded again"
+
+
+def test_out_of_memory_halves_the_batch_and_samples_the_same_images(model, limited, monkeypatch, caplog):
+    monkeypatch.setattr(limited, "most", 3)
+    p = protocol(cfg_scale=2.0)
+    sampler = ImageSampler(model, Codes(), p, 9)
+    with caplog.at_level(logging.WARNING):
+        batches = list(sampler(range(9)))
+    assert limited.made == [9, 5, 3] and sampler.batch_size == 3
+    assert [labels.tolist() for _, labels in batches] == [[0, 1, 2]] * 3
+    assert torch.equal(torch.cat([images for images, _ in batches]), codes(model, range(9), p, 9))
+    assert "out of memory while sampling 9 images at a time: going on with 5" in caplog.text
+    list(sampler(range(9, 18)))
+    assert limited.made == [9, 5, 3], "the smaller batch stays"
+
+
+def test_out_of_memory_with_one_image_and_other_errors_are_raised(model, limited, monkeypatch):
+    monkeypatch.setattr(limited, "most", 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(ImageSampler(model, Codes(), protocol(), 4)(range(4)))
+    assert limited.made == [4, 2, 1]
+    monkeypatch.setattr(limited, "most", 8)
+
+    def decode(codes):
+        raise RuntimeError("another fault")
+
+    sampler = ImageSampler(model, SimpleNamespace(decode=decode), protocol(), 4)
+    with pytest.raises(RuntimeError, match="another fault"):
+        list(sampler(range(4)))
+    assert sampler.batch_size == 4
 
 
 def test_generation_is_teacher_forcing_one_token_after_the_other(model):
@@ -113,6 +226,15 @@ def test_recorded_graphs_sample_what_single_launches_do(model, scale):
     for indices in (range(8), range(8, 16)):
         labels = draw_classes(p, indices, 3)
         assert torch.equal(sampler(labels, indices), single(labels, indices))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="records CUDA graphs on two devices")
+def test_graphs_are_recorded_on_a_device_that_is_not_the_current_one(model):
+    p = protocol(cfg_scale=2.0)
+    labels = draw_classes(p, range(8), 3)
+    found = [Sampler(copy.deepcopy(model).to(f"cuda:{i}"), p, 8)(labels, range(8)) for i in (0, 1)]
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(found[0].cpu(), found[1].cpu())
 
 
 def test_command_writes_a_grid_and_the_samples(trained_run, tmp_path, capsys):
