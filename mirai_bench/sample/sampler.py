@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -106,7 +107,7 @@ class Sampler:
         # The model's device need not be the current one. By itself, `torch.cuda.graph` records on a
         # stream of the device that this process first recorded on.
         with torch.cuda.device(self.device):
-            side = torch.cuda.Stream()
+            side = recording_stream(self.device)
             for end in stretches(self.model.tokens):
                 # 1. Not recorded: on their first call, libraries choose kernels and allocate.
                 side.wait_stream(torch.cuda.current_stream())
@@ -123,6 +124,15 @@ class Sampler:
                 recorded.append((graph, end - start))
                 start = end
         return recorded
+
+
+@cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """Returns the stream on which steps are recorded on a device.
+
+    All samplers share it, because cuBLAS allocates a workspace per stream and never frees it.
+    """
+    return torch.cuda.Stream(device)
 
 
 def stretches(tokens: int) -> list[int]:
