@@ -10,13 +10,16 @@ import logging
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from mirai_bench.benchmark.options import Options
+from mirai_bench.benchmark.peer.checkout import Peer, official_flags
 from mirai_bench.benchmark.peer.step import build
 from mirai_bench.benchmark.targets import Row
-from mirai_bench.benchmark.timing import Work, alternate, ratio, spread
+from mirai_bench.benchmark.timing import WARMUP_ROUNDS, Work, alternate, ratio, spread
 from mirai_bench.benchmark.workload import TrainStep, find_shape, run_config
 from mirai_bench.config.protocol import Protocol
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.sample.draws import draw_classes
 from mirai_bench.sample.sampler import Sampler
 from mirai_bench.utils.cli import progress
@@ -60,20 +63,60 @@ def measure_cell(size: str, batch: int, scale: float, options: Options) -> Row:
         labels = draw_classes(protocol, range(batch), model.classes)
         works[arm] = partial(Sampler(model, protocol, batch), labels, range(batch))
     peer = options.peer(lambda peer: peer.generate is not None)
+    theirs = None
     if peer is not None:
-        # As LlamaGen's sample_c2i_ddp does it: in eval mode, and every code may be drawn.
-        config = run_config(shape, "ntp", precision)
-        theirs = build(peer.gpt, config).to(device=device, dtype=dtype).eval()
-        labels = torch.arange(batch, device=device) % config.data.classes
-        generate = peer.generate.generate
-        works["peer"] = partial(generate, theirs, labels, config.num_tokens, cfg_scale=scale)
-    samples = alternate(works, device, options.rounds, warmup=1)
+        labels = torch.arange(batch, device=device)
+        theirs = PeerSampler(peer, run_config(shape, "ntp", precision), dtype, labels, scale)
+        works["peer"] = theirs
+    # Compiled code takes its second call to record CUDA graphs.
+    warmup = WARMUP_ROUNDS if options.on_gpu else 1
+    samples = alternate(works, device, options.rounds, warmup)
     seconds = spread([sample.wall for sample in samples["ntp"]])
     row: Row = {"precision": precision, "seconds": seconds}
     row["images_per_second"] = batch / seconds["median"]
     row["foresight_cost"] = ratio(samples["mirai-e-k3"], samples["ntp"], "busy")
-    if peer is not None:
-        row["peer"] = {"name": peer.name, "commit": peer.commit}
-        row["peer"]["wall"] = ratio(samples["peer"], samples["ntp"], "wall")
-        row["peer"]["busy"] = ratio(samples["peer"], samples["ntp"], "busy")
+    if theirs is not None:
+        row["peer"] = {"name": theirs.peer.name, "commit": theirs.peer.commit}
+        if theirs.error is None:
+            wall = spread([sample.wall for sample in samples["peer"]])
+            row["peer"]["images_per_second"] = batch / wall["median"]
+            row["peer"]["wall"] = ratio(samples["peer"], samples["ntp"], "wall")
+            row["peer"]["busy"] = ratio(samples["peer"], samples["ntp"], "busy")
+        else:
+            log.warning(f"{theirs.peer.name}'s sampler failed: {theirs.error}")
+            row["peer"] |= {"error": theirs.error, "wall": None, "busy": None}
     return row
+
+
+class PeerSampler:
+    """LlamaGen's sampler as its script sample_c2i_ddp runs it: compiled on a GPU, and under its flags.
+
+    An error is kept in `error` and not raised, so that it does not cost the measurement of our own
+    sampler. Later calls do nothing.
+    """
+
+    def __init__(
+        self, peer: Peer, config: RunConfig, dtype: torch.dtype, labels: Tensor, scale: float
+    ) -> None:
+        self.peer = peer
+        self.error: str | None = None
+        model = build(peer.gpt, config).to(device=labels.device, dtype=dtype).eval()
+        if labels.is_cuda:
+            # A cell starts afresh: with what earlier ones compiled, PyTorch would compile for
+            # varying shapes, and soon not at all.
+            torch.compiler.reset()
+            model = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+        # The script's options, but for the scale, are the defaults of `generate`: every code may be
+        # drawn. It allocates a new cache per call.
+        labels = labels % config.data.classes
+        self.work = partial(peer.generate.generate, model, labels, config.num_tokens, cfg_scale=scale)
+
+    def __call__(self) -> None:
+        """Samples a batch."""
+        if self.error is not None:
+            return
+        try:
+            with official_flags():
+                self.work()
+        except Exception as error:  # whatever the compiler raises
+            self.error = f"{type(error).__name__}: {error}".splitlines()[0]
