@@ -57,6 +57,10 @@ def measure_cell(size: str, batch: int, scale: float, options: Options) -> Row:
     dtype = torch.bfloat16 if options.on_gpu else torch.float32
     shape = find_shape(size)
     protocol = Protocol(name="benchmark", num_samples=batch, cfg_scale=scale)
+    if options.on_gpu:
+        # What an earlier cell compiled holds memory. Besides, with it PyTorch would compile for
+        # varying shapes, and soon not at all.
+        torch.compiler.reset()
     works: dict[str, Work] = {}
     for arm in ("ntp", "mirai-e-k3"):
         model = TrainStep(run_config(shape, arm, precision), Hardware(device)).trainer.ema.to(dtype)
@@ -102,9 +106,6 @@ class PeerSampler:
         self.error: str | None = None
         model = build(peer.gpt, config).to(device=labels.device, dtype=dtype).eval()
         if labels.is_cuda:
-            # A cell starts afresh: with what earlier ones compiled, PyTorch would compile for
-            # varying shapes, and soon not at all.
-            torch.compiler.reset()
             model = torch.compile(model, mode="reduce-overhead", fullgraph=True)
         # The script's options, but for the scale, are the defaults of `generate`: every code may be
         # drawn. It allocates a new cache per call.

@@ -32,7 +32,7 @@ def test_both_rates_and_the_peers_flags():
         calls.append((model.training, labels.tolist(), tokens, options, tf32))
 
     row = row_of(generate)
-    assert calls == [(False, [0, 1], 16, {"cfg_scale": 2.0}, True)] * 3, "a round to warm up, and two"
+    assert calls == [(False, [0, 1], 64, {"cfg_scale": 2.0}, True)] * 3, "a round to warm up, and two"
     assert not torch.backends.cuda.matmul.allow_tf32
     assert row["images_per_second"] == pytest.approx(2 / row["seconds"]["median"])
     assert row["peer"]["images_per_second"] > row["images_per_second"], "it does nothing"
