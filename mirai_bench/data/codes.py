@@ -29,7 +29,7 @@ from mirai_bench.data.shards import (
     split_data,
 )
 from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
-from mirai_bench.utils.device import fits
+from mirai_bench.utils.device import fits, send
 from mirai_bench.utils.errors import UserError
 
 # Images per forward pass of the tokenizer, and per batch of `images_of`.
@@ -123,7 +123,7 @@ class Codes:
             tokens = self._tokens[index, view]
         else:
             rows = self._codes.take(index.cpu().numpy(), view.cpu().numpy())
-            tokens = torch.from_numpy(rows.view(np.int16)).to(self.device)
+            tokens = send(rows.view(np.int16), self.device)
         tokens = tokens.long() & 0xFFFF  # codes above 32,767 are negative as int16
         return Batch(tokens, self.labels[index], index, view)
 

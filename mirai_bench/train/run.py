@@ -207,13 +207,20 @@ class Run:
     def _log(self, step: int, values: dict[str, float], steps_per_second: float) -> None:
         """Writes a line to the journal.
 
-        Raises RunFailed after too many non-finite updates in a row.
+        Raises RunFailed after too many non-finite updates in a row, or if nothing is learned.
         """
         # JSON has no word for infinity.
         shown = {name: value if math.isfinite(value) else None for name, value in values.items()}
         images = steps_per_second * self.config.train.batch_size
         counters = {"skipped": int(self.trainer.skipped), "images_per_second": images}
         self.write("train", step, shown | counters | self.spent(step))
+        # A compiler that loses the backward pass still gives right losses. Rounding leaves no zero.
+        if values["grad_norm"] == 0:
+            raise RunFailed(
+                f"the gradient norm of step {step} is exactly 0, so nothing is learned: try "
+                f"machine.compile: false, or another version of torch than {torch.__version__}",
+                step,
+            )
         in_a_row = int(self.trainer.skipped_in_a_row)
         if in_a_row >= self.config.train.max_bad_steps:
             found = f"loss {values['loss']}, gradient norm {values['grad_norm']}"

@@ -21,10 +21,12 @@ from mirai_bench.foresight import Level, SourceContext, build_foresight
 from mirai_bench.model.kernels import linear_cross_entropy
 from mirai_bench.model.transformer import ARModel, build_model
 from mirai_bench.train import optim
-from mirai_bench.utils.device import Hardware, dropout_generator
+from mirai_bench.utils.device import Hardware, dropout_generator, send
 from mirai_bench.utils.errors import UserError
 
 Losses = tuple[Tensor, Tensor, Tensor]
+
+BUCKET_MIB = 256  # of the gradients that processes reduce at a time; torch's 25 would be many
 
 
 def resolve_hardware(config: RunConfig) -> Hardware:
@@ -87,6 +89,24 @@ class Objective(nn.Module):
         return ntp + weight * foresight, ntp, foresight
 
 
+def compile_forward(objective: Objective) -> Callable[..., Losses]:
+    """Returns the objective compiled with torch.compile: one graph of each shape and kind of step.
+
+    Compiled objectives of earlier trainers in this process are forgotten: they would be compiled
+    again if they were called.
+    """
+    # Graphs belong to the code, not to the trainer: after eight trainers in one process torch would
+    # let the ninth run eagerly without a word.
+    torch.compiler.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    # A graph for each bucket of gradients hides the reduction behind the backward pass, and takes
+    # 15 graphs at size B and 75 at XL. A reduction takes about a fiftieth of a step.
+    torch._dynamo.config.optimize_ddp = False
+    # With `fallback_random` a compiled run draws the same dropout masks as an eager one.
+    options: dict[str, Any] = {"fallback_random": True}
+    return torch.compile(objective, dynamic=False, options=options)
+
+
 class Trainer:
     """The state of one run in one process: weights, EMA, optimizer, counters."""
 
@@ -121,19 +141,20 @@ class Trainer:
         context = SourceContext(config, self.ema, self.codes, self._load_teacher, self.device)
         self.objective = Objective(self.model, build_foresight(context))
         self.optimizer = optim.build_optimizer(config.train, self.objective.parameters())
-        # 2. The forward pass, distributed and compiled if the hardware calls for it.
+        # 2. The forward pass, compiled and distributed if the hardware calls for it.
         self.forward: Callable[..., Losses] = self.objective
+        if hardware.compile:
+            self.forward = compile_forward(self.objective)
         if world > 1:
             # Gradients are reduced bucket by bucket during the backward pass. Without the view each
-            # is held twice.
-            unused = optim.foresight_can_be_off(config.foresight)
+            # is held twice. The only buffers are tables, which are the same everywhere.
             self.forward = nn.parallel.DistributedDataParallel(
-                self.objective, find_unused_parameters=unused, gradient_as_bucket_view=True
+                self.forward,  # type: ignore[arg-type]  # a module, compiled or not
+                broadcast_buffers=False,
+                bucket_cap_mb=BUCKET_MIB,
+                find_unused_parameters=optim.foresight_can_be_off(config.foresight),
+                gradient_as_bucket_view=True,
             )
-        if hardware.compile:
-            # With `fallback_random` a compiled run draws the same dropout masks as an eager one.
-            options: dict[str, Any] = {"fallback_random": True}
-            self.forward = torch.compile(self.forward, dynamic=False, options=options)
         # 3. Randomness and counters. Seeding the device's own generator is 0.2 ms faster per step
         #    than torch.manual_seed, which also formats the call stack for each device type that is
         #    not in use. The counters are tensors, so that counting does not wait for the device.
@@ -193,12 +214,12 @@ class Trainer:
         ranks = {"rank": self.rank, "world": self.world}
         size = config.train.batch_size
         batch = self.codes.batch(seed=config.seed, step=step, batch_size=size, **ranks)
-        dropped = torch.from_numpy(dropped_labels(config, step, **ranks)).to(self.device)  # (B,)
+        dropped = send(dropped_labels(config, step, **ranks), self.device)  # (B,)
         labels = batch.labels.masked_fill(dropped, config.data.classes)  # the null class
         # 2. The dropout masks: a function of (seed, step, rank), so that a resumed run draws the
         #    same. The shift makes the unsigned 64-bit number fit in a signed one.
         sequence = np.random.SeedSequence([config.seed, step, self.rank])
-        self.dropout_generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+        self.dropout_generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
         # 3. The gradients. λ is a tensor, because a compiler makes one graph per Python number.
         weight_tensor = torch.tensor(weight) if weight > 0 else None
         total = torch.zeros(3, device=self.device)

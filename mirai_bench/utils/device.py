@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from mirai_bench.utils.errors import UserError
@@ -119,6 +120,15 @@ def dropout_generator(device: torch.device) -> torch.Generator:
     torch.cuda.init()  # before it there are no generators
     index = torch.cuda.current_device() if device.index is None else device.index
     return torch.cuda.default_generators[index]
+
+
+def send(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Returns the array as a tensor on the device, without waiting for it."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    # From ordinary memory a copy waits until the device has done all that it was given before.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def device_name(device: torch.device) -> str:

@@ -190,14 +190,14 @@ from mirai_bench.evaluate import measure
 from mirai_bench.train.__main__ import command
 from mirai_bench.utils.cli import run
 
-whole = measure.sample_images
+whole = measure.SampledImages.read
 
-def noted(model, tokenizer, protocol, rows, **options):
+def noted(source, rows):
     with open(f"{sys.argv[1]}.{os.environ.get('RANK', 'alone')}", "a") as file:
         file.write(f"{rows} ")
-    return whole(model, tokenizer, protocol, rows, **options)
+    return whole(source, rows)
 
-measure.sample_images = noted
+measure.SampledImages.read = noted
 sys.exit(run(command))
 """
 
