@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ TOLERANCE = 1e-4
 ARMS = ["baseline", "output-1d", "output-2d"]  # of the sweep that is measured by default
 SIZES = "small, medium, B, L or XL"
 # Options of all measurements. The others are arguments of the measurement's own function.
-SHARED = ("kind", "device", "rounds", "threads", "compile", "peer", "out")
+SHARED = ("kind", "device", "rounds", "threads", "compile", "peer", "seconds", "out")
 EPILOG = """examples:
   python -m mirai_bench.benchmark train --sizes small --peer ../Mirai --out train_cpu.json
   python -m mirai_bench.benchmark parity --peer ../Mirai --size nano --grid 8
@@ -90,7 +92,8 @@ def _add_shared(add: Add) -> None:
         default=[],
         help="checkout of Mirai or LlamaGen, whose code is run",
     )
-    add("--out", type=Path, help="JSON file to write; for `targets` a folder")
+    add("--seconds", type=float, default=math.inf, help="begin nothing after so many seconds")
+    add("--out", type=Path, help="JSON file to write, or to go on with; for `targets` a folder")
 
 
 # What adds the options of each measurement, and what --help says of it.
@@ -135,7 +138,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Runs one measurement, prints its table, and writes its JSON file."""
+    """Runs one measurement, prints its table, and writes its JSON file row by row.
+
+    Rows that the file has from this machine and code are kept and not measured again.
+    """
     # Imported here, so that --help needs no torch.
     from mirai_bench.benchmark import data, evaluate, report, sample, sweep, train
     from mirai_bench.benchmark.options import Options
@@ -148,15 +154,19 @@ def measure(args: argparse.Namespace) -> None:
         "data": data,
         "sweep": sweep,
     }
-    options = Options.resolve(args.device, args.rounds, args.threads, args.compile, args.peer)
+    options = Options.resolve(
+        args.device, args.rounds, args.threads, args.compile, args.peer, args.seconds
+    ).resume(args.out)
     head = options.head()
     own = {name: value for name, value in vars(args).items() if name not in SHARED}
-    device = {"device": options.device.type}
-    rows = [row | device for row in modules[args.kind].measure(options, **own)]
+    rows = []
+    for row in modules[args.kind].measure(options, **own):
+        rows.append(row | {"device": options.device.type})
+        # At once, because what comes next may be killed.
+        if args.out is not None:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(args.out, head | {"rows": rows})
     print(report.table(rows), end="")
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.out, head | {"rows": rows})
 
 
 def measure_targets(args: argparse.Namespace) -> None:
@@ -181,10 +191,12 @@ def measure_targets(args: argparse.Namespace) -> None:
         shared += [f"--peer={path}" for path in args.peer]
         if args.compile is not None:
             shared.append("--compile" if args.compile else "--no-compile")
+        end = time.monotonic() + args.seconds
         for kind, *words in PLAN[device]:
             log.info(f"{kind} {' '.join(words)}")
             out = args.out / f"{kind}_{device}.json"
-            measure(parser().parse_args([kind, *shared, *words, f"--out={out}"]))
+            left = f"--seconds={end - time.monotonic()}"
+            measure(parser().parse_args([kind, *shared, left, *words, f"--out={out}"]))
     args.out.mkdir(parents=True, exist_ok=True)
     print(write_report(args.out), end="")
 

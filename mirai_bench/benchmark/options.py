@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mirai_bench.benchmark.peer.checkout import Peer, load_peer
+from mirai_bench.benchmark.targets import Row
 from mirai_bench.benchmark.timing import WARMUP_ROUNDS
 from mirai_bench.tracking import provenance
 from mirai_bench.utils.device import cpu_name, device_name, resolve_device
@@ -30,21 +34,33 @@ class Options:
     """Whether training steps are compiled with torch.compile."""
     peers: tuple[Peer, ...] = ()
     """The official code to compare with."""
+    earlier: tuple[Row, ...] = ()
+    """What an earlier call has measured on this machine with this code."""
+    deadline: float = math.inf
+    """The time (of time.monotonic) after which no cell is begun."""
 
     @classmethod
     def resolve(
-        cls, device: str, rounds: int, threads: int, compile: bool | None, peers: Iterable[Path]
+        cls,
+        device: str,
+        rounds: int,
+        threads: int,
+        compile: bool | None,
+        peers: Iterable[Path],
+        seconds: float = math.inf,
     ) -> Options:
         """Returns the options of a command line. `compile` is None where the device decides.
 
-        Raises UserError if the device or a checkout cannot be used, or a number is too small.
+        No cell is begun after so many `seconds` from now. Raises UserError if the device or a
+        checkout cannot be used, or a number is too small.
         """
         if rounds < 1 or threads < 1:
             raise UserError(f"--rounds is {rounds} and --threads {threads}: write 1 or more")
         resolved = resolve_device(device)
         torch.set_num_threads(threads)
         compiled = resolved.type == "cuda" if compile is None else compile
-        return cls(resolved, rounds, threads, compiled, tuple(load_peer(path) for path in peers))
+        loaded = tuple(load_peer(path) for path in peers)
+        return cls(resolved, rounds, threads, compiled, loaded, deadline=time.monotonic() + seconds)
 
     @property
     def on_gpu(self) -> bool:
@@ -54,6 +70,26 @@ class Options:
     def peer(self, wanted: Callable[[Peer], bool]) -> Peer | None:
         """Returns the first peer that is wanted, or None."""
         return next((peer for peer in self.peers if wanted(peer)), None)
+
+    def finished(self, kind: str, cell: Row) -> list[Row]:
+        """Returns the rows of a cell that an earlier call has measured."""
+        wanted = {"kind": kind, "status": "measured", **cell}
+        return [row for row in self.earlier if wanted.items() <= row.items()]
+
+    def is_late(self) -> bool:
+        """Tells whether no further cell is to be begun."""
+        return time.monotonic() > self.deadline
+
+    def resume(self, file: Path | None) -> Options:
+        """Returns the options with the rows of `file`, if this machine and code measured them."""
+        if file is None or not file.is_file():
+            return self
+        found = json.loads(file.read_text(encoding="utf-8"))
+        now = self.head()
+        same = all(found.get(name) == now[name] for name in ("versions", "git"))
+        names = ("cpu", "gpu", "threads")
+        same = same and all(found["machine"].get(name) == now["machine"][name] for name in names)
+        return replace(self, earlier=tuple(found["rows"])) if same else self
 
     def head(self) -> dict[str, Any]:
         """Returns what a file says of all its rows: machine, versions and commit."""

@@ -7,11 +7,13 @@ too.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from mirai_bench.benchmark.cells import measure_cells
 from mirai_bench.benchmark.options import Options
 from mirai_bench.benchmark.peer.checkout import Peer, official_flags
 from mirai_bench.benchmark.peer.step import build
@@ -22,7 +24,6 @@ from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.sample.draws import draw_classes
 from mirai_bench.sample.sampler import Sampler
-from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import Hardware
 
 log = logging.getLogger(__name__)
@@ -30,37 +31,25 @@ log = logging.getLogger(__name__)
 
 def measure(
     options: Options, sizes: list[str] | None, batch_sizes: list[int] | None, cfg_scales: list[float]
-) -> list[Row]:
-    """Returns one row per size, batch size and guidance. What is None depends on the device."""
+) -> Iterator[Row]:
+    """Yields one row per size, batch size and guidance. What is None depends on the device."""
     sizes = sizes or (["B"] if options.on_gpu else ["small"])
     batch_sizes = batch_sizes or ([16, 64, 256, 1024] if options.on_gpu else [1, 8, 32])
-    cells = [(size, batch, scale) for size in sizes for batch in batch_sizes for scale in cfg_scales]
+    cells: list[Row] = []
     for size in sizes:
         find_shape(size)  # a wrong name is an error before the first cell
-    rows = []
-    for size, batch, scale in progress(cells, "benchmark sample", len(cells), "cells"):
-        row: Row = {"kind": "sample", "status": "measured", "size": size}
-        row |= {"batch": batch, "cfg_scale": scale}
-        try:
-            row |= measure_cell(size, batch, scale, options)
-        except torch.OutOfMemoryError:
-            log.info(f"{size}, batch {batch}: out of memory")
-            row["status"] = "out of memory"
-        rows.append(row)
-    return rows
+        for batch in batch_sizes:
+            cells += [{"size": size, "batch": batch, "cfg_scale": scale} for scale in cfg_scales]
+    yield from measure_cells(options, "sample", cells, partial(measure_cell, options))
 
 
-def measure_cell(size: str, batch: int, scale: float, options: Options) -> Row:
+def measure_cell(options: Options, size: str, batch: int, cfg_scale: float) -> list[Row]:
     """Measures our sampler, without and with foresight training, and the peer's, alternating."""
     device = options.device
     precision = "bf16" if options.on_gpu else "fp32"
     dtype = torch.bfloat16 if options.on_gpu else torch.float32
     shape = find_shape(size)
-    protocol = Protocol(name="benchmark", num_samples=batch, cfg_scale=scale)
-    if options.on_gpu:
-        # What an earlier cell compiled holds memory. Besides, with it PyTorch would compile for
-        # varying shapes, and soon not at all.
-        torch.compiler.reset()
+    protocol = Protocol(name="benchmark", num_samples=batch, cfg_scale=cfg_scale)
     works: dict[str, Work] = {}
     for arm in ("ntp", "mirai-e-k3"):
         model = TrainStep(run_config(shape, arm, precision), Hardware(device)).trainer.ema.to(dtype)
@@ -70,13 +59,14 @@ def measure_cell(size: str, batch: int, scale: float, options: Options) -> Row:
     theirs = None
     if peer is not None:
         labels = torch.arange(batch, device=device)
-        theirs = PeerSampler(peer, run_config(shape, "ntp", precision), dtype, labels, scale)
+        theirs = PeerSampler(peer, run_config(shape, "ntp", precision), dtype, labels, cfg_scale)
         works["peer"] = theirs
     # Compiled code takes its second call to record CUDA graphs.
     warmup = WARMUP_ROUNDS if options.on_gpu else 1
     samples = alternate(works, device, options.rounds, warmup)
     seconds = spread([sample.wall for sample in samples["ntp"]])
-    row: Row = {"precision": precision, "seconds": seconds}
+    row: Row = {"kind": "sample", "status": "measured", "size": size, "batch": batch}
+    row |= {"cfg_scale": cfg_scale, "precision": precision, "seconds": seconds}
     row["images_per_second"] = batch / seconds["median"]
     row["foresight_cost"] = ratio(samples["mirai-e-k3"], samples["ntp"], "busy")
     if theirs is not None:
@@ -89,7 +79,7 @@ def measure_cell(size: str, batch: int, scale: float, options: Options) -> Row:
         else:
             log.warning(f"{theirs.peer.name}'s sampler failed: {theirs.error}")
             row["peer"] |= {"error": theirs.error, "wall": None, "busy": None}
-    return row
+    return [row]
 
 
 class PeerSampler:

@@ -18,9 +18,12 @@ import torch
 
 from mirai_bench.foresight.level import InternalLevel
 from mirai_bench.train.trainer import Trainer
+from mirai_bench.utils.device import Hardware
 
 WARMUP_ROUNDS = 2  # which do not count
 CEILING_SIDE = {"cuda": 8192, "cpu": 2048}  # side of the square matrices of `ceiling`
+# Dense bf16 products of NVIDIA's data sheets, FLOP per second, of the cards with NVLink (SXM).
+DATA_SHEET = {"A100": 312e12, "H100": 989.4e12, "H200": 989.4e12}
 MEBIBYTE = 2**20
 
 Work = Callable[[], object]
@@ -103,6 +106,15 @@ def ceiling(device: torch.device, precision: str, rounds: int = 5) -> float:
     return 2.0 * side**3 / min(sample.busy for sample in samples)
 
 
+def data_sheet_flops(hardware: Hardware) -> float | None:
+    """Returns the FLOP per second of dense bf16 products that the GPU's data sheet names, or None.
+
+    No product reaches it: the card lowers its clock under load.
+    """
+    names = [name for name in DATA_SHEET if hardware.half and name in hardware.name]
+    return DATA_SHEET[names[0]] if names else None
+
+
 def with_peak(build: Callable[[], Step], device: torch.device) -> tuple[Step, float | None]:
     """Builds a step and calls it twice. Returns it with its peak memory in MiB.
 
@@ -111,6 +123,7 @@ def with_peak(build: Callable[[], Step], device: torch.device) -> tuple[Step, fl
     """
     before = 0
     if device.type == "cuda":
+        torch.cuda.init()  # before it there is nothing to reset
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     step = build()

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import torch
 
+from mirai_bench.benchmark.cells import measure_cells, release
 from mirai_bench.benchmark.options import Options
 from mirai_bench.benchmark.peer.checkout import Peer
 from mirai_bench.benchmark.peer.step import PeerStep, supports
 from mirai_bench.benchmark.targets import Row
-from mirai_bench.benchmark.timing import Sample, alternate, ceiling, phases_of, ratio, spread, with_peak
-from mirai_bench.benchmark.workload import ARMS, TrainStep, find_shape, run_config
+from mirai_bench.benchmark.timing import (
+    Sample,
+    alternate,
+    ceiling,
+    data_sheet_flops,
+    phases_of,
+    ratio,
+    spread,
+    with_peak,
+)
+from mirai_bench.benchmark.workload import ARMS, Shape, TrainStep, find_shape, run_config
 from mirai_bench.model.cost import step_flops
-from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import Hardware
 
 log = logging.getLogger(__name__)
@@ -23,40 +33,52 @@ log = logging.getLogger(__name__)
 Names = list[str] | None
 
 PHASE_STEPS = 3  # over which the parts of a step are averaged
-GPU_STEPS = 10  # in one round: a single step is as short as its launch
+GPU_STEPS = 5  # in one round: a single step is as short as its launch
 
 
 def measure(
     options: Options, sizes: Names, arms: Names, precisions: Names, batch_size: int | None
-) -> list[Row]:
-    """Returns one row per size, arm and precision. What is None depends on the device."""
+) -> Iterator[Row]:
+    """Yields one row per size, arm and precision. What is None depends on the device."""
     sizes = sizes or (["B", "L"] if options.on_gpu else ["small", "medium"])
     arms = arms or (list(ARMS) if options.on_gpu else ["ntp", "mirai-e-k3"])
     precisions = precisions or (["bf16"] if options.on_gpu else ["fp32", "auto"])
-    cells = [(size, arm) for size in sizes for arm in arms]
-    for size, arm in cells:
-        run_config(find_shape(size), arm, "fp32")  # a wrong name is an error before the first cell
-    rows: list[Row] = []
-    for size, arm in progress(cells, "benchmark train", len(cells), "cells"):
-        try:
-            rows += measure_cell(size, arm, precisions, batch_size, options)
-        except torch.OutOfMemoryError:
-            log.info(f"{size} {arm}: out of memory")
-            rows.append({"kind": "train", "size": size, "arm": arm, "status": "out of memory"})
-    return rows
+    cells: list[Row] = []
+    for size in sizes:
+        batch = batch_size or find_shape(size).batch
+        cells += [{"size": size, "arm": arm, "asked_batch": batch} for arm in arms]
+    for cell in cells:
+        run_config(find_shape(cell["size"]), cell["arm"], "fp32")  # a wrong name is an error now
+    yield from measure_cells(options, "train", cells, partial(measure_fitting, precisions, options))
 
 
-def measure_cell(
-    size: str, arm: str, precisions: list[str], batch_size: int | None, options: Options
+def measure_fitting(
+    precisions: list[str], options: Options, size: str, arm: str, asked_batch: int
 ) -> list[Row]:
+    """Measures a cell at the largest batch that fits: the one asked for, or a half of a half of it.
+
+    The peer needs more memory than we do. Both are measured at the batch that fits both.
+    """
+    batch = asked_batch
+    while True:
+        try:
+            rows = measure_cell(replace(find_shape(size), batch=batch), arm, precisions, options)
+            break
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            log.info(f"{size} {arm}: out of memory with batch {batch}")
+            batch //= 2
+        release(options.device)
+    return [row | {"size": size, "asked_batch": asked_batch} for row in rows]
+
+
+def measure_cell(shape: Shape, arm: str, precisions: list[str], options: Options) -> list[Row]:
     """Measures our step in each precision and the peer's steps, alternating.
 
     Returns a row per precision of ours.
     """
     device = options.device
-    shape = find_shape(size)
-    if batch_size is not None:
-        shape = replace(shape, batch=batch_size)
     # 1. Our steps, and those of the first peer that has the arm, on the batches of our first one.
     ours: dict[str, TrainStep] = {}
     memory: dict[str, float | None] = {}
@@ -75,7 +97,7 @@ def measure_cell(
     # 3. The rows.
     rows = []
     for precision, step in ours.items():
-        row = row_of(size, arm, step, samples[precision])
+        row = row_of(arm, step, samples[precision])
         row["peak_mib"] = memory[precision]
         row["phases_ms"] = phases_of(step.trainer, PHASE_STEPS, step.steps)
         if peer is not None:
@@ -100,14 +122,11 @@ def peer_steps(peer: Peer, ours: TrainStep, memory: dict[str, float | None]) -> 
     for precision in ("bf16",) if device.type == "cuda" else ("fp32", "bf16"):
         name = f"peer {precision}"
         build = partial(PeerStep, peer, ours, bf16=precision == "bf16")
-        try:
-            steps[name], memory[name] = with_peak(build, device)
-        except torch.OutOfMemoryError:
-            log.info(f"{name}: out of memory")
+        steps[name], memory[name] = with_peak(build, device)
     return steps
 
 
-def row_of(size: str, arm: str, step: TrainStep, samples: list[Sample]) -> Row:
+def row_of(arm: str, step: TrainStep, samples: list[Sample]) -> Row:
     """Returns a row without what needs other steps.
 
     `step_flops` and `mfu` are None if the FLOPs are not known.
@@ -122,7 +141,7 @@ def row_of(size: str, arm: str, step: TrainStep, samples: list[Sample]) -> Row:
     if flops is not None:
         flops *= batch
     images = batch / wall["median"]
-    row: Row = {"kind": "train", "status": "measured", "size": size}
+    row: Row = {"kind": "train", "status": "measured"}
     row |= {"depth": config.model.depth, "width": config.model.width, "grid": list(config.grid)}
     row |= {"vocabulary": config.tokenizer.vocabulary, "batch": batch, "arm": arm}
     row |= {"asked_precision": config.train.precision, "precision": hardware.precision}
@@ -132,6 +151,8 @@ def row_of(size: str, arm: str, step: TrainStep, samples: list[Sample]) -> Row:
     row |= {"step_ms": in_ms(wall), "busy_ms": in_ms(busy)}
     row |= {"images_per_second": images, "tokens_per_second": images * config.num_tokens}
     row |= {"ceiling_flops": most, "mfu": flops and flops / busy["median"] / most}
+    sheet = data_sheet_flops(hardware)
+    row["mfu_data_sheet"] = flops and sheet and flops / busy["median"] / sheet
     return row
 
 

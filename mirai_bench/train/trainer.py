@@ -149,7 +149,7 @@ class Trainer:
             # Gradients are reduced bucket by bucket during the backward pass. Without the view each
             # is held twice. The only buffers are tables, which are the same everywhere.
             self.forward = nn.parallel.DistributedDataParallel(
-                self.forward,  # type: ignore[arg-type]  # a module, compiled or not
+                self.forward,
                 broadcast_buffers=False,
                 bucket_cap_mb=BUCKET_MIB,
                 find_unused_parameters=optim.foresight_can_be_off(config.foresight),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mirai_bench.benchmark.peer.checkout import Peer
+from mirai_bench.benchmark.peer.checkout import Peer, official_flags
 from mirai_bench.benchmark.workload import DINOV2_WIDTH, StoredFeatures, TrainStep
 from mirai_bench.config.foresight import resolve_layer
 from mirai_bench.config.run_config import RunConfig
@@ -103,6 +103,10 @@ class PeerStep:
 
     def __call__(self) -> float:
         """Computes the next step and returns its loss."""
+        with official_flags():
+            return self._step()
+
+    def _step(self) -> float:
         train = self.config.train
         batch = self.codes.batch(
             seed=self.config.seed, step=self.steps, rank=0, world=1, batch_size=train.batch_size

@@ -1,0 +1,121 @@
+"""What only a GPU can show: compiled kernels, nothing that waits, memory, and whole runs.
+
+Without a GPU all of it is skipped: `pytest tests/gpu` is the first command on a machine that has
+one. It takes about two minutes.
+"""
+
+import gc
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from mirai_bench.benchmark import workload
+from mirai_bench.benchmark.timing import with_peak
+from mirai_bench.train import memory
+from mirai_bench.train.run import train
+from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.utils.device import Hardware
+from tests.support.small_run import new_trainer
+from tests.support.small_run import train as train_in
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+SMALL = workload.Shape(2, 256, 8, 1024, 16)
+ARMS = ["ntp", "mirai-e-k3", "mtp"]
+
+
+def new_step(arm, *, compiled, shape=SMALL, precision="bf16"):
+    config = workload.run_config(shape, arm, precision)
+    return workload.TrainStep(config, Hardware(torch.device("cuda", 0), precision, compiled))
+
+
+def losses_and_norms(step, count=3):
+    values = [step.trainer.step(number) for number in range(count)]
+    return [float(value[name]) for value in values for name in ("ntp", "foresight", "grad_norm")]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_compiled_step_equals_an_eager_one(arm):
+    eager, compiled = (losses_and_norms(new_step(arm, compiled=flag)) for flag in (False, True))
+    assert compiled == pytest.approx(eager, rel=2e-2)
+    assert eager[2] > 0  # a gradient
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_no_training_step_waits_for_the_device(compiled):
+    step = new_step("mirai-e-k3", compiled=compiled)
+    for number in range(2):
+        step.trainer.step(number)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step.trainer.step(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_trainers_one_after_the_other_are_all_compiled(monkeypatch):
+    """Torch compiles a function eight times, and then lets it run eagerly without a word."""
+    real = torch.compile
+    # Graphs are captured and not compiled, which takes seconds instead of minutes.
+    monkeypatch.setattr(torch, "compile", lambda model, **_: real(model, backend="eager", dynamic=False))
+    for width in range(64, 64 * 11, 64):
+        counters.clear()
+        new_step("ntp", compiled=True, shape=workload.Shape(1, width, 4, 64, 8))()
+        assert counters["stats"]["unique_graphs"] == 1, width
+
+
+def test_the_estimate_of_memory_is_that_of_an_eager_step():
+    shape = workload.Shape(6, 768, 16, 16384, 32)
+    config = workload.run_config(shape, "mirai-e-k3", "bf16")
+    hardware = Hardware(torch.device("cuda", 0), "bf16")
+    gc.collect()
+    torch.cuda.empty_cache()
+    _, peak = with_peak(lambda: workload.TrainStep(config, hardware), hardware.device)
+    assert peak * 2**20 == pytest.approx(sum(memory.device_bytes(config, hardware, 1)), rel=0.15)
+
+
+def test_a_run_that_does_not_fit_goes_through_in_more_parts(make_config, tmp_path):
+    """What is left of the card is less than one whole batch needs."""
+    model = {"depth": 4, "width": 512, "heads": 8}
+    config = make_config(model=model, train={"batch_size": 1024, "epochs": 1}, machine={"device": "cuda"})
+    folder = RunFolder(tmp_path)
+    hardware = Hardware(torch.device("cuda", 0), "bf16")
+    gc.collect()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(1e9 / total)
+    try:
+        train(config, folder, hardware)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert folder.is_done
+
+
+def test_a_run_on_the_digits_and_the_same_again(make_config, tmp_path):
+    """The same up to rounding: attention's backward pass adds up in no fixed order."""
+    config = make_config(
+        foresight={"level": "internal", "k": 3},
+        train={"epochs": 2},
+        machine={"device": "cuda", "log_every": 10},
+    )
+    losses = []
+    for name in ("one", "other"):
+        train_in(config, tmp_path / name)
+        lines = list(RunFolder(tmp_path / name).journal.lines())
+        losses.append([line["loss"] for line in lines if line["kind"] == "train"])
+        assert any(line["kind"] == "evaluation" for line in lines)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2) and len(losses[0]) > 3
+
+
+def test_a_checkpoint_goes_on_where_it_was(make_config):
+    config = make_config(machine={"device": "cuda"}, foresight={"level": "internal", "k": 3})
+    whole = new_trainer(config)
+    values = [float(whole.step(number)["loss"]) for number in range(4)]
+    first = new_trainer(config)
+    for number in range(2):
+        first.step(number)
+    second = new_trainer(config)
+    second.restore(first.checkpoint({"step": 2}))
+    again = [float(second.step(number)["loss"]) for number in range(2, 4)]
+    assert again == pytest.approx(values[2:], rel=1e-3)
