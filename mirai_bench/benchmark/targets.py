@@ -7,16 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]  # one measurement, as it stands in a JSON file
+Check = Callable[["Target", list[Row]], float | None]
 
 # What `benchmark targets` runs on each device, as arguments of the subcommands.
 DATA = ["data", "--rounds=5"]
 SAMPLE = ["sample", "--batch-sizes", "8", "--rounds=5"]
 PLAN: dict[str, list[list[str]]] = {
     "cpu": [["train"], SAMPLE, DATA, ["evaluate", "--rounds=5"], ["sweep"]],
-    "cuda": [["train", "--sizes", "B", "L", "XL"], ["sample"], DATA, ["evaluate"]],
+    "cuda": [
+        ["train", "--sizes", "B"],
+        ["sample", "--rounds=5"],
+        ["train", "--sizes", "L", "XL", "--batch-size=128", "--rounds=5"],
+        DATA,
+        ["evaluate"],
+    ],
 }
 
 MINUTE = (50, 70)  # seconds of a cell of "about a minute"
+
+
+def fits(row: Row, fields: Row) -> bool:
+    """Tells whether a row has these fields."""
+    return fields.items() <= row.items()
 
 
 @dataclass(frozen=True)
@@ -30,23 +42,19 @@ class Target:
     """Fields of the rows that measure it."""
     path: str
     """Keys that lead to the number in a row, with dots."""
-    check: Callable[[Target, list[Row]], float | None]
+    check: Check
     """Returns the number to compare with the limit, or None if it was not measured."""
-    flops: float = 1.0
-    """Check `over_flops`: the FLOPs of the arm's step divided by those of NTP's."""
 
     def value(self, rows: list[Row]) -> float | None:
         """Returns the measured number, or None if no row has it."""
-        return self.check(self, [row for row in rows if row["status"] == "measured"])
+        measured = [row for row in rows if row["status"] == "measured"]
+        return self.check(self, [row for row in measured if fits(row, self.fields)])
 
-    def numbers(self, rows: list[Row], **others: Any) -> list[float]:
-        """Returns the numbers in rows with the target's fields, some of which `others` replace."""
-        fields = self.fields | others
+    def numbers(self, rows: list[Row]) -> list[float]:
+        """Returns the numbers in rows. One of a step without a peer, for instance, has none."""
         found = []
         for row in rows:
-            fitting = all(row.get(name) == value for name, value in fields.items())
-            number: Any = row if fitting else None
-            # A row without one of the keys, for instance of a step without a peer, has no number.
+            number: Any = row
             for key in self.path.split("."):
                 number = number.get(key) if isinstance(number, dict) else None
             if number is not None:
@@ -76,16 +84,23 @@ def last(target: Target, rows: list[Row]) -> float | None:
     return next(reversed(target.numbers(rows)), None)
 
 
-def best(target: Target, rows: list[Row]) -> float | None:
-    """Returns the largest number."""
-    return max(target.numbers(rows), default=None)
-
-
 def over_flops(target: Target, rows: list[Row]) -> float | None:
-    """Returns the time of an arm over that of NTP, divided by the same ratio of their FLOPs."""
-    of_arm = target.numbers(rows)
-    of_ntp = target.numbers(rows, arm="ntp")
-    return of_arm[-1] / of_ntp[-1] / target.flops if of_arm and of_ntp else None
+    """Returns what an image costs in the arm over NTP, divided by the same ratio of their FLOPs.
+
+    The rows are those of both arms, and `path` is the arm.
+    """
+    costs = {row["arm"]: 1 / row["images_per_second"] for row in rows}
+    flops = {row["arm"]: row["step_flops"] / row["batch"] for row in rows if row["step_flops"]}
+    arm = target.path
+    if arm not in flops or "ntp" not in flops:
+        return None
+    return costs[arm] / costs["ntp"] / (flops[arm] / flops["ntp"])
+
+
+def of_best_batches(target: Target, rows: list[Row]) -> float | None:
+    """Returns our best images per second over the peer's best, each over all batch sizes."""
+    theirs = target.numbers(rows)
+    return max(row["images_per_second"] for row in rows) / max(theirs) if theirs else None
 
 
 def of_minute_cells(target: Target, rows: list[Row]) -> float | None:
@@ -97,23 +112,28 @@ def of_minute_cells(target: Target, rows: list[Row]) -> float | None:
 # ---- the targets
 
 
-def cpu_step(size: str, arm: str, precision: str, wanted: str) -> Target:
-    """Compares our step on a CPU with the peer's float32 step, in CPU seconds."""
-    what = f"CPU step, {size}, {arm}, {precision} against fp32"
-    fields = {"device": "cpu", "kind": "train", "size": size, "arm": arm, "asked_precision": precision}
-    return Target(what, wanted, fields, "peer.fp32.busy.median", last)
+def cpu_step(size: str, arm: str, wanted: str) -> Target:
+    """Compares our bf16 step on a CPU with the peer's under bf16 autocast, in CPU seconds."""
+    what = f"CPU step, {size}, {arm}, bf16"
+    fields = {"device": "cpu", "kind": "train", "size": size, "arm": arm, "precision": "bf16"}
+    return Target(what, wanted, fields, "peer.bf16.busy.median", last)
 
 
 def gpu_step(arm: str, wanted: str) -> Target:
-    """Compares our step on a GPU with the peer's, both in bf16."""
+    """Compares our step on a GPU with the peer's, both compiled and in bf16."""
     what = f"GPU step, B, batch 256, bf16, {arm}"
     return Target(what, wanted, GPU_STEP | {"arm": arm}, "peer.bf16.busy.median", last)
 
 
-def gpu_cost(name: str, arm: str, flops: float) -> Target:
+def gpu_cost(name: str, arm: str) -> Target:
     """Compares what an arm's step costs over NTP's with what their FLOPs say."""
-    what = f"GPU, cost of {name} over its FLOPs"
-    return Target(what, "≤ 1.05x", GPU_STEP | {"arm": arm}, "step_ms.median", over_flops, flops)
+    return Target(f"GPU, cost of {name} over its FLOPs", "≤ 1x", GPU_STEP, arm, over_flops)
+
+
+def gpu_sampling(what: str, wanted: str, batches: Row, path: str, check: Check) -> Target:
+    """Compares our sampler on a GPU with LlamaGen's, which is compiled."""
+    fields = {"device": "cuda", "kind": "sample", "size": "B", "cfg_scale": 2.0} | batches
+    return Target(f"GPU, sampling, B, CFG 2, {what}", wanted, fields, path, check)
 
 
 def foresight_cost(name: str, device: str) -> Target:
@@ -126,29 +146,26 @@ def foresight_cost(name: str, device: str) -> Target:
 GPU_STEP = {"device": "cuda", "kind": "train", "size": "B", "asked_precision": "bf16"}
 GPU_NTP_B = {"device": "cuda", "kind": "train", "size": "B", "arm": "ntp"}
 GPU_NTP_L = GPU_NTP_B | {"size": "L"}
-GPU_SAMPLING = {"device": "cuda", "kind": "sample", "size": "B", "cfg_scale": 2.0}
 SWEEP = {"device": "cpu", "kind": "sweep", "at_a_time": 2}
 CODES = {"device": "cpu", "kind": "data"}
+# reports/benchmarks/README.md says where the numbers come from, and which earlier ones they replace.
 TARGETS = [
-    cpu_step("small", "ntp", "fp32", "≥ 2x"),
-    cpu_step("small", "mirai-e-k3", "fp32", "≥ 2x"),
-    cpu_step("medium", "ntp", "fp32", "≥ 2x"),
-    cpu_step("medium", "mirai-e-k3", "fp32", "≥ 2x"),
-    cpu_step("small", "ntp", "auto", "≥ 4x"),
-    cpu_step("small", "mirai-e-k3", "auto", "≥ 4x"),
-    cpu_step("medium", "ntp", "auto", "≥ 4x"),
-    cpu_step("medium", "mirai-e-k3", "auto", "≥ 4x"),
-    gpu_step("ntp", "≥ 1.5x"),
-    gpu_step("mirai-e-k3", "≥ 2x"),
-    gpu_step("mirai-i-online", "≥ 2x"),
-    gpu_cost("Mirai-E K 3", "mirai-e-k3", 1.42),
-    gpu_cost("Mirai-I with cached features", "mirai-i-cached", 1.10),
-    Target("GPU, MFU, B", "≥ 45%", GPU_NTP_B, "mfu", last),
-    Target("GPU, MFU, L", "≥ 55%", GPU_NTP_L, "mfu", last),
-    Target("GPU, sampling, B, CFG 2, best batch", "≥ 3x", GPU_SAMPLING, "peer.wall.median", best),
+    cpu_step("small", "ntp", "≥ 1.5x"),
+    cpu_step("small", "mirai-e-k3", "≥ 1.3x"),
+    cpu_step("medium", "ntp", "≥ 1.5x"),
+    cpu_step("medium", "mirai-e-k3", "≥ 1.3x"),
+    gpu_step("ntp", "≥ 1.05x"),
+    gpu_step("mirai-e-k3", "≥ 1.3x"),
+    gpu_step("mirai-i-online", "≥ 1.3x"),
+    gpu_cost("Mirai-E K 3", "mirai-e-k3"),
+    gpu_cost("Mirai-I online", "mirai-i-online"),
+    Target("GPU, MFU of the sustained ceiling, B", "≥ 46%", GPU_NTP_B, "mfu", last),
+    Target("GPU, MFU of the sustained ceiling, L", "≥ 52%", GPU_NTP_L, "mfu", last),
+    Target("GPU, peak memory, B, batch 256", "≤ 0.6x", GPU_NTP_B, "peer.bf16.memory", last),
+    gpu_sampling("batch 16", "≥ 1x", {"batch": 16}, "peer.wall.median", last),
+    gpu_sampling("best batch of each", "≥ 2x", {}, "peer.images_per_second", of_best_batches),
     foresight_cost("CPU", "cpu"),
     foresight_cost("GPU", "cuda"),
-    Target("GPU, peak memory, B, batch 256", "≤ 0.6x", GPU_NTP_B, "peer.bf16.memory", last),
-    Target("sweep, cells of 60 s on 2 cores, overhead", "≤ 10%", SWEEP, "overhead", of_minute_cells),
+    Target("sweep, cells of 60 s on 2 cores, overhead", "≤ 5%", SWEEP, "overhead", of_minute_cells),
     Target("codes, random access, cold Python", "≥ 20x", CODES, "files_over_shards.median", last),
 ]

@@ -208,7 +208,7 @@ class MachineConfig(Section):
     """Number of newest checkpoints that are kept. Two, so that a damaged one can be passed over."""
     compile: Literal["auto"] | bool = "auto"
     """Whether model, teacher and losses are compiled with torch.compile. `auto` compiles on a GPU \
-for widths of 768 and more, where the run outweighs the minute or two that it takes."""
+for widths of 384 and more, where the run outweighs the minute or two that it takes."""
     micro_batches: Positive = 1
     """Number of micro-batches in which a process computes its share of the batch, one after the \
 other, to save memory."""

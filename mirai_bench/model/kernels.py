@@ -50,6 +50,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: b
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
 
 
+def decoding_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns `attention` of one query (B, G, 1, d) to the keys and values (B, g, S, d) of a cache.
+
+    Under torch.compile it is written as sums over the cache, which are kernels that read the keys
+    and the values once. torch's kernels are made for many queries.
+    """
+    if not torch.compiler.is_compiling():
+        return attention(q, k, v, mask=mask, causal=False)
+    # Queries that share a head of keys and values are side by side: (B, g, G/g, S, d).
+    queries = q.unflatten(1, (k.shape[1], -1)).float() * q.shape[-1] ** -0.5  # (B, g, G/g, 1, d)
+    scores = (queries * k[:, :, None].float()).sum(-1)  # (B, g, G/g, S)
+    if mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(-1)[..., None]  # (B, g, G/g, S, 1)
+    y = (weights * v[:, :, None].float()).sum(-2)  # (B, g, G/g, d)
+    return y.type_as(v).flatten(1, 2)[:, :, None]
+
+
 def batched_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Returns x @ weight + bias for each of K heads: (K, N, Z).
 
@@ -58,7 +76,10 @@ def batched_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # Under torch.compile the plain product, which a compiler fuses with its neighbours.
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return HeadByHead.apply(x, weight, bias)
-    return torch.baddbmm(bias, x.expand(len(weight), -1, -1), weight)
+    # Not baddbmm: on a GPU torch 2.11 compiles it in bfloat16 with a gradient that reads memory
+    # which nothing has written. And not a float32 bias, which would make the sum float32.
+    products = torch.matmul(x, weight)
+    return products + bias.to(products.dtype)
 
 
 # ---- attention and norms

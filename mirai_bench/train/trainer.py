@@ -89,8 +89,10 @@ class Objective(nn.Module):
         return ntp + weight * foresight, ntp, foresight
 
 
-def compile_forward(objective: Objective) -> Callable[..., Losses]:
+def compile_forward(objective: Objective, graphs: bool) -> Callable[..., Losses]:
     """Returns the objective compiled with torch.compile: one graph of each shape and kind of step.
+
+    With `graphs` its kernels are recorded in CUDA graphs, forward and backward.
 
     Compiled objectives of earlier trainers in this process are forgotten: they would be compiled
     again if they were called.
@@ -103,7 +105,7 @@ def compile_forward(objective: Objective) -> Callable[..., Losses]:
     # 15 graphs at size B and 75 at XL. A reduction takes about a fiftieth of a step.
     torch._dynamo.config.optimize_ddp = False
     # With `fallback_random` a compiled run draws the same dropout masks as an eager one.
-    options: dict[str, Any] = {"fallback_random": True}
+    options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": graphs}
     return torch.compile(objective, dynamic=False, options=options)
 
 
@@ -144,7 +146,10 @@ class Trainer:
         # 2. The forward pass, compiled and distributed if the hardware calls for it.
         self.forward: Callable[..., Losses] = self.objective
         if hardware.compile:
-            self.forward = compile_forward(self.objective)
+            # A recorded backward pass writes the gradients to its own memory, where neither another
+            # micro-batch nor another process can add to them.
+            alone = world == 1 and parts == 1
+            self.forward = compile_forward(self.objective, graphs=hardware.graphs and alone)
         if world > 1:
             # Gradients are reduced bucket by bucket during the backward pass. Without the view each
             # is held twice. The only buffers are tables, which are the same everywhere.
@@ -220,8 +225,10 @@ class Trainer:
         #    same. The shift makes the unsigned 64-bit number fit in a signed one.
         sequence = np.random.SeedSequence([config.seed, step, self.rank])
         self.dropout_generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
-        # 3. The gradients. λ is a tensor, because a compiler makes one graph per Python number.
-        weight_tensor = torch.tensor(weight) if weight > 0 else None
+        # 3. The gradients. λ is a tensor, because a compiler makes one graph per Python number, and
+        #    on the device, because a CUDA graph reads nothing else.
+        weights = send(np.array([weight], np.float32), self.device)
+        weight_tensor = weights[0] if weight > 0 else None
         total = torch.zeros(3, device=self.device)
         num_parts = config.machine.micro_batches
         parts = zip(batch.split(num_parts), labels.chunk(num_parts), strict=True)

@@ -22,10 +22,11 @@ Auto = Literal["auto"]
 # missing, or it says "max" or a number beyond the machine's memory.
 CGROUP = Path("/sys/fs/cgroup")
 CONTAINER_LIMITS = (CGROUP / "memory.max", CGROUP / "memory" / "memory.limit_in_bytes")
-# Model widths below which the option does not pay, as measured: bf16 products on a CPU, and
-# compilation on a GPU.
+# Model widths from which the option pays, as measured: bf16 products on a CPU, and compilation on a
+# GPU. Below the third width the host launches kernels more slowly than a GPU computes them.
 BF16_WIDTH = 256
-COMPILE_WIDTH = 768  # LlamaGen-B
+COMPILE_WIDTH = 384
+WIDTH_WITHOUT_GRAPHS = 768  # LlamaGen-B
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Hardware:
     """The precision of matrix products under autocast."""
     compile: bool = False
     """Whether the model, the teacher and the losses are compiled with torch.compile."""
+    graphs: bool = False
+    """Whether what is compiled is recorded in CUDA graphs, which the host launches at once."""
 
     @classmethod
     def resolve(
@@ -50,7 +53,8 @@ class Hardware:
 
         `device` is resolved by `resolve_device`. `precision` becomes bf16 on a GPU, and on a CPU
         with AMX or AVX-512 bf16 products if the model is at least 256 wide. `compile` becomes true
-        on a GPU if the model is at least 768 wide, because compilation takes a minute or two.
+        on a GPU if the model is at least 384 wide, because compilation takes up to two minutes.
+        What is compiled is recorded in CUDA graphs if the model is less than 768 wide.
         """
         resolved = resolve_device(device)
         on_gpu = resolved.type == "cuda"
@@ -59,7 +63,8 @@ class Hardware:
             precision = "bf16" if pays else "fp32"
         if compile == "auto":
             compile = on_gpu and width >= COMPILE_WIDTH
-        return cls(resolved, precision, compile)
+        graphs = compile and on_gpu and width < WIDTH_WITHOUT_GRAPHS
+        return cls(resolved, precision, compile, graphs)
 
     @property
     def kind(self) -> str:

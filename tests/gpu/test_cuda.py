@@ -12,9 +12,9 @@ from torch._dynamo.utils import counters
 
 from mirai_bench.benchmark import workload
 from mirai_bench.benchmark.timing import with_peak
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train import memory
 from mirai_bench.train.run import train
-from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.device import Hardware
 from tests.support.small_run import new_trainer
 from tests.support.small_run import train as train_in
@@ -25,9 +25,9 @@ SMALL = workload.Shape(2, 256, 8, 1024, 16)
 ARMS = ["ntp", "mirai-e-k3", "mtp"]
 
 
-def new_step(arm, *, compiled, shape=SMALL, precision="bf16"):
+def new_step(arm, *, compiled, graphs=False, shape=SMALL, precision="bf16"):
     config = workload.run_config(shape, arm, precision)
-    return workload.TrainStep(config, Hardware(torch.device("cuda", 0), precision, compiled))
+    return workload.TrainStep(config, Hardware(torch.device("cuda", 0), precision, compiled, graphs))
 
 
 def losses_and_norms(step, count=3):
@@ -35,10 +35,13 @@ def losses_and_norms(step, count=3):
     return [float(value[name]) for value in values for name in ("ntp", "foresight", "grad_norm")]
 
 
+@pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_compiled_step_equals_an_eager_one(arm):
-    eager, compiled = (losses_and_norms(new_step(arm, compiled=flag)) for flag in (False, True))
-    assert compiled == pytest.approx(eager, rel=2e-2)
+def test_a_compiled_step_equals_an_eager_one(arm, graphs):
+    """Torch 2.11 compiled one loss without a gradient, and another with one that was wrong."""
+    eager = losses_and_norms(new_step(arm, compiled=False))
+    compiled = losses_and_norms(new_step(arm, compiled=True, graphs=graphs))
+    assert compiled == pytest.approx(eager, rel=1e-2)
     assert eager[2] > 0  # a gradient
 
 
@@ -84,7 +87,8 @@ def test_a_run_that_does_not_fit_goes_through_in_more_parts(make_config, tmp_pat
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(1e9 / total)
+    allowed = torch.cuda.memory_reserved() + 10**9
+    torch.cuda.set_per_process_memory_fraction(allowed / total)
     try:
         train(config, folder, hardware)
     finally:

@@ -55,7 +55,7 @@ def a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("width", "device", "expected"), [(768, "cuda", True), (384, "cuda", False), (768, "cpu", False)]
+    ("width", "device", "expected"), [(768, "cuda", True), (192, "cuda", False), (768, "cpu", False)]
 )
 def test_what_is_compiled_by_default(width, device, expected, make_config, a_gpu):
     model = {"width": width, "heads": 12, "kv_heads": 12}
@@ -63,6 +63,17 @@ def test_what_is_compiled_by_default(width, device, expected, make_config, a_gpu
     assert config.machine.compile == "auto" and resolve_hardware(config).compile == expected
     asked = make_config(model=model, machine={"device": device, "compile": not expected})
     assert resolve_hardware(asked).compile != expected
+
+
+@pytest.mark.parametrize(
+    ("width", "device", "expected"), [(384, "cuda", True), (768, "cuda", False), (384, "cpu", False)]
+)
+def test_small_compiled_models_are_recorded_in_cuda_graphs(width, device, expected, make_config, a_gpu):
+    model = {"width": width, "heads": 12, "kv_heads": 12}
+    config = make_config(model=model, machine={"device": device})
+    assert resolve_hardware(config).graphs == expected
+    eager = make_config(model=model, machine={"device": device, "compile": False})
+    assert not resolve_hardware(eager).graphs
 
 
 @pytest.mark.parametrize(
