@@ -6,17 +6,13 @@ the site.
 """
 
 import importlib
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from mirai_bench.__main__ import COMMANDS
 from tests.support.architecture import FLOORS
-from tests.support.paths import ROOT, copy_repository
+from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
 MAP = DOCS / "map.md"
@@ -132,30 +128,7 @@ def blocks(page):
     return re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def runnable_lines():
-    """Returns the commands of all `bash` blocks, the README's and the start page's first; each once."""
-    first = [ROOT / "README.md", DOCS / "index.md"]
-    pages = [*first, *(page for page in PAGES if page not in first)]
-    lines = [line for page in pages for block in blocks(page) for line in block.splitlines()]
-    return [line for line in dict.fromkeys(lines) if line.startswith("python ")]
-
-
 def test_other_commands_than_python_in_bash_blocks_are_known():
     """What the nightly test does not run: the installation and the tests themselves."""
     words = {line.split()[0] for page in PAGES for block in blocks(page) for line in block.splitlines()}
     assert words <= {"python", "pip", "pytest", "pre-commit"}
-
-
-@pytest.mark.nightly
-def test_the_commands_of_the_documentation_run(tmp_path):
-    """In a copy of the repository, one after the other, as a reader would."""
-    copy_repository(tmp_path, untracked=False)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    assert len(runnable_lines()) > 10
-    for line in runnable_lines():
-        done = subprocess.run(
-            ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"

@@ -270,6 +270,7 @@ def train(
     """
     if broadcast_from_rank0(lambda: folder.is_done):
         return
+    check_device(config, hardware)
     # 1. An earlier attempt that ran out of memory has left the number of micro-batches to use.
     failure = broadcast_from_rank0(folder.take_failure)
     if failure is not None and failure.micro_batches is not None:
@@ -297,6 +298,17 @@ def train(
                 gc.collect()  # what the attempt held
                 torch.cuda.empty_cache()
                 config = config.with_machine(micro_batches=parts)
+
+
+def check_device(config: RunConfig, hardware: Hardware) -> None:
+    """Raises UserError if a run that asks for GPUs would be computed on the CPU unasked."""
+    machine = config.machine
+    if machine.gpus > 0 and machine.device == "auto" and hardware.kind == "cpu":
+        raise UserError(
+            f"machine.gpus is {machine.gpus:g}, but no CUDA device is visible here: write "
+            "machine.gpus: 0 or machine.device: cpu to train on the CPU, or look what nvidia-smi and "
+            "python -c 'import torch; torch.zeros(1).cuda()' say"
+        )
 
 
 def _try(config: RunConfig, folder: RunFolder, hardware: Hardware, calls: Callbacks) -> int | None:

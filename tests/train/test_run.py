@@ -306,3 +306,9 @@ def test_sigterm_saves_and_leaves(make_config, tmp_path, monkeypatch):
     assert [path.name for path in saved(tmp_path)] == ["step_00000003"]
     train(config, tmp_path)
     assert (tmp_path / "done.json").exists()
+
+
+def test_a_run_that_asks_for_gpus_is_not_computed_on_the_cpu_unasked(make_config, tmp_path):
+    config = make_config(machine={"gpus": 8, "device": "auto"})
+    with pytest.raises(UserError, match=r"machine.gpus is 8, but no CUDA device .*machine.device: cpu"):
+        train(config, tmp_path)
