@@ -1,6 +1,6 @@
 """One process of one run: weights, EMA, optimizer, and the optimizer step.
 
-Folders, journals and evaluations belong to run.py. Letters: B batch, T tokens, D width.
+Folders, journals and evaluations belong to loop.py. Letters: B batch, T tokens, D width.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from mirai_bench.tracking.journal import read_journal
 from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
+from mirai_bench.train import loop
 from mirai_bench.train import trainer as trainer_module
 from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils.errors import UserError
@@ -86,11 +87,9 @@ def test_resume_is_bitwise(variant, make_config, tmp_path, monkeypatch):
 
 
 def test_an_evaluation_that_was_killed_is_made_up_for(make_config, tmp_path, monkeypatch):
-    from mirai_bench.train import run
-
     config = make_config(train={"batch_size": 500})
     with monkeypatch.context() as patched:
-        patched.setattr(run.Evaluator, "evaluate_model", lambda *a, **k: (_ for _ in ()).throw(Killed))
+        patched.setattr(loop.Evaluator, "evaluate_model", lambda *a, **k: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train(config, tmp_path)
     assert not (tmp_path / "done.json").exists()
@@ -312,3 +311,13 @@ def test_a_run_that_asks_for_gpus_is_not_computed_on_the_cpu_unasked(make_config
     config = make_config(machine={"gpus": 8, "device": "auto"})
     with pytest.raises(UserError, match=r"machine.gpus is 8, but no CUDA device .*machine.device: cpu"):
         train(config, tmp_path)
+
+
+def test_an_evaluation_that_runs_out_of_memory_is_not_taken_for_a_step(make_config, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(loop.Evaluator, "evaluate_model", full)
+    with pytest.raises(RunFailed, match="the evaluation after step 3 ran out of memory"):
+        train(make_config(train={"batch_size": 500}), tmp_path)
+    assert json.loads((tmp_path / "failed.json").read_text()).get("micro_batches") is None
