@@ -11,12 +11,10 @@ import contextlib
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 
 from mirai_bench.config.sweep_file import Cell
 from mirai_bench.sweep.job import Job, driver_lock, last_line
@@ -24,6 +22,7 @@ from mirai_bench.sweep.mlflow_sync import Shipper
 from mirai_bench.sweep.plan import Plan, folder_of, in_order_of_execution
 from mirai_bench.sweep.progress import Screen
 from mirai_bench.tracking.run_folder import Failure
+from mirai_bench.utils.signals import on_signals
 
 log = logging.getLogger(__name__)
 
@@ -199,20 +198,15 @@ def stop_file_on_signal(stop_file: Path) -> Iterator[None]:
 
     A second Ctrl-C does not wait for them.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals belong to whoever owns the main thread
-        return
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask() -> None:
         if stop_file.exists():
             raise KeyboardInterrupt
         stop_file.touch()
         log.info("stopping: running cells save a checkpoint")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        with on_signals(ask, signal.SIGTERM, signal.SIGINT):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         stop_file.unlink(missing_ok=True)
