@@ -49,7 +49,7 @@ def a_minute(file: Path, arms: list[str], seed: int, device: str, folder: Path) 
             "train.epochs=N to do without it"
         )
     cells = make_plan(file, seeds=[seed], only=arms, settings=settings).sweep.cells
-    seconds = sum(sum(folder_of(cell).measured_seconds().values()) for cell in cells) / len(cells)
+    seconds = sum(sum(folder_of(cell).journal.measured_seconds().values()) for cell in cells) / len(cells)
     return with_epochs(EPOCHS_PER_EVALUATION * max(1, round(CELL_SECONDS / seconds)))
 
 
@@ -61,7 +61,7 @@ def row_of(plan: Plan, report: Report) -> Row:
     folders = [folder_of(cell) for cell in plan.sweep.cells]
     spent: dict[str, float] = {}
     for folder in folders:
-        for part, seconds in folder.measured_seconds().items():
+        for part, seconds in folder.journal.measured_seconds().items():
             spent[part] = spent.get(part, 0.0) + seconds
     useful = sum(spent.values())  # so far: training steps, sampling, evaluation
     wall = sum(report.phases.values())

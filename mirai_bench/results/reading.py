@@ -17,7 +17,7 @@ from mirai_bench.results.frame import Results, refuse_mixed_protocols
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking.journal import read_journal
 from mirai_bench.tracking.records import MEASURED, PROVENANCE, pack, read_plans, unpack
-from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.tracking.run_folder import GRIDS, RunFolder
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_text
 
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 PROGRESS = ("pending", "running", "failed", "done")  # states of a cell, the furthest one last
 STATUS = {"FINISHED": "done", "FAILED": "failed", "KILLED": "failed", "RUNNING": "running"}
 PLAN = ("axis", "profile", "question", "baseline", "arms", "cells")  # fields of Results in a frozen file
-GRIDS = "samples"  # folder of artifacts
 
 
 class Found(NamedTuple):
@@ -73,8 +72,7 @@ def read_journals(runs: Path, axis: str | None = None, profile: str | None = Non
 
 
 def _in_folder(folder: RunFolder) -> Found:
-    lines = pack(line for line in folder.journal.lines() if line["kind"] == "evaluation")
-    return Found(folder.state, lines, folder.path)
+    return Found(folder.state, pack(folder.journal.lines("evaluation")), folder.path)
 
 
 # ---- MLflow

@@ -127,7 +127,7 @@ def train(plan: Plan, args: argparse.Namespace) -> int:
     failed = [cell for cell in plan.sweep.cells if folder_of(cell).state == "failed"]
     for cell in failed:
         folder = folder_of(cell)
-        reason = f"{folder.failure()} (log: {folder.log_file})"
+        reason = f"{folder.reason()} (log: {folder.log_file})"
         log.info(f"failed: {cell.arm}, seed {cell.seed}: {reason}")
     again = f"the same command tries them again: python -m mirai_bench.sweep {args.files[0]}"
     log.info(f"{len(failed)} cells failed; {again}" if failed else "next:")
@@ -229,9 +229,9 @@ def detail(cell: Cell, state: str) -> str:
     if state == "done":
         return ""
     if state == "failed":
-        return str(folder_of(cell).failure())
+        return folder_of(cell).reason()
     epochs = cell.config.train.epochs
-    progress = folder_of(cell).progress(epochs)
+    progress = folder_of(cell).journal.progress(epochs)
     if state == "pending" and not progress.epoch:
         return ""
     text = f"epoch {progress.epoch:.1f} of {epochs}"

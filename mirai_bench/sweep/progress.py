@@ -60,7 +60,7 @@ class Screen:
             if self.start is None and now == "running":
                 self.start = time.monotonic()
             if now in ENDED and now != before:
-                reason = f": {folder_of(cell).failure()}" if now == "failed" else ""
+                reason = f": {folder_of(cell).reason()}" if now == "failed" else ""
                 self._renew("")
                 log.info(f"{now}: {cell.arm}, seed {cell.seed}{reason}")
         if self.live:
@@ -84,7 +84,7 @@ class Screen:
         running = [cell for cell in self.cells if self.states[cell.fingerprint] == "running"]
         for cell in running[:MOST_RUNNING_SHOWN]:
             epochs = cell.config.train.epochs
-            epoch = folder_of(cell).progress(epochs).epoch
+            epoch = folder_of(cell).journal.progress(epochs).epoch
             parts.append(f"{cell.arm} s{cell.seed} epoch {epoch:.1f}/{epochs}")
         if len(running) > MOST_RUNNING_SHOWN:
             parts.append(f"and {len(running) - MOST_RUNNING_SHOWN} more")
@@ -108,7 +108,7 @@ class Screen:
     def _fraction(self, cell: Cell) -> float:
         """Returns the fraction of its training that a cell has behind it."""
         epochs = cell.config.train.epochs
-        return min(1.0, folder_of(cell).progress(epochs).epoch / epochs)
+        return min(1.0, folder_of(cell).journal.progress(epochs).epoch / epochs)
 
     def _seconds_left(self) -> float | None:
         """Returns the time left at the pace since the first cell ran, or None without a pace."""

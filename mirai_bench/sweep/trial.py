@@ -29,13 +29,13 @@ def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, float]:
     start = time.time()
     config = RunConfig.model_validate(job.configs[trial["cell"]])
     folder = RunFolder(config.run_path)
-    measured_before = sum(folder.measured_seconds().values())
+    measured_before = sum(folder.journal.measured_seconds().values())
     # 2. Training, in the workers of the trial or in its own process.
     if config.machine.workers > 1:
         from mirai_bench.sweep.ray_train import train_in_workers
 
         train_in_workers(config, job)
-        began = folder.started_after(start) or start
+        began = folder.journal.started_after(start) or start
     else:
         accepted = ready(config, job)
         began = time.time()
@@ -46,5 +46,5 @@ def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, float]:
     return {
         "seconds": time.time() - start,
         "ready_seconds": began - start,
-        "measured_seconds": sum(folder.measured_seconds().values()) - measured_before,
+        "measured_seconds": sum(folder.journal.measured_seconds().values()) - measured_before,
     }

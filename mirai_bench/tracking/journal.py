@@ -1,16 +1,17 @@
 """The journal of a run: one JSON object per line, of which MLflow, tables and figures are views.
 
 Every line has `kind` (start, train, evaluation or end), `time` (seconds since 1970), `step` and
-`epoch`.
+`epoch`. How far a run is, and what it spent its time on, is read from these lines.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_text
@@ -29,15 +30,21 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+class Progress(NamedTuple):
+    """How far a run has come."""
+
+    epoch: float
+    seconds_left: float | None
+    """At the pace since the run was last started. None if there is no pace yet."""
+
+
 class Journal:
     """The journal of one run, which one process writes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Yields the complete lines, oldest first."""
-        return read_journal(self.path)
+    # ---- what the run writes
 
     def rewind(self, step: int) -> None:
         """Removes what lies after `step`, which is trained again, and a half-written last line."""
@@ -64,6 +71,55 @@ class Journal:
                 f"{self.path} could not be written: {error}. The last checkpoint is intact."
             ) from error
 
+    # ---- what others read
+
+    def lines(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yields the complete lines, oldest first: those of one kind, or all."""
+        return (line for line in read_journal(self.path) if kind in (None, line["kind"]))
+
     def has(self, kind: str, step: int) -> bool:
         """Tells whether there is a line of this kind at this step."""
-        return any(line["kind"] == kind and line["step"] == step for line in self.lines())
+        return any(line["step"] == step for line in self.lines(kind))
+
+    def progress(self, epochs: int) -> Progress:
+        """Returns how far a run of so many epochs has come."""
+        # The pace is measured from the last start: an earlier part may have run on another machine.
+        first = None
+        last = None
+        for line in self.lines():
+            if first is None or line["kind"] == "start":
+                first = line
+            last = line
+        if first is None or last is None:
+            return Progress(0.0, None)
+        advanced = last["epoch"] - first["epoch"]
+        if advanced <= 0:
+            return Progress(last["epoch"], None)
+        # Training has gone on since the last line was written.
+        seconds_per_epoch = (last["time"] - first["time"]) / advanced
+        since_last_line = time.time() - last["time"]
+        left = seconds_per_epoch * (epochs - last["epoch"]) - since_last_line
+        return Progress(last["epoch"], max(0.0, left))
+
+    def started_after(self, moment: float) -> float | None:
+        """Returns when training first started after `moment` (seconds since 1970), or None."""
+        starts = [line["time"] for line in self.lines("start")]
+        return min((start for start in starts if start > moment), default=None)
+
+    def measured_seconds(self) -> dict[str, float]:
+        """Returns the seconds that training steps, sampling and evaluation have taken so far."""
+        seconds = {"training steps": 0.0, "sampling": 0.0, "evaluation": 0.0}
+        for line in self.lines():
+            if line["kind"] in ("train", "end"):  # the sum since the first step
+                seconds["training steps"] = line["train_seconds"]
+            elif line["kind"] == "evaluation":
+                seconds["sampling"] += line["sample_seconds"]
+                seconds["evaluation"] += line["evaluate_seconds"]
+        return seconds
+
+    def num_evaluations(self) -> int:
+        """Returns the number of evaluations, without parsing the lines."""
+        # The sender to MLflow asks all runs of a sweep every two seconds.
+        if not self.path.is_file():
+            return 0
+        return self.path.read_bytes().count(b'"kind": "evaluation"')

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,10 @@ from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_text
 
 State = Literal["done", "running", "failed", "pending"]
+
+# The folder of sample grids. The artifacts of an MLflow run have one of the same name.
+GRIDS = "samples"
+NO_REASON = "no reason was left"  # instead of a failure's reason
 
 
 class RunFailed(Exception):
@@ -68,14 +71,6 @@ class Failure(NamedTuple):
 
     def __str__(self) -> str:
         return self.reason if self.step is None else f"{self.reason} (step {self.step})"
-
-
-class Progress(NamedTuple):
-    """How far a run has come."""
-
-    epoch: float
-    seconds_left: float | None
-    """At the pace since the run was last started. None if there is no pace yet."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +122,12 @@ class RunFolder:
     @property
     def grids(self) -> Path:
         """Returns the path of the folder of sample grids."""
-        return self.path / "samples"
+        return self.path / GRIDS
 
     def grid_file(self, epoch: float) -> Path:
         """Returns the path of the grid of an evaluation, relative to the run's folder."""
         # Leading zeros make names sort as epochs do. Records hold this path: a run may be moved.
-        return Path(self.grids.name) / f"epoch_{epoch:07.2f}.png"
+        return Path(GRIDS) / f"epoch_{epoch:07.2f}.png"
 
     # ---- the configuration
 
@@ -226,7 +221,14 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError):  # damaged, or no object, or one without a reason
-            return Failure("no reason was left")
+            return Failure(NO_REASON)
+
+    def reason(self) -> str:
+        """Returns in words why the last attempt ended.
+
+        There may be no failed.json any more, because a new attempt takes it away.
+        """
+        return str(self.failure() or NO_REASON)
 
     def take_failure(self) -> Failure | None:
         """Returns and deletes failed.json, because a new attempt has started."""
@@ -255,7 +257,7 @@ class RunFolder:
         except FileNotFoundError:
             return 0.0
 
-    # ---- what the run says and how far it is
+    # ---- what the run says
 
     @contextlib.contextmanager
     def log(self) -> Iterator[None]:
@@ -267,45 +269,3 @@ class RunFolder:
             contextlib.redirect_stdout(log),
         ):
             yield
-
-    def progress(self, epochs: int) -> Progress:
-        """Returns how far a run of so many epochs has come, according to its journal."""
-        # The pace is measured from the last start: an earlier part may have run on another machine.
-        first = None
-        last = None
-        for line in self.journal.lines():
-            if first is None or line["kind"] == "start":
-                first = line
-            last = line
-        if first is None or last is None:
-            return Progress(0.0, None)
-        advanced = last["epoch"] - first["epoch"]
-        if advanced <= 0:
-            return Progress(last["epoch"], None)
-        # Training has gone on since the last line was written.
-        seconds_per_epoch = (last["time"] - first["time"]) / advanced
-        since_last_line = time.time() - last["time"]
-        left = seconds_per_epoch * (epochs - last["epoch"]) - since_last_line
-        return Progress(last["epoch"], max(0.0, left))
-
-    def started_after(self, moment: float) -> float | None:
-        """Returns when training first started after `moment` (seconds since 1970), or None."""
-        starts = [line["time"] for line in self.journal.lines() if line["kind"] == "start"]
-        return min((start for start in starts if start > moment), default=None)
-
-    def measured_seconds(self) -> dict[str, float]:
-        """Returns the seconds of training steps, sampling and evaluation that the journal has."""
-        seconds = {"training steps": 0.0, "sampling": 0.0, "evaluation": 0.0}
-        for line in self.journal.lines():
-            if line["kind"] in ("train", "end"):  # the sum since the first step
-                seconds["training steps"] = line["train_seconds"]
-            elif line["kind"] == "evaluation":
-                seconds["sampling"] += line["sample_seconds"]
-                seconds["evaluation"] += line["evaluate_seconds"]
-        return seconds
-
-    def num_evaluations(self) -> int:
-        """Returns the number of evaluations in the journal, without parsing it."""
-        # The sender to MLflow asks all runs of a sweep every two seconds.
-        path = self.journal.path
-        return path.read_bytes().count(b'"kind": "evaluation"') if path.is_file() else 0

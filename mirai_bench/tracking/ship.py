@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from mirai_bench.tracking.mlflow_store import experiment_id, send_or_skip
 from mirai_bench.tracking.records import MEASURED, pack
-from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.tracking.run_folder import GRIDS, RunFolder
 from mirai_bench.utils.assets import LOCAL_FOLDERS
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ MOST_CHARACTERS = 6000  # of one parameter: MLflow's limit
 PREFIX = {"train": "train/", "evaluation": "eval/"}  # of metrics, by the kind of the journal's line
 # MLflow's word for the state of a run folder. It has none for a run that waits to be continued.
 STATUS = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING", "pending": "RUNNING"}
-GRIDS = "samples"  # folder of artifacts
 
 
 # ---- the parent run
@@ -70,10 +69,8 @@ def _find_sweep(client: MlflowClient, experiment: str, tags: dict[str, str]) -> 
     """Returns the oldest parent run with these tags."""
     # Two processes may have made one each. All then take the same one.
     oldest_first = ["attributes.start_time ASC"]
-    for sweep in client.search_runs([experiment], "tags.kind = 'sweep'", order_by=oldest_first):
-        if all(sweep.data.tags[key] == value for key, value in tags.items()):
-            return sweep
-    return None
+    sweeps = client.search_runs([experiment], "tags.kind = 'sweep'", order_by=oldest_first)
+    return next((sweep for sweep in sweeps if tags.items() <= sweep.data.tags.items()), None)
 
 
 def end_sweep(parent: str | None, *, failed: bool = False) -> None:

@@ -193,6 +193,19 @@ def test_the_screen_says_what_changes(here, capsys, monkeypatch):
     assert len([line for line in others if line.startswith(("done", "failed"))]) == 2
 
 
+def test_a_failure_that_a_new_attempt_takes_meanwhile_has_no_reason(here, capsys, monkeypatch):
+    """failed.json is there when the state is read, and gone when its reason is."""
+    plan = plan_of(seeds=[0])
+    cell = plan.sweep.cells[0]
+    screen = Screen(plan, [cell])
+    finish(cell, status="failed")
+    os.utime(cell.run_path / "failed.json", (2e9, 2e9))
+    monkeypatch.setattr(RunFolder, "failure", lambda self: None)
+    assert "failed   no reason was left" in status(plan)
+    screen.refresh()
+    assert f"failed: {cell.arm}, seed 0: no reason was left" in said(capsys.readouterr().err)
+
+
 def test_dry_run_shows_cells_and_costs_and_starts_nothing(here):
     text = dry_run(make_plan(FILE), None)
     assert "15 cells, 15 to run" in text and "hours are estimated once" in text

@@ -1,4 +1,7 @@
-"""The journal of a run: complete lines are read, and what will be written again is taken out."""
+"""The journal of a run: its complete lines, what is taken out of it, and what is read from it."""
+
+import json
+import time
 
 import pytest
 
@@ -22,6 +25,11 @@ def journal(tmp_path):
 def test_lines_are_read_in_the_order_in_which_they_were_written(journal, tmp_path):
     assert steps_of(journal.path) == [("train", 1), ("train", 2), ("evaluation", 2), ("train", 3), ("end", 3)]
     assert steps_of(tmp_path / "absent.jsonl") == []
+
+
+def test_lines_of_one_kind_are_read_alone(journal):
+    assert [line["step"] for line in journal.lines("train")] == [1, 2, 3]
+    assert journal.has("evaluation", 2) and not journal.has("evaluation", 3)
 
 
 def test_a_line_that_was_being_written_is_left_out(journal):
@@ -48,3 +56,51 @@ def test_going_back_in_a_journal_that_is_not_there_does_nothing(tmp_path):
 def test_a_line_that_cannot_be_written_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match=r"could not be written: .* The last checkpoint is intact"):
         Journal(tmp_path / "absent" / "journal.jsonl").append({"kind": "train", "step": 1})
+
+
+# ---- what is read from it
+
+
+@pytest.fixture
+def empty(tmp_path):
+    """A journal without a file."""
+    return Journal(tmp_path / "empty.jsonl")
+
+
+def write(journal, *lines):
+    journal.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_progress_of_a_resumed_run(empty):
+    """It takes 20 s per epoch since it was resumed, and there are six epochs to go."""
+    now = time.time()
+    lines = [("start", 0, now - 900), ("train", 2, now - 800), ("start", 2, now - 40), ("train", 4, now)]
+    write(empty, *({"kind": kind, "epoch": epoch, "time": at} for kind, epoch, at in lines))
+    with empty.path.open("a") as file:
+        file.write('{"kind": "tr')
+    progress = empty.progress(epochs=10)
+    assert progress.epoch == 4
+    assert progress.seconds_left == pytest.approx(120, abs=5)
+
+
+def test_there_is_no_pace_before_the_first_step(empty):
+    assert empty.progress(epochs=10) == (0.0, None)
+    write(empty, {"kind": "start", "epoch": 2.0, "time": time.time()})
+    assert empty.progress(epochs=10) == (2.0, None)
+
+
+def test_the_first_start_after_a_moment(empty):
+    starts = [{"kind": "start", "epoch": 0.0, "time": at} for at in (10.0, 20.0, 30.0)]
+    write(empty, *starts, {"kind": "train", "epoch": 1.0, "time": 40.0})
+    assert empty.started_after(15.0) == 20.0
+    assert empty.started_after(30.0) is None
+
+
+def test_measured_seconds_are_those_of_training_steps_sampling_and_evaluation(empty):
+    assert empty.measured_seconds() == {"training steps": 0.0, "sampling": 0.0, "evaluation": 0.0}
+    assert empty.num_evaluations() == 0
+    evaluation = {"kind": "evaluation", "sample_seconds": 2.0, "evaluate_seconds": 0.5}
+    train = {"kind": "train", "train_seconds": 30.0}
+    write(empty, {"kind": "start"}, train, evaluation, evaluation, {"kind": "end", "train_seconds": 60.0})
+    assert empty.measured_seconds() == {"training steps": 60.0, "sampling": 4.0, "evaluation": 1.0}
+    assert empty.num_evaluations() == 2

@@ -1,4 +1,4 @@
-"""The folder of a run: its state by one rule, its failures, and what its journal says."""
+"""The folder of a run: its state by one rule, its failures, and its log."""
 
 import json
 import pickle
@@ -16,11 +16,6 @@ from mirai_bench.utils.errors import UserError
 def folder(tmp_path):
     """An empty folder of a run."""
     return RunFolder(tmp_path / "run")
-
-
-def write_journal(folder, *lines):
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.journal.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 # ---- which run it is
@@ -79,7 +74,7 @@ def test_a_run_whose_lock_another_process_holds_is_running(folder, other_process
 
 def test_a_run_whose_process_was_killed_is_pending(folder, other_process):
     """The system releases the lock. Its file and a journal are left behind."""
-    write_journal(folder, {"kind": "start", "time": 0.0, "step": 0, "epoch": 0.0})
+    folder.journal.append({"kind": "start", "time": 0.0, "step": 0, "epoch": 0.0})
     other_process.kill()
     other_process.wait()
     assert folder.lock_file.is_file()
@@ -178,6 +173,13 @@ def test_the_step_survives_the_way_from_a_worker_to_its_trial():
     assert (str(error), error.step) == ("not finite", 7)
 
 
+def test_the_reason_of_a_failure_is_in_words_even_if_a_new_attempt_has_taken_it(folder):
+    folder.write_failure(Failure("not finite", 7))
+    assert folder.reason() == "not finite (step 7)"
+    folder.take_failure()
+    assert folder.reason() == "no reason was left"
+
+
 def test_a_failure_has_the_time_at_which_it_was_written(folder):
     assert folder.failure_written_at() == 0.0
     folder.write_failure(Failure("x"))
@@ -193,43 +195,7 @@ def test_a_full_disk_is_not_reported_twice(folder, monkeypatch):
     assert folder.failure() is None
 
 
-# ---- what the journal says
-
-
-def test_progress_of_a_resumed_run(folder):
-    """20 s per epoch since it was resumed, and six epochs to go."""
-    now = time.time()
-    lines = [("start", 0, now - 900), ("train", 2, now - 800), ("start", 2, now - 40), ("train", 4, now)]
-    write_journal(folder, *({"kind": kind, "epoch": epoch, "time": at} for kind, epoch, at in lines))
-    with folder.journal.path.open("a") as file:
-        file.write('{"kind": "tr')
-    progress = folder.progress(epochs=10)
-    assert progress.epoch == 4
-    assert progress.seconds_left == pytest.approx(120, abs=5)
-
-
-def test_there_is_no_pace_before_the_first_step(folder):
-    assert folder.progress(epochs=10) == (0.0, None)
-    write_journal(folder, {"kind": "start", "epoch": 2.0, "time": time.time()})
-    assert folder.progress(epochs=10) == (2.0, None)
-
-
-def test_the_first_start_after_a_moment(folder):
-    starts = [{"kind": "start", "epoch": 0.0, "time": at} for at in (10.0, 20.0, 30.0)]
-    write_journal(folder, *starts, {"kind": "train", "epoch": 1.0, "time": 40.0})
-    assert folder.started_after(15.0) == 20.0
-    assert folder.started_after(30.0) is None
-
-
-def test_measured_seconds_are_those_of_training_steps_sampling_and_evaluation(folder):
-    assert folder.measured_seconds() == {"training steps": 0.0, "sampling": 0.0, "evaluation": 0.0}
-    evaluation = {"kind": "evaluation", "sample_seconds": 2.0, "evaluate_seconds": 0.5}
-    train = {"kind": "train", "train_seconds": 30.0}
-    write_journal(
-        folder, {"kind": "start"}, train, evaluation, evaluation, {"kind": "end", "train_seconds": 60.0}
-    )
-    assert folder.measured_seconds() == {"training steps": 60.0, "sampling": 4.0, "evaluation": 1.0}
-    assert folder.num_evaluations() == 2
+# ---- what the run says
 
 
 def test_what_a_run_says_goes_to_its_log(folder, capsys):
