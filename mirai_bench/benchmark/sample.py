@@ -54,7 +54,7 @@ def measure_cell(options: Options, size: str, batch: int, cfg_scale: float) -> l
     for arm in ("ntp", "mirai-e-k3"):
         model = TrainStep(run_config(shape, arm, precision), Hardware(device)).trainer.ema.to(dtype)
         labels = draw_classes(protocol, range(batch), model.classes)
-        works[arm] = partial(Sampler(model, protocol, batch), labels, range(batch))
+        works[arm] = partial(Sampler(model, protocol, batch, options.compile), labels, range(batch))
     peer = options.peer(lambda peer: peer.generate is not None)
     theirs = None
     if peer is not None:
@@ -67,6 +67,7 @@ def measure_cell(options: Options, size: str, batch: int, cfg_scale: float) -> l
     seconds = spread([sample.wall for sample in samples["ntp"]])
     row: Row = {"kind": "sample", "status": "measured", "size": size, "batch": batch}
     row |= {"cfg_scale": cfg_scale, "precision": precision, "seconds": seconds}
+    row["compiled"] = options.on_gpu and options.compile
     row["images_per_second"] = batch / seconds["median"]
     row["foresight_cost"] = ratio(samples["mirai-e-k3"], samples["ntp"], "busy")
     if theirs is not None:

@@ -27,7 +27,7 @@ from mirai_bench.model.transformer import ARModel
 from mirai_bench.sample.sampler import load_for_sampling
 from mirai_bench.tracking import provenance
 from mirai_bench.tracking.run_folder import RunFolder
-from mirai_bench.utils.device import device_name
+from mirai_bench.utils.device import Hardware, device_name
 from mirai_bench.utils.distributed import Ranks
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
@@ -62,6 +62,8 @@ class Evaluator:
     device: torch.device
     weights: Path | None = None
     """Weight file of the extractor. By default it is found or made."""
+    compile: bool = False
+    """Whether sampling may be compiled with torch.compile."""
 
     @property
     def protocol(self) -> Protocol:
@@ -97,7 +99,7 @@ class Evaluator:
         of sampling only. `options` are those of `measure`. With `ranks` all processes of the group
         call this and share the work; all but rank 0 get None.
         """
-        source = SampledImages(model, self.tokenizer, self.protocol, batch_size)
+        source = SampledImages(model, self.tokenizer, self.protocol, batch_size, self.compile)
         return self.evaluate(source, model, **options)
 
     def evaluate(self, source: Source, model: ARModel | None = None, **options: Any) -> Evaluation | None:
@@ -210,7 +212,8 @@ def _evaluate_run(
     config = request.settled(load_run(folder.config_file))
     protocol = config.evaluation.protocol
     loaded = load_for_sampling(folder, protocol.weights, device)
-    evaluator = Evaluator(config, device, request.weights)
+    hardware = Hardware.resolve(str(device), "fp32", config.machine.compile, config.model.width)
+    evaluator = Evaluator(config, device, request.weights, hardware.compile)
     options = request.measure_options(protocol.num_samples)
     size = request.batch_size
     found = evaluator.evaluate_model(loaded.model, batch_size=size, ranks=ranks, **options)

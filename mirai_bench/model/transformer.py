@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirai_bench.config.run_config import ModelConfig, RunConfig, ffn_width
-from mirai_bench.model.kernels import attention, rms_norm
+from mirai_bench.model.kernels import attention, decoding_attention, rms_norm
 
 INIT_STD = 0.02  # LlamaGen's `initializer_range`
 Grid = tuple[int, int]  # (H, W), in tokens
@@ -44,10 +44,6 @@ class Output(NamedTuple):
 
 
 # ---- the cache of decoding
-
-
-KVPair = tuple[Tensor, Tensor]
-"""Keys and values of the positions decoded so far in one block, each (B, g, T, d)."""
 
 
 class HostPosition:
@@ -244,18 +240,18 @@ class Block(nn.Module):
         return x + drop(self.feed_forward(self.ffn_norm(x)), self.ffn_dropout, dropout)
 
     def decode(
-        self, x: Tensor, rope: Tensor, cache: KVPair, position: CachePosition, mask: Tensor | None
+        self, x: Tensor, rope: Tensor, cache: Tensor, position: CachePosition, mask: Tensor | None
     ) -> Tensor:
         """Maps the state x (B, 1, D) at `position` to the next one.
 
-        Writes its key and value to the cache.
+        Writes its key and value to the cache (2, B, g, T, d).
         """
-        keys, values = cache
         q, k, v = self.attention.project(self.attention_norm(x), rope)
-        position.write(keys, 2, k)
-        position.write(values, 2, v)
-        seen = position.length  # for a DevicePosition also later ones, which the mask hides
-        x = x + self.attention.attend(q, keys[:, :, :seen], values[:, :, :seen], mask, causal=False)
+        position.write(cache, 3, torch.stack([k, v]))  # one kernel for both
+        # For a DevicePosition also later positions, which the mask hides.
+        keys, values = cache[:, :, :, : position.length]
+        y = decoding_attention(q, keys, values, mask)  # (B, G, 1, d)
+        x = x + self.attention.wo(y.transpose(1, 2).flatten(2))
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -344,15 +340,17 @@ class ARModel(nn.Module):
             x = block(x, self.rope[: x.shape[1]])
         return x
 
-    def new_cache(self, batch: int) -> list[KVPair]:
-        """Returns an empty cache for decoding `batch` sequences, a pair per block."""
-        # T positions: the class token and all tokens but the last, which is never an input.
-        shape = (batch, self.config.kv_heads, self.tokens, self.config.width // self.config.heads)
-        # Zeros, because masked positions must not contain NaN.
-        like = self.tok_embeddings.weight
-        return [(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.layers]
+    def new_cache(self, batch: int) -> list[Tensor]:
+        """Returns an empty cache for decoding `batch` sequences.
 
-    def decode(self, x: Tensor, position: CachePosition, cache: list[KVPair]) -> Tensor:
+        It holds the keys and the values of each block, (2, B, g, T, d).
+        """
+        # T positions: the class token and all tokens but the last, which is never an input.
+        shape = (2, batch, self.config.kv_heads, self.tokens, self.config.width // self.config.heads)
+        # Zeros, because masked positions must not contain NaN.
+        return [self.tok_embeddings.weight.new_zeros(shape) for _ in self.layers]
+
+    def decode(self, x: Tensor, position: CachePosition, cache: list[Tensor]) -> Tensor:
         """Returns the logits (B, V) of the token at `position`.
 
         x (B, D) is the embedding of the input there: that of the class at position 0, that of
@@ -361,8 +359,8 @@ class ARModel(nn.Module):
         x = x[:, None]  # (B, 1, D)
         rope = position.read(self.rope, 0)  # (1, d/2, 2)
         mask = position.mask(x.dtype)  # the same for all blocks
-        for block, pair in zip(self.layers, cache, strict=True):
-            x = block.decode(x, rope, pair, position, mask)  # type: ignore[operator]  # a Block
+        for block, of_block in zip(self.layers, cache, strict=True):
+            x = block.decode(x, rope, of_block, position, mask)  # type: ignore[operator]  # a Block
         return self.output(self.norm(x))[:, 0]
 
 

@@ -5,6 +5,7 @@ Letters: B images, V codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from mirai_bench.config.protocol import Protocol
+
+CODES_OF_BLOCK = 128  # or fewer, if that does not divide the vocabulary
 
 
 def uniforms(seed: int, index: int, count: int) -> np.ndarray:
@@ -53,10 +56,25 @@ def restrict(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
         # Outside is what comes after the mass is reached. The first code never is.
-        outside = probabilities.cumsum(-1) - probabilities >= top_p
+        outside = cumulative(probabilities) - probabilities >= top_p
         outside = torch.zeros_like(outside).scatter(1, order, outside)  # back in the order of codes
         logits = logits.masked_fill(outside, -torch.inf)
     return logits
+
+
+def in_blocks(x: Tensor) -> Tensor:
+    """Returns x (B, V) as n blocks of m neighbours, (B, n, m)."""
+    return x.unflatten(1, (-1, math.gcd(x.shape[1], CODES_OF_BLOCK)))
+
+
+def cumulative(probabilities: Tensor) -> Tensor:
+    """Returns the cumulative sums of each row, (B, V)."""
+    if not torch.compiler.is_compiling():
+        return probabilities.cumsum(-1)
+    # For a GPU torch 2.11 fails to compile cumulative sums of long rows.
+    inside = in_blocks(probabilities).cumsum(-1)  # (B, n, m)
+    of_blocks = inside[:, :, -1:]  # (B, n, 1)
+    return (inside + (of_blocks.cumsum(1) - of_blocks)).flatten(1)
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -64,10 +82,28 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 
     It is computed in float64, so that the batch size cannot tip a draw.
     """
-    cumulative = logits.double().softmax(-1).cumsum(-1)  # (B, V)
-    # The last entry is 1 but for rounding. `right` skips codes of probability 0.
-    targets = (uniform * cumulative[:, -1])[:, None]
-    codes = torch.searchsorted(cumulative, targets, right=True)[:, 0]
-    # Rounding must not step past the last code that is not excluded.
-    last = (logits > -torch.inf).long().cumsum(-1).argmax(-1)
-    return torch.minimum(codes, last)
+    # First which block of codes, and then which code of it. Sums of all codes would have to be
+    # written and read again; those of the blocks are few, and so are those of one block.
+    masses = (logits.double() - logits.amax(-1, keepdim=True)).exp()  # (B, V), the largest is 1
+    blocks = in_blocks(masses)  # (B, n, m)
+    size = blocks.shape[2]
+    of_blocks = blocks.sum(-1)  # (B, n)
+    block, rest = invert(of_blocks, uniform * of_blocks.sum(-1))
+    inside = blocks.gather(1, block[:, None, None].expand(-1, 1, size))[:, 0]  # (B, m)
+    code, _ = invert(inside, rest)
+    return block * size + code
+
+
+def invert(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns which of n masses `target` falls into, (B,), and how far, (B,).
+
+    masses (B, n) lie side by side from 0 on. A target (B,) beyond them falls into the last one that
+    is not 0.
+    """
+    ends = masses.cumsum(-1)  # (B, n)
+    total = ends[:, -1]
+    target = torch.minimum(target, total.nextafter(torch.zeros_like(total)))
+    # `right` skips masses of 0. Where they are NaN, it skips all.
+    found = torch.searchsorted(ends, target[:, None], right=True).clamp(max=masses.shape[1] - 1)
+    start = (ends - masses).gather(1, found)[:, 0]
+    return found[:, 0], target - start

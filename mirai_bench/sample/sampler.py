@@ -6,7 +6,7 @@ Letters: B images, T tokens, V codes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 # Recorded decoding steps of a sampler on a GPU. More of them would read less of the cache, but each
 # takes time to record.
 NUM_STRETCHES = 4
+# Compiled decoding steps that a process may have. Torch's own limit is eight, two samplers.
+MOST_COMPILED = 2**16
 
 
 class Sampler:
@@ -38,10 +40,12 @@ class Sampler:
 
     On a GPU the decoding step, with the drawing of the token, is recorded once for each stretch of
     positions and then replayed: the host launches one CUDA graph per token and waits for nothing.
+    What is recorded can be compiled first, which makes a step faster and takes a minute at first.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: ARModel, protocol: Protocol, batch: int) -> None:
+    def __init__(self, model: ARModel, protocol: Protocol, batch: int, compile: bool = False) -> None:
+        """`compile` says whether what a GPU records is compiled. On a CPU it changes nothing."""
         weight = model.tok_embeddings.weight
         self.model = model
         self.protocol = protocol
@@ -55,7 +59,9 @@ class Sampler:
         self.uniform = torch.zeros(batch, model.tokens, dtype=torch.float64, device=self.device)
         self.codes = torch.zeros(batch, model.tokens, dtype=torch.long, device=self.device)
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)  # of the recorded step
-        self.recorded = self._record() if self.device.type == "cuda" else None
+        self.recorded: list[tuple[torch.cuda.CUDAGraph, int]] | None = None
+        if self.device.type == "cuda":
+            self.recorded = self._record(self.compiled_step if compile else self.next_step)
 
     @torch.inference_mode()
     def __call__(self, labels: Tensor, indices: Sequence[int]) -> Tensor:
@@ -100,8 +106,18 @@ class Sampler:
         self.step(DevicePosition(self.position, length))
         self.position.add_(1)
 
-    def _record(self) -> list[tuple[torch.cuda.CUDAGraph, int]]:
-        """Returns a CUDA graph for each stretch of positions, and how often it is replayed."""
+    def compiled_step(self, length: int) -> None:
+        """Does what `next_step` does, in fewer kernels. Its first call compiles it.
+
+        Samplers that differ in their weights only share what is compiled.
+        """
+        # Torch counts what it compiles of a function, here a step for each stretch of each sampler.
+        limits = {"recompile_limit": MOST_COMPILED, "accumulated_recompile_limit": MOST_COMPILED}
+        with torch._dynamo.config.patch(limits):
+            torch.compile(self.next_step, dynamic=False, fullgraph=True)(length)
+
+    def _record(self, step: Callable[[int], None]) -> list[tuple[torch.cuda.CUDAGraph, int]]:
+        """Returns a CUDA graph of `step` for each stretch of positions, and how often it is replayed."""
         recorded: list[tuple[torch.cuda.CUDAGraph, int]] = []
         start = 0
         # The model's device need not be the current one. By itself, `torch.cuda.graph` records on a
@@ -109,10 +125,11 @@ class Sampler:
         with torch.cuda.device(self.device):
             side = recording_stream(self.device)
             for end in stretches(self.model.tokens):
-                # 1. Not recorded: on their first call, libraries choose kernels and allocate.
+                # 1. Not recorded: on their first call, libraries choose kernels and allocate, and
+                #    the compiler compiles.
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
-                    self.next_step(end)
+                    step(end)
                 torch.cuda.current_stream().wait_stream(side)
                 self.position.zero_()
                 # 2. The recorded one. The graphs run one after the other, so they share their
@@ -120,7 +137,7 @@ class Sampler:
                 graph = torch.cuda.CUDAGraph()
                 pool = recorded[0][0].pool() if recorded else None
                 with torch.cuda.graph(graph, pool=pool, stream=side):
-                    self.next_step(end)
+                    step(end)
                 recorded.append((graph, end - start))
                 start = end
         return recorded
@@ -159,11 +176,20 @@ class ImageSampler:
     serves all batches, until `release`.
     """
 
-    def __init__(self, model: ARModel, tokenizer: Tokenizer, protocol: Protocol, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: ARModel,
+        tokenizer: Tokenizer,
+        protocol: Protocol,
+        batch_size: int,
+        compile: bool = False,
+    ) -> None:
+        """`compile` is the Sampler's."""
         self.model = model
         self.tokenizer = tokenizer
         self.protocol = protocol
         self.batch_size = batch_size
+        self.compile = compile
         self.on_gpu = model.tok_embeddings.weight.is_cuda
         self.sampler: Sampler | None = None
 
@@ -194,7 +220,7 @@ class ImageSampler:
         try:
             if self.sampler is None or self.sampler.batch != size:
                 self.sampler = None  # before the next one takes memory
-                self.sampler = Sampler(self.model, self.protocol, size)
+                self.sampler = Sampler(self.model, self.protocol, size, self.compile)
             return self.tokenizer.decode(self.sampler(labels, part)), labels
         except RuntimeError as error:
             if size == 1 or not is_out_of_memory(error):

@@ -36,6 +36,7 @@ def test_both_rates_and_the_peers_flags():
     assert not torch.backends.cuda.matmul.allow_tf32
     assert row["images_per_second"] == pytest.approx(2 / row["seconds"]["median"])
     assert row["peer"]["images_per_second"] > row["images_per_second"], "it does nothing"
+    assert row["compiled"] is False, "nothing is, on a CPU"
     assert row["peer"]["wall"]["n"] == 2 and "error" not in row["peer"]
 
 

@@ -1,5 +1,6 @@
 """Random draws: distributions, cuts, guidance, and the class of each sample."""
 
+import pytest
 import torch
 from scipy.stats import chisquare
 
@@ -26,6 +27,27 @@ def test_draws_follow_the_distribution():
 def test_a_draw_never_takes_a_code_that_was_cut_off():
     logits = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf]]).expand(3, 4)
     assert draw(logits, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)).tolist() == [0, 2, 2]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, 96, 384])
+def test_draws_invert_the_cumulative_distribution(vocabulary):
+    logits = torch.randn(500, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
+    uniform = torch.from_numpy(uniforms(0, 0, 500))
+    ends = logits.double().softmax(-1).cumsum(-1)
+    assert torch.equal(draw(logits, uniform), (ends[:, :-1] <= uniform[:, None]).sum(-1))
+
+
+def test_the_ends_of_the_distribution_are_codes_that_can_be_drawn():
+    logits = torch.full((2, 384), -torch.inf)
+    logits[:, [130, 200]] = 0.0  # the blocks before and after this one are cut off
+    assert draw(logits, torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() == [130, 200]
+
+
+def test_logits_that_are_nan_draw_some_code():
+    codes = draw(torch.full((2, 384), torch.nan), torch.tensor([0.0, 0.9], dtype=torch.float64))
+    assert codes.min() >= 0 and codes.max() < 384, (
+        "the next step would look up an embedding that is not there"
+    )
 
 
 def test_top_k_and_top_p_by_hand():

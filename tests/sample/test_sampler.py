@@ -1,6 +1,7 @@
 """Samples do not depend on the batch size, equal teacher forcing, and equal the step that a GPU records."""
 
 import copy
+import functools
 import logging
 from types import SimpleNamespace
 
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.run_config import ModelConfig
-from mirai_bench.model.transformer import ARModel
+from mirai_bench.model.transformer import ARModel, DevicePosition
 from mirai_bench.sample import sampler as sampling
 from mirai_bench.sample.__main__ import command
 from mirai_bench.sample.draws import draw, draw_classes, uniforms
@@ -93,11 +94,11 @@ class Limited(Sampler):
     most = 8
     made: list[int] = []  # noqa: RUF012
 
-    def __init__(self, model, protocol, batch):
+    def __init__(self, model, protocol, batch, compile):
         self.made.append(batch)
         if batch > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        super().__init__(model, protocol, batch)
+        super().__init__(model, protocol, batch, compile)
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_generation_is_teacher_forcing_one_token_after_the_other(model):
 
 def replayed(sampler, step):
     """The sampler as it is on a GPU, `step` in the place of its recorded steps."""
-    ends = stretches(16)
+    ends = stretches(sampler.model.tokens)
     sampler.recorded = [
         (SimpleNamespace(replay=lambda end=end: step(end)), end - start)
         for start, end in zip([0, *ends], ends, strict=False)
@@ -210,6 +211,54 @@ def test_the_recorded_step_is_one_graph_for_all_positions(model):
     assert torch.equal(codes, Sampler(model, p, 4)(labels, range(4)))
 
 
+@pytest.fixture
+def compile_with(monkeypatch):
+    """Returns a function that makes torch.compile use another backend for the rest of the test."""
+
+    def choose(backend):
+        torch.compiler.reset()
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+        return backend
+
+    yield choose
+    torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    """A model whose queries share heads of keys and values."""
+    config = ModelConfig(size="nano", depth=2, width=64, heads=4, kv_heads=2)
+    model = ARModel(config, 256, 3, GRID).init_weights(torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.output.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fields", [{"cfg_scale": 2.0}, {"top_k": 100, "top_p": 0.9, "temperature": 0.8}])
+def test_the_compiled_step_samples_the_same_codes(grouped, compile_with, backend, fields):
+    compile_with(backend)
+    p = protocol(**fields)
+    sampler = Sampler(grouped, p, 8)
+    replayed(sampler, sampler.compiled_step)
+    for indices in (range(8), range(8, 16)):
+        labels = draw_classes(p, indices, 3)
+        assert torch.equal(sampler(labels, indices), Sampler(grouped, p, 8)(labels, indices))
+
+
+def test_samplers_are_all_compiled_and_those_of_a_kind_once(compile_with):
+    """Torch would run what it has compiled eight times before as it is, without a word."""
+    counter = compile_with(CompileCounter())
+    config = ModelConfig(size="nano", depth=1, width=32, heads=2)
+    p = protocol()
+    for number in range(1, 11):
+        for seed in (0, 1):  # of other weights
+            model = ARModel(config, 7, 3, (1, 2)).init_weights(torch.Generator().manual_seed(seed))
+            sampler = Sampler(model, p, number)
+            labels = draw_classes(p, range(number), 3)
+            replayed(sampler, sampler.compiled_step)(labels, range(number))
+            assert counter.frame_count == 2 * number, "a step for each of two stretches"
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 16, 64, 256])
 def test_stretches_end_with_the_tokens(tokens):
     ends = stretches(tokens)
@@ -226,6 +275,48 @@ def test_recorded_graphs_sample_what_single_launches_do(model, scale):
     for indices in (range(8), range(8, 16)):
         labels = draw_classes(p, indices, 3)
         assert torch.equal(sampler(labels, indices), single(labels, indices))
+
+
+@pytest.fixture
+def on_gpu():
+    """A model on a GPU with a head and a vocabulary as large as LlamaGen's, three layers of it."""
+    config = ModelConfig(size="nano", depth=3, width=768, heads=12)
+    model = ARModel(config, 16384, 3, GRID).init_weights(torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.output.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    yield model.requires_grad_(False).cuda()
+    torch.compiler.reset()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiles for a GPU")
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_compiled_graphs_sample_what_eager_ones_do(on_gpu, scale):
+    p = protocol(cfg_scale=scale)
+    sampler, eager = Sampler(on_gpu, p, 128, compile=True), Sampler(on_gpu, p, 128)
+    torch.compiler.reset()  # what is recorded does not need what was compiled
+    for indices in (range(128), range(128, 256)):
+        labels = draw_classes(p, indices, 3)
+        same = sampler(labels, indices) == eager(labels, indices)
+        assert same.all(1).double().mean() >= 0.99
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiles for a GPU")
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
+@torch.inference_mode()
+def test_compiled_decoding_has_the_log_probabilities_of_eager_decoding(on_gpu, dtype, most):
+    model = on_gpu.to(dtype)
+    tokens = torch.randint(16384, (8, 16), generator=torch.Generator().manual_seed(2)).cuda()
+    inputs = model.embed(tokens[:, :-1], torch.zeros_like(tokens[:, 0]))  # (8, 16, D)
+
+    def log_p(decode):
+        cache = model.new_cache(8)
+        steps = (decode(inputs[:, at], torch.tensor([at]).cuda(), cache) for at in range(16))
+        return torch.stack([step.float().log_softmax(-1) for step in steps], 1)
+
+    def decode(x, at, cache):
+        return model.decode(x, DevicePosition(at, 16), cache)
+
+    eager = log_p(decode)
+    assert (log_p(torch.compile(decode, dynamic=False, fullgraph=True)) - eager).abs().max() < most
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="records CUDA graphs on two devices")
