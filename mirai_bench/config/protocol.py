@@ -33,10 +33,11 @@ guidance."""
     weights: Literal["ema", "raw"] = "ema"
     """Which weights sample: the EMA, or those of the last step."""
     extractor: str = "digits"
-    """The feature extractor, an entry of EXTRACTORS in evaluate/extractors.py."""
+    """The feature extractor, an entry of EXTRACTORS in evaluate/extractors.py, or `none`: then the \
+held-out loss is measured, and what a planted data set measures by itself."""
     reference: str = "train"
     """What samples are compared with: the `train` or `heldout` split of the run's data, or an \
-.npz or a folder."""
+.npz or a folder. Without an extractor they are compared with nothing."""
     resize: Annotated[int, Field(ge=0)] = 0
     """Side in pixels to which samples are resized (bicubic, antialiased) before the extractor. 0 \
 means not at all."""
@@ -63,5 +64,6 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "paper_xl": PAPER | {"cfg_scale": 1.75},
     "cifar10_10k": {"num_samples": 10_000, "cfg_scale": 1.5, "extractor": "inception_2015"},
+    "exact": {"num_samples": 1_000, "extractor": "none"},
     "digits": {"num_samples": 1_000, "cfg_scale": 1.0, "extractor": "digits", "reference": "train"},
 }

@@ -37,12 +37,30 @@ MODEL_SIZES = {
 }
 
 
+class StaircaseConfig(Section):
+    """The planted data set: 5x5 bits, of which the last ones are parities of hidden ones."""
+
+    parities: Annotated[int, Field(ge=2, le=5)] = 3
+    """Number of planted cells P at the end of the image: the parities of P, P - 1, … 1 hidden \
+cells."""
+    draw: Seed = 0
+    """Seed of the draw of the hidden cells."""
+    cut: bool = False
+    """Whether the last row of each image is that of another image, so that nothing can be \
+foreseen."""
+    images: Positive = 16_000
+    """Number of training images."""
+
+
 class DataConfig(Section):
     """The images of a run."""
 
-    dataset: Literal["digits", "cifar10", "folder"] = "digits"
-    """The data set. `digits` is embedded; `cifar10` and `folder` (class/image, the layout of \
-ImageNet) are prepared once by `mirai_bench.data.prepare`."""
+    dataset: Literal["digits", "cifar10", "folder", "staircase"] = "digits"
+    """The data set. `digits` is embedded and `staircase` (planted, a control) is generated; \
+`cifar10` and `folder` (class/image, the layout of ImageNet) are prepared once by \
+`mirai_bench.data.prepare`."""
+    staircase: StaircaseConfig = StaircaseConfig()
+    """Data set `staircase`: how it is generated."""
     # Names folders of prepared codes.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "folder"
     """Data set `folder`: what it is called, so that runs on two of them are two experiments."""
@@ -61,6 +79,11 @@ further range adds ten views."""
     def num_views(self) -> int:
         """Returns the number of stored views per image."""
         return {"center": 1, "flip": 2, "ten_crop": 10 * len(self.crop_ranges)}[self.views]
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Tells whether images are encoded once, before training, and not when they are used."""
+        return self.dataset in ("cifar10", "folder")
 
 
 class TokenizerConfig(Section):
@@ -168,6 +191,9 @@ class EvaluationConfig(Section):
 evaluated."""
     protocol: Protocol
     """The evaluation protocol: the name of one, or its own fields."""
+    primary: str | None = None
+    """Name of the metric that decides. By default the Fréchet distance of the extractor, and \
+without an extractor the held-out loss. It is not fingerprinted."""
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationConfig:
@@ -325,10 +351,13 @@ class RunConfig(Section):
         # 1. Names, and fields that have no effect, are left out.
         del fields["model"]["size"]
         del fields["evaluation"]["protocol"]["name"]
+        del fields["evaluation"]["primary"]
         if self.data.views != "ten_crop":
             del fields["data"]["crop_ranges"]
         if self.data.dataset != "folder":
             del fields["data"]["name"]
+        if self.data.dataset != "staircase":
+            del fields["data"]["staircase"]
         # 2. Files are represented by their content.
         encoder = fields["foresight"].get("encoder", {})  # left out of most sources
         for section, key, path in (

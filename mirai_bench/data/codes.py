@@ -141,12 +141,12 @@ class Codes:
 def open_codes(config: RunConfig, split: Split, device: torch.device) -> Codes:
     """Returns the codes of a split.
 
-    Digits are encoded on the fly, other data must have been prepared. Raises UserError if the codes
-    are not prepared, or are those of another configuration.
+    Data sets that are embedded or generated are encoded now, other data must have been prepared.
+    Raises UserError if the codes are not prepared, or are those of another configuration.
     """
-    if config.data.dataset == "digits":
-        return _encode_now(config, split, device)
-    return _read_prepared(config, split, device)
+    if config.data.needs_preparation:
+        return _read_prepared(config, split, device)
+    return _encode_now(config, split, device)
 
 
 def _encode_now(config: RunConfig, split: Split, device: torch.device) -> Codes:

@@ -58,8 +58,9 @@ def main(argv: list[str]) -> int:
     if args.data is not None:
         settings = [*settings, f"machine.data={json.dumps(str(args.data.absolute()))}"]
     config = load_run(args.config, settings)
-    if config.data.dataset == "digits":
-        raise UserError("The digits are encoded when they are used: there is nothing to prepare")
+    if not config.data.needs_preparation:
+        name = config.data.dataset
+        raise UserError(f"The images of {name} are encoded when they are used: there is nothing to prepare")
     if args.processes < 1 or args.shard_size < 1:
         raise UserError(
             f"--processes is {args.processes} and --shard-size {args.shard_size}: write 1 or more"

@@ -243,6 +243,8 @@ IMAGES = {"digits": 1500, "cifar10": 50_000, "imagenet": 1_281_167}
 def num_images(config: RunConfig) -> int | None:
     """Returns the number of training images, or None if the data has to be prepared first."""
     data = config.data
+    if data.dataset == "staircase":
+        return data.staircase.images
     if data.dataset != "folder":
         return IMAGES[data.dataset]
     folders = sorted((config.machine.runs / "codes").glob(f"{data.name}-{data.image_size}-*"))

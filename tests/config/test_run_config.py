@@ -3,7 +3,7 @@
 import pytest
 
 from mirai_bench.config.foresight import resolve_layer
-from mirai_bench.config.load import build_run, merge, read_profile
+from mirai_bench.config.load import build_run, load_run, merge, read_profile
 from mirai_bench.utils.errors import UserError
 
 
@@ -105,6 +105,28 @@ def test_what_changes_a_number_is_in_the_fingerprint():
         {"foresight": {"source": "random"}},
     ]
     assert len({fingerprint(change) for change in changes}) == len(changes)
+
+
+# Of the shipped profiles, without foresight. They change with NUMERICS only: a new field that has no
+# effect on a run is left out of its fingerprint.
+FINGERPRINTS = {
+    "cifar10": "1bf809a1e73c",
+    "digits": "b7ea4fddd64f",
+    "digits_deep": "1ec5a2d10728",
+    "imagenet256_b": "ee053ee4b972",
+    "imagenet256_l": "037f99e14016",
+    "imagenet256_xl": "3edcdbc5d38d",
+}
+
+
+@pytest.mark.parametrize("profile", FINGERPRINTS)
+def test_fingerprints_of_shipped_profiles_do_not_change(profile):
+    assert load_run(profile).fingerprint() == FINGERPRINTS[profile]
+
+
+@pytest.mark.parametrize("primary", ["heldout_ntp", "recall"])
+def test_the_metric_that_decides_changes_no_number(primary):
+    assert digits(evaluation={"primary": primary}).fingerprint() == digits().fingerprint()
 
 
 def test_fingerprint_of_a_file_is_its_content(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.images import staircase
 from mirai_bench.utils.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Dataset:
     name: str
     """Name of the data set."""
     sha256: str
-    """Hash of the pixels (digits, cifar10), or of the names and sizes of the files (folder)."""
+    """Hash of the pixels, or of the names and sizes of the files (folder)."""
     class_names: tuple[str, ...]
     """Names of the classes."""
     labels: np.ndarray
@@ -80,6 +81,8 @@ def open_dataset(config: RunConfig, split: Split) -> Dataset:
     path = config.machine.data
     if data.dataset == "digits":
         dataset = _digits(split)
+    elif data.dataset == "staircase":
+        dataset = _staircase(config, split)
     elif data.dataset == "cifar10":
         dataset = _cifar10(_existing(path, "cifar10.npz or the folder cifar-10-batches-py"), split)
     else:
@@ -95,7 +98,7 @@ def open_dataset(config: RunConfig, split: Split) -> Dataset:
 def has_heldout_images(config: RunConfig) -> bool:
     """Tells whether the data set has a held-out split.
 
-    digits and cifar10 have one, and a folder has one if its `val` has class folders.
+    A folder has one if its `val` has class folders. All other data sets have one.
     """
     if config.data.dataset != "folder":
         return True
@@ -140,6 +143,23 @@ def _digits(split: Split) -> Dataset:
     grey = np.round(levels[rows] * 255 / 16).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
     return _in_memory("digits", images, labels[rows], tuple("0123456789"))
+
+
+# ---- the planted data set
+
+
+def _staircase(config: RunConfig, split: Split) -> Dataset:
+    data = config.data
+    tokenizer = config.tokenizer
+    found = (data.image_size, data.views, tokenizer.name, tokenizer.vocabulary)
+    if found != (staircase.SIDE, "center", "pixel", staircase.CODES):
+        raise UserError(
+            f"data.dataset is staircase with data.image_size {data.image_size}, views {data.views} and "
+            f"tokenizer {tokenizer.name} of {tokenizer.vocabulary} codes: write image_size: "
+            f"{staircase.SIDE}, views: center and tokenizer: {{name: pixel, vocabulary: {staircase.CODES}}}"
+        )
+    images = staircase.make_images(staircase.make_codes(data.staircase, split))
+    return _in_memory("staircase", images, np.zeros(len(images)), ("grid",))
 
 
 # ---- CIFAR-10
