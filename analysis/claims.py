@@ -63,6 +63,7 @@ def verdict(inside: bool, outside: bool) -> str:
 
 def compare_better(results: Results, test: Test, strict: float) -> Evidence:
     """Compares the arm `better` with the arm `than`."""
+    # The claim is a side of 0 for the difference ours - theirs.
     metric = test.get("metric") or primary_metric(results.metrics)
     ours = at_last(results, test["better"], metric)
     theirs = at_last(results, test["than"], metric)
@@ -83,6 +84,7 @@ def compare_speedup(results: Results, test: Test, strict: float) -> Evidence:
     factor = float(test["speedup"])
     found = speedup(results, test["arm"], metric, "epochs", "final", CONFIDENCE)
     wide = speedup(results, test["arm"], metric, "epochs", "final", strict)
+    # The sure ends count seeds that never reach the value, which the geometric mean leaves out.
     text = f"{test['arm']} reaches the baseline's final {metric}: {found} in epochs, n {found.n}"
     return Evidence(verdict(found.sure_low >= factor, wide.sure_high < factor), text)
 
@@ -97,6 +99,7 @@ def compare_same(results: Results, test: Test, strict: float) -> Evidence:
     if found is None or wide is None or math.isnan(found.half):
         mean = found.mean if found else math.nan
         return Evidence("undecided", f"{what} {mean:.3f}, n {found.n if found else 0}")
+    # A test of equivalence. That a difference is not significant would not show that there is none.
     low = 1 - test["within"]
     high = 1 + test["within"]
     text = f"{what} {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}], n {found.n}"
@@ -119,6 +122,7 @@ def kind_of(test: Test) -> str:
     """
     for kind, (needs, _) in KINDS.items():
         if kind in test:
+            # A misspelt key would otherwise be a comparison that nobody meant.
             missing = ", ".join(sorted(needs - test.keys()))
             extra = ", ".join(sorted(test.keys() - needs - {kind, "metric"}))
             if missing or extra:
@@ -148,6 +152,7 @@ def sweep_of(test: Test, profile: str, sweeps: list[Results]) -> Results | None:
     for results in sweeps:
         if (results.axis, results.profile) == (test["axis"], profile):
             arms = [test["better"], test["than"]] if "better" in test else [test["arm"], results.baseline]
+            # Every record has a step, so that this asks which seeds have a record at all.
             if all(at_last(results, arm, "step") for arm in arms):
                 return results
     return None
@@ -155,6 +160,7 @@ def sweep_of(test: Test, profile: str, sweeps: list[Results]) -> Results | None:
 
 def overall(verdicts: list[str], complete: bool) -> str:
     """Returns the verdict on a claim whose comparisons have these verdicts."""
+    # The weakest comparison decides. One that was not run leaves the claim open.
     for side in ("contradicted", "undecided"):
         if side in verdicts:
             return side
@@ -166,10 +172,13 @@ def judge(claim: dict[str, Any], sweeps: list[Results]) -> list[list[str]]:
 
     There is a row for each profile that ran one of the comparisons, or one row `not run`.
     """
+    # 1. What is compared. One comparison of m is enough to contradict, so each of them has to do so
+    #    at 1 - 5 %/m (Bonferroni). To support the claim all must agree, which needs no correction.
     tests = claim["tests"]
     label = [claim["claim"], claim["paper"]]
     strict = 1 - 0.05 / len(tests)
     kinds = [kind_of(test) for test in tests]
+    # 2. The comparisons that each profile has run. Profiles are other data: they are never pooled.
     rows = []
     for profile in dict.fromkeys(results.profile for results in sweeps):
         found = []
@@ -185,6 +194,7 @@ def judge(claim: dict[str, Any], sweeps: list[Results]) -> list[list[str]]:
             side = overall([evidence.verdict for evidence in found], not absent)
             texts = [evidence.text for evidence in found]
             rows.append([*label, profile, side, "; ".join(texts + absent)])
+    # 3. A claim that no profile has tested says what it needs.
     needs = "; ".join(subject(test) for test in tests)
     return rows or [[*label, MISSING, "not run", f"needs {needs}"]]
 

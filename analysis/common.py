@@ -57,15 +57,18 @@ def load(args: argparse.Namespace) -> list[Results]:
 
     Raises UserError, which says what to run, if there is nothing to read.
     """
+    # 1. Everything that is there.
     found, where = _read(args)
     if not any(results.records for results in found):
         raise UserError(f"there are no evaluations to read in {where}. Run a sweep first: {MAIN_JOB}")
+    # 2. What was asked for. A misspelt name is an error, and not an empty figure.
     for name in ("axis", "profile"):
         wanted = getattr(args, name)
         known = [getattr(results, name) for results in found]
         if wanted is not None and wanted not in known:
             raise unknown(name, wanted, dict.fromkeys(known))
         found = [results for results in found if wanted in (None, getattr(results, name))]
+    # 3. What has records, under one protocol if one was asked for.
     kept = []
     for results in found:
         if results.records:
@@ -95,6 +98,7 @@ def look(results: Results) -> dict[str, tuple[str, str]]:
     looks = {results.baseline: (BLACK, MARKERS[0])}
     others = [arm for arm in results.arms if arm != results.baseline]
     for i, arm in enumerate(others):
+        # The baseline's marker, number 0, is left out.
         marker = 1 + i // ARMS_PER_MARKER % (len(MARKERS) - 1)
         looks[arm] = (COLOURS[i % len(COLOURS)], MARKERS[marker])
     return looks

@@ -47,6 +47,7 @@ def read(path: Path) -> Records:
 
 def _kind(record: dict[str, Any]) -> list[Any]:
     """Returns what must be the same in all records."""
+    # The protocol holds the sampling seed, and the config the training seed: these may differ.
     protocol = measured_with(record) | {"protocol.seed": None}
     return [record["config"]["foresight"], record["profile"], record["epoch"], protocol]
 
@@ -58,6 +59,7 @@ def deviations(records: Records, metric: str) -> tuple[float, float]:
     mean square within groups is the variance of the evaluation. The variance of single evaluations
     between training seeds is that of the group means plus (1 - 1/m) of it.
     """
+    # 1. The evaluations of each training seed. With groups of one size no weights are needed.
     groups: dict[int, list[float]] = {}
     for record in records:
         groups.setdefault(record["seed"], []).append(record["metrics"][metric])
@@ -68,6 +70,8 @@ def deviations(records: Records, metric: str) -> tuple[float, float]:
             f"evaluations per training seed are {counts}: give two training seeds or more, each "
             "with the same number of at least two"
         )
+    # 2. The components. With σ_w of the evaluation and σ_b of the training, a group's mean varies by
+    #    σ_b² + σ_w²/m, and one evaluation of any training seed by σ_b² + σ_w².
     table = np.array(list(groups.values()))  # (training seeds, m)
     within = table.var(1, ddof=1).mean()
     between = table.mean(1).var(ddof=1) + (1 - 1 / table.shape[1]) * within

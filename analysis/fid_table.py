@@ -44,13 +44,14 @@ def draw_differences(results: Results, table: Table) -> Figure:
         f"{SIGNIFICANT:g}; profile {results.profile}"
     )
     with matplotlib.rc_context(STYLE):
+        # A line of 0.27 inches per arm, below a heading.
         figure = Figure(figsize=(8, 1.1 + 0.27 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color="black", linewidth=1)
         for place, row in enumerate(rows):
             _draw_difference(axes, place, row.differences.get(metric), *looks[row.arm])
         axes.set_yticks(range(len(rows)), [row.arm for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first arm on top, as in the table
         axes.set_xlabel(
             f"{metric}: arm minus {table.baseline}, paired by seed ({better} of the line is better)"
         )
@@ -61,14 +62,13 @@ def draw_differences(results: Results, table: Table) -> Figure:
 def _draw_difference(axes: Axes, place: int, change: Estimate | None, colour: str, marker: str) -> None:
     text = "no pair of seeds"
     if change is not None:
-        reach = None
-        if not math.isnan(change.half):
-            reach = [[change.mean - change.low], [change.high - change.mean]]
+        reach = None if math.isnan(change.half) else change.half  # one seed has no interval
         face = colour if change.p < SIGNIFICANT else "white"
         style: dict[str, Any] = {"color": colour, "marker": marker, "mfc": face}
         style |= {"markersize": 6, "capsize": 3}
         axes.errorbar(change.mean, place, xerr=reach, **style)
         text = f"p {p_value(change.p)}, n {change.n}"
+    # At the right edge of the axes, whatever their scale, and at the height of the arm.
     axis: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
     axes.annotate(text, (1.01, place), fontsize=7.5, annotation_clip=False, **axis)
 

@@ -56,6 +56,7 @@ class End(NamedTuple):
 
 def t_band(values: Iterable[float]) -> tuple[float, float]:
     """Returns the ends of the t-interval of the mean, or the mean if it has none."""
+    # Seaborn calls this with the values of all seeds at one x.
     estimate = t_interval(values)
     assert estimate is not None, "seaborn asks where there are values"
     if estimate.n == 1:
@@ -78,10 +79,14 @@ def tidy(results: Results, metric: str, x: str) -> pd.DataFrame:
     """
     field, _ = AXES[x]
     frame = results.frame
+    # 1. Known values. `astype`, because a column with None holds objects.
     finite = np.isfinite(frame[metric].astype(float)) & np.isfinite(frame[field].astype(float))
     frame = frame[finite]
+    # 2. Full evaluations. Where seeds come or go, the mean would jump without anything learned.
     seeds = frame.groupby(["arm", "epoch"])["seed"].transform("nunique")
     frame = frame[seeds == seeds.groupby(frame["arm"]).transform("max")]
+    # 3. One x per evaluation. Seconds differ a little from seed to seed, and lines of different x
+    #    could not be averaged.
     mean_x = frame.groupby(["arm", "epoch"])[field].transform("mean")
     return pd.DataFrame({"arm": frame["arm"], "seed": frame["seed"], "x": mean_x, "y": frame[metric]})
 
@@ -91,6 +96,7 @@ def tidy(results: Results, metric: str, x: str) -> pd.DataFrame:
 
 def draw(results: Results, metric: str, x: str, band: str, scale: str) -> Figure:
     """Returns the figure. `scale` is linear, log or auto."""
+    # 1. What is drawn where. The paper's own curves are comparable under its own profile only.
     refuse_mixed_protocols(results)
     frame = tidy(results, metric, x)
     looks = look(results)
@@ -104,8 +110,8 @@ def draw(results: Results, metric: str, x: str, band: str, scale: str) -> Figure
         least = frame["y"].min()
         scale = "log" if least > 0 and frame["y"].max() > LOG_FROM * least else "linear"
     with matplotlib.rc_context(STYLE):
-        # 1. The lines.
-        rows = -(-len(panels) // COLUMNS)
+        # 2. The lines.
+        rows = -(-len(panels) // COLUMNS)  # rounded up
         size, columns = ((8.0, 4.6), 1) if len(panels) == 1 else ((9.0, 0.9 + 1.9 * rows), COLUMNS)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -117,12 +123,12 @@ def draw(results: Results, metric: str, x: str, band: str, scale: str) -> Figure
                 axes.plot(*paper[arm], **line, marker="o", mfc="none", ms=4)
             if len(panels) > 1:
                 axes.set_title(arms[1], fontsize=8.5, color=looks[arms[1]][0], loc="left")
-        # 2. The axes, once all is drawn: if one is logarithmic, seaborn draws geometric means.
+        # 3. The axes, once all is drawn: if one is logarithmic, seaborn draws geometric means.
         for axes in grid.flat:
             _dress(axes, scale, integers=x == "epochs")
         for axes in grid.flat[len(panels) :]:
             axes.remove()
-        # 3. The words.
+        # 4. The words. A single panel has its arms' names at the lines, several have them on top.
         if len(panels) == 1:
             _label_ends(grid[0, 0], _ends(results, frame, looks))
         better = "lower" if lower_is_better(metric) else "higher"
@@ -151,6 +157,7 @@ def _dress(axes: Axes, scale: str, integers: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=integers))
     if scale == "log":
         axes.set_yscale("log")
+        # A metric may span less than a decade, in which powers of ten alone would leave no tick.
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -198,10 +205,12 @@ def _label_ends(axes: Axes, ends: list[End]) -> None:
 
     Texts that overlap are pushed apart.
     """
-    axes.autoscale_view()
+    # 1. Where the lines end, from data to the axes' own (0 … 1, 0 … 1), from the lowest to the highest.
+    axes.autoscale_view()  # otherwise the limits are set when the figure is saved
     to_axes = axes.transScale + axes.transLimits
     placed = [(end, tuple(to_axes.transform((end.x, end.y)))) for end in ends]
     placed.sort(key=lambda pair: pair[1][1])
+    # 2. The texts, beside the axes.
     heights = _pushed_apart([place[1] for _, place in placed])
     where: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "axes fraction", "va": "center"}
     leader = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
@@ -213,12 +222,15 @@ def _label_ends(axes: Axes, ends: list[End]) -> None:
 
 def _pushed_apart(heights: list[float]) -> list[float]:
     """Returns rising heights with a gap between neighbours, near the given ones."""
+    # Neighbours that are too close give way by half of what is missing, which may bring them close
+    # to the next ones: after a few rounds nothing moves any more.
     for _ in range(200):
         for i in range(len(heights) - 1):
             short = GAP - (heights[i + 1] - heights[i])
             if short > 1e-9:
                 heights[i] -= short / 2
                 heights[i + 1] += short / 2
+        # The lowest text stays above the axis, below which its ticks are labelled.
         lift = max(0.0, 0.01 - heights[0]) if heights else 0.0
         heights = [height + lift for height in heights]
     return heights

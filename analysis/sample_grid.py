@@ -7,13 +7,12 @@ A row has one seed. In all its cells the same place has the same class and the s
 
 from __future__ import annotations
 
-import logging
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import load, look, parser
+from common import load, look, parser, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -24,8 +23,6 @@ from mirai_bench.results.table import MISSING
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError
 
-log = logging.getLogger(__name__)
-
 Records = dict[tuple[str, int], dict[str, Any]]  # by arm and seed
 
 
@@ -34,6 +31,7 @@ def chosen(results: Results, epoch: float | None) -> Records:
     found: Records = {}
     for record in results.records:
         key = (record["arm"], record["seed"])
+        # Records come in the order of their steps, so that without `epoch` the last one stays.
         best = found.get(key)
         if best is None or epoch is None or abs(record["epoch"] - epoch) < abs(best["epoch"] - epoch):
             found[key] = record
@@ -49,6 +47,7 @@ def draw(results: Results, records: Records, seeds: list[int], scratch: Path) ->
     looks = look(results)
     figure = Figure(figsize=(1.9 * len(arms), 1.9 * len(seeds) + 0.5), layout="constrained")
     grid = figure.subplots(len(seeds), len(arms), squeeze=False)
+    # 1. The images, of which each may be a download.
     paths = {}
     for (arm, seed), record in records.items():
         if seed in seeds:
@@ -58,6 +57,7 @@ def draw(results: Results, records: Records, seeds: list[int], scratch: Path) ->
             f"{results.axis}: no sample grids are at hand: read them from MLflow, or from the run "
             "folders with --runs FOLDER"
         )
+    # 2. The cells.
     for row, seed in enumerate(seeds):
         for column, arm in enumerate(arms):
             axes = grid[row][column]
@@ -92,11 +92,9 @@ def command(argv: list[str]) -> int:
         rows = args.seeds or results.seeds(results.baseline)[:1]
         with tempfile.TemporaryDirectory() as scratch:
             figure = draw(results, chosen(results, args.epoch), rows, Path(scratch))
-        args.out.mkdir(parents=True, exist_ok=True)
-        path = args.out / f"{results.name}_samples.png"
-        figure.savefig(path, dpi=160, metadata={"Software": None})
-        log.info(f"wrote {path}")
-        print(path)
+        stem = f"{results.name}_samples"
+        save(figure, args.out, stem, kinds=("png",))  # pixels gain nothing from a vector format
+        print(args.out / f"{stem}.png")
     return 0
 
 

@@ -83,12 +83,13 @@ def curves(results: Results, metric: str, x: str) -> dict[str, dict[int, Curve]]
 
 def first_reach(curve: Curve, target: float, lower: bool) -> Reach | None:
     """Returns where the curve first reaches the target, or None if it never does."""
-    sign = 1 if lower else -1
+    sign = 1 if lower else -1  # so that less is better
     x, y = curve[0]
     if sign * y <= sign * target:
         return Reach(x, True)
     for (x0, y0), (x1, y1) in pairwise(curve):
         if sign * y1 <= sign * target:
+            # On the straight line from (x0, y0), which is not there yet, to (x1, y1).
             return Reach(x0 + (x1 - x0) * (target - y0) / (y1 - y0), False)
     return None
 
@@ -109,9 +110,10 @@ def speedup(
     by_arm = curves(results, metric, x)
     ours = by_arm[arm]
     theirs = by_arm[results.baseline]
-    # 1. Logarithms of the ratio of each seed, and of its lower bound where the arm never gets there.
-    ratios = []
-    bounds = []
+    # 1. For each seed the logarithm of x of the baseline over x of the arm. Speed-ups multiply, so
+    #    that 2 and 1/2 have the mean 1: their mean is the geometric one.
+    ratios = []  # of the seeds that reach the value
+    bounds = []  # of all seeds
     at_least = False
     for seed in sorted(ours.keys() & theirs.keys()):
         target = target_of(theirs[seed], kind, lower)
@@ -119,11 +121,15 @@ def speedup(
         if needed is None or needed.at_start:  # the baseline was never worse: nothing to speed up
             continue
         reach = first_reach(ours[seed], target, lower)
-        bounds.append(math.log(needed.x / (reach.x if reach else ours[seed][-1][0])))
+        # A seed that never gets there is censored: it needs more than its whole training, so that
+        # its ratio is less than this one.
+        spent = reach.x if reach else ours[seed][-1][0]
+        bounds.append(math.log(needed.x / spent))
         if reach:
             ratios.append(bounds[-1])
             at_least = at_least or reach.at_start
-    # 2. Their means and intervals.
+    # 2. Their means and intervals. A seed that never gets there could lie anywhere below its bound,
+    #    hence there is no lower end; one that was there from the start leaves no upper end.
     n = len(bounds)
     found = t_interval(ratios, confidence)
     most = t_interval(bounds, confidence)

@@ -32,6 +32,7 @@ def is_papers(results: Results) -> bool:
 
 def paper_size(results: Results) -> str:
     """Returns the size of the paper's model that stands next to this sweep: the same size, or B."""
+    # The sizes of other profiles, such as that of digits, have no model in the paper.
     size = results.records[0]["run"]["config"]["model"]["size"] if results.records else "B"
     return size if size in ("B", "L", "XL") else "B"
 
@@ -46,6 +47,7 @@ def read_paper(axis: str, size: str) -> list[dict[str, str]]:
     found = []
     with open(PAPER_VALUES, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
+            # A published value belongs to the same setting in every sweep: AXIS/ARM AXIS/ARM …
             for name in row["arms"].split():
                 of_axis, _, arm = name.partition("/")
                 if row["size"] == size and of_axis == axis:

@@ -51,8 +51,11 @@ def t_interval(values: Iterable[float | None], confidence: float = CONFIDENCE) -
     mean = float(x.mean())
     if n == 1:
         return Estimate(1, mean, math.nan)
-    error = float(x.std(ddof=1)) / math.sqrt(n)
+    # With s the sample deviation and t the quantile of Student's distribution, the interval is
+    # mean ± t(n - 1, 1/2 + confidence/2) · s/√n, and p = 2 P(T < -|mean| / (s/√n)).
+    error = float(x.std(ddof=1)) / math.sqrt(n)  # s/√n
     half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * error
+    # Without any spread the statistic is 0/0 (p 1) or infinite (p 0).
     p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
     return Estimate(n, mean, half, p)
 
@@ -62,12 +65,15 @@ def paired(ours: Values, theirs: Values, confidence: float = CONFIDENCE) -> Esti
 
     Its p is the paired t-test's.
     """
+    # Runs of one seed share initial weights, data order and the noise of sampling. What these add to
+    # both cancels in the difference, whose interval is narrower than that of two separate means.
     seeds = sorted(ours.keys() & theirs.keys())
     return t_interval([ours[seed] - theirs[seed] for seed in seeds], confidence)
 
 
 def ratio(ours: Values, theirs: Values, confidence: float = CONFIDENCE) -> Estimate | None:
     """Returns the estimate of ours / theirs over the seeds that both have, unless theirs is 0."""
+    # Seed by seed, so that what slows both runs of a seed cancels, such as its machine.
     seeds = [seed for seed in sorted(ours.keys() & theirs.keys()) if theirs[seed] != 0]
     return t_interval([ours[seed] / theirs[seed] for seed in seeds], confidence)
 
@@ -77,10 +83,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     A nan (no test) is neither corrected nor counted.
     """
+    # S. Holm, "A simple sequentially rejective multiple test procedure", 1979: of m p-values in
+    # rising order, number k (from 0) is multiplied by m - k.
     tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
     corrected = [math.nan] * len(p_values)
     largest = 0.0
     for rank, (p, index) in enumerate(tested):
+        # Never less than the one before: if that is not rejected, neither are those after it.
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
         corrected[index] = largest
     return corrected
