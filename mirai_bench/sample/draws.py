@@ -15,6 +15,7 @@ from torch import Tensor
 from mirai_bench.config.protocol import Protocol
 
 CODES_OF_BLOCK = 128  # or fewer, if that does not divide the vocabulary
+BELOW_ONE = 1 - 2**-53  # the largest float64 below 1: a number times this is a smaller one
 
 
 def uniforms(seed: int, index: int, count: int) -> np.ndarray:
@@ -88,22 +89,18 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     blocks = in_blocks(masses)  # (B, n, m)
     size = blocks.shape[2]
     of_blocks = blocks.sum(-1)  # (B, n)
-    block, rest = invert(of_blocks, uniform * of_blocks.sum(-1))
-    inside = blocks.gather(1, block[:, None, None].expand(-1, 1, size))[:, 0]  # (B, m)
-    code, _ = invert(inside, rest)
-    return block * size + code
+    ends = of_blocks.cumsum(-1)  # (B, n)
+    target = uniform[:, None] * ends[:, -1:]  # (B, 1)
+    block = interval(ends, target)  # (B, 1)
+    start = (ends - of_blocks).gather(1, block)  # (B, 1)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, 1, size))[:, 0]  # (B, m)
+    ends = inside.cumsum(-1)  # (B, m)
+    # Rounding must not step past the last code that is not excluded.
+    target = torch.minimum(target - start, ends[:, -1:] * BELOW_ONE)
+    return (block * size + interval(ends, target))[:, 0]
 
 
-def invert(masses: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns which of n masses `target` falls into, (B,), and how far, (B,).
-
-    masses (B, n) lie side by side from 0 on. A target (B,) beyond them falls into the last one that
-    is not 0.
-    """
-    ends = masses.cumsum(-1)  # (B, n)
-    total = ends[:, -1]
-    target = torch.minimum(target, total.nextafter(torch.zeros_like(total)))
-    # `right` skips masses of 0. Where they are NaN, it skips all.
-    found = torch.searchsorted(ends, target[:, None], right=True).clamp(max=masses.shape[1] - 1)
-    start = (ends - masses).gather(1, found)[:, 0]
-    return found[:, 0], target - start
+def interval(ends: Tensor, target: Tensor) -> Tensor:
+    """Returns the first of n intervals that ends (B, n) beyond `target` (B, 1), as (B, 1)."""
+    # `right` skips intervals of width 0. Where the ends are NaN, it skips all.
+    return torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)
