@@ -46,14 +46,16 @@ def _of_file(path: Path) -> Records:
     try:
         for line in read_journal(path):
             if line.get("kind") == "evaluation":
+                # `evaluate --record` of images has neither seed nor epoch: each line is a seed then.
                 records.append({"seed": len(records), "epoch": 0.0} | line)
-                _ = [line[key] for key in ("metrics", *MEASURED_WITH)]
+                _ = [line[key] for key in ("metrics", *MEASURED_WITH)]  # KeyError if one is missing
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not a file of records ({type(error).__name__}: {error})") from None
     return records
 
 
 def _of_arm(what: str, runs: Path) -> Records:
+    # 1. The sweeps that the word may mean: AXIS in a folder of runs, or a frozen FILE.
     axis, _, arm = what.rpartition("/")
     file = Path(axis)
     known = read_jsonl([file]) if file.is_file() else read_journals(runs)
@@ -64,6 +66,7 @@ def _of_arm(what: str, runs: Path) -> Records:
             f"There is no {what!r}: write a run folder, a file of records, or AXIS/ARM "
             f"({names or f'no sweep in {runs}'})"
         )
+    # 2. Their records of the arm, made flat as the lines of a journal are.
     arms = [name for sweep in sweeps for name in sweep.arms]
     if arm not in arms:
         raise unknown(f"arm of {axis}", arm, arms)
@@ -94,6 +97,7 @@ def last_common_epoch(a: Records, b: Records) -> float:
     pairs = _pairs(a) & _pairs(b)
     if not pairs:
         raise UserError("A and B have no evaluation with the same seed and epoch: nothing to pair")
+    # The number of seeds comes first: three pairs at epoch 8 say more than one pair at epoch 10.
     epochs = [epoch for _, epoch in pairs]
     return max(epochs, key=lambda epoch: (epochs.count(epoch), epoch))
 
@@ -150,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
 
 def command(argv: list[str]) -> int:
     """Runs the command and returns its exit code. Prints the table."""
+    # 1. The records of both sides at one epoch.
     args = parser().parse_args(argv)
     a = records_of(args.a, args.runs)
     b = records_of(args.b, args.runs)
@@ -158,7 +163,9 @@ def command(argv: list[str]) -> int:
     b = [record for record in b if record["epoch"] == epoch]
     if not _pairs(a) & _pairs(b):
         raise UserError(f"--epoch is {epoch:g}, at which A and B have no seed in common")
+    # 2. Numbers of two protocols are not of one kind.
     refuse_difference([*a, *b])
+    # 3. What is compared (stderr), and the differences (stdout).
     protocol = a[0]["protocol"]
     log.info(
         f"A = {args.a}, B = {args.b}, epoch {epoch:g}, protocol {protocol['name']}: "

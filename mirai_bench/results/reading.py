@@ -48,6 +48,7 @@ def _from_plan(plan: dict[str, Any], runs: Iterable[Found | None]) -> Results:
     results = Results(**fields | {"cells": []})
     for cell, found in zip(plan["cells"], runs, strict=True):
         own = {key: cell[key] for key in ("arm", "seed", "fingerprint")}
+        # A cell of which nothing is known has not been started.
         results.cells.append(own | {"status": found.status if found else "pending"})
         if found:
             results.sources[cell["fingerprint"]] = found.source
@@ -93,6 +94,7 @@ def read_mlflow(sweep: str | None = None) -> list[Results]:
 
     Returns an empty list if there is no store. Raises UserError if the server does not answer.
     """
+    # 1. The store. Without one there is nothing to read; a server that is away has something.
     uri = mlflow_store.store_uri()
     if not mlflow_store.is_reachable(uri):
         if uri.startswith("http"):
@@ -101,6 +103,7 @@ def read_mlflow(sweep: str | None = None) -> list[Results]:
                 "read run folders with --runs FOLDER"
             )
         return []
+    # 2. Its sweeps, the oldest first: each of them is a parent run.
     client = mlflow_store.connect(uri)
     experiment = mlflow_store.experiment_id(client, uri)
     oldest_first = ["attributes.start_time ASC"]
@@ -114,11 +117,13 @@ def read_mlflow(sweep: str | None = None) -> list[Results]:
 
 
 def _read_sweep(client: MlflowClient, experiment: str, parent: Run, scratch: Path) -> Results | None:
+    # 1. The plan, which is sent a moment after its parent run was made.
     path = mlflow_store.artifact(client, parent, "plan.json", scratch)
     if not path.is_file():
         log.info(f"{parent.info.run_name}: it has no plan yet, left out")
         return None
     plan = json.loads(path.read_text(encoding="utf-8"))
+    # 2. The child runs. An arm whose configuration was changed has children of both fingerprints.
     runs = {}
     for run in mlflow_store.children(client, experiment, parent):
         runs[run.data.tags["arm"], run.data.tags["fingerprint"]] = run
@@ -128,12 +133,13 @@ def _read_sweep(client: MlflowClient, experiment: str, parent: Run, scratch: Pat
         if run is None:
             return None
         status = STATUS.get(run.info.status, "running")
-        if "eval/epoch" not in run.data.metrics:
+        if "eval/epoch" not in run.data.metrics:  # nor are there records, then, to ask for
             return Found(status, (), run.info.run_id)
         file = mlflow_store.artifact(client, run, "records.jsonl", scratch)
         is_here = scratch not in file.parents
         return Found(status, read_journal(file), file.parent if is_here else run.info.run_id)
 
+    # 3. Their records. On a server each is a request, hence the threads.
     with ThreadPoolExecutor(16) as pool:
         return _from_plan(plan, pool.map(find, plan["cells"]))
 
@@ -146,14 +152,12 @@ def fetch_grid(results: Results, record: dict[str, Any], scratch: Path) -> Path 
     source = results.sources.get(record["run"]["fingerprint"])
     if source is None or not record.get("grid"):
         return None
+    # Only the last part of the name, so that no record points elsewhere.
     grid = f"{GRIDS}/{Path(record['grid']).name}"
-    if isinstance(source, str):
-        folder = scratch / source
-        folder.mkdir(exist_ok=True)
-        return Path(
-            mlflow_store.connect(mlflow_store.store_uri()).download_artifacts(source, grid, str(folder))
-        )
-    return source / grid if (source / grid).is_file() else None
+    if isinstance(source, Path):
+        return source / grid if (source / grid).is_file() else None
+    client = mlflow_store.connect(mlflow_store.store_uri())
+    return mlflow_store.download(client, source, grid, scratch)
 
 
 # ---- frozen files
@@ -166,12 +170,14 @@ def freeze(results: Results, path: Path) -> None:
     """
     refuse_mixed_protocols(results)
     lines = [{"kind": "sweep"} | {key: getattr(results, key) for key in PLAN}]
+    # What the evaluations of a run share is one object (`unpack`), which is written when it changes.
     last = None
     for record in results.records:
         cell = {"arm": record["arm"], "seed": record["seed"]}
         if record["run"] is not last:
             last = record["run"]
             lines.append({"kind": "run"} | cell | last)
+        # Without the grid, an image in a run folder that a reader of the file does not have.
         own = {key: record[key] for key in MEASURED if key in record and key != "grid"}
         lines.append({"kind": "evaluation", "axis": results.axis} | cell | own)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,6 +221,7 @@ def _joined(first: Results, more: Results, path: Path) -> Results:
 
     If both know a cell, the one in which it has come further counts.
     """
+    # 1. What cannot be joined.
     both = _cells_with_records(first) & _cells_with_records(more)
     if both:
         arm, seed = min(both)
@@ -226,6 +233,7 @@ def _joined(first: Results, more: Results, path: Path) -> Results:
             f"{path}: its baseline is {more.baseline}, an earlier file's of the same sweep is "
             f"{first.baseline}"
         )
+    # 2. The cells of both, seed by seed as in a plan, with the arms in the order of the first file.
     arms = list(dict.fromkeys([*first.arms, *more.arms]))
     cells: dict[tuple[str, int], dict[str, Any]] = {}
     for cell in (*first.cells, *more.cells):

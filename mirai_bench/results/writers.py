@@ -33,7 +33,7 @@ def number(value: float | None, metric: str = "", sign: bool = False) -> str:
     decimals = [each for prefix, each in DECIMALS.items() if metric.startswith(prefix)]
     digits = f".{decimals[0] if decimals else MOST_DECIMALS}f"
     text = format(value, f"+{digits}" if sign else digits)
-    return text.replace("-", "−")
+    return text.replace("-", "−")  # the minus sign, which is as wide as a plus
 
 
 def p_value(p: float) -> str:
@@ -60,6 +60,7 @@ def _plus_minus(row: Row, metric: str) -> str:
     if estimate is None:
         return MISSING
     half = "" if math.isnan(estimate.half) else f" ± {number(estimate.half, metric)}"
+    # The row says its n once. A metric that some of these seeds lack says its own.
     n = "" if estimate.n == row.n else f" (n {estimate.n})"
     return number(estimate.mean, metric) + half + n
 
@@ -73,6 +74,7 @@ def _ratio(estimate: Estimate | None) -> str:
 
 def _grids(table: Table) -> list[Grid]:
     """Returns the primary metric against the baseline and then the other metrics, if any."""
+    # Two grids, because one with differences, tests and costs besides would not fit a page.
     parts = (_main_cells, _other_cells) if len(table.metrics) > 1 else (_main_cells,)
     grids = []
     for cells_of in parts:
@@ -92,7 +94,7 @@ def _main_cells(table: Table, row: Row) -> dict[str, str]:
         f"Δ to {table.baseline}": difference(change, first),
         "p (Holm)": p_value(change.p) if change else MISSING,
     }
-    if any(first in each.paper for each in table.rows):
+    if any(first in each.paper for each in table.rows):  # all rows have the same columns
         text = f"{paper.value:.2f} @{paper.epochs} [{paper.mark}]" if paper else MISSING
         cells[f"paper: {papers_name(first)}"] = text
     cells["FLOPs ×"] = _ratio(row.flops)
@@ -124,13 +126,14 @@ def comma_separated(table: Table) -> str:
     """Returns the table as CSV: one line per arm and metric, all differences included."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    # A line per arm and metric, and not a column per metric: the columns are those of any sweep.
     writer.writerow(CSV_COLUMNS.split(",") + (["seconds_ratio"] if table.timing else []))
     for row in table.rows:
         costs = [row.flops, row.seconds] if table.timing else [row.flops]
         ratios = [_exact(cost, "mean") for cost in costs]
         for name in table.metrics:
             value = row.values[name]
-            change = row.differences.get(name)
+            change = row.differences.get(name)  # None for the baseline
             paper = row.paper.get(name)
             line = [row.arm, name, value.n if value else 0, row.planned]
             line += [_exact(value, field) for field in ("mean", "low", "high")]
@@ -142,7 +145,7 @@ def comma_separated(table: Table) -> str:
 
 def _exact(found: object, field: str) -> str:
     """Writes a field with six digits, if it was found and is a number."""
-    value = getattr(found, field, math.nan)
+    value = getattr(found, field, math.nan)  # nan if `found` is None
     return MISSING if math.isnan(value) else f"{value:.6g}"
 
 
@@ -172,6 +175,7 @@ def latex(table: Table) -> str:
         columns = "l" + "r" * (len(grid[0]) - 1)
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows]
         tabulars.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    # A float may not be broken across pages, so that both tabulars stand below one caption.
     head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
     return "\n".join([*head, "\n\n".join(tabulars), r"\end{table}"]) + "\n"
 
@@ -185,6 +189,7 @@ STYLE = (
 
 def html_page(table: Table) -> str:
     """Returns a page that needs no other file."""
+    # Everything that comes from a record or a sweep file is escaped: an arm may be named <script>.
     title = html.escape(table.title)
     parts = [
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'

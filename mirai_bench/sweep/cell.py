@@ -1,4 +1,4 @@
-"""What a process of a trial does: it waits for the check, and trains one cell. No ray."""
+"""What a process of a trial does: it waits for the check, and trains one cell. It needs no Ray."""
 
 from __future__ import annotations
 

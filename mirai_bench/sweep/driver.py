@@ -133,7 +133,7 @@ def run_sweep(plan: Plan, options: Options) -> Report:
 def missing(plan: Plan) -> list[Cell]:
     """Returns the cells that are not done, in the order in which they will run.
 
-    Cells that another process is training come last.
+    Cells that another process is training come last: by then they may be done.
     """
     states = {cell.fingerprint: folder_of(cell).state for cell in plan.sweep.cells}
     cells = [cell for cell in plan.sweep.cells if states[cell.fingerprint] != "done"]

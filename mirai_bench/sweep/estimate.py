@@ -38,6 +38,8 @@ def measured_rate(plan: Plan) -> float | None:
 
     It is the median of the newest finished runs of this profile, or None before the first.
     """
+    # The newest, because the machine or the code may have become faster; the median, because other
+    # work may have slowed some of them.
     folders = [RunFolder(path) for path in plan.runs.glob("*")]
     finished = [folder for folder in folders if folder.is_done]
     finished.sort(key=lambda folder: folder.done_file.stat().st_mtime, reverse=True)

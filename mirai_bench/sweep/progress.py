@@ -112,6 +112,8 @@ class Screen:
 
     def _seconds_left(self) -> float | None:
         """Returns the time left at the pace since the first cell ran, or None without a pace."""
+        # Work counts in FLOPs (or epochs), because cells of different arms take different times. What
+        # is left takes elapsed · left / advanced at the same pace.
         advanced = 0.0
         left = 0.0
         for cell in self.cells:

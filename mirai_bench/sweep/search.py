@@ -85,8 +85,8 @@ def run_trial(values: dict[str, Any], *, job: Job, metric: str) -> None:
     reported: set[int] = set()  # steps
 
     def report() -> None:
-        for line in folder.journal.lines():
-            if line["kind"] == "evaluation" and line["step"] not in reported:
+        for line in folder.journal.lines("evaluation"):
+            if line["step"] not in reported:
                 reported.add(line["step"])
                 value = line["metrics"].get(metric, math.nan)
                 found = {metric: value, "epoch": line["epoch"], "fingerprint": folder.path.name}
@@ -157,6 +157,7 @@ def plan_search(plan: Plan, path: Path) -> SearchPlan:
             f"machine.workers is {workers}, but a search trains each run in one process: write 1",
         )
     base = cell.config.model_dump(mode="json")
+    # Whatever could be drawn is checked now, and not when it is drawn hours later.
     for field, values in search.space.items():
         # Every choice and both ends of a range must fit the configuration.
         for value in (values.low, values.high) if isinstance(values, Range) else values:

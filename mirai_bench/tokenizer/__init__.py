@@ -1,1 +1,1 @@
-"""The workshop of the small VQ tokenizer: trains one, and measures any tokenizer."""
+"""Trains the small VQ tokenizer, and measures how well any tokenizer reconstructs images."""

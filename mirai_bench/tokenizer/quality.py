@@ -45,7 +45,8 @@ def measure(
         codes = tokenizer.encode(torch.from_numpy(originals).to(device))
         images = tokenizer.decode(codes).cpu().numpy()
         error = ((originals.astype(np.float32) - images) ** 2).mean((1, 2, 3))
-        # The floor keeps an exact reconstruction finite: 78 dB.
+        # PSNR = 10 log10(255² / MSE) of each image, in dB. The floor keeps an exact reconstruction
+        # finite: 78 dB.
         psnr.append(10 * np.log10(255**2 / np.maximum(error, 1e-3)))
         counts += np.bincount(codes.cpu().numpy().ravel(), minlength=len(counts))
         if writer is not None:

@@ -42,7 +42,7 @@ STEPS_PER_REBIRTH = 20
 
 
 class Codebook:
-    """The moving averages behind SmallVQ.codebook: code v is m_v / N_v.
+    """The moving averages behind SmallVQ.codebook: code v is m_v / N_v (arXiv 1711.00937, appendix A.1).
 
     m_v is the moving sum of the rows that chose code v, and N_v their moving number.
     """
@@ -62,8 +62,9 @@ class Codebook:
 
     def update(self, rows: Tensor, codes: Tensor) -> None:
         """Moves the codes towards the rows (n, Z) that have chosen them, `codes` (n,)."""
+        # N_v ← γ N_v + (1 - γ) n_v, and m_v ← γ m_v + (1 - γ) Σ rows, with γ the decay.
         decay = self.recipe.codebook_decay
-        # Counts (V,) and sums (V, Z) of this batch.
+        # Counts n (V,) and sums (V, Z) of this batch.
         counts = torch.bincount(codes, minlength=len(self.counts)).float()
         sums = torch.zeros_like(self.sums).index_add_(0, codes, rows)
         self.counts.lerp_(counts, 1 - decay)
@@ -75,6 +76,7 @@ class Codebook:
 
         Returns how many there were.
         """
+        # A code that no row chooses gets no update, and would never be chosen again.
         share = len(rows) / len(self.counts)
         dead = (self.counts < self.recipe.dead_below * share).nonzero()[:, 0]
         chosen = torch.randint(len(rows), (len(dead),), generator=generator).to(rows.device)
@@ -145,13 +147,14 @@ class Training:
             self.codebook.start(detached, generator)
         codes = self.model.nearest(detached)
         quantised = self.model.codebook[codes]
-        # 2. Decode. The gradient goes straight through the quantisation.
+        # 2. Decode. The gradient goes straight through the quantisation: the sum is `quantised`, and
+        #    its derivative that of `rows`.
         with autocast:
             decoded = self.model.images(rows + (quantised - rows).detach(), len(images))
             part = max(1, round(recipe.perceptual_part * len(images)))  # images
             perceptual = self.perceptual(decoded[:part], images[:part])
         l2 = F.mse_loss(decoded.float(), images)
-        commitment = F.mse_loss(rows, quantised)
+        commitment = F.mse_loss(rows, quantised)  # of the rows only: the codebook has no gradient
         loss = l2 + recipe.perceptual * perceptual + recipe.commitment * commitment
         # 3. Update the weights, then the codebook.
         for group in self.optimizer.param_groups:

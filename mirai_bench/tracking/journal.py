@@ -75,7 +75,8 @@ class Journal:
 
     def lines(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
         """Yields the complete lines, oldest first: those of one kind, or all."""
-        return (line for line in read_journal(self.path) if kind in (None, line["kind"]))
+        lines = read_journal(self.path)
+        return lines if kind is None else (line for line in lines if line["kind"] == kind)
 
     def has(self, kind: str, step: int) -> bool:
         """Tells whether there is a line of this kind at this step."""

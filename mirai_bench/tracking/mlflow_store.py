@@ -232,6 +232,11 @@ def artifact(client: MlflowClient, run: Run, name: str, scratch: Path) -> Path:
     uri = run.info.artifact_uri
     if uri.startswith(("/", "file://")):
         return Path(uri.removeprefix("file://")) / name
-    folder = scratch / run.info.run_id
+    return download(client, run.info.run_id, name, scratch)
+
+
+def download(client: MlflowClient, run_id: str, name: str, scratch: Path) -> Path:
+    """Returns a copy of an artifact, in a folder of `scratch` that is the run's own."""
+    folder = scratch / run_id
     folder.mkdir(exist_ok=True)
-    return Path(client.download_artifacts(run.info.run_id, name, str(folder)))
+    return Path(client.download_artifacts(run_id, name, str(folder)))

@@ -1,4 +1,4 @@
-"""The folder of a run: the only module that knows the names of the files in it. No torch.
+"""The folder of a run. This is the only module that knows the names of the files in it.
 
 runs/<fingerprint>/
 config.json       the resolved configuration

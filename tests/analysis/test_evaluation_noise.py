@@ -1,4 +1,4 @@
-"""The noise of an evaluation, by hand and recovered from made-up records."""
+"""The noise of an evaluation is that computed by hand, and is recovered from made-up records."""
 
 import json
 

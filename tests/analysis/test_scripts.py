@@ -1,4 +1,4 @@
-"""The scripts in analysis/, on committed records.
+"""The scripts in analysis/ draw and write what the committed records say.
 
 After a wanted change of the golden texts this writes them again; read the difference before
 committing it:
@@ -42,7 +42,7 @@ CLAIMS = yaml.safe_load((ROOT / "reports" / "claims.yaml").read_text())["claims"
 
 @pytest.fixture(scope="session")
 def main_job(tmp_path_factory):
-    """A folder of runs of a whole sweep, shipped to MLflow under an axis of its own."""
+    """Returns the runs of a whole sweep, as a folder and as a plan."""
     runs = tmp_path_factory.mktemp("analysis") / "runs"
     sweep = injection_level(seeds=[20, 21])
     plan = write_plan(runs, sweep)
@@ -69,7 +69,7 @@ def test_first_reach_by_hand():
 
 
 def test_speedup_of_the_papers_own_points():
-    """Its "10 times" and "5 times", by interpolation: LlamaGen-B needs 400 epochs for 5.23."""
+    """Interpolation gives the paper's "10 times" and "5 times". LlamaGen-B needs 400 epochs for 5.23."""
     rows = [row for row in read_paper("foresight_source", "B") if row["metric"] == "FID"]
     points = {}
     for arm in ("baseline", "mirai-i-k1", "mirai-e-k3"):
@@ -105,7 +105,7 @@ def test_reached_before_the_first_evaluation_is_a_lower_bound(frozen):
 
 
 def test_speedup_in_flops_is_missing_where_a_cost_is_not_known(frozen):
-    """An encoder of unknown size: the training FLOPs of the arm that uses it are None."""
+    """The training FLOPs of an arm are None if it uses an encoder of unknown size."""
     for record in frozen.records:
         if record["arm"] == "internal-2d":
             record["train_flops"] = None
@@ -178,7 +178,7 @@ def test_figure_is_the_same_bytes_in_another_process_and_shows_the_records(froze
 
 
 def band_at_the_end(results, arm, band):
-    """(low, high) of the band that the figure shows around an arm's last point."""
+    """Returns (low, high) of the band that the figure shows around an arm's last point."""
     axes = plot_convergence.draw(results, "FD-digits", "epochs", band, "linear").axes[0]
     colours = [to_hex(collection.get_facecolor()[0]) for collection in axes.collections]
     corners = axes.collections[colours.index(common.look(results)[arm][0].lower())].get_paths()[0].vertices
@@ -277,7 +277,10 @@ def test_differences_are_those_of_the_table_and_filled_where_significant(frozen,
 
 
 def results_with(frozen, **finals):
-    """One evaluation per seed: arm → values by seed (underscores stand for hyphens)."""
+    """Returns results with one evaluation per seed, from the values of each arm.
+
+    Underscores in the names of the arms stand for hyphens.
+    """
     costs = dict.fromkeys(("train_flops", "train_seconds", "sample_seconds", "evaluate_seconds"), 1.0)
     common = {"step": 10, "epoch": 1.0, "run": frozen.records[0]["run"]} | costs
     records = []
@@ -329,7 +332,7 @@ def test_a_claim_needs_all_its_comparisons(frozen):
 
 
 def test_contradiction_is_corrected_for_the_number_of_comparisons(frozen):
-    """p of b - a is 0.03: it contradicts a claim of one comparison, not one of two."""
+    """The p of b - a is 0.03. This contradicts a claim of one comparison, but not one of two."""
     test = {"axis": "injection_level", "better": "a", "than": "b"}
     d = np.array([-0.9, 0.1, 0.8])  # s = 0.854
     values = results_with(frozen, baseline=[0.0] * 3, a=list(5 + d + 2.7), b=[5.0, 5.0, 5.0])

@@ -1,4 +1,4 @@
-"""`evaluate compare A B`: differences paired by seed, records of two protocols refused."""
+"""`evaluate compare A B` pairs records by seed, and refuses those of two protocols."""
 
 import json
 
@@ -24,7 +24,7 @@ def record(seed, epoch, value, **protocol):
 
 
 def test_differences_are_paired_by_seed():
-    """B - A is -1, -2, -3: mean -2, deviation 1, half width 4.3027/√3, t = -2√3, p = 0.0742."""
+    """B - A is -1, -2 and -3. By hand: mean -2, deviation 1, half width 4.3027/√3, t = -2√3, p = 0.0742."""
     a = [record(seed, 4, 10.0 * seed) for seed in (1, 2, 3)]
     b = [record(seed, 4, 10.0 * seed - seed) for seed in (1, 2, 3, 4)]
     row = differences(a, b)[0]

@@ -17,7 +17,7 @@ from tests.support.synthetic import injection_level, shared_store, write_plan, w
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two arms with three seeds, of which one failed and one has not begun."""
+    """Returns a folder with two arms of three seeds. One run has failed, and one has not begun."""
     sweep = injection_level(only=["baseline", "internal-2d"])
     write_plan(tmp_path / "runs", sweep)
     for cell in sweep.cells:
@@ -87,7 +87,7 @@ def states(results):
 
 
 def test_a_run_whose_process_died_is_pending_in_tables_and_in_the_status_of_its_sweep(tmp_path):
-    """Its folder has a journal and nothing that says how it ended."""
+    """The folder of such a run has a journal, and nothing that says how the run ended."""
     sweep = injection_level(only=["baseline"], seeds=[0])
     write_plan(tmp_path, sweep)
     config = sweep.cells[0].config
@@ -102,7 +102,7 @@ def test_a_run_whose_process_died_is_pending_in_tables_and_in_the_status_of_its_
 
 
 def test_files_of_one_sweep_are_joined(frozen, tmp_path):
-    """Seed 0 in one file and the others in the next are the same as all in one, in any order."""
+    """It makes no difference whether all seeds lie in one file, or seed 0 in one and the rest in another."""
 
     def part(name, mine):
         cells = [cell if mine(cell["seed"]) else cell | {"status": "pending"} for cell in frozen.cells]

@@ -1,4 +1,4 @@
-"""Statistics for few seeds, against scipy and by hand."""
+"""Statistics for few seeds agree with scipy, and with values computed by hand."""
 
 import math
 

@@ -1,8 +1,9 @@
-"""Tables.
+"""Tables have the committed bytes, and say what is missing.
 
-The golden ones are made from tests/fixtures/records.jsonl; after a wanted change of their form:
+The golden tables are made from tests/fixtures/records.jsonl. After a wanted change of their form this
+writes them again; read the difference before committing it:
 
-python -m tests.results.test_table        # writes them anew; read the difference before committing it
+    python -m tests.results.test_table
 """
 
 from dataclasses import replace
@@ -62,7 +63,7 @@ def test_papers_value_is_of_the_same_size_and_nearest_epoch(frozen):
 
 
 def test_a_cost_that_is_not_known_is_shown_as_missing(frozen):
-    """An encoder of unknown size: the cost of the runs that use it is None."""
+    """The cost of a run is None if it uses an encoder of unknown size."""
     for record in frozen.records:
         if record["arm"] == "internal-2d":
             record["train_flops"] = None

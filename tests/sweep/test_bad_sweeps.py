@@ -1,4 +1,4 @@
-"""Wrong sweep files, profiles and command lines: each ends in one message, and nothing starts."""
+"""Wrong sweep files, profiles and command lines end in one message each, and nothing starts."""
 
 import json
 import os

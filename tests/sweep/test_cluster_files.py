@@ -1,4 +1,4 @@
-"""The files of sweeps/cluster: what they name exists, and their commands are understood.
+"""What the files of sweeps/cluster name exists, and their commands are understood.
 
 tests/end_to_end/test_cluster_runs.py runs them.
 """

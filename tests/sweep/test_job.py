@@ -1,4 +1,4 @@
-"""The job of a trial: the check before training, and nodes that must share a folder."""
+"""A job checks all cells before training, and refuses nodes that do not share its folder."""
 
 import pytest
 from filelock import FileLock
@@ -9,7 +9,7 @@ from mirai_bench.utils.errors import UserError
 
 
 def test_the_check_before_training(make_config):
-    """Problems that only show once torch and the data are loaded give one message each."""
+    """Problems that show only once torch and the data are loaded give one message each."""
     good = make_config().model_dump(mode="json")
     assert preflight([good]) == []
     wrong = [

@@ -1,4 +1,4 @@
-"""Planning: what is done, what is missing, and what it will cost. Nothing is trained here."""
+"""A plan tells what is done, what is missing, and what it will cost. Nothing is trained here."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Sweeps run for real, on Ray: a cell that fails, the check before training, and a search."""
+"""Sweeps run on Ray for real, with a cell that fails, a failing check before training, and a search."""
 
 import contextlib
 import json
@@ -86,7 +86,7 @@ def _check_mlflow(plan, folder, monkeypatch):
 
 
 def test_a_trial_that_ray_gave_up_leaves_its_reason(sweep_file, monkeypatch):
-    """So does a trial whose process never started, of which Ray has neither config nor metrics."""
+    """This also holds if its process never started, so that Ray has neither config nor metrics of it."""
     plan = plan_at(sweep_file({name: ARMS[name] for name in ("baseline", "internal", "output")}))
     cells = list(plan.sweep.cells)
     lost = RuntimeError("Traceback …\n\nThe actor died unexpectedly\n")

@@ -15,7 +15,7 @@ def steps_of(path):
 
 @pytest.fixture
 def journal(tmp_path):
-    """Three training steps, of which the second is evaluated."""
+    """Returns a journal of three training steps, of which the second is evaluated."""
     journal = Journal(tmp_path / "journal.jsonl")
     for kind, step in (("train", 1), ("train", 2), ("evaluation", 2), ("train", 3), ("end", 3)):
         journal.append({"kind": kind, "step": step}, durable=kind == "evaluation")
@@ -63,7 +63,7 @@ def test_a_line_that_cannot_be_written_is_a_clear_error(tmp_path):
 
 @pytest.fixture
 def empty(tmp_path):
-    """A journal without a file."""
+    """Returns a journal that has no file yet."""
     return Journal(tmp_path / "empty.jsonl")
 
 

@@ -14,7 +14,7 @@ from mirai_bench.utils.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path):
-    """An empty folder of a run."""
+    """Returns the folder of a run that has not been started."""
     return RunFolder(tmp_path / "run")
 
 
@@ -52,7 +52,7 @@ with RunFolder(Path(sys.argv[1])).lock(wait=False):
 
 @pytest.fixture
 def other_process(folder):
-    """Another process that holds the run's lock."""
+    """Starts another process, which holds the run's lock."""
     words = [sys.executable, "-c", HOLD, str(folder)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -73,7 +73,7 @@ def test_a_run_whose_lock_another_process_holds_is_running(folder, other_process
 
 
 def test_a_run_whose_process_was_killed_is_pending(folder, other_process):
-    """The system releases the lock. Its file and a journal are left behind."""
+    """The system releases the lock, but the lock's file and a journal are left behind."""
     folder.journal.append({"kind": "start", "time": 0.0, "step": 0, "epoch": 0.0})
     other_process.kill()
     other_process.wait()

@@ -1,4 +1,4 @@
-"""What runs send to MLflow: everything once, whoever dies and however often."""
+"""Runs send everything to MLflow once, whichever process dies and however often."""
 
 import json
 import sqlite3
@@ -42,7 +42,7 @@ def store(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def cell(tmp_path, request):
-    """The folder of a finished run of the baseline, and its sweep under a name of this test's own."""
+    """Returns the folder of a finished run, and the plan of its sweep under this test's own name."""
     sweep = injection_level(only=["baseline"], seeds=[7])
     path = write_run(tmp_path / "runs", sweep.cells[0].config, lambda epoch: METRICS)
     return RunFolder(path), plan_of(sweep) | {"axis": request.node.name}
@@ -157,7 +157,7 @@ def test_batches_hold_whole_lines_within_the_limit():
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_at_any_call(store, cell, monkeypatch, moment):
-    """The sender dies before or after each of its calls; the next attempt sends what is missing."""
+    """Whichever call the sender dies before or after, the next attempt sends what is missing."""
     folder, plan = cell
     labels = {"parent": start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 7}
     monkeypatch.setattr(ship_module, "MOST_POINTS", 40)
@@ -260,7 +260,7 @@ def test_away_is_said_once_and_replayed_later(store, cell, monkeypatch, capsys):
 
 
 def test_worker_finds_the_parent_by_the_plan(store, cell):
-    """MLflow was away when the sweep started: the first ship that gets through makes the parent."""
+    """If MLflow was away when the sweep started, the first run that gets through makes the parent."""
     folder, plan = cell
     write_plan_of(folder, plan)
     assert ship(folder, parent=None, axis=plan["axis"], arm="baseline", seed=7)
@@ -318,7 +318,7 @@ for folder in folders:
 
 @pytest.mark.slow  # 20 s on two cores: sixteen Python processes import MLflow
 def test_sixteen_processes_at_once(store, tmp_path):
-    """Each sends its own run, and its neighbour's."""
+    """Each process sends its own run and that of its neighbour."""
     sweep = injection_level(only=["baseline"], seeds=list(range(100, 116)))
     plan = write_plan(tmp_path / "runs", sweep) | {"axis": "sixteen"}
     folders = [str(write_run(tmp_path / "runs", cell.config, lambda epoch: METRICS)) for cell in sweep.cells]
