@@ -94,7 +94,10 @@ def _describe(record: dict[str, Any]) -> None:
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
     reference = record["reference"]
     n = record["protocol"]["num_samples"]
-    log.info(f"{numbers} (n = {n:,} against {reference['name']}, n = {reference['n'] or 'not stated'})")
+    against = ""
+    if record["extractor"]["name"] != "none":
+        against = f" against {reference['name']}, n = {reference['n'] or 'not stated'}"
+    log.info(f"{numbers} (n = {n:,}{against})")
     if "FID" in record["metrics"] and n < FEW_SAMPLES:
         log.info(
             f"FID at n = {n:,} is biased upwards and comparable at the same n only: see KID, or --extrapolate"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,12 @@ from mirai_bench.data.codes import has_heldout_codes, open_codes
 from mirai_bench.data.images.grid import first_grid
 from mirai_bench.data.images.image_sets import NpzWriter, open_images
 from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
+from mirai_bench.evaluate.exact import Rule, open_rule
 from mirai_bench.evaluate.extractors import Extractor, entry_of, open_extractor
 from mirai_bench.evaluate.measure import SampledImages, Source, StoredImages, measure
 from mirai_bench.evaluate.references import SPLITS, Reference, find_reference, open_reference, split_images
 from mirai_bench.model.transformer import ARModel
+from mirai_bench.results.frame import lower_is_better
 from mirai_bench.sample.sampler import load_for_sampling
 from mirai_bench.tracking import provenance
 from mirai_bench.tracking.run_folder import RunFolder
@@ -33,6 +36,7 @@ from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
 
 HELDOUT_BATCH = 256  # images per forward pass of the held-out loss
+NONE = {"name": "none"}  # identity of an extractor or a reference that an evaluation does not have
 
 
 # ---- a model, or images
@@ -71,14 +75,23 @@ class Evaluator:
         return self.config.evaluation.protocol
 
     @cached_property
-    def extractor(self) -> Extractor:
-        """The feature extractor."""
+    def extractor(self) -> Extractor | None:
+        """The feature extractor, if the protocol has one."""
+        if self.protocol.extractor == "none":
+            return None
         return open_extractor(self.config, self.protocol.extractor, self.device, self.weights)
 
     @cached_property
-    def reference(self) -> Reference:
-        """What images are compared with."""
+    def reference(self) -> Reference | None:
+        """What images are compared with, if there is an extractor."""
+        if self.extractor is None:
+            return None
         return open_reference(self.config, self.protocol.reference, self.extractor)
+
+    @cached_property
+    def rule(self) -> Rule | None:
+        """The rule of the data set, if it is a planted one."""
+        return open_rule(self.config, self.device)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -89,6 +102,11 @@ class Evaluator:
     def heldout(self) -> tuple[Tensor, Tensor]:
         """The held-out codes (N, T) and labels (N,)."""
         return open_codes(self.config, "heldout", self.device).all()
+
+    def open(self) -> None:
+        """Opens now what images are compared with, and so makes or downloads what is missing."""
+        check_metrics(self.config)
+        _ = self.reference
 
     def evaluate_model(
         self, model: ARModel, *, batch_size: int | None = None, **options: Any
@@ -108,19 +126,22 @@ class Evaluator:
         `model` is the one that sampled them, if there is one. `options` are those of `measure`.
         """
         start = time.perf_counter()
-        resize = self.protocol.resize
-        measured = measure(source, self.extractor, self.reference, resize=resize, **options)
+        check_metrics(self.config, model is not None)
+        options |= {"rule": self.rule, "resize": self.protocol.resize}
+        measured = measure(source, self.extractor, self.reference, **options)
         if measured is None:
             return None
         metrics = measured.metrics
         if model is not None and has_heldout_codes(self.config):
             metrics["heldout_ntp"] = self.heldout_ntp(model)
+            if self.rule is not None:
+                metrics |= self.rule.of_heldout(*self.heldout_cells(model))
         grid = first_grid(measured.first, self.config.data.classes)
         provenance = {
             "protocol": self.protocol.model_dump(mode="json"),
             "protocol_digest": self.protocol.digest(),
-            "extractor": self.extractor.identity,
-            "reference": self.reference.identity,
+            "extractor": self.extractor.identity if self.extractor is not None else NONE,
+            "reference": self.reference.identity if self.reference is not None else NONE,
         }
         seconds = time.perf_counter() - start - measured.sample_seconds
         return Evaluation(metrics, provenance, grid, measured.sample_seconds, seconds)
@@ -131,13 +152,46 @@ class Evaluator:
 
         The model is given the true classes.
         """
-        tokens, labels = self.heldout
         total = 0.0
+        for logits, tokens in self._heldout_logits(model):
+            total += F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum").item()
+        return total / self.heldout[0].numel()
+
+    @torch.inference_mode()
+    def heldout_cells(self, model: ARModel) -> tuple[Tensor, Tensor]:
+        """Returns the loss in nats and the accuracy of each cell (T,) on the held-out split.
+
+        A prediction is the most probable code, after the true codes of the earlier cells.
+        """
+        tokens, _ = self.heldout
+        nats = torch.zeros(tokens.shape[1], dtype=torch.float64)
+        correct = torch.zeros_like(nats)
+        for logits, batch in self._heldout_logits(model):
+            losses = F.cross_entropy(logits.transpose(1, 2), batch, reduction="none")  # (B, T)
+            nats += losses.sum(0, dtype=torch.float64).cpu()
+            correct += (logits.argmax(-1) == batch).sum(0).cpu()
+        return nats / len(tokens), correct / len(tokens)
+
+    def _heldout_logits(self, model: ARModel) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the logits (B, T, V) and tokens (B, T) of the held-out split, batch by batch."""
+        tokens, labels = self.heldout
         batches = zip(tokens.split(HELDOUT_BATCH), labels.split(HELDOUT_BATCH), strict=True)
         for batch, batch_labels in batches:
-            logits = model(batch, batch_labels).logits.flatten(0, 1).float()
-            total += F.cross_entropy(logits, batch.flatten(), reduction="sum").item()
-        return total / tokens.numel()
+            yield model(batch, batch_labels).logits.float(), batch
+
+
+def check_metrics(config: RunConfig, has_model: bool = True) -> None:
+    """Raises UserError if an evaluation of a model, or of images alone, would measure nothing.
+
+    The same holds if the metric that decides is unknown.
+    """
+    is_planted = config.data.dataset == "staircase"
+    has_loss = has_model and has_heldout_codes(config)
+    if config.evaluation.protocol.extractor == "none" and not is_planted and not has_loss:
+        where = "the data has no held-out split" if has_model else "images alone have no held-out loss"
+        raise UserError(f"protocol.extractor is none, and {where}: nothing is measured; name an extractor")
+    if config.evaluation.primary is not None:
+        lower_is_better(config.evaluation.primary)  # for its UserError
 
 
 def check_evaluation(config: RunConfig) -> None:
@@ -146,7 +200,10 @@ def check_evaluation(config: RunConfig) -> None:
     Trains or downloads missing weights of the extractor now, so that a failure shows before
     training starts.
     """
+    check_metrics(config)
     protocol = config.evaluation.protocol
+    if protocol.extractor == "none":
+        return
     entry_of(protocol.extractor).locate(config, None)
     if protocol.reference in SPLITS:
         split_images(config, protocol.reference)

@@ -56,7 +56,7 @@ def _locate_digits(config: RunConfig, weights: Path | None) -> Path:
     if config.data.dataset != "digits":
         raise UserError(
             f"protocol.extractor is digits, but data.dataset is {config.data.dataset}: write "
-            "extractor: inception, inception_2015 or dinov2"
+            "extractor: inception, inception_2015, dinov2 or none"
         )
     return weights or classifier_file(config)
 

@@ -18,6 +18,7 @@ import torch
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.data.images.image_sets import ImageSet, NpzWriter, resized
 from mirai_bench.data.tokenizers import Tokenizer
+from mirai_bench.evaluate.exact import Rule
 from mirai_bench.evaluate.extractors import Extractor, FeatureCollector
 from mirai_bench.evaluate.metrics import density_coverage, frechet, frechet_at_infinity
 from mirai_bench.evaluate.references import Reference
@@ -127,14 +128,58 @@ def sampling_batch(model: ARModel, protocol: Protocol, num_bytes: int) -> int:
 # ---- units of work, shared by the ranks
 
 
+class Meter:
+    """Measures images: their features against a reference, their data set's rule, or both."""
+
+    def __init__(
+        self, num_images: int, extractor: Extractor | None, reference: Reference | None, rule: Rule | None
+    ) -> None:
+        """`reference` is given with `extractor`."""
+        self.num_images = num_images
+        self.extractor = extractor
+        self.reference = reference
+        self.rule = rule
+        self.samples = FeatureCollector(num_images, extractor.entry) if extractor is not None else None
+        self.obeying = 0  # images that obey the rule
+
+    def look(self, images: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns {feature: (B, d)} of images uint8 (B, h, w, 3), and which `obey` the rule, (B,).
+
+        The extractor is given the images as `seen`, which may have been resized.
+        """
+        found = self.extractor(seen) if self.extractor is not None else {}
+        if self.rule is not None:
+            found["obey"] = self.rule.obeyed(images)
+        return found
+
+    def add(self, found: dict[str, np.ndarray], labels: np.ndarray | None) -> None:
+        """Adds what `look` found in the next images, with their classes (B,), if they have any."""
+        if self.samples is not None:
+            self.samples.add(found, labels)
+        if self.rule is not None:
+            self.obeying += int(found["obey"].sum())
+
+    def values(self, extrapolate: bool) -> dict[str, float]:
+        """Returns the metrics of all images."""
+        values = {}
+        if self.samples is not None:
+            assert self.extractor is not None and self.reference is not None, "given together"
+            values = compare(self.samples, self.reference, self.extractor.device, extrapolate)
+        if self.rule is not None:
+            values["rule"] = self.obeying / self.num_images
+        return values
+
+
 class Unit(NamedTuple):
-    """Some consecutive images and their features."""
+    """Some consecutive images and what was found in them."""
 
     images: np.ndarray | None
     """Images uint8 (B, h, w, 3) as the extractor saw them. None if another process has them and \
 nobody asked for them."""
     labels: np.ndarray | None
-    features: dict[str, np.ndarray]
+    num_images: int
+    found: dict[str, np.ndarray]
+    """What the meter found."""
     seconds: float
     """Time that making the images took."""
 
@@ -161,18 +206,17 @@ def _gathered(made: T | None, ranks: Ranks) -> list[T | None]:
     return gathered
 
 
-def units(
-    source: Source, extractor: Extractor, resize: int, ranks: Ranks, keep_images: bool
-) -> Iterator[Unit]:
-    """Yields all images of the source with their features, in order, on rank 0."""
+def units(source: Source, meter: Meter, resize: int, ranks: Ranks, keep_images: bool) -> Iterator[Unit]:
+    """Yields all images of the source with what is found in them, in order, on rank 0."""
 
     def make(number: int) -> Unit:
         start = time.perf_counter()
         images, labels = source.read(range(number * UNIT, min((number + 1) * UNIT, len(source))))
-        images = resized(images, resize)
+        seen = resized(images, resize)
         seconds = time.perf_counter() - start
-        features = extractor(images)
-        return Unit(images if keep_images or ranks.rank == 0 else None, labels, features, seconds)
+        found = meter.look(images, seen)
+        kept = seen if keep_images or ranks.rank == 0 else None
+        return Unit(kept, labels, len(images), found, seconds)
 
     return round_robin(-(-len(source) // UNIT), make, ranks)
 
@@ -192,9 +236,10 @@ class Measured(NamedTuple):
 
 def measure(
     source: Source,
-    extractor: Extractor,
-    reference: Reference,
+    extractor: Extractor | None,
+    reference: Reference | None,
     *,
+    rule: Rule | None = None,
     resize: int = 0,
     ranks: Ranks | None = None,
     extrapolate: bool = False,
@@ -203,22 +248,23 @@ def measure(
 ) -> Measured | None:
     """Measures all images of `source`. Returns None on ranks other than 0.
 
-    `resize` is the side to which images are resized first (0: they are not). With `extrapolate` the
-    Fréchet distance at n = ∞ is estimated, too. `writer` writes the images. Progress is shown under
-    `label`, if there is one. Raises UserError for fewer than FEWEST images.
+    With an extractor they are compared with the reference, and with a rule the share of images that
+    obey it is measured. `resize` is the side to which images are resized for the extractor (0: they
+    are not). With `extrapolate` the Fréchet distance at n = ∞ is estimated, too. `writer` writes
+    the images. Progress is shown under `label`, if there is one. Raises UserError for fewer than
+    FEWEST images.
     """
     if len(source) < FEWEST:
         raise UserError(f"an evaluation needs {FEWEST} images or more, found {len(source)}")
-    samples = FeatureCollector(len(source), extractor.entry)
+    meter = Meter(len(source), extractor, reference, rule)
     first = None
     seconds = 0.0
     ranks = ranks or Ranks()
-    found = units(source, extractor, resize, ranks, writer is not None)
+    found = units(source, meter, resize, ranks, writer is not None)
     if label is not None and ranks.rank == 0:
-        total = len(source)
-        found = progress(found, label, total, "images", weigh=lambda unit: len(unit.features["pool"]))
+        found = progress(found, label, len(source), "images", weigh=lambda unit: unit.num_images)
     for unit in found:
-        samples.add(unit.features, unit.labels)
+        meter.add(unit.found, unit.labels)
         seconds += unit.seconds
         if first is None:
             first = unit.images
@@ -230,7 +276,7 @@ def measure(
         return None
     if writer is not None:
         writer.close()
-    return Measured(compare(samples, reference, extractor.device, extrapolate), first, seconds)
+    return Measured(meter.values(extrapolate), first, seconds)
 
 
 def compare(

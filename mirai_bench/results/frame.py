@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Beginnings of the names of metrics of which less, or more, is better.
-LOWER = ("FID", "sFID", "FD-", "KID", "heldout_ntp")
-HIGHER = ("IS", "precision", "recall", "density", "coverage", "class_accuracy")
+LOWER = ("FID", "sFID", "FD-", "KID", "heldout_ntp", "heldout_excess", "decisive_nats", "nats_")
+_PLANTED = ("rule", "decisive_accuracy", "solved", "accuracy_")  # of planted data sets
+HIGHER = ("IS", "precision", "recall", "density", "coverage", "class_accuracy", *_PLANTED)
 # Parts of a record that decide what its numbers mean. Records that differ in them are never mixed.
 MEASURED_WITH = ("protocol", "extractor", "reference")
 # Columns of the frame: fields of a record, and fields of its run.
@@ -56,6 +57,25 @@ fields PROVENANCE. `run` is one object for all evaluations of a run that share i
     def metrics(self) -> list[str]:
         """The names of all metrics, in the order in which they first appear."""
         return list(dict.fromkeys(name for record in self.records for name in record["metrics"]))
+
+    @cached_property
+    def primary(self) -> str:
+        """The metric that decides: the one that the profile names, or the one by default.
+
+        Raises UserError if the records do not have it.
+        """
+        for record in self.records:
+            evaluation = record["run"]["config"].get("evaluation", {})
+            named = evaluation.get("primary")
+            if named in self.metrics:
+                return named
+            if named is not None:
+                known = ", ".join(self.metrics)
+                raise UserError(
+                    f"evaluation.primary is {named}, which {self.axis} has no values of: choose one of "
+                    f"{known} with --metric"
+                )
+        return primary_metric(self.metrics)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -114,13 +134,19 @@ def lower_is_better(metric: str) -> bool:
 
 
 def primary_metric(metrics: Sequence[str]) -> str:
-    """Returns the Fréchet distance among the metrics: FID, or else FD-digits and the like."""
-    for prefix in ("FID", "FD-"):
+    """Returns the metric that decides by default.
+
+    It is the Fréchet distance: FID, or else FD-digits and the like. Without one it is the held-out
+    loss.
+    """
+    for prefix in ("FID", "FD-", "heldout_ntp"):
         for metric in metrics:
             if metric.startswith(prefix):
                 return metric
     known = ", ".join(metrics) or "no metrics at all"
-    raise UserError(f"these records have no Fréchet distance: choose one of {known} with --metric")
+    raise UserError(
+        f"these records have no Fréchet distance and no held-out loss: choose one of {known} with --metric"
+    )
 
 
 # ---- protocols

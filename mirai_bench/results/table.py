@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mirai_bench.results.frame import Results, primary_metric, refuse_mixed_protocols
+from mirai_bench.results.frame import Results, refuse_mixed_protocols
 from mirai_bench.results.paper import Paper, PaperValues, is_papers, paper_size, paper_values, papers_name
 from mirai_bench.results.stats import Estimate, Values, holm, paired, ratio, t_interval
 from mirai_bench.utils.errors import UserError
@@ -66,7 +66,7 @@ def build_table(
     """
     refuse_mixed_protocols(results)
     step, at = _evaluation(results, epoch)
-    first = metric or primary_metric(results.metrics)
+    first = metric or results.primary
     metrics = [first, *(name for name in results.metrics if name != first)]
     paper = paper_values(results, at)
     rows = [_row(results, step, arm, metrics, paper) for arm in results.arms]

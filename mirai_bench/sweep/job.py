@@ -135,16 +135,14 @@ def _check(config: RunConfig, device: torch.device) -> None:
     """Opens what a run of this config needs. Raises UserError for what is missing."""
     # Imported here, because these modules import torch and the driver imports this one.
     from mirai_bench.data.codes import open_codes
-    from mirai_bench.evaluate.extractors import open_extractor
-    from mirai_bench.evaluate.references import open_reference
+    from mirai_bench.evaluate.evaluation import Evaluator
     from mirai_bench.foresight.encoders.zoo import entry_of, find_weights
     from mirai_bench.utils.assets import assets_folder
 
     encoder = config.foresight.encoder
-    protocol = config.evaluation.protocol
     if config.foresight.uses_encoder and encoder.name != "masked_tokens":
         entry = entry_of(encoder.name)
         find_weights(encoder.name, entry, encoder.weights, assets_folder(config.machine.assets))
     # Raises UserError if the batch is larger than the data.
     open_codes(config, "train", device).steps_per_epoch(config.train.batch_size)
-    open_reference(config, protocol.reference, open_extractor(config, protocol.extractor, device))
+    Evaluator(config, device).open()

@@ -8,6 +8,7 @@ import pytest
 from mirai_bench.results.frame import lower_is_better, primary_metric, refuse_mixed_protocols, with_protocol
 from mirai_bench.results.reading import freeze
 from mirai_bench.results.table import build_table
+from mirai_bench.results.writers import markdown
 from mirai_bench.utils.errors import UserError
 
 
@@ -66,7 +67,38 @@ def test_directions_and_primary_metric():
     assert not lower_is_better("recall")
     assert primary_metric(["recall", "FD-digits", "FID"]) == "FID"
     assert primary_metric(["KID", "FD-DINOv2"]) == "FD-DINOv2"
+    assert primary_metric(["recall", "heldout_ntp"]) == "heldout_ntp"
     with pytest.raises(UserError, match="Unknown metric"):
         lower_is_better("colour")
     with pytest.raises(UserError, match="no Fréchet distance"):
         primary_metric(["recall"])
+
+
+def with_primary(results, name):
+    """The same records from a profile that names the metric that decides."""
+    runs = {}
+    for record in results.records:
+        run = record["run"]
+        named = run | {"config": run["config"] | {"evaluation": {"primary": name}}}
+        record["run"] = runs.setdefault(id(run), named)
+    return results
+
+
+def test_a_profile_names_the_metric_that_decides(frozen):
+    assert frozen.primary == "FD-digits"
+    named = with_primary(replace(frozen), "recall")
+    assert named.primary == "recall"
+    assert build_table(named).metrics[0] == "recall"
+    assert build_table(named, metric="FD-digits").metrics[0] == "FD-digits"
+    with pytest.raises(UserError, match=r"evaluation.primary is rule, .* choose one of FD-digits"):
+        build_table(with_primary(replace(frozen), "rule"))
+
+
+def test_records_without_a_frechet_distance_have_a_table(frozen):
+    for record in frozen.records:
+        record["metrics"] = {"rule": 0.5, "heldout_ntp": 0.6, "solved": 1.0}
+        record["run"] = record["run"] | {"extractor": {"name": "none"}, "reference": {"name": "none"}}
+    text = markdown(build_table(frozen))
+    assert r"heldout\_ntp ↓" in text and "rule ↑" in text and "extractor none, reference none" in text
+    assert "paper: " not in text
+    assert "| rule ↑ |" in markdown(build_table(with_primary(replace(frozen), "rule")))
