@@ -17,11 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mirai_bench.config.sweep_file import Cell
-from mirai_bench.sweep.job import Job, driver_lock, last_line
+from mirai_bench.sweep.job import Job, last_line
 from mirai_bench.sweep.mlflow_sync import Shipper
 from mirai_bench.sweep.plan import Plan, folder_of, in_order_of_execution
 from mirai_bench.sweep.progress import Screen
 from mirai_bench.tracking.run_folder import Failure
+from mirai_bench.utils.files import locked
 from mirai_bench.utils.signals import on_signals
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def run_sweep(plan: Plan, options: Options) -> Report:
         f"another process is at work on this sweep ({lock} is held): see how far it is with "
         "`python -m mirai_bench.sweep status FILE`, or run this command again when it has ended"
     )
-    with driver_lock(lock, busy):
+    with locked(lock, busy):
         report = Report()
         shipper = Shipper(plan)
         cells = missing(plan)

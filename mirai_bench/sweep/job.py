@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import socket
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from mirai_bench.config.run_config import MachineConfig, RunConfig
 from mirai_bench.utils.errors import UserError
@@ -22,17 +20,6 @@ from mirai_bench.utils.files import write_json
 
 if TYPE_CHECKING:
     import torch
-
-
-@contextmanager
-def driver_lock(path: Path, message: str) -> Iterator[None]:
-    """Holds the lock of a driver. Raises UserError with this message if another driver holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path, timeout=0):
-            yield
-    except Timeout:
-        raise UserError(message) from None
 
 
 def last_line(error: BaseException) -> str:

@@ -28,13 +28,13 @@ from mirai_bench.sweep import ray_tune
 from mirai_bench.sweep.cell import train_cell
 from mirai_bench.sweep.driver import DRIVER, WORKERS, Options, stop_file_on_signal
 from mirai_bench.sweep.estimate import cell_flops
-from mirai_bench.sweep.job import Job, driver_lock
+from mirai_bench.sweep.job import Job
 from mirai_bench.sweep.plan import Plan, with_absolute_paths
 from mirai_bench.tracking.mlflow_store import create_store
 from mirai_bench.tracking.run_folder import RunFailed, RunFolder
 from mirai_bench.tracking.ship import ship
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import write_json
+from mirai_bench.utils.files import locked, write_json
 from mirai_bench.utils.log import configure_logging
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def run_search(plan: Plan, path: Path, options: Options) -> list[dict[str, Any]]
     search_plan = plan_search(plan, path)
     search = search_plan.search
     lock = search_plan.file.with_suffix(".lock")
-    with driver_lock(lock, f"another process is at work on this search ({lock} is held)"):
+    with locked(lock, f"another process is at work on this search ({lock} is held)"):
         rows = _draw(search_plan, options)
     # 2. The best first, those without a measurement last.
     if rows and all(row["metric"] is None for row in rows):

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from mirai_bench.tracking.journal import Journal
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import write_text
+from mirai_bench.utils.files import locked, write_text
 
 State = Literal["done", "running", "failed", "pending"]
 
@@ -182,18 +182,12 @@ class RunFolder:
         """Records that the run has ended at this step after so many seconds of training."""
         write_text(self.done_file, json.dumps({"step": step, "seconds": seconds}))
 
-    @contextlib.contextmanager
-    def lock(self, *, wait: bool) -> Iterator[None]:
-        """Holds the run's lock.
+    def lock(self, *, wait: bool) -> contextlib.AbstractContextManager[None]:
+        """Returns a context that holds the run's lock.
 
         If another process holds it, this waits or, without `wait`, raises UserError.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.lock_file, timeout=-1 if wait else 0):  # -1 waits for ever
-                yield
-        except Timeout:
-            raise UserError(f"{self.path} is being trained by another process") from None
+        return locked(self.lock_file, f"{self.path} is being trained by another process", wait=wait)
 
     def _is_locked(self) -> bool:
         if not self.lock_file.is_file():

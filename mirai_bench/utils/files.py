@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that are made once and kept.
+"""Files that are written whole or not at all, folders that are made once and kept, and locks.
 
 `atomic` is the only place of the project that moves a finished file or folder to its name.
 """
@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+from mirai_bench.utils.errors import UserError
 
 
 @contextmanager
@@ -92,3 +94,18 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
                 temporary.mkdir()
                 build(temporary)
     return folder
+
+
+@contextmanager
+def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
+    """Holds the lock file `path`, whose folder is made if there is none.
+
+    If another process holds it, this waits or, without `wait`, raises UserError with the message
+    `busy`. The system releases a lock when its process ends, however it ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=-1 if wait else 0):  # -1 waits for ever
+            yield
+    except Timeout:
+        raise UserError(busy) from None

@@ -1,10 +1,9 @@
 """A job checks all cells before training, and refuses nodes that do not share its folder."""
 
 import pytest
-from filelock import FileLock
 
 from mirai_bench.config.load import merge
-from mirai_bench.sweep.job import Job, driver_lock, last_line, preflight
+from mirai_bench.sweep.job import Job, last_line, preflight
 from mirai_bench.utils.errors import UserError
 
 
@@ -49,14 +48,6 @@ def test_a_node_with_another_folder_of_runs_is_refused(tmp_path):
         UserError, match=r"is not the same folder on all nodes .* write machine.runs: a folder on storage"
     ):
         first.accepted()
-
-
-def test_a_second_driver_is_told(tmp_path):
-    lock = tmp_path / "sweeps" / "small.lock"
-    with driver_lock(lock, "busy"), pytest.raises(UserError, match="busy"), driver_lock(lock, "busy"):
-        pass
-    with driver_lock(lock, "busy"), pytest.raises(TimeoutError), FileLock(lock, timeout=0):
-        pass
 
 
 def test_the_reason_is_the_last_line_of_an_error():

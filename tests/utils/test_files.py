@@ -1,11 +1,13 @@
-"""Files are written whole or not at all, and made once."""
+"""Files are written whole or not at all, made once, and locked."""
 
 import json
 import threading
 
 import pytest
+from filelock import FileLock
 
-from mirai_bench.utils.files import atomic, cached, remove_leftovers, write_json, write_text
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import atomic, cached, locked, remove_leftovers, write_json, write_text
 
 
 def test_a_file_is_replaced_only_when_the_new_one_is_whole(tmp_path):
@@ -60,3 +62,13 @@ def test_a_build_that_fails_leaves_no_folder(tmp_path):
     with pytest.raises(OSError, match="No space"):
         cached(tmp_path / "made", fails)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_lock_is_held_by_one_and_the_other_is_told(tmp_path):
+    lock = tmp_path / "folder" / "small.lock"
+    with locked(lock, "busy"), pytest.raises(UserError, match="busy"), locked(lock, "busy"):
+        pass
+    with locked(lock, "busy"), pytest.raises(TimeoutError), FileLock(lock, timeout=0):
+        pass
+    with locked(lock, "busy", wait=True):
+        pass
