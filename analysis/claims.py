@@ -19,7 +19,7 @@ from common import load, parser
 from speedup import speedup
 
 from mirai_bench.config.load import read_yaml
-from mirai_bench.results.frame import Results, lower_is_better, primary_metric, refuse_mixed_protocols
+from mirai_bench.results.frame import Results, lower_is_better, refuse_mixed_protocols
 from mirai_bench.results.stats import CONFIDENCE, paired, ratio
 from mirai_bench.results.table import MISSING
 from mirai_bench.results.writers import difference
@@ -64,7 +64,7 @@ def verdict(inside: bool, outside: bool) -> str:
 def compare_better(results: Results, test: Test, strict: float) -> Evidence:
     """Compares the arm `better` with the arm `than`."""
     # The claim is a side of 0 for the difference ours - theirs.
-    metric = test.get("metric") or primary_metric(results.metrics)
+    metric = test.get("metric") or results.primary
     ours = at_last(results, test["better"], metric)
     theirs = at_last(results, test["than"], metric)
     found = paired(ours, theirs)
@@ -80,7 +80,7 @@ def compare_better(results: Results, test: Test, strict: float) -> Evidence:
 
 def compare_speedup(results: Results, test: Test, strict: float) -> Evidence:
     """Compares the speed-up of an arm in epochs, to the baseline's final value, with a factor."""
-    metric = primary_metric(results.metrics)
+    metric = results.primary
     factor = float(test["speedup"])
     found = speedup(results, test["arm"], metric, "epochs", "final", CONFIDENCE)
     wide = speedup(results, test["arm"], metric, "epochs", "final", strict)

@@ -23,13 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from speedup import AXES, speedup_table
 
-from mirai_bench.results.frame import (
-    Results,
-    file_stem,
-    lower_is_better,
-    primary_metric,
-    refuse_mixed_protocols,
-)
+from mirai_bench.results.frame import Results, file_stem, lower_is_better, refuse_mixed_protocols
 from mirai_bench.results.paper import is_papers, paper_size, read_paper
 from mirai_bench.results.stats import t_interval
 from mirai_bench.utils.cli import run
@@ -176,14 +170,13 @@ def _caption(results: Results, band: str, panels: bool, paper: bool) -> str:
 
 def _papers_curves(results: Results) -> dict[str, tuple[list[int], list[float]]]:
     """Returns (epochs, FID) of each arm for which the paper has values."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    for row in read_paper(results.axis, paper_size(results)):
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    rows = read_paper(results.axis, paper_size(results))
+    for row in sorted(rows, key=lambda row: (int(row["epochs"]), float(row["value"]))):
         if row["metric"] == "FID" and row["arm"] in results.arms:
-            points.setdefault(row["arm"], []).append((int(row["epochs"]), float(row["value"])))
-    curves = {}
-    for arm, curve in points.items():
-        curve.sort()
-        curves[arm] = ([epoch for epoch, _ in curve], [value for _, value in curve])
+            epochs, values = curves.setdefault(row["arm"], ([], []))
+            epochs.append(int(row["epochs"]))
+            values.append(float(row["value"]))
     return curves
 
 
@@ -253,7 +246,7 @@ def command(argv: list[str]) -> int:
     add("--no-timing", action="store_true", help="no speed-up in seconds: the machine was shared")
     args = options.parse_args(argv)
     for results in load(args):
-        metric = args.metric or primary_metric(results.metrics)
+        metric = args.metric or results.primary
         if metric not in results.metrics:
             raise unknown("metric", metric, results.metrics)
         stem = f"{results.name}_{file_stem(metric)}" if args.metric else results.name

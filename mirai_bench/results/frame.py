@@ -91,9 +91,7 @@ fields PROVENANCE. `run` is one object for all evaluations of a run that share i
             row |= {"git_commit": run["git"]["commit"], "git_dirty": run["git"]["dirty"]}
             row["autocast"] = run["precision"]  # `precision` is a metric
             rows.append(row | record["metrics"])
-        labels = ["axis", "profile", "arm", "seed", *OWN_COLUMNS, *RUN_COLUMNS]
-        labels += ["git_commit", "git_dirty", "autocast", *self.metrics]
-        return pd.DataFrame(rows, columns=labels)
+        return pd.DataFrame(rows)
 
     def seeds(self, arm: str) -> list[int]:
         """Returns the seeds of an arm."""
@@ -111,6 +109,7 @@ fields PROVENANCE. `run` is one object for all evaluations of a run that share i
 
 def value_of(record: dict[str, Any], name: str) -> float | None:
     """Returns a metric or a cost of a record, or a number of its run, if it is known and finite."""
+    # Metrics first: `precision` is also the name of the run's arithmetic.
     for fields in (record["metrics"], record, record["run"]):
         value = fields.get(name)
         if isinstance(value, (int, float)) and math.isfinite(value):
@@ -183,6 +182,7 @@ def refuse_mixed_protocols(results: Results) -> None:
 
     It names the first field that differs.
     """
+    # Records of one run were measured alike if they share its object, so that one of each is enough.
     one_per_run = list({id(record["run"]): record for record in results.records}.values())
     for record in one_per_run[1:]:
         first = one_per_run[0]

@@ -65,8 +65,7 @@ def paper_values(results: Results, epoch: float) -> PaperValues:
     rows = read_paper(results.axis, paper_size(results))
     rows.sort(key=lambda row: abs(int(row["epochs"]) - target), reverse=True)
     # The nearest comes last, and stays.
-    return {(row["arm"], row["metric"]): _paper(row) for row in rows}
-
-
-def _paper(row: dict[str, str]) -> Paper:
-    return Paper(float(row["value"]), int(row["epochs"]), row["mark"])
+    values = {}
+    for row in rows:
+        values[row["arm"], row["metric"]] = Paper(float(row["value"]), int(row["epochs"]), row["mark"])
+    return values

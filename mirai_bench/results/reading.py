@@ -111,9 +111,8 @@ def read_mlflow(sweep: str | None = None) -> list[Results]:
     with _garbage_is_kept(), tempfile.TemporaryDirectory() as scratch:
         for parent in client.search_runs([experiment], "tags.kind = 'sweep'", order_by=oldest_first):
             if sweep in (None, parent.info.run_id):
-                found = _read_sweep(client, experiment, parent, Path(scratch))
-                results += [found] if found else []
-    return results
+                results.append(_read_sweep(client, experiment, parent, Path(scratch)))
+    return [found for found in results if found is not None]
 
 
 def _read_sweep(client: MlflowClient, experiment: str, parent: Run, scratch: Path) -> Results | None:
@@ -235,11 +234,9 @@ def _joined(first: Results, more: Results, path: Path) -> Results:
         )
     # 2. The cells of both, seed by seed as in a plan, with the arms in the order of the first file.
     arms = list(dict.fromkeys([*first.arms, *more.arms]))
-    cells: dict[tuple[str, int], dict[str, Any]] = {}
-    for cell in (*first.cells, *more.cells):
-        known = cells.setdefault((cell["arm"], cell["seed"]), cell)
-        if PROGRESS.index(cell["status"]) >= PROGRESS.index(known["status"]):
-            cells[cell["arm"], cell["seed"]] = cell
+    by_progress = sorted((*first.cells, *more.cells), key=lambda cell: PROGRESS.index(cell["status"]))
+    # Of two entries of a cell the one that has come further is the later one, and stays.
+    cells = {(cell["arm"], cell["seed"]): cell for cell in by_progress}
     ordered = sorted(cells.values(), key=lambda cell: (cell["seed"], arms.index(cell["arm"])))
     return replace(first, arms=arms, cells=ordered, records=[*first.records, *more.records])
 

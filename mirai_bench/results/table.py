@@ -82,6 +82,7 @@ def _evaluation(results: Results, epoch: float | None) -> tuple[int, float]:
         raise UserError(f"{results.axis} ({results.profile}) has no evaluation yet: run its sweep first")
     if epoch is None:
         return known[-1]
+    # A percent of tolerance, because an evaluation lies at a whole step, next to the epoch asked for.
     nearest = min(known, key=lambda pair: abs(pair[1] - epoch))
     if abs(nearest[1] - epoch) > 0.01 * epoch:
         epochs = ", ".join(f"{each:g}" for _, each in known)
@@ -94,6 +95,7 @@ def _row(results: Results, step: int, arm: str, metrics: list[str], paper: Paper
         """Returns the arm's values and the baseline's."""
         return results.by_seed(arm, step, name), results.by_seed(results.baseline, step, name)
 
+    # 1. Each metric: the arm's mean, its difference to the baseline, and what the paper has of it.
     values = {}
     differences = {}
     known = {}
@@ -104,6 +106,7 @@ def _row(results: Results, step: int, arm: str, metrics: list[str], paper: Paper
             differences[name] = paired(ours, theirs)
         if (arm, papers_name(name)) in paper:
             known[name] = paper[arm, papers_name(name)]
+    # 2. The number of seeds, and the costs in units of the baseline's.
     primary = values[metrics[0]]
     n = primary.n if primary else 0
     flops = ratio(*compared("train_flops"))
@@ -113,6 +116,7 @@ def _row(results: Results, step: int, arm: str, metrics: list[str], paper: Paper
 
 def _correct(rows: list[Row], metrics: list[str]) -> None:
     """Applies Holm's correction over the arms to the p-values of each metric."""
+    # One family of tests per metric, because each metric is a question of its own.
     for name in metrics:
         tests = [row.differences.get(name) for row in rows]
         corrected = holm([test.p if test else math.nan for test in tests])
@@ -123,7 +127,8 @@ def _correct(rows: list[Row], metrics: list[str]) -> None:
 
 def _notes(results: Results, epoch: float, rows: list[Row], metric: str, timing: bool) -> list[str]:
     """Returns the sentences below the table."""
-    run = results.records[0]["run"]
+    # 1. How to read the numbers, and what they were measured with.
+    run = results.records[0]["run"]  # the protocol is that of all records
     protocol = run["protocol"]
     changes = [row.differences.get(metric) for row in rows]
     num_tests = sum(change is not None and not math.isnan(change.p) for change in changes)
@@ -139,12 +144,14 @@ def _notes(results: Results, epoch: float, rows: list[Row], metric: str, timing:
         f"{protocol['cfg_scale']:g}, {protocol['weights']} weights, extractor "
         f"{run['extractor']['name']}, reference {run['reference']['name']}.",
     ]
+    # 2. The paper's column.
     if any(row.paper for row in rows):
         other = "; another data set, model and metric: compare the order of arms, not the values"
         notes.append(
             f"Paper: as published for LlamaGen-{paper_size(results)} on ImageNet 256×256 @epochs, "
             f"and how it was read (reports/data/README.md){'' if is_papers(results) else other}."
         )
+    # 3. What is still missing.
     unfinished = [cell for cell in results.cells if cell["status"] != "done"]
     if unfinished:
         names = [f"{cell['arm']} seed {cell['seed']} ({cell['status']})" for cell in unfinished]
