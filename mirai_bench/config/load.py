@@ -211,9 +211,21 @@ def find_profile(name: str, beside: Path | None = None) -> Path:
 
 
 def read_profile(name: str, beside: Path | None = None) -> dict[str, Any]:
-    """Returns the fields of a profile, together with its name."""
+    """Returns the fields of a profile, together with its name.
+
+    A profile may name another `profile`, whose fields it overrides. That one names none.
+    """
     path = find_profile(name, beside)
-    return {"profile": path.stem} | read_yaml(path)
+    fields = read_yaml(path)
+    base = fields.pop("profile", None)
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: profile is {base!r}: write the name of another profile")
+        of_base = read_yaml(find_profile(base, beside))
+        if "profile" in of_base:
+            raise UserError(f"{path}: profile {base} builds on another one itself: name that one")
+        fields = merge(of_base, expand(fields))
+    return {"profile": path.stem} | fields
 
 
 def build_run(

@@ -57,3 +57,39 @@ def test_a_wrong_config_exits_with_2_and_no_traceback(tmp_path):
     )
     assert done.returncode == 2 and done.stdout == ""
     assert "Did you mean 'epochs'" in done.stderr and "Traceback" not in done.stderr
+
+
+# ---- a profile that builds on another one
+
+
+def write_profiles(folder, **profiles):
+    (folder / "profiles").mkdir()
+    for name, fields in profiles.items():
+        (folder / "profiles" / f"{name}.yaml").write_text(yaml.safe_dump(fields))
+
+
+def test_a_profile_overrides_the_one_that_it_names(tmp_path):
+    write_profiles(tmp_path, slow={"profile": "digits", "train": {"lr": 1e-4}})
+    own = read_profile("slow", tmp_path)
+    base = read_profile("digits")
+    assert own == merge(base, {"profile": "slow", "train": {"lr": 1e-4}})
+    assert read_profile(str(tmp_path / "profiles" / "slow.yaml")) == own
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"profile": "slow", "seed": 3}))
+    config = load_run(tmp_path / "run.yaml")
+    assert (config.profile, config.train.lr, config.seed) == ("slow", 1e-4, 3)
+    assert config.model == digits().model
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("itself", "profile itself builds on another one itself: name that one"),
+        ("slow", "profile slow builds on another one"),
+        ("digts", "Did you mean 'digits'"),
+        (3, "profile is 3: write the name of another profile"),
+    ],
+)
+def test_a_profile_that_cannot_build_on_another_one_says_why(tmp_path, base, message):
+    write_profiles(tmp_path, slow={"profile": "digits"}, itself={"profile": base})
+    with pytest.raises(UserError, match=message):
+        read_profile("itself", tmp_path)
