@@ -14,8 +14,8 @@ UNKNOWN = "—"
 TABLES = "<!-- tables -->"
 END_OF_TABLES = "<!-- end of tables -->"
 COLORS = {"fp32": "#4c72b0", "bf16": "#dd8452"}  # of the chart's bars
-TRAIN_HEADER = ["size", "arm", "precision", "of the matmul ceiling", "x peer fp32", "x peer bf16"]
-TRAIN_HEADER += ["wall: x fp32", "wall: x bf16", "memory / peer", "phases"]
+TRAIN_HEADER = ["size", "arm", "precision", "ms", "of the matmul ceiling", "x peer fp32"]
+TRAIN_HEADER += ["x peer bf16", "wall: x fp32", "wall: x bf16", "memory / peer", "phases"]
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -24,7 +24,8 @@ def read_rows(folder: Path) -> list[Row]:
     rows: list[Row] = []
     for file in files:
         if "rounds" in file:  # which a file of `benchmark parity` has not
-            rows += file["rows"]
+            machine = file["machine"]
+            rows += [row | {"machine": machine["gpu"] or machine["cpu"]} for row in file["rows"]]
     return rows
 
 
@@ -59,6 +60,7 @@ def train_line(row: Row) -> list[str]:
         f"{row['size']} ({row['depth']} x {row['width']}, {height}x{width}, batch {row['batch']})",
         row["arm"],
         row["precision"],
+        f"{row['step_ms']['median']:.1f} ({row.get('machine', 'this machine')})",
         UNKNOWN if row["mfu"] is None else f"{row['mfu']:.0%}",
         *(ratio_text(ratios.get(clock)) for clock in ("busy", "wall") for ratios in against),
         f"{memory[0]:.2f}" if memory else UNKNOWN,

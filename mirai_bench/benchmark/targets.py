@@ -87,10 +87,11 @@ def last(target: Target, rows: list[Row]) -> float | None:
 def over_flops(target: Target, rows: list[Row]) -> float | None:
     """Returns what an image costs in the arm over NTP, divided by the same ratio of their FLOPs.
 
-    The rows are those of both arms, and `path` is the arm.
+    The rows are those of both arms, of which the last machine's count. `path` is the arm.
     """
-    costs = {row["arm"]: 1 / row["images_per_second"] for row in rows}
-    flops = {row["arm"]: row["step_flops"] / row["batch"] for row in rows if row["step_flops"]}
+    same = [row for row in rows if row.get("machine") == rows[-1].get("machine")]
+    costs = {row["arm"]: 1 / row["images_per_second"] for row in same}
+    flops = {row["arm"]: row["step_flops"] / row["batch"] for row in same if row["step_flops"]}
     arm = target.path
     if arm not in flops or "ntp" not in flops:
         return None

@@ -30,7 +30,7 @@ from mirai_bench.results.frame import lower_is_better
 from mirai_bench.sample.sampler import load_for_sampling
 from mirai_bench.tracking import provenance
 from mirai_bench.tracking.run_folder import RunFolder
-from mirai_bench.utils.device import Hardware, device_name
+from mirai_bench.utils.device import device_name
 from mirai_bench.utils.distributed import Ranks
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
@@ -66,8 +66,6 @@ class Evaluator:
     device: torch.device
     weights: Path | None = None
     """Weight file of the extractor. By default it is found or made."""
-    compile: bool = False
-    """Whether sampling may be compiled with torch.compile."""
 
     @property
     def protocol(self) -> Protocol:
@@ -117,7 +115,7 @@ class Evaluator:
         of sampling only. `options` are those of `measure`. With `ranks` all processes of the group
         call this and share the work; all but rank 0 get None.
         """
-        source = SampledImages(model, self.tokenizer, self.protocol, batch_size, self.compile)
+        source = SampledImages(model, self.tokenizer, self.protocol, batch_size)
         return self.evaluate(source, model, **options)
 
     def evaluate(self, source: Source, model: ARModel | None = None, **options: Any) -> Evaluation | None:
@@ -269,8 +267,7 @@ def _evaluate_run(
     config = request.settled(load_run(folder.config_file))
     protocol = config.evaluation.protocol
     loaded = load_for_sampling(folder, protocol.weights, device)
-    hardware = Hardware.resolve(str(device), "fp32", config.machine.compile, config.model.width)
-    evaluator = Evaluator(config, device, request.weights, hardware.compile)
+    evaluator = Evaluator(config, device, request.weights)
     options = request.measure_options(protocol.num_samples)
     size = request.batch_size
     found = evaluator.evaluate_model(loaded.model, batch_size=size, ranks=ranks, **options)

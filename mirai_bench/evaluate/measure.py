@@ -38,9 +38,6 @@ DISTANCE_ROWS = 500  # of a block of the distance matrix of precision and recall
 # Memory of a batch of samples: so much on a CPU, and on a GPU such a share of what is free.
 CPU_BYTES = 2**30
 GPU_SHARE = 0.5
-# Decoding steps from which compiling them is considered to pay: it takes up to a minute, and a step
-# of a batch takes some milliseconds.
-COMPILED_STEPS = 10_000
 # Bytes per logit while a token is drawn, with the copies in float64 and the sums over codes.
 DRAW_BYTES = 40
 
@@ -75,23 +72,16 @@ class StoredImages:
 class SampledImages:
     """The samples of a model under a protocol, as an image source.
 
-    `batch_size` changes speed and memory only. By default it is as large as is sensible. With
-    `compile` sampling is compiled on a GPU, if there are enough images for that to pay.
+    `batch_size` changes speed and memory only. By default it is as large as is sensible.
     """
 
     def __init__(
-        self,
-        model: ARModel,
-        tokenizer: Tokenizer,
-        protocol: Protocol,
-        batch_size: int | None,
-        compile: bool = False,
+        self, model: ARModel, tokenizer: Tokenizer, protocol: Protocol, batch_size: int | None
     ) -> None:
         size = batch_size or sampling_batch(model, protocol, batch_bytes(model.tok_embeddings.weight.device))
         size = equal_parts(min(UNIT, protocol.num_samples), size)
-        steps = model.tokens * -(-protocol.num_samples // size)
         self.protocol = protocol
-        self.sampler = ImageSampler(model, tokenizer, protocol, size, compile and steps >= COMPILED_STEPS)
+        self.sampler = ImageSampler(model, tokenizer, protocol, size)
 
     def __len__(self) -> int:
         return self.protocol.num_samples

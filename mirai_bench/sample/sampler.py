@@ -176,20 +176,11 @@ class ImageSampler:
     serves all batches, until `release`.
     """
 
-    def __init__(
-        self,
-        model: ARModel,
-        tokenizer: Tokenizer,
-        protocol: Protocol,
-        batch_size: int,
-        compile: bool = False,
-    ) -> None:
-        """`compile` is the Sampler's."""
+    def __init__(self, model: ARModel, tokenizer: Tokenizer, protocol: Protocol, batch_size: int) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.protocol = protocol
         self.batch_size = batch_size
-        self.compile = compile
         self.on_gpu = model.tok_embeddings.weight.is_cuda
         self.sampler: Sampler | None = None
 
@@ -220,7 +211,7 @@ class ImageSampler:
         try:
             if self.sampler is None or self.sampler.batch != size:
                 self.sampler = None  # before the next one takes memory
-                self.sampler = Sampler(self.model, self.protocol, size, self.compile)
+                self.sampler = Sampler(self.model, self.protocol, size)
             return self.tokenizer.decode(self.sampler(labels, part)), labels
         except RuntimeError as error:
             if size == 1 or not is_out_of_memory(error):

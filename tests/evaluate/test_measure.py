@@ -53,12 +53,6 @@ def test_batches_split_a_unit_equally(model, monkeypatch):
     assert size(50_000, None) == 250
 
 
-def test_sampling_is_compiled_if_that_is_asked_for_and_pays(model):
-    """100 batches of 16 tokens are 1,600 steps, and 1,000 batches are 16,000."""
-    compiled = lambda count, ask: SampledImages(model, Codes(), protocol(count), 50, ask).sampler.compile  # noqa: E731
-    assert [compiled(5000, True), compiled(50_000, True), compiled(50_000, False)] == [False, True, False]
-
-
 def test_units_share_a_sampler_until_the_end_of_a_measurement(model, monkeypatch):
     monkeypatch.setattr(measure, "UNIT", 10)
     source = SampledImages(model, Codes(), protocol(20), 5)

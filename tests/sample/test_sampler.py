@@ -94,11 +94,11 @@ class Limited(Sampler):
     most = 8
     made: list[int] = []  # noqa: RUF012
 
-    def __init__(self, model, protocol, batch, compile):
+    def __init__(self, model, protocol, batch):
         self.made.append(batch)
         if batch > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        super().__init__(model, protocol, batch, compile)
+        super().__init__(model, protocol, batch)
 
 
 @pytest.fixture
