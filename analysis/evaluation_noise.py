@@ -80,6 +80,7 @@ def deviations(records: Records, metric: str) -> tuple[float, float]:
 
 def report(records: Records) -> str:
     """Returns the table of all metrics, with a heading."""
+    # 1. A row per metric. A ratio below 1: another training seed changes more than another evaluation.
     rows = []
     for metric in records[0]["metrics"]:
         noise, spread = deviations(records, metric)
@@ -87,6 +88,7 @@ def report(records: Records) -> str:
         ratio = f"{noise / spread:.2f}" if spread else MISSING
         rows.append([metric, f"{mean:.4g}", f"{noise:.2g}", f"{spread:.2g}", ratio])
     header = ["metric", "mean", "s.d. of evaluation", "s.d. between training seeds", "ratio"]
+    # 2. What the records have in common.
     first = records[0]
     seeds = sorted({record["seed"] for record in records})
     level = first["config"]["foresight"]["level"]

@@ -86,6 +86,7 @@ def command(argv: list[str]) -> int:
     add("--freeze", action="store_true", help=frozen)
     args = options.parse_args(argv)
     for results in load(args):
+        # 1. The table, in four formats.
         if args.metric is not None and args.metric not in results.metrics:
             raise unknown("metric", args.metric, results.metrics)
         table = build_table(results, metric=args.metric, epoch=args.epoch, timing=not args.no_timing)
@@ -94,6 +95,7 @@ def command(argv: list[str]) -> int:
             path = args.out / f"{results.name}.{kind}"
             path.write_text(write(table), encoding="utf-8")
             log.info(f"wrote {path}")
+        # 2. The figure, unless there is nothing to compare, and the records behind both.
         if len(table.rows) > 1:
             save(draw_differences(results, table), args.out, f"{results.name}_differences")
         if args.freeze:

@@ -249,9 +249,11 @@ def command(argv: list[str]) -> int:
         metric = args.metric or results.primary
         if metric not in results.metrics:
             raise unknown("metric", metric, results.metrics)
+        # 1. The figure. Its name says what is not drawn by default.
         stem = f"{results.name}_{file_stem(metric)}" if args.metric else results.name
         figure = draw(results, metric, args.x, args.band, args.scale)
         save(figure, args.out, stem if args.x == "epochs" else f"{stem}_{args.x}")
+        # 2. The speed-up, which is read off the same curves.
         text = speedup_table(results, metric, timing=not args.no_timing)
         path = args.out / f"{stem}_speedup.md"
         path.write_text(text, encoding="utf-8")

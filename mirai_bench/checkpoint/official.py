@@ -75,6 +75,7 @@ def to_official(tensors: StateDict) -> StateDict:
 
     A shared trunk is written into each head, because the official projectors share nothing.
     """
+    # 1. The generator has the official names. Its training heads are put aside.
     official = {}
     stacks = {}
     for name, tensor in tensors.items():
@@ -82,6 +83,7 @@ def to_official(tensors: StateDict) -> StateDict:
             stacks[name.removeprefix(OUR_PROJECTOR)] = tensor
         elif not name.startswith("foresight."):  # no official file has heads of level `output`
             official[name] = tensor
+    # 2. Each head gets its own layers 0, 2, 4, …: those between are SiLU.
     num_heads = max(map(len, stacks.values()), default=0)
     for head in range(num_heads):
         for name, stack in stacks.items():

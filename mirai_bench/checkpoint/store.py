@@ -57,6 +57,7 @@ def save_checkpoint(folder: RunFolder, step: int, checkpoint: Checkpoint, keep: 
 
     Raises UserError if the disk is full. Earlier checkpoints stay.
     """
+    # 1. The files, under a temporary name until all of them are on the disk.
     path = _path(folder, step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +77,7 @@ def save_checkpoint(folder: RunFolder, step: int, checkpoint: Checkpoint, keep: 
             f"The checkpoint of step {step} could not be written to {path}: {error}. Earlier "
             "checkpoints are intact."
         ) from error
+    # 2. Older ones go once the new one is safe.
     for old in saved(folder)[:-keep]:
         remove(old)
     return path

@@ -111,9 +111,11 @@ def differences(a: Records, b: Records) -> list[tuple[str, ...]]:
 
     A row is: name, n, mean of A, mean of B, B - A, half width of its interval, p.
     """
+    # 1. The metrics of each side, by seed.
     of_a = {record["seed"]: record["metrics"] for record in a}
     of_b = {record["seed"]: record["metrics"] for record in b}
     seeds = sorted(of_a.keys() & of_b.keys())
+    # 2. A row per metric. One that a side lacks for a seed would not be the mean over all of them.
     rows = []
     for name in of_a[seeds[0]]:
         if not all(name in of_a[seed] and name in of_b[seed] for seed in seeds):

@@ -205,7 +205,7 @@ def _read_frozen(path: Path) -> Results:
         results = Results(**{key: head[key] for key in PLAN})
         run: dict[str, Any] = {}
         for line in lines:
-            if line["kind"] == "run":
+            if line["kind"] == "run":  # that of the evaluations that follow
                 run = {key: line[key] for key in PROVENANCE if key in line}
             else:
                 own = {key: line[key] for key in (*MEASURED, "arm", "seed") if key in line}

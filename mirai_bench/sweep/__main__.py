@@ -121,9 +121,11 @@ def train(plan: Plan, args: argparse.Namespace) -> int:
     """Trains what is missing and prints the table. Returns 1 if a cell failed."""
     from mirai_bench.sweep.driver import Options, run_sweep
 
+    # 1. Train. stdout gets the table, and stderr everything else.
     report = run_sweep(plan, Options(args.max_concurrent, args.address, args.retries))
     log.info(report.line())
     show_table(plan)
+    # 2. What failed, and what to do next.
     failed = [cell for cell in plan.sweep.cells if folder_of(cell).state == "failed"]
     for cell in failed:
         folder = folder_of(cell)
@@ -141,11 +143,13 @@ def search(plan: Plan, args: argparse.Namespace) -> int:
     from mirai_bench.sweep.driver import Options
     from mirai_bench.sweep.search import describe_search, run_search
 
+    # 1. Search.
     path = Path(args.files[0])
     if args.dry_run:
         print(describe_search(plan, path))
         return 0
     rows = run_search(plan, path, Options(args.max_concurrent, args.address, args.retries))
+    # 2. The table: the drawn values, and how far each configuration got.
     texts = []
     for row in rows:
         drawn = row["values"].values()

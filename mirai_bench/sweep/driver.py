@@ -116,6 +116,7 @@ def run_sweep(plan: Plan, options: Options) -> Report:
         "`python -m mirai_bench.sweep status FILE`, or run this command again when it has ended"
     )
     with locked(lock, busy):
+        # 1. What is missing is trained. If nothing is, MLflow may still lack something.
         report = Report()
         shipper = Shipper(plan)
         cells = missing(plan)
@@ -124,6 +125,7 @@ def run_sweep(plan: Plan, options: Options) -> Report:
             train_missing(cells, options, shipper, report)
         else:
             shipper.start()
+        # 2. The sender, which has kept pace so far, sends the rest.
         shipper.accept()
         with report.phase("MLflow, after the last trial"):
             states = [folder_of(cell).state for cell in plan.sweep.cells]

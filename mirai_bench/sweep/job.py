@@ -98,7 +98,7 @@ def preflight(configs: list[dict[str, Any]], beside: int = 1) -> list[str]:
     from mirai_bench.train.memory import check_memory
     from mirai_bench.train.trainer import resolve_hardware
 
-    # All problems are collected, so that one start of the sweep shows all of them.
+    # All problems are collected, so that one start of the sweep shows all of them: each costs a wait.
     messages: list[str] = []
     checked: set[str] = set()
     for fields in configs:

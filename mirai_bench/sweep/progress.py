@@ -51,6 +51,7 @@ class Screen:
 
     def refresh(self) -> None:
         """Reads the run folders. Called about once per second."""
+        # 1. What has changed since the last look.
         for cell in self.cells:
             before = self.states[cell.fingerprint]
             if before == "done":  # a failed cell may be at its next attempt
@@ -63,6 +64,7 @@ class Screen:
                 reason = f": {folder_of(cell).reason()}" if now == "failed" else ""
                 self._renew("")
                 log.info(f"{now}: {cell.arm}, seed {cell.seed}{reason}")
+        # 2. The line.
         if self.live:
             width = shutil.get_terminal_size().columns - 1  # a full line would scroll
             self._renew(self.line()[:width])

@@ -142,6 +142,7 @@ def describe_search(plan: Plan, path: Path) -> str:
 
 def plan_search(plan: Plan, path: Path) -> SearchPlan:
     """Returns the search of a sweep file. Raises UserError for whatever is wrong with it."""
+    # 1. What the file says, and the arm that it starts from.
     search = checked(SweepFile, read_yaml(path), str(path)).search
     if search is None:
         raise UserError(f"{path} has no `search:`: write for instance\n" + EXAMPLE)
@@ -157,7 +158,7 @@ def plan_search(plan: Plan, path: Path) -> SearchPlan:
             f"machine.workers is {workers}, but a search trains each run in one process: write 1",
         )
     base = cell.config.model_dump(mode="json")
-    # Whatever could be drawn is checked now, and not when it is drawn hours later.
+    # 2. Whatever could be drawn is checked now, and not when it is drawn hours later.
     for field, values in search.space.items():
         # Every choice and both ends of a range must fit the configuration.
         for value in (values.low, values.high) if isinstance(values, Range) else values:

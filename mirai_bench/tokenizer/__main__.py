@@ -38,11 +38,13 @@ def parser() -> argparse.ArgumentParser:
     measure = commands.add_parser(
         "measure", help="measure a tokenizer on held-out images", epilog=MEASURE, formatter_class=raw
     )
+    # 1. What both take.
     for command in (train, measure):
         add_config(command)
         command.add_argument(
             "--reconstructions", type=Path, metavar="FILE", help="an .npz for the reconstructed images"
         )
+    # 2. What one of them takes. Every field of the recipe is an option.
     measure.add_argument(
         "--rfid", action="store_true", help="measure --reconstructions: rFID, KID, precision, recall"
     )

@@ -107,8 +107,10 @@ def create_store() -> str:
     workers. If a server does not respond, a warning is logged once and the sweep continues. Raises
     UserError for an address that MLflow cannot use.
     """
+    # 1. The address, for this process and those that it starts.
     uri = store_uri()
     os.environ["MLFLOW_TRACKING_URI"] = uri
+    # 2. A server makes its own store.
     path = _sqlite_file(uri)
     if uri.startswith((*HTTP, "databricks")):
         if not is_reachable(uri):
@@ -119,6 +121,7 @@ def create_store() -> str:
             f"MLFLOW_TRACKING_URI is {redact_credentials(uri)!r}: write the address of a server "
             "(http://host:5000), sqlite:///FILE, or leave it unset"
         )
+    # 3. An sqlite file gets its tables from MLflow, one process at a time.
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         try:
