@@ -1,8 +1,9 @@
 """Sweep files: the shipped ones are complete, and wrong ones say what to write."""
 
 import pytest
+import yaml
 
-from mirai_bench.config.load import SWEEPS
+from mirai_bench.config.load import SWEEPS, load_run
 from mirai_bench.config.sweep_file import load_sweep
 from mirai_bench.utils.errors import UserError
 
@@ -47,3 +48,38 @@ def test_a_wrong_sweep_says_what_to_write(tmp_path, text, message):
     with pytest.raises(UserError) as error:
         load_sweep(path)
     assert message in str(error.value)
+
+
+# ---- the controls
+
+
+def arms_of(name):
+    return yaml.safe_load((SWEEPS / f"{name}.yaml").read_text())["arms"]
+
+
+def test_an_arm_of_the_controls_is_what_it_is_in_the_other_sweeps():
+    controls = arms_of("controls")
+    others = arms_of("injection_level") | arms_of("foresight_source")
+    shared = controls.keys() & others.keys()
+    assert {"output-1d", "internal-2d", "mirai-e-k1", "mirai-e-frozen-k1", "shuffled-e"} <= shared
+    assert {arm: controls[arm] for arm in shared} == {arm: others[arm] for arm in shared}
+
+
+def test_profiles_of_the_planted_task_differ_in_what_they_say():
+    first = load_run("staircase")
+    changes = {
+        "staircase_lr4e-3": ["train.lr=4e-3"],
+        "staircase4": ["data.staircase.parities=4"],
+        "staircase5": ["data.staircase.parities=5", "train.lr=4e-3"],
+    }
+    for profile, settings in changes.items():
+        assert load_run(profile).fingerprint() == load_run("staircase", settings).fingerprint(), profile
+    null = load_run("staircase_cut")
+    assert null.data.staircase.cut and null.evaluation.primary == "heldout_ntp"
+    assert null.evaluation.protocol == first.evaluation.protocol
+
+
+def test_all_profiles_of_the_planted_task_take_all_arms_of_the_controls():
+    for profile in ("staircase", "staircase_lr4e-3", "staircase5", "staircase_cut"):
+        assert len(load_sweep(SWEEPS / "controls.yaml", profile=profile, seeds=[0]).cells) == 12
+    assert load_sweep(SWEEPS / "controls_reach.yaml").cells[0].config.data.staircase.parities == 4
