@@ -53,8 +53,8 @@ def measure_cell(options: Options, size: str, batch: int, cfg_scale: float) -> l
     works: dict[str, Work] = {}
     for arm in ("ntp", "mirai-e-k3"):
         model = TrainStep(run_config(shape, arm, precision), Hardware(device)).trainer.ema.to(dtype)
-        labels = draw_classes(protocol, range(batch), model.classes)
-        works[arm] = partial(Sampler(model, protocol, batch, options.compile), labels, range(batch))
+        labels = draw_classes(protocol, 0, range(batch), model.classes)
+        works[arm] = partial(Sampler(model, protocol, batch, compile=options.compile), labels, range(batch))
     peer = options.peer(lambda peer: peer.generate is not None)
     theirs = None
     if peer is not None:

@@ -20,7 +20,7 @@ class Protocol(Section):
     class_rule: Literal["balanced", "uniform"] = "balanced"
     """Class of sample i: i mod classes, or drawn uniformly by (seed, i) as the paper does."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the samples. Sample i is a function of (seed, i) only."""
+    """Seed of the samples. Sample i is a function of (seed, the run's `seeds.sampling`, i) only."""
     cfg_scale: Annotated[float, Field(ge=0)] = 1.0
     """Scale s of classifier-free guidance, uncond + s · (cond - uncond) on every token. 1 is no \
 guidance."""
@@ -32,6 +32,8 @@ guidance."""
     """Probability mass of the most probable codes that a token is drawn from (nucleus sampling)."""
     weights: Literal["ema", "raw"] = "ema"
     """Which weights sample: the EMA, or those of the last step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of sampling. Held-out losses and metrics are computed in fp32."""
     extractor: str = "digits"
     """The feature extractor, an entry of EXTRACTORS in evaluate/extractors.py, or `none`: then the \
 held-out loss is measured, and what a planted data set measures by itself."""

@@ -22,7 +22,7 @@ from mirai_bench.utils.hashing import digest, file_sha256
 
 # Raised if a change of the code changes the numbers of an unchanged config. Runs of older code then
 # count as other runs: they are trained again and never mixed with newer ones.
-NUMERICS = 1
+NUMERICS = 2
 
 # name: (depth, width, heads). B to 3B are LlamaGen's (arXiv 2406.06525, table 1).
 MODEL_SIZES = {
@@ -247,13 +247,32 @@ other, to save memory."""
     """Number of data-parallel processes of one trial of a sweep."""
 
 
+class SeedsConfig(Section):
+    """The seeds of the sources of randomness, where they are not the run's `seed`.
+
+    With one of them varied and the others held, the spread of a metric is what this source adds.
+    """
+
+    init: Seed | None = None
+    """Seed of the initial weights. By default `seed`."""
+    order: Seed | None = None
+    """Seed of the order of the data and of the views. By default `seed`."""
+    dropout: Seed | None = None
+    """Seed of dropout and of the dropped labels. By default `seed`."""
+    sampling: Seed | None = None
+    """Seed of the samples of an evaluation. By default `seed`: two arms with the same seed draw \
+from the same random numbers, two seeds from others."""
+
+
 class RunConfig(Section):
     """The whole configuration of one run."""
 
     profile: Name = "custom"
     """Name of the profile. It names files and rows of tables and has no effect on any number."""
     seed: Seed = 0
-    """Seed of the initial weights, the order of the data, dropout and dropped labels."""
+    """Seed of everything random: initial weights, order of the data, dropout, samples."""
+    seeds: SeedsConfig = SeedsConfig()
+    """Seeds of single sources of randomness, where they are not `seed`."""
     data: DataConfig = DataConfig()
     """The images."""
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -341,12 +360,18 @@ class RunConfig(Section):
         height, width = self.grid
         return height * width
 
+    def seed_of(self, source: str) -> int:
+        """Returns the seed of a source of randomness, a field of `seeds`."""
+        own: int | None = getattr(self.seeds, source)
+        return self.seed if own is None else own
+
     def identity(self) -> dict[str, Any]:
         """Returns every value that can change a number, and nothing else.
 
         A file is represented by the sha256 of its content, never by its path.
         """
-        fields = self.model_dump(mode="json", exclude={"machine", "profile"})
+        fields = self.model_dump(mode="json", exclude={"machine", "profile", "seed"})
+        fields["seeds"] = {name: self.seed_of(name) for name in SeedsConfig.model_fields}
         fields["foresight"] = self.foresight.relevant()
         # 1. Names, and fields that have no effect, are left out.
         del fields["model"]["size"]

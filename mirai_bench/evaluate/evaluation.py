@@ -115,7 +115,8 @@ class Evaluator:
         of sampling only. `options` are those of `measure`. With `ranks` all processes of the group
         call this and share the work; all but rank 0 get None.
         """
-        source = SampledImages(model, self.tokenizer, self.protocol, batch_size)
+        run_seed = self.config.seed_of("sampling")
+        source = SampledImages(model, self.tokenizer, self.protocol, run_seed, batch_size)
         return self.evaluate(source, model, **options)
 
     def evaluate(self, source: Source, model: ARModel | None = None, **options: Any) -> Evaluation | None:

@@ -23,7 +23,7 @@ from mirai_bench.evaluate.extractors import Extractor, FeatureCollector
 from mirai_bench.evaluate.metrics import density_coverage, frechet, frechet_at_infinity
 from mirai_bench.evaluate.references import Reference
 from mirai_bench.model.transformer import ARModel
-from mirai_bench.sample.sampler import ImageSampler, equal_parts
+from mirai_bench.sample.sampler import ImageSampler, equal_parts, to_sample
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.distributed import Ranks
 from mirai_bench.utils.errors import UserError
@@ -76,12 +76,19 @@ class SampledImages:
     """
 
     def __init__(
-        self, model: ARModel, tokenizer: Tokenizer, protocol: Protocol, batch_size: int | None
+        self,
+        model: ARModel,
+        tokenizer: Tokenizer,
+        protocol: Protocol,
+        run_seed: int,
+        batch_size: int | None,
     ) -> None:
+        """`run_seed` is the run's `seeds.sampling`."""
+        model = to_sample(model, protocol)
         size = batch_size or sampling_batch(model, protocol, batch_bytes(model.tok_embeddings.weight.device))
         size = equal_parts(min(UNIT, protocol.num_samples), size)
         self.protocol = protocol
-        self.sampler = ImageSampler(model, tokenizer, protocol, size)
+        self.sampler = ImageSampler(model, tokenizer, protocol, run_seed, size)
 
     def __len__(self) -> int:
         return self.protocol.num_samples

@@ -24,5 +24,5 @@ def build_foresight(context: SourceContext) -> Level | None:
         return None
     level = build(context)
     # On the CPU, before the heads move, so that a GPU starts from the same numbers.
-    level.init_weights(torch.Generator().manual_seed(context.config.seed + HEAD_SEED_OFFSET))
+    level.init_weights(torch.Generator().manual_seed(context.config.seed_of("init") + HEAD_SEED_OFFSET))
     return level.to(context.device)

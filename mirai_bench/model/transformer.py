@@ -365,6 +365,6 @@ class ARModel(nn.Module):
 
 
 def build_model(config: RunConfig) -> ARModel:
-    """Returns the model of a run on the CPU, initialised by the run's seed."""
+    """Returns the model of a run on the CPU, initialised by the run's `seeds.init`."""
     model = ARModel(config.model, config.tokenizer.vocabulary, config.data.classes, config.grid)
-    return model.init_weights(torch.Generator().manual_seed(config.seed))
+    return model.init_weights(torch.Generator().manual_seed(config.seed_of("init")))

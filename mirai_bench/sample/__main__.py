@@ -66,7 +66,7 @@ def write_samples(args: argparse.Namespace, changes: dict[str, Any]) -> None:
     from mirai_bench.config.load import checked
     from mirai_bench.config.protocol import Protocol
     from mirai_bench.data.images.grid import image_grid
-    from mirai_bench.sample.sampler import ImageSampler, equal_parts, load_for_sampling
+    from mirai_bench.sample.sampler import ImageSampler, equal_parts, load_for_sampling, to_sample
     from mirai_bench.tracking.run_folder import RunFolder
     from mirai_bench.utils.device import resolve_device
 
@@ -76,7 +76,9 @@ def write_samples(args: argparse.Namespace, changes: dict[str, Any]) -> None:
     config, model, tokenizer, step = load_for_sampling(RunFolder(args.run), weights, device)
     protocol = checked(Protocol, config.evaluation.protocol.model_dump() | changes, "sampling")
     # 2. All images, in the order of their indices.
-    sampler = ImageSampler(model, tokenizer, protocol, equal_parts(args.num, args.batch_size))
+    size = equal_parts(args.num, args.batch_size)
+    run_seed = config.seed_of("sampling")
+    sampler = ImageSampler(to_sample(model, protocol), tokenizer, protocol, run_seed, size)
     batches = sampler(range(args.num))
     parts = list(progress(batches, "sampling", args.num, "images", weigh=lambda batch: len(batch[1])))
     images = torch.cat([images for images, _ in parts]).cpu().numpy()  # uint8 (n, h, w, 3)

@@ -18,21 +18,27 @@ CODES_OF_BLOCK = 128  # or fewer, if that does not divide the vocabulary
 BELOW_ONE = 1 - 2**-53  # the largest float64 below 1: a number times this is a smaller one
 
 
-def uniforms(seed: int, index: int, count: int) -> np.ndarray:
+def uniforms(seed: int, run_seed: int, index: int, count: int) -> np.ndarray:
     """Returns `count` float64 numbers in [0, 1): the stream of image `index`.
 
-    The first number is for the image's class; one per token follows.
+    `seed` is the protocol's, and `run_seed` the run's `seeds.sampling`. The first number is for the
+    image's class; one per token follows.
     """
-    # Philox is a counter-based generator: its key alone makes a stream of its own, and no image has
-    # to wait for the numbers of others.
-    return np.random.Generator(np.random.Philox(key=[seed, index])).random(count)
+    # Philox is a counter-based generator: its key and the upper words of its counter make a stream
+    # of its own, and no image has to wait for the numbers of others.
+    bits = np.random.Philox(key=[seed, index], counter=[0, 0, 0, run_seed])
+    return np.random.Generator(bits).random(count)
 
 
-def draw_classes(protocol: Protocol, indices: Sequence[int], classes: int) -> Tensor:
-    """Returns the class of each image, (B,) long: index mod classes, or a draw of its own."""
+def draw_classes(protocol: Protocol, run_seed: int, indices: Sequence[int], classes: int) -> Tensor:
+    """Returns the class of each image, (B,) long: index mod classes, or a draw of its own.
+
+    `run_seed` is the run's `seeds.sampling`.
+    """
     if protocol.class_rule == "balanced":
         return torch.tensor([index % classes for index in indices])
-    return torch.tensor([int(uniforms(protocol.seed, index, 1)[0] * classes) for index in indices])
+    first = [uniforms(protocol.seed, run_seed, index, 1)[0] for index in indices]
+    return torch.tensor([int(number * classes) for number in first])
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:

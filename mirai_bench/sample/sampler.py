@@ -5,6 +5,7 @@ Letters: B images, T tokens, V codes.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -44,12 +45,18 @@ class Sampler:
     """
 
     @torch.inference_mode()
-    def __init__(self, model: ARModel, protocol: Protocol, batch: int, compile: bool = False) -> None:
-        """`compile` says whether what a GPU records is compiled. On a CPU it changes nothing."""
+    def __init__(
+        self, model: ARModel, protocol: Protocol, batch: int, run_seed: int = 0, compile: bool = False
+    ) -> None:
+        """`run_seed` is the run's `seeds.sampling`.
+
+        `compile` says whether what a GPU records is compiled. On a CPU it changes nothing.
+        """
         weight = model.tok_embeddings.weight
         self.model = model
         self.protocol = protocol
         self.batch = batch
+        self.run_seed = run_seed
         self.device = weight.device
         self.guided = protocol.cfg_scale != 1
         rows = 2 * batch if self.guided else batch
@@ -69,8 +76,8 @@ class Sampler:
         # 1. The inputs: the class token, and a number per token after the one for the class. The
         #    rows beyond the images sample, too, and nobody reads them.
         count = len(indices)
-        seed = self.protocol.seed
-        draws = [uniforms(seed, index, 1 + self.model.tokens)[1:] for index in indices]
+        seeds = (self.protocol.seed, self.run_seed)
+        draws = [uniforms(*seeds, index, 1 + self.model.tokens)[1:] for index in indices]
         self.uniform[:count].copy_(torch.from_numpy(np.stack(draws)))
         labels = F.pad(labels, (0, self.batch - count))
         if self.guided:  # the second half sees the null class
@@ -169,6 +176,13 @@ def equal_parts(count: int, most: int) -> int:
     return -(-count // -(-count // most))
 
 
+def to_sample(model: ARModel, protocol: Protocol) -> ARModel:
+    """Returns the model in the protocol's precision: itself, or a copy in bfloat16."""
+    if protocol.precision == "fp32":
+        return model
+    return copy.deepcopy(model).to(torch.bfloat16)
+
+
 class ImageSampler:
     """Samples images, `batch_size` at a time, from one model under one protocol.
 
@@ -176,10 +190,19 @@ class ImageSampler:
     serves all batches, until `release`.
     """
 
-    def __init__(self, model: ARModel, tokenizer: Tokenizer, protocol: Protocol, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: ARModel,
+        tokenizer: Tokenizer,
+        protocol: Protocol,
+        run_seed: int,
+        batch_size: int,
+    ) -> None:
+        """`run_seed` is the run's `seeds.sampling`."""
         self.model = model
         self.tokenizer = tokenizer
         self.protocol = protocol
+        self.run_seed = run_seed
         self.batch_size = batch_size
         self.on_gpu = model.tok_embeddings.weight.is_cuda
         self.sampler: Sampler | None = None
@@ -205,13 +228,13 @@ class ImageSampler:
 
         Raises the error if the batch was of one image.
         """
-        labels = draw_classes(self.protocol, part, self.model.classes)
+        labels = draw_classes(self.protocol, self.run_seed, part, self.model.classes)
         # Sampling a few images that nobody wants is faster than recording CUDA graphs again.
         size = self.batch_size if self.on_gpu else len(part)
         try:
             if self.sampler is None or self.sampler.batch != size:
                 self.sampler = None  # before the next one takes memory
-                self.sampler = Sampler(self.model, self.protocol, size)
+                self.sampler = Sampler(self.model, self.protocol, size, self.run_seed)
             return self.tokenizer.decode(self.sampler(labels, part)), labels
         except RuntimeError as error:
             if size == 1 or not is_out_of_memory(error):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import gc
 import logging
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 
@@ -23,6 +23,7 @@ from mirai_bench.utils import distributed
 from mirai_bench.utils.device import Hardware, is_out_of_memory
 from mirai_bench.utils.distributed import broadcast_from_rank0, rank_and_world
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.signals import on_signals
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,9 @@ def _try(config: RunConfig, folder: RunFolder, hardware: Hardware, calls: Callba
     try:
         check_memory(config, hardware, world=world)
         run = Run(config, folder, hardware, calls)
-        with leave_on_sigterm(run):
+        # Preemption: a checkpoint, and out after the current step.
+        stop = partial(setattr, run, "stopping", True)
+        with on_signals(stop, signal.SIGTERM):
             run.train()
         return None
     except Exception as error:
@@ -115,23 +118,3 @@ def _try(config: RunConfig, folder: RunFolder, hardware: Hardware, calls: Callba
         folder.write_failure(Failure.of(error, parts))
         calls.on_evaluation()  # a search reads what was measured before the failure
         raise error
-
-
-@contextmanager
-def leave_on_sigterm(run: Run) -> Iterator[None]:
-    """Makes SIGTERM (preemption) ask the run to save a checkpoint and leave after the current step.
-
-    Does nothing outside of the main thread, because signals belong to whoever owns that one.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(*_: object) -> None:
-        run.stopping = True
-
-    handler = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)

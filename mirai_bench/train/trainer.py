@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mirai_bench.checkpoint.store import Checkpoint, load_weights
 from mirai_bench.config.foresight import ForesightConfig
-from mirai_bench.config.run_config import RunConfig
+from mirai_bench.config.run_config import RunConfig, SeedsConfig
 from mirai_bench.data.codes import Batch, Codes, open_codes
 from mirai_bench.foresight import Level, SourceContext, build_foresight
 from mirai_bench.model.kernels import linear_cross_entropy
@@ -44,6 +44,7 @@ def teacher_run(config: RunConfig) -> RunConfig | None:
     if not config.foresight.trains_teacher:
         return None
     changes = {"foresight": ForesightConfig(), "seed": config.foresight.teacher_seed}
+    changes |= {"seeds": SeedsConfig()}
     return config.model_copy(update=changes)
 
 
@@ -55,7 +56,7 @@ def dropped_labels(config: RunConfig, step: int, rank: int, world: int) -> np.nd
     """
     size = config.train.batch_size
     # Philox is keyed by the pair, so that no step depends on how many were drawn before it.
-    draws = np.random.Generator(np.random.Philox(key=[config.seed, step])).random(size)
+    draws = np.random.Generator(np.random.Philox(key=[config.seed_of("dropout"), step])).random(size)
     return draws[rank * size // world : (rank + 1) * size // world] < config.model.class_dropout
 
 
@@ -218,12 +219,12 @@ class Trainer:
         config = self.config
         ranks = {"rank": self.rank, "world": self.world}
         size = config.train.batch_size
-        batch = self.codes.batch(seed=config.seed, step=step, batch_size=size, **ranks)
+        batch = self.codes.batch(seed=config.seed_of("order"), step=step, batch_size=size, **ranks)
         dropped = send(dropped_labels(config, step, **ranks), self.device)  # (B,)
         labels = batch.labels.masked_fill(dropped, config.data.classes)  # the null class
         # 2. The dropout masks: a function of (seed, step, rank), so that a resumed run draws the
         #    same. The shift makes the unsigned 64-bit number fit in a signed one.
-        sequence = np.random.SeedSequence([config.seed, step, self.rank])
+        sequence = np.random.SeedSequence([config.seed_of("dropout"), step, self.rank])
         self.dropout_generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
         # 3. The gradients. λ is a tensor, because a compiler makes one graph per Python number, and
         #    on the device, because a CUDA graph reads nothing else.

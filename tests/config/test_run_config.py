@@ -4,6 +4,7 @@ import pytest
 
 from mirai_bench.config.foresight import resolve_layer
 from mirai_bench.config.load import build_run, load_run, merge, read_profile
+from mirai_bench.config.run_config import SeedsConfig
 from mirai_bench.utils.errors import UserError
 
 
@@ -110,18 +111,28 @@ def test_what_changes_a_number_is_in_the_fingerprint():
 # Of the shipped profiles, without foresight. They change with NUMERICS only: a new field that has no
 # effect on a run is left out of its fingerprint.
 FINGERPRINTS = {
-    "cifar10": "1bf809a1e73c",
-    "digits": "b7ea4fddd64f",
-    "digits_deep": "1ec5a2d10728",
-    "imagenet256_b": "ee053ee4b972",
-    "imagenet256_l": "037f99e14016",
-    "imagenet256_xl": "3edcdbc5d38d",
+    "cifar10": "d06272e8dec5",
+    "digits": "c92e47a792b5",
+    "digits_deep": "292ad8ca4ed8",
+    "imagenet256_b": "ab1956aa85ed",
+    "imagenet256_l": "ad68203ffc75",
+    "imagenet256_xl": "0de48c41dab5",
 }
 
 
 @pytest.mark.parametrize("profile", FINGERPRINTS)
 def test_fingerprints_of_shipped_profiles_do_not_change(profile):
     assert load_run(profile).fingerprint() == FINGERPRINTS[profile]
+
+
+def test_seeds_of_single_sources():
+    """What counts is the seed that each source has, and not how the file says it."""
+    assert (
+        digits(seed=3).fingerprint() == digits(seeds=dict.fromkeys(SeedsConfig.model_fields, 3)).fingerprint()
+    )
+    prints = {digits(seed=3, seeds={source: 4}).fingerprint() for source in SeedsConfig.model_fields}
+    assert len(prints | {digits(seed=3).fingerprint(), digits(seed=4).fingerprint()}) == 6
+    assert digits(seed=3, seeds={"order": 4}).seed_of("order") == 4
 
 
 @pytest.mark.parametrize("primary", ["heldout_ntp", "recall"])

@@ -47,7 +47,7 @@ def test_a_batch_takes_half_of_what_is_free_on_a_gpu(monkeypatch):
 
 
 def test_batches_split_a_unit_equally(model, monkeypatch):
-    size = lambda count, most: SampledImages(model, Codes(), protocol(count), most).sampler.batch_size  # noqa: E731
+    size = lambda count, most: SampledImages(model, Codes(), protocol(count), 0, most).sampler.batch_size  # noqa: E731
     assert [size(50_000, 240), size(300, 240), size(300, None)] == [167, 150, 300]
     monkeypatch.setattr(measure, "sampling_batch", lambda *_: 260)
     assert size(50_000, None) == 250
@@ -55,7 +55,7 @@ def test_batches_split_a_unit_equally(model, monkeypatch):
 
 def test_units_share_a_sampler_until_the_end_of_a_measurement(model, monkeypatch):
     monkeypatch.setattr(measure, "UNIT", 10)
-    source = SampledImages(model, Codes(), protocol(20), 5)
+    source = SampledImages(model, Codes(), protocol(20), 0, 5)
     seen = []
     whole = source.read
 

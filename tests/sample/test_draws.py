@@ -14,7 +14,7 @@ def protocol(**fields) -> Protocol:
 
 def test_draws_follow_the_distribution():
     logits = torch.tensor([0.5, -1.0, 2.0, 0.0])
-    uniform = torch.from_numpy(uniforms(0, 0, 20_000))
+    uniform = torch.from_numpy(uniforms(0, 0, 0, 20_000))
     counts = torch.bincount(draw(logits.expand(20_000, 4), uniform), minlength=4).numpy()
     assert (
         chisquare(
@@ -32,7 +32,7 @@ def test_a_draw_never_takes_a_code_that_was_cut_off():
 @pytest.mark.parametrize("vocabulary", [1, 7, 96, 384])
 def test_draws_invert_the_cumulative_distribution(vocabulary):
     logits = torch.randn(500, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
-    uniform = torch.from_numpy(uniforms(0, 0, 500))
+    uniform = torch.from_numpy(uniforms(0, 0, 0, 500))
     ends = logits.double().softmax(-1).cumsum(-1)
     assert torch.equal(draw(logits, uniform), (ends[:, :-1] <= uniform[:, None]).sum(-1))
 
@@ -68,8 +68,8 @@ def test_guidance_by_hand_and_scale_one_is_none():
 
 
 def test_class_rules_depend_on_the_index_alone():
-    assert draw_classes(protocol(), range(5), 3).tolist() == [0, 1, 2, 0, 1]
+    assert draw_classes(protocol(), 0, range(5), 3).tolist() == [0, 1, 2, 0, 1]
     uniform = protocol(class_rule="uniform")
-    classes = draw_classes(uniform, range(3000), 3)
-    assert torch.equal(draw_classes(uniform, [7, 2900], 3), classes[[7, 2900]])
+    classes = draw_classes(uniform, 0, range(3000), 3)
+    assert torch.equal(draw_classes(uniform, 0, [7, 2900], 3), classes[[7, 2900]])
     assert chisquare(torch.bincount(classes).numpy()).pvalue > 0.01

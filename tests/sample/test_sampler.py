@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import logging
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from mirai_bench.model.transformer import ARModel, DevicePosition
 from mirai_bench.sample import sampler as sampling
 from mirai_bench.sample.__main__ import command
 from mirai_bench.sample.draws import draw, draw_classes, uniforms
-from mirai_bench.sample.sampler import ImageSampler, Sampler, equal_parts, stretches
+from mirai_bench.sample.sampler import ImageSampler, Sampler, equal_parts, stretches, to_sample
 from mirai_bench.utils.cli import run
 
 GRID = (4, 4)
@@ -40,7 +41,7 @@ def codes(model, indices, p, batch_size):
     parts = []
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
-        parts.append(Sampler(model, p, len(part))(draw_classes(p, part, 3), part))
+        parts.append(Sampler(model, p, len(part))(draw_classes(p, 0, part, 3), part))
     return torch.cat(parts)
 
 
@@ -58,8 +59,8 @@ def test_samples_are_equal_for_batch_1_3_and_8_and_any_order(model, scale):
 def test_rows_without_an_image_change_no_sample(model, scale):
     p = protocol(cfg_scale=scale)
     sampler = Sampler(model, p, 8)
-    sampler(draw_classes(p, range(8, 16), 3), range(8, 16))
-    found = sampler(draw_classes(p, range(5), 3), range(5))
+    sampler(draw_classes(p, 0, range(8, 16), 3), range(8, 16))
+    found = sampler(draw_classes(p, 0, range(5), 3), range(5))
     assert torch.equal(found, codes(model, range(5), p, 5))
 
 
@@ -94,11 +95,11 @@ class Limited(Sampler):
     most = 8
     made: list[int] = []  # noqa: RUF012
 
-    def __init__(self, model, protocol, batch):
+    def __init__(self, model, protocol, batch, run_seed):
         self.made.append(batch)
         if batch > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        super().__init__(model, protocol, batch)
+        super().__init__(model, protocol, batch, run_seed)
 
 
 @pytest.fixture
@@ -112,9 +113,34 @@ def images_of(sampler, indices):
     return torch.cat([images for images, _ in sampler(indices)])
 
 
+def test_samples_are_a_function_of_three_seeds(model):
+    """The protocol's, the run's, and the image's number."""
+    p = protocol()
+    labels = draw_classes(p, 0, range(8), 3)
+    drawn = {
+        (seed, run_seed): Sampler(model, protocol(seed=seed), 8, run_seed)(labels, range(8))
+        for seed in (0, 1)
+        for run_seed in (0, 1)
+    }
+    for one, other in itertools.combinations(drawn, 2):
+        assert not torch.equal(drawn[one], drawn[other])
+    assert torch.equal(drawn[0, 1], Sampler(model, p, 8, 1)(labels, range(8)))
+    uniform = protocol(class_rule="uniform")
+    assert not torch.equal(draw_classes(uniform, 0, range(50), 3), draw_classes(uniform, 1, range(50), 3))
+
+
+def test_a_protocol_may_sample_in_bfloat16(model):
+    """The model that is evaluated stays as it is."""
+    p = protocol(precision="bf16")
+    narrow = to_sample(model, p)
+    assert narrow.tok_embeddings.weight.dtype == torch.bfloat16
+    assert model.tok_embeddings.weight.dtype == torch.float32 and to_sample(model, protocol()) is model
+    assert images_of(ImageSampler(narrow, Codes(), p, 0, 4), range(8)).shape == (8, 16)
+
+
 def test_one_sampler_serves_all_batches_until_it_is_released(model, limited):
     p = protocol(cfg_scale=2.0)
-    sampler = ImageSampler(model, Codes(), p, 4)
+    sampler = ImageSampler(model, Codes(), p, 0, 4)
     found = torch.cat([images_of(sampler, range(8)), images_of(sampler, range(8, 16))])
     assert limited.made == [4]
     sampler.release()
@@ -125,11 +151,11 @@ def test_one_sampler_serves_all_batches_until_it_is_released(model, limited):
 
 def test_a_last_part_is_filled_up_on_a_gpu_only(model, limited):
     p = protocol()
-    sampler = ImageSampler(model, Codes(), p, 4)
+    sampler = ImageSampler(model, Codes(), p, 0, 4)
     expected = images_of(sampler, range(6))
     assert limited.made == [4, 2], "a smaller batch takes less time"
     limited.made.clear()
-    sampler = ImageSampler(model, Codes(), p, 4)
+    sampler = ImageSampler(model, Codes(), p, 0, 4)
     sampler.on_gpu = True
     assert torch.equal(images_of(sampler, range(6)), expected)
     assert limited.made == [4], "it would have been recorded again"
@@ -138,7 +164,7 @@ def test_a_last_part_is_filled_up_on_a_gpu_only(model, limited):
 def test_out_of_memory_halves_the_batch_and_samples_the_same_images(model, limited, monkeypatch, caplog):
     monkeypatch.setattr(limited, "most", 3)
     p = protocol(cfg_scale=2.0)
-    sampler = ImageSampler(model, Codes(), p, 9)
+    sampler = ImageSampler(model, Codes(), p, 0, 9)
     with caplog.at_level(logging.WARNING):
         batches = list(sampler(range(9)))
     assert limited.made == [9, 5, 3] and sampler.batch_size == 3
@@ -152,14 +178,14 @@ def test_out_of_memory_halves_the_batch_and_samples_the_same_images(model, limit
 def test_out_of_memory_with_one_image_and_other_errors_are_raised(model, limited, monkeypatch):
     monkeypatch.setattr(limited, "most", 0)
     with pytest.raises(torch.OutOfMemoryError):
-        list(ImageSampler(model, Codes(), protocol(), 4)(range(4)))
+        list(ImageSampler(model, Codes(), protocol(), 0, 4)(range(4)))
     assert limited.made == [4, 2, 1]
     monkeypatch.setattr(limited, "most", 8)
 
     def decode(codes):
         raise RuntimeError("another fault")
 
-    sampler = ImageSampler(model, SimpleNamespace(decode=decode), protocol(), 4)
+    sampler = ImageSampler(model, SimpleNamespace(decode=decode), protocol(), 0, 4)
     with pytest.raises(RuntimeError, match="another fault"):
         list(sampler(range(4)))
     assert sampler.batch_size == 4
@@ -167,9 +193,9 @@ def test_out_of_memory_with_one_image_and_other_errors_are_raised(model, limited
 
 def test_generation_is_teacher_forcing_one_token_after_the_other(model):
     p = protocol()
-    labels = draw_classes(p, range(4), 3)
+    labels = draw_classes(p, 0, range(4), 3)
     tokens = Sampler(model, p, 4)(labels, range(4))
-    uniform = torch.from_numpy(np.stack([uniforms(0, i, 17)[1:] for i in range(4)]))
+    uniform = torch.from_numpy(np.stack([uniforms(0, 0, i, 17)[1:] for i in range(4)]))
     with torch.no_grad():
         logits = model(tokens, labels).logits
     for position in range(16):
@@ -197,14 +223,14 @@ def test_the_step_that_a_gpu_records_samples_the_same_codes(model, fields):
         range(8),
         range(8, 16),
     ):  # the second batch finds the first one's keys and values in the cache
-        labels = draw_classes(p, indices, 3)
+        labels = draw_classes(p, 0, indices, 3)
         assert torch.equal(sampler(labels, indices), Sampler(model, p, 8)(labels, indices))
 
 
 def test_the_recorded_step_is_one_graph_for_all_positions(model):
     """No read on the host, no shape that depends on the position: what recording on a GPU asks for."""
     p, counter = protocol(cfg_scale=2.0, top_k=4, top_p=0.9), CompileCounterWithBackend("aot_eager")
-    sampler, labels = Sampler(model, p, 4), draw_classes(p, range(4), 3)
+    sampler, labels = Sampler(model, p, 4), draw_classes(p, 0, range(4), 3)
     step = torch.compile(lambda: sampler.next_step(16), backend=counter, fullgraph=True)
     codes = replayed(sampler, lambda end: step())(labels, range(4))
     assert counter.frame_count == 1
@@ -241,7 +267,7 @@ def test_the_compiled_step_samples_the_same_codes(grouped, compile_with, backend
     sampler = Sampler(grouped, p, 8)
     replayed(sampler, sampler.compiled_step)
     for indices in (range(8), range(8, 16)):
-        labels = draw_classes(p, indices, 3)
+        labels = draw_classes(p, 0, indices, 3)
         assert torch.equal(sampler(labels, indices), Sampler(grouped, p, 8)(labels, indices))
 
 
@@ -254,7 +280,7 @@ def test_samplers_are_all_compiled_and_those_of_a_kind_once(compile_with):
         for seed in (0, 1):  # of other weights
             model = ARModel(config, 7, 3, (1, 2)).init_weights(torch.Generator().manual_seed(seed))
             sampler = Sampler(model, p, number)
-            labels = draw_classes(p, range(number), 3)
+            labels = draw_classes(p, 0, range(number), 3)
             replayed(sampler, sampler.compiled_step)(labels, range(number))
             assert counter.frame_count == 2 * number, "a step for each of two stretches"
 
@@ -273,7 +299,7 @@ def test_recorded_graphs_sample_what_single_launches_do(model, scale):
     assert len(sampler.recorded) == 4
     single.recorded = None
     for indices in (range(8), range(8, 16)):
-        labels = draw_classes(p, indices, 3)
+        labels = draw_classes(p, 0, indices, 3)
         assert torch.equal(sampler(labels, indices), single(labels, indices))
 
 
@@ -294,7 +320,7 @@ def test_compiled_graphs_sample_what_eager_ones_do(on_gpu, scale):
     sampler, eager = Sampler(on_gpu, p, 128, compile=True), Sampler(on_gpu, p, 128)
     torch.compiler.reset()  # what is recorded does not need what was compiled
     for indices in (range(128), range(128, 256)):
-        labels = draw_classes(p, indices, 3)
+        labels = draw_classes(p, 0, indices, 3)
         same = sampler(labels, indices) == eager(labels, indices)
         assert same.all(1).double().mean() >= 0.99
 
@@ -322,7 +348,7 @@ def test_compiled_decoding_has_the_log_probabilities_of_eager_decoding(on_gpu, d
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="records CUDA graphs on two devices")
 def test_graphs_are_recorded_on_a_device_that_is_not_the_current_one(model):
     p = protocol(cfg_scale=2.0)
-    labels = draw_classes(p, range(8), 3)
+    labels = draw_classes(p, 0, range(8), 3)
     found = [Sampler(copy.deepcopy(model).to(f"cuda:{i}"), p, 8)(labels, range(8)) for i in (0, 1)]
     assert torch.cuda.current_device() == 0
     assert torch.equal(found[0].cpu(), found[1].cpu())

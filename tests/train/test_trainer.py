@@ -120,3 +120,24 @@ def test_counted_flops_equal_torchs_counter(arm, shared_runs):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.step(0)
     assert counter.get_total_flops() / config.train.batch_size == pytest.approx(step_flops(config), rel=1e-3)
+
+
+def test_each_source_of_randomness_has_its_seed(make_config):
+    """Another seed of one source changes what it draws, and nothing that another source does."""
+    dropout = {"token_dropout": 0.2, "class_dropout": 0.5}
+    base = new_trainer(make_config(model=dropout))
+    for source, same in {
+        "init": ("order", "labels"),
+        "order": ("init", "labels"),
+        "dropout": ("init", "order"),
+    }.items():
+        other = new_trainer(make_config(model=dropout, seeds={source: 7}))
+        drawn = {"init": [], "order": [], "labels": []}
+        for trainer in (base, other):
+            config = trainer.config
+            drawn["init"].append(trainer.model.tok_embeddings.weight)
+            order, _ = trainer.codes.order(config.seed_of("order"), 0)
+            drawn["order"].append(order)
+            drawn["labels"].append(torch.from_numpy(dropped_labels(config, 0, 0, 1)))
+        equal = {name for name, (one, two) in drawn.items() if torch.equal(one, two)}
+        assert equal == set(drawn) - {changed}

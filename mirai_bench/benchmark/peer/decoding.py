@@ -61,7 +61,7 @@ def compare_sampling(pair: ParityPair, cfg_scale: float) -> list[Row]:
 def uniform_numbers(pair: ParityPair, protocol: Protocol) -> Tensor:
     """Returns the numbers (B, T) that our sampler draws its codes with."""
     count = 1 + pair.model.tokens  # the first number of a stream is for the class
-    draws = [uniforms(protocol.seed, index, count)[1:] for index in range(len(pair.labels))]
+    draws = [uniforms(protocol.seed, 0, index, count)[1:] for index in range(len(pair.labels))]
     return torch.from_numpy(np.stack(draws)).to(pair.device)
 
 

@@ -134,7 +134,7 @@ class ParityPair:
         """Returns our foresight heads. The teacher of Mirai-E is our EMA."""
         codes = random_codes(config, self.device)
         level = InternalLevel(SourceContext(config, self.ema, codes, lambda: self.ema, self.device))
-        level.init_weights(torch.Generator().manual_seed(config.seed))
+        level.init_weights(torch.Generator().manual_seed(config.seed_of("init")))
         return level.to(self.device)
 
     def theirs(self, models: Any, model: ARModel, level: InternalLevel | None = None) -> Any:

@@ -109,7 +109,7 @@ class PeerStep:
     def _step(self) -> float:
         train = self.config.train
         batch = self.codes.batch(
-            seed=self.config.seed, step=self.steps, rank=0, world=1, batch_size=train.batch_size
+            seed=self.config.seed_of("order"), step=self.steps, rank=0, world=1, batch_size=train.batch_size
         )
         self.steps += 1
         inputs = batch.tokens[:, :-1]
