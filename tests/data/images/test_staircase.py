@@ -20,6 +20,7 @@ from mirai_bench.data.images.staircase import (
     planted_cells,
 )
 from mirai_bench.data.prepare import main as prepare
+from mirai_bench.model.cost import num_images
 from mirai_bench.utils.errors import UserError
 from tests.support.images import write_config
 
@@ -150,3 +151,8 @@ def test_a_config_that_does_not_fit_is_refused(setting, message):
 def test_there_is_nothing_to_prepare(tmp_path):
     with pytest.raises(UserError, match="images of staircase are encoded when they are used"):
         prepare([write_config(staircase(), tmp_path / "run.json")])
+
+
+def test_costs_are_known_without_the_images():
+    config = staircase("data.staircase.images=320")
+    assert num_images(config) == len(open_dataset(config, "train")) == 320
