@@ -107,15 +107,20 @@ class Evaluator:
         _ = self.reference
 
     def evaluate_model(
-        self, model: ARModel, *, batch_size: int | None = None, **options: Any
+        self,
+        model: ARModel,
+        *,
+        batch_size: int | None = None,
+        sampling_seed: int | None = None,
+        **options: Any,
     ) -> Evaluation | None:
         """Samples what the protocol says and measures it, with the loss on the held-out split.
 
         `model` holds the weights that the protocol names. `batch_size` changes the speed and memory
-        of sampling only. `options` are those of `measure`. With `ranks` all processes of the group
-        call this and share the work; all but rank 0 get None.
+        of sampling only. `sampling_seed` replaces the run's. `options` are those of `measure`. With
+        `ranks` all processes of the group call this and share the work; all but rank 0 get None.
         """
-        run_seed = self.config.seed_of("sampling")
+        run_seed = self.config.seed_of("sampling") if sampling_seed is None else sampling_seed
         source = SampledImages(model, self.tokenizer, self.protocol, run_seed, batch_size)
         return self.evaluate(source, model, **options)
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ ACTIONS = {
     "run": "Trains and evaluates every arm with every seed of a sweep file.",
     "status": "Shows the state of every cell of a sweep file, and how far it is.",
     "search": "Tunes one arm, as the file's `search:` says. Its runs are in no table of arms.",
+    "noise": "Trains a profile's baseline several times, and shows how much its metrics vary and why.",
     "schema": "Writes the JSON schemas of sweep and profile files into sweeps/schema/.",
 }
 EPILOG = """examples:
@@ -39,6 +41,7 @@ EPILOG = """examples:
 other commands (each has its own --help):
   python -m mirai_bench.sweep status sweeps/injection_level.yaml      shows how far the cells are
   python -m mirai_bench.sweep search my_sweep.yaml                    tunes an arm
+  python -m mirai_bench.sweep noise digits                            how much the metrics vary
   python -m mirai_bench.sweep schema                                  writes schemas for editors"""
 
 
@@ -57,8 +60,15 @@ def parser(action: str = "run") -> argparse.ArgumentParser:
     add = result.add_argument
     # Any number of files is parsed, so that `command` can say what is wrong with it.
     what = argparse.SUPPRESS if action == "schema" else "the sweep file"
-    add("files", nargs="*", metavar="FILE.yaml", help=what)
+    if action == "noise":
+        what = "the profile: a name, or a file"
+    add("files", nargs="*", metavar="PROFILE" if action == "noise" else "FILE.yaml", help=what)
     if action == "schema":
+        return result
+    if action == "noise":
+        _add_panel(add)
+        add_settings(result)
+        _add_trials(add)
         return result
     # 1. What chooses among the cells of the file. An option given twice adds to its list.
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
@@ -69,13 +79,24 @@ def parser(action: str = "run") -> argparse.ArgumentParser:
     if action == "status":
         return result
     # 2. How the trials are run.
+    _add_trials(add)
+    return result
+
+
+def _add_panel(add: Callable[..., Any]) -> None:
+    add("--trainings", type=int, default=10, metavar="N", help="of each source; default 10")
+    add("--samplings", type=int, default=5, metavar="N", help="evaluations of each; default 5")
+    add("--first-seed", type=int, default=10, metavar="N", help="of the trainings; default 10")
+    add("--out", type=Path, default=Path("reports"), help="folder of the tables; default reports")
+
+
+def _add_trials(add: Callable[..., Any]) -> None:
     add("--dry-run", action="store_true", help="show what will be run and its cost, start nothing")
     add("--max-concurrent", type=int, metavar="N", help="concurrent trials; default as many as fit")
     where = "join this Ray cluster (auto, HOST:PORT, ray://…), as RAY_ADDRESS does; default none"
     add("--address", metavar="ADDR", help=where)
     attempts = "attempts after a lost worker or a broken device; default 2"
     add("--retries", type=int, default=2, metavar="N", help=attempts)
-    return result
 
 
 def command(argv: list[str]) -> int:
@@ -92,14 +113,15 @@ def command(argv: list[str]) -> int:
         print(*write_schemas(SWEEPS / "schema"), sep="\n")
         return 0
     if len(args.files) != 1:
-        raise UserError(
-            f"one sweep file at a time, found {len(args.files)}: write for instance "
-            f"{SWEEPS.name}/injection_level.yaml"
-        )
+        what = "profile" if action == "noise" else "sweep file"
+        example = "digits" if action == "noise" else f"{SWEEPS.name}/injection_level.yaml"
+        raise UserError(f"one {what} at a time, found {len(args.files)}: write for instance {example}")
     for name, least in (("max_concurrent", 1), ("retries", 0)):
         value = getattr(args, name, None)  # `status` has neither
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}: write {least} or more")
+    if action == "noise":
+        return measure_noise(args)
     # 2. What starts nothing.
     path = Path(args.files[0])
     choices = {"profile": args.profile, "seeds": args.seeds, "only": args.only}
@@ -159,6 +181,23 @@ def search(plan: Plan, args: argparse.Namespace) -> int:
     header = [*rows[0]["values"], "epoch", "metric", "fingerprint", "state"]
     print(console_table(header, texts))
     return 0 if any(row["metric"] is not None for row in rows) else 1
+
+
+def measure_noise(args: argparse.Namespace) -> int:
+    """Trains and evaluates a noise panel and prints its tables. Returns 1 if a training failed."""
+    from mirai_bench.sweep.driver import Options
+    from mirai_bench.sweep.noise import Panel, run_panel
+
+    for name in ("trainings", "samplings"):
+        value = getattr(args, name)
+        if value < 2:
+            raise UserError(f"--{name} is {value}: a standard deviation needs 2 or more")
+    numbers = (args.trainings, args.samplings, args.first_seed)
+    panel = Panel(args.files[0], *numbers, tuple(args.settings))
+    if args.dry_run:
+        print(dry_run(panel.plan(), args.max_concurrent))
+        return 0
+    return run_panel(panel, Options(args.max_concurrent, args.address, args.retries), args.out)
 
 
 def show_table(plan: Plan) -> None:

@@ -15,7 +15,7 @@ COSTS = ("train_flops", "train_seconds", "sample_seconds", "evaluate_seconds")
 MEASURED = ("step", "epoch", "metrics", *COSTS, "grid")
 # Fields of its run: who it is, what it was measured with, what made it.
 _PROTOCOL = ("protocol", "protocol_digest", "extractor", "reference")
-_MADE_BY = ("device", "precision", "parameters", "workers", "git", "versions", "config")
+_MADE_BY = ("device", "precision", "compiled", "parameters", "workers", "git", "versions", "config")
 PROVENANCE = ("fingerprint", "profile", *_PROTOCOL, *_MADE_BY)
 
 
