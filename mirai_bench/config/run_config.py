@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mirai_bench.config.data_config import DataConfig, TokenizerConfig
 from mirai_bench.config.foresight import ForesightConfig, resolve_layer
+from mirai_bench.config.machine_config import MachineConfig
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.sections import Name, Positive, Rate, Section, Seed
 from mirai_bench.utils.assets import LOCAL_FOLDERS
@@ -35,69 +37,6 @@ MODEL_SIZES = {
     "XXL": (48, 1536, 24),
     "3B": (24, 3200, 32),
 }
-
-
-class StaircaseConfig(Section):
-    """The planted data set: 5x5 bits, of which the last ones are parities of hidden ones."""
-
-    parities: Annotated[int, Field(ge=2, le=5)] = 3
-    """Number of planted cells P at the end of the image: the parities of P, P - 1, … 1 hidden \
-cells."""
-    draw: Seed = 0
-    """Seed of the draw of the hidden cells."""
-    cut: bool = False
-    """Whether the last row of each image is that of another image, so that nothing can be \
-foreseen."""
-    images: Positive = 16_000
-    """Number of training images."""
-
-
-class DataConfig(Section):
-    """The images of a run."""
-
-    dataset: Literal["digits", "cifar10", "folder", "staircase"] = "digits"
-    """The data set. `digits` is embedded and `staircase` (planted, a control) is generated; \
-`cifar10` and `folder` (class/image, the layout of ImageNet) are prepared once by \
-`mirai_bench.data.prepare`."""
-    staircase: StaircaseConfig = StaircaseConfig()
-    """Data set `staircase`: how it is generated."""
-    # Names folders of prepared codes.
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "folder"
-    """Data set `folder`: what it is called, so that runs on two of them are two experiments."""
-    image_size: Positive = 8
-    """Side of the images in pixels, after cropping."""
-    classes: Positive = 10
-    """Number of classes."""
-    views: Literal["center", "flip", "ten_crop"] = "center"
-    """Stored views of an image: the centre crop, that and its mirror image, or LlamaGen's five \
-crops and their mirror images."""
-    crop_ranges: tuple[Annotated[float, Field(ge=1, le=2)], ...] = (1.1,)
-    """Views `ten_crop`: the image is first resized and centre-cropped to range x image_size. Each \
-further range adds ten views."""
-
-    @property
-    def num_views(self) -> int:
-        """Returns the number of stored views per image."""
-        return {"center": 1, "flip": 2, "ten_crop": 10 * len(self.crop_ranges)}[self.views]
-
-    @property
-    def needs_preparation(self) -> bool:
-        """Tells whether images are encoded once, before training, and not when they are used."""
-        return self.dataset in ("cifar10", "folder")
-
-
-class TokenizerConfig(Section):
-    """The frozen tokenizer that turns images into codes and back."""
-
-    name: Literal["pixel", "vq_small", "vq16"] = "pixel"
-    """The tokenizer: `pixel` (one code per grey level), `vq_small` (the small VQ of this project) \
-or `vq16` (LlamaGen's)."""
-    downsample: Positive = 1
-    """Number of pixels that a token covers along each side."""
-    vocabulary: Annotated[int, Field(ge=2, le=65536)] = 17  # the grey levels 0…16 of the digits
-    """Number of codes V. Codes are stored as uint16."""
-    weights: Path | None = None
-    """Weight file. By default the one that ships with the project, if there is one."""
 
 
 class ModelConfig(Section):
@@ -202,49 +141,6 @@ without an extractor the held-out loss. It is not fingerprinted."""
             example = "write increasing epochs, for instance [5, 10, 20]"
             raise ValueError(f"evaluation.at is {found}: {example}")
         return self
-
-
-class MachineConfig(Section):
-    """Where and how the run is computed. Not fingerprinted.
-
-    It changes nothing that is computed beyond rounding, with one exception: `micro_batches` and
-    `workers` decide which forward pass a token is in, and so which dropout masks it draws. The
-    distribution is the same, and without dropout the updates are the same. The record says how many
-    there were.
-    """
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """The device. `auto` is a GPU if one is visible, and the CPU otherwise."""
-    threads: Positive = 1
-    """Number of CPU threads of each process."""
-    # Folders: these four are utils.assets.LOCAL_FOLDERS, which records leave out.
-    runs: Path = Path("runs")
-    """Folder of runs, caches and prepared codes."""
-    data: Path | None = None
-    """Folder or file of the images."""
-    codes: Path | None = None
-    """Folder of prepared codes. By default the one of this data set and tokenizer in `runs`."""
-    assets: Path | None = None
-    """Folder of downloaded weights and reference files. By default $MIRAI_BENCH_ASSETS."""
-    log_every: Positive = 10
-    """Number of steps between two lines of the journal. Reading the losses waits for the device."""
-    checkpoint_every: Annotated[float, Field(gt=0)] = 1.0
-    """Number of epochs between two checkpoints."""
-    keep_checkpoints: Positive = 2
-    """Number of newest checkpoints that are kept. Two, so that a damaged one can be passed over."""
-    compile: Literal["auto"] | bool = "auto"
-    """Whether model, teacher and losses are compiled with torch.compile. `auto` compiles on a GPU \
-for widths of 384 and more, where the run outweighs the minute or two that it takes."""
-    micro_batches: Positive = 1
-    """Number of micro-batches in which a process computes its share of the batch, one after the \
-other, to save memory."""
-    # What a trial of a sweep asks Ray for.
-    cpus: Positive = 1
-    """Number of CPUs of one trial of a sweep."""
-    gpus: Annotated[float, Field(ge=0)] = 0
-    """Number of GPUs of one trial of a sweep. 0.25 packs four trials on one GPU."""
-    workers: Positive = 1
-    """Number of data-parallel processes of one trial of a sweep."""
 
 
 class SeedsConfig(Section):

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirai_bench.config.run_config import DataConfig, RunConfig
+from mirai_bench.config.data_config import DataConfig
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.crops import all_views, base_sizes, read_bases
 from mirai_bench.data.images.datasets import Dataset, Split, open_dataset
 from mirai_bench.data.pixels import Pixels

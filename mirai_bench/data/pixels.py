@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirai_bench.config.run_config import DataConfig
+from mirai_bench.config.data_config import DataConfig
 from mirai_bench.data.images.crops import base_sizes, cut, read_bases
 from mirai_bench.data.images.datasets import Dataset
 from mirai_bench.data.shards import ShardedArray

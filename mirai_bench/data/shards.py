@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from mirai_bench.config.run_config import DataConfig, RunConfig
+from mirai_bench.config.data_config import DataConfig
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.crops import crop_rule
 from mirai_bench.data.images.datasets import Split
 from mirai_bench.data.tokenizers import tokenizer_identity

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirai_bench.config.run_config import RunConfig, StaircaseConfig
+from mirai_bench.config.data_config import StaircaseConfig
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.staircase import floor, obeys, planted_cells
 from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
 from mirai_bench.utils.errors import UserError

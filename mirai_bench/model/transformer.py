@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirai_bench.config.run_config import ModelConfig, RunConfig, ffn_width
+from mirai_bench.model.cache import CachePosition
 from mirai_bench.model.kernels import attention, decoding_attention, rms_norm
+from mirai_bench.model.rope import rope_table, rotate
 
 INIT_STD = 0.02  # LlamaGen's `initializer_range`
 Grid = tuple[int, int]  # (H, W), in tokens
@@ -41,102 +43,6 @@ class Output(NamedTuple):
     """As in States."""
     final: Tensor
     """As in States."""
-
-
-# ---- the cache of decoding
-
-
-class HostPosition:
-    """A position that is a Python int. Attention reads the cache up to it. Used on a CPU."""
-
-    def __init__(self, position: int) -> None:
-        self.position = position
-        self.length = position + 1
-
-    def read(self, table: Tensor, axis: int) -> Tensor:
-        """Returns the slice of width 1 of `table` at the position."""
-        return table.narrow(axis, self.position, 1)
-
-    def write(self, table: Tensor, axis: int, new: Tensor) -> None:
-        """Writes a slice of width 1 into `table` at the position."""
-        table.narrow(axis, self.position, 1).copy_(new)
-
-    def mask(self, dtype: torch.dtype) -> None:
-        """Returns None, because no later position is read."""
-
-
-class DevicePosition:
-    """A position that is a tensor (1) on the device.
-
-    Attention reads `length` positions through a mask. No shape depends on the position, so one
-    recorded CUDA graph serves all positions below `length`.
-    """
-
-    def __init__(self, position: Tensor, length: int) -> None:
-        self.position = position
-        self.length = length
-
-    def read(self, table: Tensor, axis: int) -> Tensor:
-        """Returns the slice of width 1 of `table` at the position."""
-        return table.index_select(axis, self.position)
-
-    def write(self, table: Tensor, axis: int, new: Tensor) -> None:
-        """Writes a slice of width 1 into `table` at the position."""
-        table.index_copy_(axis, self.position, new)
-
-    def mask(self, dtype: torch.dtype) -> Tensor:
-        """Returns a mask (1, 1, 1, length) that is added to the scores of attention.
-
-        It is -inf at later positions and 0 elsewhere.
-        """
-        is_later = torch.arange(self.length, device=self.position.device) > self.position
-        scores = torch.zeros(self.length, dtype=dtype, device=is_later.device)
-        return scores.masked_fill(is_later, -torch.inf)[None, None, None]
-
-
-# The position of a decoding step in the cache. Position 0 is the class token, and `length` is the
-# number of positions that attention reads.
-CachePosition = HostPosition | DevicePosition
-
-
-# ---- rotary position embedding
-
-
-def rope_table(height: int, width: int, head_width: int, base: float = 10_000.0) -> Tensor:
-    """Returns the cosines and sines of 2-D RoPE, (1 + H·W, d/2, 2).
-
-    The first half of the channel pairs turns with the row, the second half with the column. Slot 0,
-    that of the class token, is all zeros: its rotated queries and keys vanish, as in LlamaGen
-    (precompute_freqs_cis_2d).
-    """
-    half = head_width // 2
-    frequencies = 1.0 / base ** (torch.arange(0, half, 2, dtype=torch.float32) / half)  # (d/4,)
-    of_rows = torch.outer(torch.arange(height, dtype=torch.float32), frequencies)  # (H, d/4)
-    of_columns = torch.outer(torch.arange(width, dtype=torch.float32), frequencies)  # (W, d/4)
-    rows = of_rows[:, None].expand(-1, width, -1)
-    columns = of_columns[None].expand(height, -1, -1)
-    angles = torch.cat([rows, columns], -1).reshape(height * width, half)  # (T, d/2)
-    table = torch.stack([angles.cos(), angles.sin()], -1)  # (T, d/2, 2)
-    return torch.cat([torch.zeros(1, half, 2), table])
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turns each pair of neighbouring channels of x by its angle, in float32.
-
-    x is (B, T, heads, d), rope (T, d/2, 2).
-    """
-    pairs = x.float().unflatten(-1, (-1, 2))  # (B, T, heads, d/2, 2)
-    if torch.compiler.is_compiling():
-        # A compiler does not compile complex products. Written as each channel times the cosine
-        # plus its partner times the sine, forward and backward become one kernel each.
-        cos, sin = rope[:, None, :, :, None].unbind(-2)  # (T, 1, d/2, 1) each
-        sign = 2 * torch.arange(2, device=x.device) - 1  # of the sine: - for the even channel
-        turned = pairs * cos + pairs.flip(-1) * (sin * sign)
-    else:
-        # One complex product is 3x as fast on a CPU as four strided real ones.
-        turns = torch.view_as_complex(rope)[:, None]  # (T, 1, d/2)
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * turns)
-    return turned.flatten(-2).type_as(x)
 
 
 def drop(x: Tensor, probability: float, dropout: bool) -> Tensor:

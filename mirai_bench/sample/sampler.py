@@ -21,7 +21,8 @@ from mirai_bench.config.load import load_run
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
-from mirai_bench.model.transformer import ARModel, DevicePosition, HostPosition, build_model
+from mirai_bench.model.cache import DevicePosition, HostPosition
+from mirai_bench.model.transformer import ARModel, build_model
 from mirai_bench.sample.draws import draw, draw_classes, guide, restrict, uniforms
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.device import is_out_of_memory

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from mirai_bench.config.run_config import MachineConfig, RunConfig
+from mirai_bench.config.machine_config import MachineConfig
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_json
 

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from mirai_bench.config.run_config import MachineConfig
+from mirai_bench.config.machine_config import MachineConfig
 from mirai_bench.sweep.job import Job, share_of_worker
 from mirai_bench.sweep.trial import run_cell
 from mirai_bench.utils.errors import UserError

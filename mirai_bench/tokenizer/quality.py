@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mirai_bench.config.run_config import TokenizerConfig
+from mirai_bench.config.data_config import TokenizerConfig
 from mirai_bench.data.images.crops import read_bases
 from mirai_bench.data.images.datasets import Dataset
 from mirai_bench.data.images.image_sets import NpzWriter

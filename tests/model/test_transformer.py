@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from mirai_bench.config.run_config import ModelConfig
-from mirai_bench.model.transformer import ARModel, DevicePosition, HostPosition, rope_table
+from mirai_bench.model.cache import DevicePosition, HostPosition
+from mirai_bench.model.rope import rope_table
+from mirai_bench.model.transformer import ARModel
 
 GRID, VOCABULARY, CLASSES = (4, 6), 11, 5
 
@@ -38,7 +40,7 @@ def test_class_slot_is_not_rotated_but_zeroed():
 
 
 def test_rope_scores_depend_on_the_offset_on_the_grid_alone():
-    from mirai_bench.model.transformer import rotate
+    from mirai_bench.model.rope import rotate
 
     table = rope_table(4, 6, 8)[1:]
     q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,8 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.run_config import ModelConfig
-from mirai_bench.model.transformer import ARModel, DevicePosition
+from mirai_bench.model.cache import DevicePosition
+from mirai_bench.model.transformer import ARModel
 from mirai_bench.sample import sampler as sampling
 from mirai_bench.sample.__main__ import command
 from mirai_bench.sample.draws import draw, draw_classes, uniforms

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mirai_bench.config.run_config import TokenizerConfig
+from mirai_bench.config.data_config import TokenizerConfig
 from mirai_bench.data.images.colors import IMAGENET
 from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.data.tokenizers import load_tokenizer, vq_small

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mirai_bench.benchmark.peer.pair import ParityPair, Row, difference
 from mirai_bench.config.protocol import Protocol
-from mirai_bench.model.transformer import HostPosition
+from mirai_bench.model.cache import HostPosition
 from mirai_bench.sample.draws import draw, guide, restrict, uniforms
 from mirai_bench.sample.sampler import Sampler
 

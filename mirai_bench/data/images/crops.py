@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mirai_bench.config.run_config import DataConfig
+from mirai_bench.config.data_config import DataConfig
 from mirai_bench.data.images.datasets import Dataset
 
 

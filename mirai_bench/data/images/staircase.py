@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from mirai_bench.config.run_config import StaircaseConfig
+from mirai_bench.config.data_config import StaircaseConfig
 
 SIDE = 5
 CELLS = SIDE * SIDE

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mirai_bench.config.run_config import TokenizerConfig
+from mirai_bench.config.data_config import TokenizerConfig
 from mirai_bench.data.tokenizers import pixel, vq16, vq_small
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mirai_bench.config.run_config import TokenizerConfig
+from mirai_bench.config.data_config import TokenizerConfig
 from mirai_bench.data.tokenizers.network import ResBlock, from_uint8, to_uint8
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirai_bench.config.run_config import DataConfig, RunConfig
+from mirai_bench.config.data_config import DataConfig
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import Batch, Codes
 from mirai_bench.data.images.crops import crop_rule
 from mirai_bench.foresight.encoders.pixels import PixelEncoder

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import Codes
-from mirai_bench.model.transformer import INIT_STD, Block, RMSNorm, rope_table
+from mirai_bench.model.rope import rope_table
+from mirai_bench.model.transformer import INIT_STD, Block, RMSNorm
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.files import cached
 from mirai_bench.utils.hashing import digest

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from mirai_bench.config.data_config import StaircaseConfig
 from mirai_bench.config.load import load_run
-from mirai_bench.config.run_config import StaircaseConfig
 from mirai_bench.data.codes import images_of, open_codes
 from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.data.images.staircase import (

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mirai_bench.config.data_config import TokenizerConfig
 from mirai_bench.config.load import load_run
-from mirai_bench.config.run_config import TokenizerConfig
 from mirai_bench.data.tokenizers import TOKENIZERS, load_tokenizer, tokenizer_identity, vq16, vq_small
 from mirai_bench.data.tokenizers.network import from_uint8, to_uint8
 from mirai_bench.tokenizer.train import save_weights

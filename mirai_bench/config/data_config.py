@@ -1,0 +1,73 @@
+"""What a run learns from: the images, and the tokenizer that turns them into codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mirai_bench.config.sections import Positive, Section, Seed
+
+
+class StaircaseConfig(Section):
+    """The planted data set: 5x5 bits, of which the last ones are parities of hidden ones."""
+
+    parities: Annotated[int, Field(ge=2, le=5)] = 3
+    """Number of planted cells P at the end of the image: the parities of P, P - 1, … 1 hidden \
+cells."""
+    draw: Seed = 0
+    """Seed of the draw of the hidden cells."""
+    cut: bool = False
+    """Whether the last row of each image is that of another image, so that nothing can be \
+foreseen."""
+    images: Positive = 16_000
+    """Number of training images."""
+
+
+class DataConfig(Section):
+    """The images of a run."""
+
+    dataset: Literal["digits", "cifar10", "folder", "staircase"] = "digits"
+    """The data set. `digits` is embedded and `staircase` (planted, a control) is generated; \
+`cifar10` and `folder` (class/image, the layout of ImageNet) are prepared once by \
+`mirai_bench.data.prepare`."""
+    staircase: StaircaseConfig = StaircaseConfig()
+    """Data set `staircase`: how it is generated."""
+    # Names folders of prepared codes.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "folder"
+    """Data set `folder`: what it is called, so that runs on two of them are two experiments."""
+    image_size: Positive = 8
+    """Side of the images in pixels, after cropping."""
+    classes: Positive = 10
+    """Number of classes."""
+    views: Literal["center", "flip", "ten_crop"] = "center"
+    """Stored views of an image: the centre crop, that and its mirror image, or LlamaGen's five \
+crops and their mirror images."""
+    crop_ranges: tuple[Annotated[float, Field(ge=1, le=2)], ...] = (1.1,)
+    """Views `ten_crop`: the image is first resized and centre-cropped to range x image_size. Each \
+further range adds ten views."""
+
+    @property
+    def num_views(self) -> int:
+        """Returns the number of stored views per image."""
+        return {"center": 1, "flip": 2, "ten_crop": 10 * len(self.crop_ranges)}[self.views]
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Tells whether images are encoded once, before training, and not when they are used."""
+        return self.dataset in ("cifar10", "folder")
+
+
+class TokenizerConfig(Section):
+    """The frozen tokenizer that turns images into codes and back."""
+
+    name: Literal["pixel", "vq_small", "vq16"] = "pixel"
+    """The tokenizer: `pixel` (one code per grey level), `vq_small` (the small VQ of this project) \
+or `vq16` (LlamaGen's)."""
+    downsample: Positive = 1
+    """Number of pixels that a token covers along each side."""
+    vocabulary: Annotated[int, Field(ge=2, le=65536)] = 17  # the grey levels 0…16 of the digits
+    """Number of codes V. Codes are stored as uint16."""
+    weights: Path | None = None
+    """Weight file. By default the one that ships with the project, if there is one."""

@@ -1,0 +1,53 @@
+"""Where and how a run is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mirai_bench.config.sections import Positive, Section
+
+
+class MachineConfig(Section):
+    """Where and how the run is computed. Not fingerprinted.
+
+    It changes nothing that is computed beyond rounding, with one exception: `micro_batches` and
+    `workers` decide which forward pass a token is in, and so which dropout masks it draws. The
+    distribution is the same, and without dropout the updates are the same. The record says how many
+    there were.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """The device. `auto` is a GPU if one is visible, and the CPU otherwise."""
+    threads: Positive = 1
+    """Number of CPU threads of each process."""
+    # Folders: these four are utils.assets.LOCAL_FOLDERS, which records leave out.
+    runs: Path = Path("runs")
+    """Folder of runs, caches and prepared codes."""
+    data: Path | None = None
+    """Folder or file of the images."""
+    codes: Path | None = None
+    """Folder of prepared codes. By default the one of this data set and tokenizer in `runs`."""
+    assets: Path | None = None
+    """Folder of downloaded weights and reference files. By default $MIRAI_BENCH_ASSETS."""
+    log_every: Positive = 10
+    """Number of steps between two lines of the journal. Reading the losses waits for the device."""
+    checkpoint_every: Annotated[float, Field(gt=0)] = 1.0
+    """Number of epochs between two checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Number of newest checkpoints that are kept. Two, so that a damaged one can be passed over."""
+    compile: Literal["auto"] | bool = "auto"
+    """Whether model, teacher and losses are compiled with torch.compile. `auto` compiles on a GPU \
+for widths of 384 and more, where the run outweighs the minute or two that it takes."""
+    micro_batches: Positive = 1
+    """Number of micro-batches in which a process computes its share of the batch, one after the \
+other, to save memory."""
+    # What a trial of a sweep asks Ray for.
+    cpus: Positive = 1
+    """Number of CPUs of one trial of a sweep."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """Number of GPUs of one trial of a sweep. 0.25 packs four trials on one GPU."""
+    workers: Positive = 1
+    """Number of data-parallel processes of one trial of a sweep."""
