@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,7 +44,7 @@ class Range(Section):
 class Search(Section):
     """Tuning of one arm: `python -m mirai_bench.sweep search FILE`.
 
-    Its runs stop early and are in no table of arms.
+    Its runs are in no table of arms.
     """
 
     arm: Name
@@ -54,13 +54,33 @@ class Search(Section):
 or a list of choices."""
     samples: Annotated[int, Field(ge=1, le=10_000)] = 16
     """Number of configurations that are drawn."""
+    seeds: tuple[Seed, ...] = ()
+    """The seeds that each configuration is trained with. By default the first one of the sweep. \
+Seeds that tables use make their results look better than they are."""
     metric: str = "heldout_ntp"
-    """The metric that configurations are compared by."""
+    """The metric that configurations are compared by: its mean over the seeds, of a Fréchet \
+distance the geometric mean."""
+    slack: Annotated[float, Field(ge=0)] | None = None
+    """A configuration counts only if its held-out loss is within so many nats of the best one."""
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    """A configuration counts only if its training took at most so many seconds, so that \
+configurations of one cost are compared."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """Whether runs that lag behind are stopped early (successive halving, ASHA), or every run is \
+trained to its end. Halving judges runs in the middle of their learning-rate schedule."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """Reduction factor of successive halving (ASHA): one run in this many continues at each \
-rung."""
+    """Reduction factor of ASHA: one run in this many continues at each rung."""
     seed: Seed = 0
     """Seed of the drawn values."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Search:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds is {list(self.seeds)}: each seed once")
+        if len(self.seeds) > 1 and self.scheduler == "asha":
+            # ASHA compares runs, not configurations, and would stop one seed of a configuration.
+            raise ValueError(f"seeds is {list(self.seeds)} with scheduler asha: write scheduler: none")
+        return self
 
 
 class SweepFile(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -171,16 +172,24 @@ def search(plan: Plan, args: argparse.Namespace) -> int:
         print(describe_search(plan, path))
         return 0
     rows = run_search(plan, path, Options(args.max_concurrent, args.address, args.retries))
-    # 2. The table: the drawn values, and how far each configuration got.
+    # 2. The table: the drawn values, what came out, and how far each run got.
     texts = []
     for row in rows:
         drawn = row["values"].values()
         values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in drawn]
-        measured = [number(row["epoch"], "g"), number(row["metric"], ".4f")]
-        texts.append([*values, *measured, row["fingerprint"] or UNKNOWN, row["state"]])
-    header = [*rows[0]["values"], "epoch", "metric", "fingerprint", "state"]
+        measured = [number(row["metric"], ".4f"), number(row["heldout_ntp"], ".4f")]
+        measured.append(number(row["seconds"], ".1f"))
+        runs = [f"{run['seed']}: {run['state']}, epoch {number(run['epoch'], 'g')}" for run in row["runs"]]
+        texts.append([*values, *measured, "; ".join(runs), row["excluded"] or ""])
+    header = [*rows[0]["values"], "metric", "heldout_ntp", "seconds", "seeds", "excluded because"]
     print(console_table(header, texts))
-    return 0 if any(row["metric"] is not None for row in rows) else 1
+    # 3. The winner, as lines of a profile or of an arm.
+    best = rows[0]
+    if best["metric"] is None or best["excluded"] is not None:
+        return 1
+    chosen = " ".join(f"--set {name}={json.dumps(value)}" for name, value in best["values"].items())
+    log.info(f"the best configuration: {chosen}")
+    return 0
 
 
 def measure_noise(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
-"""Tuning: values of one arm are drawn at random, and runs that lag behind are stopped early (ASHA).
+"""Tuning: values of one arm are drawn at random, and the configurations are compared.
 
-It is apart from the sweep: its runs are in no table of arms. A run lies in the folder of its
+Runs that lag behind are stopped early (ASHA), or every configuration is trained to its end with
+several seeds. It is apart from the sweep: its runs are in no table of arms. A run lies in the folder of its
 fingerprint like any other, so what an earlier search or a sweep has trained is not trained again.
 """
 
@@ -11,6 +12,7 @@ import json
 import logging
 import math
 import os
+import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from mirai_bench.utils.log import configure_logging
 
 log = logging.getLogger(__name__)
 
+HELDOUT = "heldout_ntp"  # the metric that `slack` is about
 EXAMPLE = """  search:
     arm: internal-2d
     space:
@@ -73,7 +76,9 @@ def with_values(base: dict[str, Any], values: dict[str, Any]) -> RunConfig:
 
 
 def run_trial(values: dict[str, Any], *, job: Job, metric: str) -> None:
-    """Trains one drawn configuration and reports each evaluation. Tune ends it inside a report.
+    """Trains one drawn configuration with one seed and reports each evaluation.
+
+    Tune may end it inside a report.
 
     The only cell of the job is the arm itself, which is checked before anything is trained.
     """
@@ -90,7 +95,8 @@ def run_trial(values: dict[str, Any], *, job: Job, metric: str) -> None:
                 reported.add(line["step"])
                 value = line["metrics"].get(metric, math.nan)
                 found = {metric: value, "epoch": line["epoch"], "fingerprint": folder.path.name}
-                tune.report(found)
+                found[HELDOUT] = line["metrics"].get(HELDOUT, math.nan)
+                tune.report(found | {"seconds": line["train_seconds"]})
 
     report()  # the evaluations of earlier attempts come first
     with contextlib.suppress(RunFailed, UserError):  # recorded in failed.json
@@ -103,30 +109,75 @@ def run_trial(values: dict[str, Any], *, job: Job, metric: str) -> None:
 def run_search(plan: Plan, path: Path, options: Options) -> list[dict[str, Any]]:
     """Runs the search of a sweep file. Returns a row per drawn configuration, the best one first.
 
-    A row has values, epoch, metric, fingerprint and state. Raises UserError for whatever is wrong
-    with the file.
+    A row has the drawn values, the runs (one per seed), the means over them, and why it does not
+    count, if it does not. Raises UserError for whatever is wrong with the file.
     """
     # 1. Draw and train.
     search_plan = plan_search(plan, path)
     search = search_plan.search
     lock = search_plan.file.with_suffix(".lock")
     with locked(lock, f"another process is at work on this search ({lock} is held)"):
-        rows = _draw(search_plan, options)
-    # 2. The best first, those without a measurement last.
+        runs = _draw(search_plan, options)
+    # 2. The best first, then those that do not count, and those without a measurement last.
+    rows = compare(runs, search, search_plan.lower)
     if rows and all(row["metric"] is None for row in rows):
         log.info(
             f"{search.metric} was never measured: choose a metric of the profile's evaluation as "
             "search.metric"
         )
-    sign = 1 if search_plan.lower else -1
-    rows.sort(key=lambda row: (row["metric"] is None, (row["metric"] or 0) * sign))
-    write_json(search_plan.file, {"search": search.model_dump(mode="json"), "runs": rows})
+    record = {"search": search.model_dump(mode="json"), "profile": plan.profile}
+    record["config"] = search_plan.config.for_record()
+    write_json(search_plan.file, record | {"configurations": rows})
     # 3. To MLflow, as runs that belong to no sweep.
-    for row in rows:
-        if row["fingerprint"]:
-            folder = RunFolder(plan.runs / row["fingerprint"])
-            ship(folder, parent=None, axis=None, arm="", seed=search_plan.config.seed)
+    for run in runs:
+        if run["fingerprint"]:
+            folder = RunFolder(plan.runs / run["fingerprint"])
+            ship(folder, parent=None, axis=None, arm="", seed=run["seed"])
     return rows
+
+
+def compare(runs: list[dict[str, Any]], search: Search, lower: bool) -> list[dict[str, Any]]:
+    """Returns a row per configuration, the best one first. `lower` says whether less is better.
+
+    `excluded` says why a configuration does not count, or is None.
+    """
+    # 1. The means over the seeds. A configuration of which one run failed has none.
+    by_values: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_values.setdefault(json.dumps(run["values"], sort_keys=True), []).append(run)
+    rows = []
+    for of_values in by_values.values():
+        row = {"values": of_values[0]["values"], "metric": None, HELDOUT: None, "seconds": None}
+        if all(run["metric"] is not None for run in of_values):
+            in_log = is_distance(search.metric)
+            row["metric"] = mean_of([run["metric"] for run in of_values], in_log)
+            for name in (HELDOUT, "seconds"):
+                values = [run[name] for run in of_values if run[name] is not None]
+                row[name] = mean_of(values) if values else None
+        rows.append(row | {"excluded": None, "runs": of_values})
+    # 2. What does not count.
+    losses = [row[HELDOUT] for row in rows if row[HELDOUT] is not None]
+    for row in rows:
+        seconds = row["seconds"]
+        if row["metric"] is None:
+            row["excluded"] = "not measured"
+        elif search.seconds is not None and seconds is not None and seconds > search.seconds:
+            row["excluded"] = f"{seconds:.0f} s of training, more than {search.seconds:g}"
+        elif search.slack is not None and row[HELDOUT] > min(losses) + search.slack:
+            row["excluded"] = f"{HELDOUT} is {row[HELDOUT] - min(losses):.3f} above the best"
+    sign = 1 if lower else -1
+    rows.sort(key=lambda r: (r["metric"] is None, r["excluded"] is not None, (r["metric"] or 0) * sign))
+    return rows
+
+
+def is_distance(metric: str) -> bool:
+    """Tells whether a metric is a Fréchet distance, whose noise grows with its value."""
+    return metric.startswith(("FD", "FID", "sFID"))
+
+
+def mean_of(values: list[float], in_log: bool = False) -> float:
+    """Returns the mean, or the geometric mean."""
+    return statistics.geometric_mean(values) if in_log else statistics.fmean(values)
 
 
 def describe_search(plan: Plan, path: Path) -> str:
@@ -134,8 +185,9 @@ def describe_search(plan: Plan, path: Path) -> str:
     search_plan = plan_search(plan, path)
     search = search_plan.search
     flops = cell_flops(search_plan.config)
-    # At most, because most runs are stopped early.
-    total = "not known" if flops is None else f"{search.samples * flops:.2e} at most"
+    # At most, because ASHA stops most runs early.
+    runs = search.samples * max(1, len(search.seeds))
+    total = "not known" if flops is None else f"{runs * flops:.2e} at most"
     text = yaml.safe_dump(search.model_dump(mode="json"), sort_keys=False)
     return f"{text}training FLOPs: {total}"
 
@@ -188,7 +240,7 @@ def _draw(plan: SearchPlan, options: Options) -> list[dict[str, Any]]:
     with ray_tune.session(options.cluster, WORKERS), stop_file_on_signal(job.stop_file):
         # 2. How many trials Ray can run at a time.
         fitting = ray_tune.slots(machine, local=options.cluster is None)
-        at_a_time = min(fitting, options.max_concurrent or search.samples)
+        at_a_time = min(fitting, options.max_concurrent or search.samples * max(1, len(search.seeds)))
         on_one_node = ray_tune.processes_per_node(machine, at_a_time)
         job = replace(job, processes_per_node=on_one_node)
         log.info(
@@ -198,7 +250,8 @@ def _draw(plan: SearchPlan, options: Options) -> list[dict[str, Any]]:
         # 3. The trials.
         ended = ray_tune.fit(
             tune.with_parameters(run_trial, job=job, metric=search.metric),
-            {field: domain(values) for field, values in search.space.items()},
+            {"seed": tune.grid_search(list(search.seeds or (plan.config.seed,)))}
+            | {field: domain(values) for field, values in search.space.items()},
             job,
             machine,
             machine.runs / ".ray" / f"search-{name}",
@@ -209,17 +262,22 @@ def _draw(plan: SearchPlan, options: Options) -> list[dict[str, Any]]:
 
 
 def _tune_config(plan: SearchPlan, options: Options) -> tune.TuneConfig:
-    """Returns random search with ASHA (asynchronous successive halving, arXiv 1810.05934)."""
+    """Returns random search, with ASHA (asynchronous successive halving, arXiv 1810.05934) or not."""
     search = plan.search
     at_a_time = options.max_concurrent or 0  # 0 means as many as fit
-    drawer = BasicVariantGenerator(random_state=search.seed, max_concurrent=at_a_time)
-    scheduler = ASHAScheduler(
-        time_attr="epoch",
-        # + 1, because ASHA stops a run at `max_t`, before it has written that it is done.
-        max_t=plan.config.train.epochs + 1,
-        grace_period=plan.config.evaluation.at[0],  # type: ignore[arg-type]  # in epochs, not whole
-        reduction_factor=search.reduction,
+    # `constant_grid_search`: the drawn values are the same for all seeds.
+    drawer = BasicVariantGenerator(
+        random_state=search.seed, max_concurrent=at_a_time, constant_grid_search=True
     )
+    scheduler = None
+    if search.scheduler == "asha":
+        scheduler = ASHAScheduler(
+            time_attr="epoch",
+            # + 1, because ASHA stops a run at `max_t`, before it has written that it is done.
+            max_t=plan.config.train.epochs + 1,
+            grace_period=plan.config.evaluation.at[0],  # type: ignore[arg-type]  # not whole epochs
+            reduction_factor=search.reduction,
+        )
     return tune.TuneConfig(
         metric=search.metric,
         mode="min" if plan.lower else "max",
@@ -235,10 +293,14 @@ def _row(result: Any, search: Search, runs: Path) -> dict[str, Any]:
     fingerprint = metrics.get("fingerprint")
     value = metrics.get(search.metric)
     state: str = RunFolder(runs / fingerprint).state if fingerprint else "failed"
+    heldout = metrics.get(HELDOUT)
     return {
         "values": {name: result.config[name] for name in search.space},
+        "seed": result.config["seed"],
         "epoch": metrics.get("epoch"),
         "metric": value if value is not None and math.isfinite(value) else None,
+        HELDOUT: heldout if heldout is not None and math.isfinite(heldout) else None,
+        "seconds": metrics.get("seconds"),
         "fingerprint": fingerprint,
         # A run that ASHA stopped has neither done.json nor failed.json, like one to come.
         "state": "stopped early" if state == "pending" else state,

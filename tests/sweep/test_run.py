@@ -132,13 +132,34 @@ def test_a_search_is_apart_from_the_sweep(sweep_file, tmp_path, trained_run):
     file.write_text(file.read_text() + yaml.safe_dump({"search": search}))
     code, out, err = finish(start(file, "search"))
     assert code == 0, err
-    rows = json.loads((tmp_path / "runs" / "searches" / "small-small-internal.json").read_text())["runs"]
-    assert len(rows) == 4 == len(out.splitlines()) - 1 and len({row["fingerprint"] for row in rows}) == 4
+    record = json.loads((tmp_path / "runs" / "searches" / "small-small-internal.json").read_text())
+    rows = record["configurations"]
+    runs = [run for row in rows for run in row["runs"]]
+    assert len(rows) == 4 == len(out.splitlines()) - 1 and len({run["fingerprint"] for run in runs}) == 4
     values = [row["metric"] for row in rows]
-    assert values == sorted(values) and {row["state"] for row in rows} == {"done", "stopped early"}
-    assert all(row["epoch"] == 2 for row in rows if row["state"] == "done")
+    assert values == sorted(values) and {run["state"] for run in runs} == {"done", "stopped early"}
+    assert all(run["epoch"] == 2 for run in runs if run["state"] == "done")
+    assert "the best configuration: --set foresight." in err
     assert not list((tmp_path / "runs").glob("sweeps/*.json")), "no table of arms knows of them"
     assert all(RunFolder(cell.run_path).state == "pending" for cell in plan_at(file).sweep.cells)
+
+
+@pytest.mark.slow  # a start of Ray
+def test_a_search_with_seeds_trains_every_configuration_to_its_end(sweep_file, tmp_path):
+    file = sweep_file({"baseline": ARMS["baseline"]}, train={"epochs": 2}, evaluation={"at": [1, 2]})
+    space = {"train.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
+    search = {"arm": "baseline", "samples": 3, "seeds": [1000, 1001], "scheduler": "none", "space": space}
+    file.write_text(file.read_text() + yaml.safe_dump({"search": search | {"slack": 1.0, "seconds": 100.0}}))
+    code, _, err = finish(start(file, "search"))
+    assert code == 0, err
+    record = json.loads((tmp_path / "runs" / "searches" / "small-small-baseline.json").read_text())
+    rows = record["configurations"]
+    assert len({row["values"]["train.lr"] for row in rows}) == 3
+    for row in rows:
+        assert [run["seed"] for run in row["runs"]] == [1000, 1001] and row["excluded"] is None
+        assert {run["state"] for run in row["runs"]} == {"done"}
+        mean = sum(run["metric"] for run in row["runs"]) / 2
+        assert row["metric"] == pytest.approx(mean) and row["seconds"] > 0
 
 
 def test_a_search_can_be_shown_without_starting_it(sweep_file, tmp_path, capsys, monkeypatch):
