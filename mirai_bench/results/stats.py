@@ -78,6 +78,17 @@ def ratio(ours: Values, theirs: Values, confidence: float = CONFIDENCE) -> Estim
     return t_interval([ours[seed] / theirs[seed] for seed in seeds], confidence)
 
 
+def fisher_exact(successes: int, n: int, other_successes: int, other_n: int) -> float:
+    """Returns the two-sided p-value of Fisher's exact test that two success rates are the same.
+
+    It is for outcomes that are either reached or not, whose mean is no number to test.
+    """
+    from scipy.stats import fisher_exact as exact  # takes a second to import
+
+    table = np.array([[successes, n - successes], [other_successes, other_n - other_successes]])
+    return float(exact(table).pvalue)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Returns the p-values after Holm's step-down correction, in the given order.
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from mirai_bench.results.frame import Results, refuse_mixed_protocols
 from mirai_bench.results.paper import Paper, PaperValues, is_papers, paper_size, paper_values, papers_name
-from mirai_bench.results.stats import Estimate, Values, holm, paired, ratio, t_interval
+from mirai_bench.results.stats import Estimate, Values, fisher_exact, holm, paired, ratio, t_interval
 from mirai_bench.utils.errors import UserError
 
 MISSING = "—"
+SOLVED = "solved"  # the metric of planted data that is 1 or 0
 MOST_LISTED = 12  # unfinished cells that a note names
 
 
@@ -71,7 +72,7 @@ def build_table(
     paper = paper_values(results, at)
     rows = [_row(results, step, arm, metrics, paper) for arm in results.arms]
     _correct(rows, metrics)
-    notes = _notes(results, at, rows, first, timing)
+    notes = _notes(results, step, at, rows, first, timing)
     return Table(f"{results.axis}: {results.question}", results.baseline, metrics, rows, notes, timing)
 
 
@@ -125,7 +126,29 @@ def _correct(rows: list[Row], metrics: list[str]) -> None:
                 row.differences[name] = replace(test, p=p)
 
 
-def _notes(results: Results, epoch: float, rows: list[Row], metric: str, timing: bool) -> list[str]:
+def _solved(results: Results, step: int, arms: list[str]) -> str:
+    """Returns how many runs of each arm have solved a planted task, with an exact test.
+
+    A run solves it or stays at chance, so a t-test of the mean would say little.
+    """
+    # 1. The counts.
+    counts = {}
+    for arm in arms:
+        values = results.by_seed(arm, step, SOLVED).values()
+        counts[arm] = (sum(value == 1 for value in values), len(values))
+    # 2. Each arm against the baseline, corrected over the arms.
+    baseline = counts[results.baseline]
+    others = [arm for arm in arms if arm != results.baseline]
+    p_values = holm([fisher_exact(*counts[arm], *baseline) for arm in others])
+    texts = [f"{results.baseline} {baseline[0]} of {baseline[1]}"]
+    for arm, p in zip(others, p_values, strict=True):
+        texts.append(f"{arm} {counts[arm][0]} of {counts[arm][1]} (p {p:.3f})")
+    return f"Runs that solved the task: {', '.join(texts)}. p: Fisher's exact test, Holm-corrected."
+
+
+def _notes(
+    results: Results, step: int, epoch: float, rows: list[Row], metric: str, timing: bool
+) -> list[str]:
     """Returns the sentences below the table."""
     # 1. How to read the numbers, and what they were measured with.
     run = results.records[0]["run"]  # the protocol is that of all records
@@ -152,6 +175,8 @@ def _notes(results: Results, epoch: float, rows: list[Row], metric: str, timing:
             f"and how it was read (reports/data/README.md){'' if is_papers(results) else other}."
         )
     # 3. What is still missing.
+    if SOLVED in results.metrics:
+        notes.append(_solved(results, step, [row.arm for row in rows]))
     unfinished = [cell for cell in results.cells if cell["status"] != "done"]
     if unfinished:
         names = [f"{cell['arm']} seed {cell['seed']} ({cell['status']})" for cell in unfinished]

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from mirai_bench.results.reading import read_jsonl
+from mirai_bench.results.stats import fisher_exact
 from mirai_bench.results.table import build_table
 from mirai_bench.results.writers import LATEX, WRITERS, latex_escape, markdown
 from mirai_bench.utils.errors import UserError
@@ -38,6 +39,24 @@ def test_interrupted_sweep_gives_the_same_table_without_timing(frozen):
     for kind, write in WRITERS.items():
         assert write(build_table(frozen, timing=False)) == write(build_table(slower, timing=False)), kind
     assert markdown(build_table(frozen)) != markdown(build_table(slower))
+
+
+def test_runs_that_solved_a_planted_task_are_counted(frozen):
+    """3 of 3 against 0 of 3: of the 20 ways to choose 3 of 6 runs two are as extreme, so p is 0.1."""
+    records = []
+    for record in frozen.records:
+        solved = float(record["arm"] == "output-1d")
+        records.append(record | {"metrics": record["metrics"] | {"solved": solved}})
+    (note,) = [text for text in build_table(replace(frozen, records=records)).notes if "solved" in text]
+    n = len(frozen.by_seed("output-1d", build_step(frozen), "FD-digits"))
+    assert f"baseline 0 of 3, output-1d {n} of {n} (p " in note and "Fisher" in note
+    assert fisher_exact(3, 3, 0, 3) == pytest.approx(0.1) and fisher_exact(5, 5, 0, 5) == pytest.approx(
+        2 / 252
+    )
+
+
+def build_step(results):
+    return max(record["step"] for record in results.records)
 
 
 def test_earlier_epoch_and_other_metric(frozen):
