@@ -38,7 +38,7 @@ Score or, with `labels`, for class accuracy."""
     frechet: str
     """Name of the Fréchet distance of `pool`."""
     kernel: str
-    """Name of the kernel distance of `pool`."""
+    """Name of the kernel distance of `pool`, which begins with KID."""
     batch: int = 64
     """Number of images per forward pass.
 
@@ -50,6 +50,11 @@ Score or, with `labels`, for class accuracy."""
     """Side of the images in pixels, if the network takes one size only."""
     labels: bool = False
     """Whether the logits are those of the data's own classes."""
+
+    @property
+    def sliced(self) -> str:
+        """Returns the name of the sliced distance of `pool`."""
+        return self.kernel.replace("KID", "MIND")
 
 
 def _locate_digits(config: RunConfig, weights: Path | None) -> Path:

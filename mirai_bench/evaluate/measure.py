@@ -20,7 +20,7 @@ from mirai_bench.data.images.image_sets import ImageSet, NpzWriter, resized
 from mirai_bench.data.tokenizers import Tokenizer
 from mirai_bench.evaluate.exact import Rule
 from mirai_bench.evaluate.extractors import Extractor, FeatureCollector
-from mirai_bench.evaluate.metrics import density_coverage, frechet, frechet_at_infinity
+from mirai_bench.evaluate.metrics import density_coverage, frechet, frechet_at_infinity, mind
 from mirai_bench.evaluate.references import Reference
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.sample.sampler import ImageSampler, equal_parts, to_sample
@@ -303,7 +303,7 @@ def compare(
 def image_to_image(samples: FeatureCollector, real: np.ndarray, device: torch.device) -> dict[str, float]:
     """Returns the metrics that need the features themselves, not their moments.
 
-    KID, precision and recall are torch-fidelity's; density and coverage are ours.
+    KID, precision and recall are torch-fidelity's; MIND, density and coverage are ours.
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
@@ -324,6 +324,7 @@ def image_to_image(samples: FeatureCollector, real: np.ndarray, device: torch.de
     density, coverage = density_coverage(fake, real)
     return {
         samples.entry.kernel: kid[KEY_METRIC_KID_MEAN],
+        samples.entry.sliced: mind(fake, real),
         # torch-fidelity averages in float32: the counts are exact.
         "precision": round(prc["precision"] * len(fake)) / len(fake),
         "recall": round(prc["recall"] * len(real)) / len(real),
