@@ -9,6 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,9 @@ def parser(action: str = "run") -> argparse.ArgumentParser:
         return result
     # 2. How the trials are run.
     _add_trials(add)
+    if action == "run":
+        frozen = "frozen records (reports/data/*.jsonl): a cell that has ended there is not trained again"
+        add("--records", type=Path, metavar="FILE", help=frozen, **several)
     return result
 
 
@@ -131,7 +135,10 @@ def command(argv: list[str]) -> int:
         print(status(plan))
         return 0
     if args.dry_run and action == "run":
-        print(dry_run(plan, args.max_concurrent))
+        from mirai_bench.sweep.recorded import recorded_cells
+
+        recorded = recorded_cells(plan, args.records) if args.records else {}
+        print(dry_run(plan, args.max_concurrent, set(recorded)))
         return 0
     # 3. What needs Ray, which takes a second to import.
     return train(plan, args) if action == "run" else search(plan, args)
@@ -143,8 +150,11 @@ def command(argv: list[str]) -> int:
 def train(plan: Plan, args: argparse.Namespace) -> int:
     """Trains what is missing and prints the table. Returns 1 if a cell failed."""
     from mirai_bench.sweep.driver import Options, run_sweep
+    from mirai_bench.sweep.recorded import restore
 
     # 1. Train. stdout gets the table, and stderr everything else.
+    if args.records:
+        log.info(f"{restore(plan, args.records)} cells are taken from records")
     report = run_sweep(plan, Options(args.max_concurrent, args.address, args.retries))
     log.info(report.line())
     show_table(plan)
@@ -229,16 +239,21 @@ def show_table(plan: Plan) -> None:
 # ---- what is shown without starting anything
 
 
-def dry_run(plan: Plan, max_concurrent: int | None) -> str:
-    """Returns a table of the cells with their costs, and a summary of those that are missing."""
+def dry_run(plan: Plan, max_concurrent: int | None, recorded: AbstractSet[str] = frozenset()) -> str:
+    """Returns a table of the cells with their costs, and a summary of those that are missing.
+
+    `recorded` holds the fingerprints of cells that are known from frozen records.
+    """
     # 1. The cells.
     rate = measured_rate(plan)
     missing: list[Cost] = []
     rows = []
     for cell in plan.sweep.cells:
-        state = folder_of(cell).state
+        state: str = folder_of(cell).state
+        if state == "pending" and cell.fingerprint in recorded:
+            state = "recorded"
         cost = cost_of(cell, rate)
-        if state != "done":
+        if state not in ("done", "recorded"):
             missing.append(cost)
         disk = disk_used(cell) if state == "done" else cost.disk
         costs = [number(cost.flops, ".2e"), number(cost.hours, ".3g"), size(disk)]

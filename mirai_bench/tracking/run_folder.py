@@ -182,6 +182,14 @@ class RunFolder:
         """Records that the run has ended at this step after so many seconds of training."""
         write_text(self.done_file, json.dumps({"step": step, "seconds": seconds}))
 
+    def reopen_without_weights(self) -> None:
+        """Makes a finished run pending if it has no checkpoint, because somebody needs its weights.
+
+        It was taken from frozen records, or its checkpoints were deleted. It is trained again.
+        """
+        if self.is_done and not self.checkpoints.is_dir():
+            self.done_file.unlink(missing_ok=True)
+
     def lock(self, *, wait: bool) -> contextlib.AbstractContextManager[None]:
         """Returns a context that holds the run's lock.
 

@@ -57,8 +57,10 @@ def train(
     # 2. The teacher. Another run may be waiting for the same one, hence `wait`.
     teacher = teacher_run(config)
     if teacher is not None:
+        teacher_folder = RunFolder(teacher.run_path)
+        broadcast_from_rank0(teacher_folder.reopen_without_weights)
         try:
-            train(teacher, RunFolder(teacher.run_path), hardware, wait=True, stop=stop)
+            train(teacher, teacher_folder, hardware, wait=True, stop=stop)
         except (RunFailed, UserError) as error:
             folder.write_failure(Failure.of(error))
             raise
