@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
+import shutil
+import sysconfig
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +17,8 @@ import numpy as np
 import torch
 
 from mirai_bench.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16"]
 Auto = Literal["auto"]
@@ -54,15 +59,21 @@ class Hardware:
         `device` is resolved by `resolve_device`. `precision` becomes bf16 on a GPU, and on a CPU
         with AMX or AVX-512 bf16 products if the model is at least 256 wide. `compile` becomes true
         on a GPU if the model is at least 384 wide, because compilation takes up to two minutes.
-        What is compiled is recorded in CUDA graphs if the model is less than 768 wide.
+        What is compiled is recorded in CUDA graphs if the model is less than 768 wide. Raises
+        UserError if it is asked to compile for a GPU and cannot.
         """
         resolved = resolve_device(device)
         on_gpu = resolved.type == "cuda"
         if precision == "auto":
             pays = on_gpu or (width >= BF16_WIDTH and has_bf16_products())
             precision = "bf16" if pays else "fp32"
-        if compile == "auto":
-            compile = on_gpu and width >= COMPILE_WIDTH
+        wanted = on_gpu and width >= COMPILE_WIDTH if compile == "auto" else compile
+        lacking = what_compiling_lacks() if wanted and on_gpu else None
+        if lacking is not None:
+            if compile != "auto":
+                raise UserError(f"machine.compile is true, but {lacking}: install it, or write false")
+            log.warning(f"training steps are not compiled, which is slower, because {lacking}")
+        compile = wanted and lacking is None
         graphs = compile and on_gpu and width < WIDTH_WITHOUT_GRAPHS
         return cls(resolved, precision, compile, graphs)
 
@@ -103,6 +114,19 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return device
+
+
+def what_compiling_lacks() -> str | None:
+    """Says what torch.compile lacks here to compile for a GPU, or returns None.
+
+    Triton builds a small C module for each kernel, with this Python's headers.
+    """
+    compilers = [os.environ.get("CC"), "gcc", "clang", "cc"]
+    if not any(name and shutil.which(name) for name in compilers):
+        return "there is no C compiler (Debian: gcc)"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "Python's headers are missing (Debian: python3-dev)"
+    return None
 
 
 def cpu_info() -> str:

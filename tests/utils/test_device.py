@@ -1,5 +1,7 @@
 """Facts about the machine: its memory, and what `auto` resolves to."""
 
+import shutil
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,20 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, name, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=message):
         resolve_device(name)
+
+
+def test_a_missing_compiler_is_said_before_the_first_step(make_config, a_gpu, monkeypatch, caplog):
+    model = {"width": 768, "heads": 12, "kv_heads": 12}
+    config = make_config(model=model, machine={"device": "cuda"})
+    asked = make_config(model=model, machine={"device": "cuda", "compile": True})
+    with monkeypatch.context() as patched:
+        patched.delenv("CC", raising=False)
+        patched.setattr(shutil, "which", lambda name: None)
+        assert not resolve_hardware(config).compile
+        assert "not compiled, which is slower, because there is no C compiler" in caplog.text
+        with pytest.raises(UserError, match=r"machine\.compile is true, but there is no C compiler"):
+            resolve_hardware(asked)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(UserError, match="Python's headers are missing"):
+        resolve_hardware(asked)
