@@ -83,6 +83,19 @@ def save_checkpoint(folder: RunFolder, step: int, checkpoint: Checkpoint, keep: 
     return path
 
 
+def keep_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Writes weights as a file of their own, which `load_weights` reads.
+
+    Raises UserError if the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_bytes(save(weights))
+    except OSError as error:
+        raise UserError(f"Weights could not be kept in {path}: {error}") from error
+
+
 def read_checkpoint(folder: RunFolder, step: int) -> Checkpoint:
     """Returns the checkpoint of `step`.
 

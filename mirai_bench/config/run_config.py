@@ -231,6 +231,9 @@ class RunConfig(Section):
         if last > epochs:
             raise ValueError(f"evaluation.at ends at epoch {last:g}, after train.epochs = {epochs}")
         machine = self.machine
+        late = [epoch for epoch in machine.keep_at if epoch > epochs]
+        if late:
+            raise ValueError(f"machine.keep_at holds epoch {late[0]}, after train.epochs = {epochs}")
         # Only then is the mean of the gradients of all micro-batches the gradient of the batch.
         if self.train.batch_size % (machine.workers * machine.micro_batches):
             raise ValueError(

@@ -262,6 +262,11 @@ def num_steps(config: RunConfig) -> int | None:
     return None if images is None else config.train.epochs * (images // config.train.batch_size)
 
 
+def kept_bytes(config: RunConfig) -> int:
+    """Returns the size of the EMA weights of one epoch of `machine.keep_at`, in float32."""
+    return 4 * num_parameters(config)[0]
+
+
 def checkpoint_bytes(config: RunConfig) -> int:
     """Returns the size of one checkpoint.
 

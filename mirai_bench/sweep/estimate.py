@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Cell
-from mirai_bench.model.cost import checkpoint_bytes, num_steps, training_flops
+from mirai_bench.model.cost import checkpoint_bytes, kept_bytes, num_steps, training_flops
 from mirai_bench.sweep.plan import Plan, folder_of
 from mirai_bench.tracking.run_folder import RunFolder
 
@@ -24,7 +24,7 @@ class Cost(NamedTuple):
     flops: float | None
     hours: float | None
     disk: int
-    """Bytes of its checkpoints."""
+    """Bytes of its checkpoints and of the weights that it keeps."""
 
 
 def cell_flops(config: RunConfig) -> float | None:
@@ -66,10 +66,13 @@ def cost_of(cell: Cell, rate: float | None) -> Cost:
     """Returns what a cell will cost, at this rate (FLOPs per second)."""
     flops = cell_flops(cell.config)
     hours = flops / rate / 3600 if flops is not None and rate else None
-    disk = checkpoint_bytes(cell.config) * cell.config.machine.keep_checkpoints
+    machine = cell.config.machine
+    disk = checkpoint_bytes(cell.config) * machine.keep_checkpoints
+    disk += kept_bytes(cell.config) * len(machine.keep_at)
     return Cost(flops, hours, disk)
 
 
 def disk_used(cell: Cell) -> int:
-    """Returns the bytes of the checkpoints that a cell has."""
-    return sum(path.stat().st_size for path in folder_of(cell).checkpoints.glob("*/*"))
+    """Returns the bytes of the checkpoints and of the kept weights that a cell has."""
+    files = [*folder_of(cell).checkpoints.glob("*/*"), *cell.run_path.glob("kept/*")]
+    return sum(path.stat().st_size for path in files)

@@ -119,6 +119,10 @@ class RunFolder:
         """Returns the path of the folder of checkpoints."""
         return self.path / "checkpoints"
 
+    def kept_file(self, epoch: int) -> Path:
+        """Returns the path of the EMA weights that are kept of an epoch (`machine.keep_at`)."""
+        return self.path / "kept" / f"epoch_{epoch:04d}.safetensors"
+
     @property
     def grids(self) -> Path:
         """Returns the path of the folder of sample grids."""

@@ -103,10 +103,12 @@ def describe(config: RunConfig, hardware: Hardware, measure: bool) -> str:
     num_codes = (images or 0) * config.data.num_views * config.num_tokens
     codes = gigabytes(2 * num_codes) if images else None  # a code is a uint16
     checkpoint = gigabytes(cost.checkpoint_bytes(config))
+    kept = gigabytes(cost.kept_bytes(config))
     memory = device_bytes(config, hardware)
     of_codes = f"; {codes} of codes, if they fit in half of what is free" if codes else ""
     facts |= {
         "checkpoints on disk": f"{config.machine.keep_checkpoints} x {checkpoint}",
+        "kept EMA weights on disk": f"{len(config.machine.keep_at)} x {kept}",
         "codes on disk": codes or "known once the data is prepared",
         "device memory": f"{gigabytes(memory.fixed)} of weights, gradients, moments and EMA; about "
         f"{gigabytes(memory.activations)} of activations per process{of_codes}; an encoder is not "

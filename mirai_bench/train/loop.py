@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from mirai_bench.checkpoint.store import Checkpoint, load_latest, read_checkpoint, save_checkpoint
+from mirai_bench.checkpoint.store import (
+    Checkpoint,
+    keep_weights,
+    load_latest,
+    read_checkpoint,
+    save_checkpoint,
+)
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.evaluate.evaluation import Evaluator
 from mirai_bench.model.cost import training_flops
@@ -71,7 +77,9 @@ class Run:
         epochs = self.config.evaluation.at
         self.evaluation_steps = {total, *(round(epoch * per_epoch) for epoch in epochs)}
         every = max(1, round(self.config.machine.checkpoint_every * per_epoch))
-        self.checkpoint_steps = set(range(0, total, every))
+        # The epochs whose weights are kept, by the number of steps.
+        self.kept = {epoch * per_epoch: epoch for epoch in self.config.machine.keep_at}
+        self.saved_steps = {*range(0, total, every), *self.kept}
         self.seconds = 0.0  # of training steps; evaluations and checkpoints do not count
         self.stopping = False  # set by SIGTERM
 
@@ -109,11 +117,9 @@ class Run:
                 logged = done
             # 2. Save, stop, evaluate. None of it counts as training time.
             stop = self._stop_agreed(done)
-            if done in self.evaluation_steps or done in self.checkpoint_steps or stop:
+            if done in self.evaluation_steps or done in self.saved_steps or stop:
                 self.seconds += time.perf_counter() - clock
-                if self.is_leader:
-                    state = self.trainer.checkpoint({"train_seconds": self.seconds})
-                    save_checkpoint(self.folder, done, state, self.config.machine.keep_checkpoints)
+                self._save(done)
                 if stop:
                     raise KeyboardInterrupt
                 if done in self.evaluation_steps:
@@ -124,6 +130,16 @@ class Run:
         if self.is_leader:
             self.folder.mark_done(total, self.seconds)
         self.calls.on_evaluation()
+
+    def _save(self, step: int) -> None:
+        if not self.is_leader:
+            return
+        # Before the checkpoint, from which a run that is killed here would go on.
+        if step in self.kept:
+            path = self.folder.kept_file(self.kept[step])
+            keep_weights(path, dict(self.trainer.ema.state_dict()))
+        state = self.trainer.checkpoint({"train_seconds": self.seconds})
+        save_checkpoint(self.folder, step, state, self.config.machine.keep_checkpoints)
 
     def _stop_agreed(self, step: int) -> bool:
         """Tells whether to stop now.

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mirai_bench.checkpoint.store import load_weights
 from mirai_bench.tracking.journal import read_journal
 from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
 from mirai_bench.train import loop
@@ -321,3 +322,24 @@ def test_an_evaluation_that_runs_out_of_memory_is_not_taken_for_a_step(make_conf
     with pytest.raises(RunFailed, match="the evaluation after step 3 ran out of memory"):
         train(make_config(train={"batch_size": 500}), tmp_path)
     assert json.loads((tmp_path / "failed.json").read_text()).get("micro_batches") is None
+
+
+def test_weights_of_chosen_epochs_are_kept(make_config, tmp_path):
+    config = make_config(train={"epochs": 3}, machine={"keep_at": [1, 2], "keep_checkpoints": 1})
+    train(config, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
+        "epoch_0001.safetensors",
+        "epoch_0002.safetensors",
+    ]
+    shorter = tmp_path / "two_epochs_of_three"
+    stopped = RunFolder(shorter)
+    steps = new_trainer(config).steps_per_epoch * 2
+    calls = iter(range(steps))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, shorter, stop=lambda: next(calls) == steps - 1)
+    # The same weights as those of a run that was stopped there.
+    kept = load_weights(RunFolder(tmp_path).kept_file(2))
+    found = load_weights(stopped.path)
+    assert kept.keys() == found.keys() and all(torch.equal(kept[name], found[name]) for name in kept)
+    with pytest.raises(UserError, match=r"machine.keep_at holds epoch 4, after train.epochs = 3"):
+        make_config(train={"epochs": 3}, machine={"keep_at": [4]})
