@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mirai_bench.results.frame import measured_with
+from mirai_bench.results.noise import variances
 from mirai_bench.results.table import MISSING
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError
@@ -73,8 +74,8 @@ def deviations(records: Records, metric: str) -> tuple[float, float]:
     # 2. The components. With σ_w of the evaluation and σ_b of the training, a group's mean varies by
     #    σ_b² + σ_w²/m, and one evaluation of any training seed by σ_b² + σ_w².
     table = np.array(list(groups.values()))  # (training seeds, m)
-    within = table.var(1, ddof=1).mean()
-    between = table.mean(1).var(ddof=1) + (1 - 1 / table.shape[1]) * within
+    within, of_means = variances(table)
+    between = of_means + (1 - 1 / table.shape[1]) * within
     return math.sqrt(within), math.sqrt(between)
 
 

@@ -82,6 +82,11 @@ trained to its end. Halving judges runs in the middle of their learning-rate sch
             raise ValueError(f"seeds is {list(self.seeds)} with scheduler asha: write scheduler: none")
         return self
 
+    @property
+    def num_runs(self) -> int:
+        """Returns the number of runs: one for each configuration and seed."""
+        return self.samples * max(1, len(self.seeds))
+
 
 class SweepFile(Section):
     """The content of a sweep file."""

@@ -67,11 +67,15 @@ def spread_of(records: Records, source: str, metric: str) -> Spread:
             groups.setdefault(record["training"], []).append(record["metrics"][metric])
     table = np.array(list(groups.values()))  # (N, S)
     trainings, samplings = table.shape
-    within = float(table.var(1, ddof=1).mean())
-    of_means = float(table.mean(1).var(ddof=1))
+    within, of_means = variances(table)
     between = max(0.0, of_means - within / samplings)
     mean = float(table.mean())
     return Spread(source, trainings, samplings, mean, math.sqrt(between), math.sqrt(within))
+
+
+def variances(table: np.ndarray) -> tuple[float, float]:
+    """Returns the variance within the groups of (groups, m) values, and that of the groups' means."""
+    return float(table.var(1, ddof=1).mean()), float(table.mean(1).var(ddof=1))
 
 
 def noise_floor(deviation: float, n: int, confidence: float = CONFIDENCE) -> float:

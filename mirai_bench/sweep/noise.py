@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ class Panel:
     settings: tuple[str, ...] = ()
     """`--set` options of every training."""
 
+    @cached_property
     def members(self) -> list[tuple[str, int, RunConfig]]:
-        """Returns (source, number, config) of each training. Number 0 is the same for all sources."""
+        """(source, number, config) of each training. Number 0 is the same for all sources."""
         base = read_profile(self.profile)
         overrides = parse_sets(self.settings)
         found = []
@@ -71,7 +73,7 @@ class Panel:
     def plan(self) -> Plan:
         """Returns the trainings as the cells of a sweep, each once."""
         cells: dict[str, Cell] = {}
-        for source, _, config in self.members():
+        for source, _, config in self.members:
             cell = Cell(source, config)
             cells.setdefault(cell.fingerprint, cell)
         question = "How much does a metric vary between trainings, and what does that come from?"
@@ -105,7 +107,8 @@ def run_panel(panel: Panel, options: Options, out: Path) -> int:
 
 def head_of(panel: Panel) -> dict[str, Any]:
     """Returns the first line of the records: what all of them have in common."""
-    folder = folder_of(panel.plan().sweep.cells[0])
+    source, _, config = panel.members[0]
+    folder = folder_of(Cell(source, config))
     last = list(folder.journal.lines("evaluation"))[-1]
     names = ("profile", "config", "protocol", "protocol_digest", "extractor", "reference")
     made_by = ("device", "precision", "compiled", "versions", "git")
@@ -119,7 +122,7 @@ def evaluations(panel: Panel) -> list[dict[str, Any]]:
     from mirai_bench.sample.sampler import load_for_sampling
     from mirai_bench.utils.device import resolve_device
 
-    members = panel.members()
+    members = panel.members
     device = resolve_device(members[0][2].machine.device)
     evaluator = Evaluator(members[0][2], device)
     measured: dict[str, list[dict[str, float]]] = {}  # by fingerprint
@@ -146,7 +149,7 @@ def evaluations(panel: Panel) -> list[dict[str, Any]]:
 def trajectories(panel: Panel) -> list[dict[str, Any]]:
     """Returns the evaluations along each training with all sources varied together."""
     lines = []
-    for source, number, config in panel.members():
+    for source, number, config in panel.members:
         if source != TOGETHER:
             continue
         for line in folder_of(Cell(source, config)).journal.lines("evaluation"):

@@ -186,8 +186,7 @@ def describe_search(plan: Plan, path: Path) -> str:
     search = search_plan.search
     flops = cell_flops(search_plan.config)
     # At most, because ASHA stops most runs early.
-    runs = search.samples * max(1, len(search.seeds))
-    total = "not known" if flops is None else f"{runs * flops:.2e} at most"
+    total = "not known" if flops is None else f"{search.num_runs * flops:.2e} at most"
     text = yaml.safe_dump(search.model_dump(mode="json"), sort_keys=False)
     return f"{text}training FLOPs: {total}"
 
@@ -240,7 +239,7 @@ def _draw(plan: SearchPlan, options: Options) -> list[dict[str, Any]]:
     with ray_tune.session(options.cluster, WORKERS), stop_file_on_signal(job.stop_file):
         # 2. How many trials Ray can run at a time.
         fitting = ray_tune.slots(machine, local=options.cluster is None)
-        at_a_time = min(fitting, options.max_concurrent or search.samples * max(1, len(search.seeds)))
+        at_a_time = min(fitting, options.max_concurrent or search.num_runs)
         on_one_node = ray_tune.processes_per_node(machine, at_a_time)
         job = replace(job, processes_per_node=on_one_node)
         log.info(

@@ -27,7 +27,7 @@ SMALL = (
 
 def test_members_vary_one_source_each_and_share_the_first_training():
     panel = Panel("digits", 3, 2, 10, SMALL)
-    configs = {(source, number): config for source, number, config in panel.members()}
+    configs = {(source, number): config for source, number, config in panel.members}
     assert len(configs) == 12 and len(panel.plan().sweep.cells) == 3 + 3 * 2
     assert len({configs[source, 0].fingerprint() for source in (TOGETHER, *SOURCES)}) == 1
     for source in SOURCES:
