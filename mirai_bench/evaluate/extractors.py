@@ -162,20 +162,23 @@ def open_extractor(
     return Extractor(name, entry_of(name).locate(config, weights), device)
 
 
+def evenly_spaced(n: int, keep: int) -> np.ndarray:
+    """Returns the numbers of at most `keep` of n rows, evenly spaced."""
+    return np.arange(n) if keep >= n else np.arange(keep) * n // keep
+
+
 class FeatureCollector:
     """Collects the features of n images, which arrive in order, in the form that the metrics need.
 
     Memory is `keep` rows of `pool`, evenly spaced, whatever n. They are for the metrics that
-    compare images with images: precision, recall, density, coverage, KID.
+    compare images with images: precision, recall, density, coverage, KID, and the copy check.
     """
 
     def __init__(self, n: int, entry: Entry, keep: int | None = None) -> None:
         self.n = n
         self.entry = entry
         self.seen = 0
-        self.kept_rows = np.arange(n)
-        if keep is not None and keep < n:
-            self.kept_rows = np.arange(keep) * n // keep
+        self.kept_rows = evenly_spaced(n, n if keep is None else keep)
         self.moments: dict[str, Moments] = {}
         self.scores: InceptionScore | None = None
         self.labelled = 0  # images whose class is known

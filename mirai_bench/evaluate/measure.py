@@ -293,6 +293,8 @@ def compare(
         values["IS"] = samples.scores.value()
     if reference.features is not None:
         values |= image_to_image(samples, reference.features, device)
+    if reference.copies is not None:
+        values["copies"] = reference.copies.share(samples.kept)
     if extrapolate:
         values[f"{entry.frechet}-infinity"] = frechet_at_infinity(samples.kept, reference.pool)
     if samples.labelled == samples.n:

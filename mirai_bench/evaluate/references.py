@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import images_of
 from mirai_bench.data.images.datasets import Split, has_heldout_images, open_dataset
 from mirai_bench.data.images.image_sets import npz_arrays, open_images, parts
-from mirai_bench.evaluate.extractors import Extractor, FeatureCollector
+from mirai_bench.evaluate.copies import CopyCheck
+from mirai_bench.evaluate.extractors import Extractor, FeatureCollector, evenly_spaced
 from mirai_bench.evaluate.metrics import Array, Gaussian, square_root
 from mirai_bench.utils.assets import assets_folder
 from mirai_bench.utils.cli import progress
@@ -32,10 +34,12 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 # Number of evenly spaced reference images for precision, recall, density, coverage and KID; ADM's
 # batch has as many.
 FEATURES_KEPT = 10_000
+# Of a training split of at most so many images all features are kept, for the copy check.
+TRAINING_KEPT = 100_000
 INCEPTION_SHAPES = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
 # Names of the mean and the covariance of a feature in an .npz file.
 ARRAYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-RECIPE = 1  # raised when the statistics below change, so that cached ones are computed again
+RECIPE = 2  # raised when the statistics below change, so that cached ones are computed again
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Reference:
     spatial: Gaussian | None = None
     features: Array | None = None
     """Features (m, d) of m ≤ FEATURES_KEPT images."""
+    copies: CopyCheck | None = None
+    """Tells which samples are copies, if this is the training split of data with a held-out one."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -80,6 +86,8 @@ class ReferenceImages(NamedTuple):
     n: int
     identity: dict[str, Any]
     """Their name, their sha256, and what else decides the statistics."""
+    keep: int = FEATURES_KEPT
+    """Number of images whose features are kept."""
 
 
 def split_images(config: RunConfig, split: Split) -> ReferenceImages:
@@ -98,7 +106,9 @@ def split_images(config: RunConfig, split: Split) -> ReferenceImages:
         "image_size": config.data.image_size,
     }
     batches = (images for images, _ in images_of(config, split))
-    return ReferenceImages(batches, len(dataset), identity)
+    n = len(dataset)
+    is_whole = split == "train" and n <= TRAINING_KEPT
+    return ReferenceImages(batches, n, identity, n if is_whole else FEATURES_KEPT)
 
 
 def path_images(path: Path) -> ReferenceImages:
@@ -113,7 +123,7 @@ def path_images(path: Path) -> ReferenceImages:
 
 def write_reference(path: Path, images: ReferenceImages, extractor: Extractor) -> dict[str, Any]:
     """Writes the statistics of images to an .npz file and returns its manifest."""
-    samples = FeatureCollector(images.n, extractor.entry, FEATURES_KEPT)
+    samples = FeatureCollector(images.n, extractor.entry, images.keep)
     for batch in progress(images.batches, "reference features", images.n, "images", weigh=len):
         samples.add(extractor(batch))
     assert samples.seen == images.n, "as many images as announced"
@@ -146,13 +156,14 @@ def _read_own(path: Path, extractor: Extractor) -> Reference:
                 "reference`, or name the images themselves"
             )
         gaussians = _read_gaussians(arrays)
-        features = arrays["features"].astype(np.float64)
+        features = arrays["features"]
+    features = features[evenly_spaced(len(features), FEATURES_KEPT)].astype(np.float64)
     source = (manifest["name"], manifest["sha256"], manifest["n"])
     return Reference(*source, gaussians["pool"], gaussians.get("spatial"), features)
 
 
-def _cached(runs: Path, images: ReferenceImages, extractor: Extractor) -> Reference:
-    """Returns the statistics of images from the cache in the folder of runs.
+def _cached_file(runs: Path, images: ReferenceImages, extractor: Extractor) -> Path:
+    """Returns the file of statistics of images in the cache in the folder of runs.
 
     Computes them first if they are missing.
     """
@@ -162,7 +173,30 @@ def _cached(runs: Path, images: ReferenceImages, extractor: Extractor) -> Refere
 
     identity = digest([RECIPE, images.identity, extractor.identity])
     folder = cached(runs / "cache" / f"reference-{identity}", build)
-    return _read_own(folder / "reference.npz", extractor)
+    return folder / "reference.npz"
+
+
+def _cached(runs: Path, images: ReferenceImages, extractor: Extractor) -> Reference:
+    return _read_own(_cached_file(runs, images, extractor), extractor)
+
+
+def _open_split(config: RunConfig, split: Split, extractor: Extractor) -> Reference:
+    """Returns a split as a reference, with the copy check if it is the training split."""
+    runs = config.machine.runs
+    images = split_images(config, split)
+    file = _cached_file(runs, images, extractor)
+    found = _read_own(file, extractor)
+    if split != "train" or images.keep < images.n or not has_heldout_images(config):
+        return found
+    unseen = _cached_file(runs, split_images(config, "heldout"), extractor)
+    copies = CopyCheck(npz_features(file), npz_features(unseen), extractor.device)
+    return replace(found, copies=copies)
+
+
+def npz_features(path: Path) -> NDArray[np.float32]:
+    """Returns the features (m, d) that our own file of statistics keeps."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays["features"]
 
 
 # ---- any reference
@@ -175,7 +209,7 @@ def open_reference(config: RunConfig, reference: str, extractor: Extractor) -> R
     """
     runs = config.machine.runs
     if reference in SPLITS:
-        return _cached(runs, split_images(config, reference), extractor)
+        return _open_split(config, reference, extractor)
     path = find_reference(config.machine.assets, reference)
     if path.is_dir():
         return _cached(runs, path_images(path), extractor)

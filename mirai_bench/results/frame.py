@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Beginnings of the names of metrics of which less, or more, is better.
-LOWER = ("FID", "sFID", "FD-", "KID", "MIND", "heldout_ntp", "heldout_excess", "decisive_nats", "nats_")
+_LOSSES = ("heldout_ntp", "heldout_excess", "decisive_nats", "nats_")
+LOWER = ("FID", "sFID", "FD-", "KID", "MIND", "copies", *_LOSSES)
 _PLANTED = ("rule", "decisive_accuracy", "solved", "accuracy_")  # of planted data sets
 HIGHER = ("IS", "precision", "recall", "density", "coverage", "class_accuracy", *_PLANTED)
 # Parts of a record that decide what its numbers mean. Records that differ in them are never mixed.

@@ -44,7 +44,9 @@ def model_of(config, seed=0):
 def test_what_an_evaluation_says(make_config):
     config = make_config()
     result = Evaluator(config, CPU).evaluate_model(model_of(config))
-    names = "FD-digits KID-digits MIND-digits precision recall density coverage class_accuracy heldout_ntp"
+    names = (
+        "FD-digits KID-digits MIND-digits precision recall density coverage copies class_accuracy heldout_ntp"
+    )
     assert list(result.metrics) == names.split()
     assert all(math.isfinite(value) for value in result.metrics.values())
     assert set(result.provenance) == {"protocol", "protocol_digest", "extractor", "reference"}

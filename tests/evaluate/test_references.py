@@ -11,7 +11,7 @@ from PIL import Image
 from mirai_bench.data.images.image_sets import npz_arrays
 from mirai_bench.evaluate import references
 from mirai_bench.evaluate.__main__ import command
-from mirai_bench.evaluate.extractors import EXTRACTORS, FeatureCollector
+from mirai_bench.evaluate.extractors import EXTRACTORS, FeatureCollector, open_extractor
 from mirai_bench.evaluate.references import ReferenceImages, open_reference, write_reference
 from mirai_bench.utils.errors import UserError
 from tests.support.features import gaussian_of
@@ -162,6 +162,19 @@ def test_few_of_many_features_are_kept_evenly():
     np.testing.assert_allclose(collected.kept, extractor(images)["pool"][np.arange(7) * 100 // 7])
     expected = gaussian_of(extractor(images)["pool"]).cov
     np.testing.assert_allclose(collected.moments["pool"].gaussian().cov, expected)
+
+
+def test_all_features_of_a_training_split_are_kept(make_config, monkeypatch):
+    """The other metrics see as many as before, evenly spaced."""
+    config = make_config(machine={"runs": str(make_config().machine.runs / "kept")})
+    monkeypatch.setattr(references, "FEATURES_KEPT", 100)
+    extractor = open_extractor(config, "digits", torch.device("cpu"))
+    found = open_reference(config, "train", extractor)
+    assert found.copies.training.shape[0] == 1500 and found.features.shape[0] == 100
+    np.testing.assert_array_equal(found.features, found.copies.training[::15])
+    monkeypatch.setattr(references, "TRAINING_KEPT", 1000)
+    monkeypatch.setattr(references, "RECIPE", 0)
+    assert open_reference(config, "train", extractor).copies is None
 
 
 def test_reference_command(make_config, tmp_path, capsys):
