@@ -55,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
     for field in fields(Recipe):
         option = f"--{field.name.replace('_', '-')}"
         default = field.default
-        train.add_argument(option, type=type(default), default=default, help=f"default {default}")
+        kind: dict[str, Any] = {"type": type(default)}
+        if isinstance(default, bool):
+            kind = {"action": "store_true"}
+        train.add_argument(option, default=default, help=f"default {default}", **kind)
     return result
 
 
@@ -71,12 +74,15 @@ def train_command(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from mirai_bench.tokenizer.train import train
-    from mirai_bench.utils.device import resolve_device
+    from mirai_bench.utils.device import Hardware
 
     torch.set_num_threads(config.machine.threads)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
-    device = resolve_device(config.machine.device)
-    file, record = train(config, recipe, args.vgg, device, args.reconstructions)
+    machine = config.machine
+    hardware = Hardware.resolve(machine.device, "auto", machine.compile, recipe.channels)
+    file, record = train(
+        config, recipe, args.vgg, hardware.device, args.reconstructions, compile=hardware.compile
+    )
     return {"file": str(file)} | record["heldout"]
 
 

@@ -1,12 +1,14 @@
 """Training of vq_small.
 
-The loss is L2 + perceptual + commitment. The codebook is a moving average, and its dead codes are
-replaced. Everything random is a function of (seed, step), so that a resumed training equals an
-uninterrupted one bit for bit. Letters: B batch; n = B·H·W rows of a batch; Z code width; V codes.
+The loss is L2 + perceptual + commitment, and an adversarial term if the recipe asks for it. The
+codebook is a moving average, and its dead codes are replaced. Everything random is a function of
+(seed, step), so that a resumed training equals an uninterrupted one bit for bit. Letters: B batch; n
+= B·H·W rows of a batch; Z code width; V codes.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -15,18 +17,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.images.crops import read_bases
 from mirai_bench.data.images.datasets import Dataset, open_dataset
-from mirai_bench.data.tokenizers.network import from_uint8
+from mirai_bench.data.tokenizers.network import ResBlock
 from mirai_bench.data.tokenizers.vq_small import SmallVQ, VQSmall, read_model
-from mirai_bench.tokenizer.perceptual import Perceptual
+from mirai_bench.tokenizer.adversary import Adversary
+from mirai_bench.tokenizer.batches import Batches
+from mirai_bench.tokenizer.codebook import Codebook
+from mirai_bench.tokenizer.perceptual import Perceptual, read_weights, weights_sha256
 from mirai_bench.tokenizer.quality import measure, record_file
 from mirai_bench.tokenizer.recipe import Recipe
 from mirai_bench.utils.cli import progress
@@ -39,108 +42,84 @@ from mirai_bench.utils.tensors import read_tensors
 log = logging.getLogger(__name__)
 
 STEPS_PER_REBIRTH = 20
-
-
-class Codebook:
-    """The moving averages behind SmallVQ.codebook: code v is m_v / N_v (arXiv 1711.00937, appendix A.1).
-
-    m_v is the moving sum of the rows that chose code v, and N_v their moving number.
-    """
-
-    def __init__(self, model: SmallVQ, recipe: Recipe) -> None:
-        self.model = model
-        self.recipe = recipe
-        self.counts = torch.zeros(len(model.codebook), device=model.codebook.device)  # N (V,)
-        self.sums = torch.zeros_like(model.codebook)  # m (V, Z)
-
-    def start(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Sets the codes to rows (n, Z) of the first batch."""
-        chosen = torch.randint(len(rows), (len(self.counts),), generator=generator)
-        self.sums = rows[chosen.to(rows.device)].clone()
-        self.counts.fill_(1.0)
-        self.model.codebook.copy_(self.sums)
-
-    def update(self, rows: Tensor, codes: Tensor) -> None:
-        """Moves the codes towards the rows (n, Z) that have chosen them, `codes` (n,)."""
-        # N_v ← γ N_v + (1 - γ) n_v, and m_v ← γ m_v + (1 - γ) Σ rows, with γ the decay.
-        decay = self.recipe.codebook_decay
-        # Counts n (V,) and sums (V, Z) of this batch.
-        counts = torch.bincount(codes, minlength=len(self.counts)).float()
-        sums = torch.zeros_like(self.sums).index_add_(0, codes, rows)
-        self.counts.lerp_(counts, 1 - decay)
-        self.sums.lerp_(sums, 1 - decay)
-        self.model.codebook.copy_(self.sums / self.counts.clamp_min(1e-5)[:, None])
-
-    def revive(self, rows: Tensor, generator: torch.Generator) -> int:
-        """Replaces dead codes by rows (n, Z) of this batch, with an equal share as their count.
-
-        Returns how many there were.
-        """
-        # A code that no row chooses gets no update, and would never be chosen again.
-        share = len(rows) / len(self.counts)
-        dead = (self.counts < self.recipe.dead_below * share).nonzero()[:, 0]
-        chosen = torch.randint(len(rows), (len(dead),), generator=generator).to(rows.device)
-        self.counts[dead] = share
-        self.sums[dead] = rows[chosen] * share
-        self.model.codebook[dead] = rows[chosen]
-        return len(dead)
+STEPS_PER_LOOK = 50  # after as many steps the losses are read, for which the host waits
 
 
 class Training:
     """Model, optimizer and codebook of one training. Nothing else decides what a step computes."""
 
     def __init__(
-        self, config: RunConfig, recipe: Recipe, vgg: Path, dataset: Dataset, device: torch.device
+        self,
+        config: RunConfig,
+        recipe: Recipe,
+        vgg: dict[str, Tensor],
+        dataset: Dataset,
+        device: torch.device,
+        compile: bool = False,
     ) -> None:
+        """Compiles the residual blocks and the perceptual distance with torch.compile if asked to.
+
+        `vgg` are the weights that `perceptual.read_weights` returned.
+        """
         self.recipe = recipe
-        self.dataset = dataset
-        self.image_size = config.data.image_size
         self.device = device
         torch.manual_seed(recipe.seed)
-        sizes = (config.tokenizer.downsample, config.tokenizer.vocabulary)
-        self.model = SmallVQ(*sizes, recipe.channels, recipe.blocks, recipe.width)
+        self.model = SmallVQ(
+            config.tokenizer.downsample,
+            config.tokenizer.vocabulary,
+            recipe.channels,
+            recipe.blocks,
+            recipe.width,
+            recipe.decoder_blocks,
+            recipe.normalised,
+        )
         self.model.to(device).to(memory_format=torch.channels_last)
+        # The moving average of the weights and of the codes, which move with them.
+        self.average = copy.deepcopy(self.model) if recipe.ema_decay else None
         self.perceptual = Perceptual(vgg).to(device).to(memory_format=torch.channels_last)
         self.codebook = Codebook(self.model, recipe)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), recipe.lr, (0.9, 0.99), weight_decay=recipe.weight_decay
+            self.model.parameters(),
+            recipe.lr,
+            (0.9, 0.99),
+            weight_decay=recipe.weight_decay,
+            fused=device.type == "cuda",
         )
-        self.steps_per_epoch = len(dataset) // recipe.batch_size
+        self.adversary = Adversary(recipe, device) if recipe.adversarial else None
+        if compile:
+            self.perceptual.compile()
+            for module in self.model.modules():
+                if isinstance(module, ResBlock):
+                    module.compile()
+        self.batches = Batches(dataset, config.data.image_size, recipe, device)
+        self.steps_per_epoch = self.batches.per_epoch
         self.total_steps = recipe.epochs * self.steps_per_epoch
         self.done = 0  # steps
         self.seconds = 0.0  # of steps
 
-    def images(self, step: int) -> Tensor:
-        """Returns the images of a step, float (B, 3, h, w) in [-1, 1], half of them mirrored."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        rng = np.random.default_rng((self.recipe.seed, epoch))
-        order = rng.permutation(len(self.dataset))
-        mirrored = rng.random(len(self.dataset)) < 0.5
-        start = position * self.recipe.batch_size  # the rest of an epoch's order is dropped
-        rows = order[start : start + self.recipe.batch_size]
-        pixels = torch.from_numpy(read_bases(self.dataset, rows, self.image_size))
-        images = from_uint8(pixels.to(self.device))
-        flips = torch.from_numpy(mirrored[rows]).to(self.device)[:, None, None, None]
-        return torch.where(flips, images.flip(-1), images).contiguous(memory_format=torch.channels_last)
+    @property
+    def result(self) -> SmallVQ:
+        """Returns the network that is stored: the moving average, if there is one."""
+        return self.model if self.average is None else self.average
 
-    def lr(self, step: int) -> float:
-        """Returns the learning rate of a step."""
+    def lr_share(self, step: int) -> float:
+        """Returns the learning rate of a step, as a share of the peak."""
         progress = step / self.total_steps
         # From one step's share to 1 over the first 2 %.
         warmup = min(1.0, progress / 0.02 + 1 / self.total_steps)
-        return self.recipe.lr * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+        return warmup * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, Tensor | int]:
         """Computes step number `step` (from 0).
 
-        Returns its losses and, as `reborn`, the number of codes that were replaced.
+        Returns its losses, still on the device, and, as `reborn`, the number of codes that were
+        replaced.
         """
         recipe = self.recipe
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        images = self.images(step)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+        images = self.batches.images(step)
         # 1. Encode and quantise.
-        with autocast:
+        with self._autocast():
             rows = self.model.rows(images).float()
         detached = rows.detach()
         if step == 0:
@@ -149,43 +128,88 @@ class Training:
         quantised = self.model.codebook[codes]
         # 2. Decode. The gradient goes straight through the quantisation: the sum is `quantised`, and
         #    its derivative that of `rows`.
-        with autocast:
+        with self._autocast():
             decoded = self.model.images(rows + (quantised - rows).detach(), len(images))
-            part = max(1, round(recipe.perceptual_part * len(images)))  # images
-            perceptual = self.perceptual(decoded[:part], images[:part])
-        l2 = F.mse_loss(decoded.float(), images)
         commitment = F.mse_loss(rows, quantised)  # of the rows only: the codebook has no gradient
-        loss = l2 + recipe.perceptual * perceptual + recipe.commitment * commitment
         # 3. Update the weights, then the codebook.
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(step)
         self.optimizer.zero_grad()
-        loss.backward()
+        if self.adversary is None or step < recipe.adversarial_from * self.total_steps:
+            losses = self._reconstruction(decoded, images)
+            loss = losses["l2"] + recipe.perceptual * losses["perceptual"] + recipe.commitment * commitment
+            loss.backward()
+        else:
+            losses = self._adversarial(self.adversary, decoded, images, commitment, step)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr * self.lr_share(step)
         self.optimizer.step()
         self.codebook.update(detached, codes)
         reborn = 0  # codes
         settled = step >= recipe.rebirth_until * self.total_steps
         if (step + 1) % STEPS_PER_REBIRTH == 0 and not settled:
             reborn = self.codebook.revive(detached, generator)
-        losses = {"l2": l2, "perceptual": perceptual, "commitment": commitment}
-        return {name: value.item() for name, value in losses.items()} | {"reborn": reborn}
+        if self.average is not None:
+            self._move_average(self.average, step)
+        losses["commitment"] = commitment
+        return {name: value.detach() for name, value in losses.items()} | {"reborn": reborn}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def _reconstruction(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Returns the losses that compare decoded images (B, 3, h, w) with their originals."""
+        part = max(1, round(self.recipe.perceptual_part * len(images)))  # images
+        with self._autocast():
+            perceptual = self.perceptual(decoded[:part], images[:part])
+        return {"l2": F.mse_loss(decoded.float(), images), "perceptual": perceptual}
+
+    def _adversarial(
+        self, adversary: Adversary, decoded: Tensor, images: Tensor, commitment: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """Writes the gradient of all losses, and updates the discriminator. Returns the losses."""
+        # 1. The gradients at the decoded images, whose lengths are balanced there.
+        leaf = decoded.detach().requires_grad_()
+        losses = self._reconstruction(leaf, images)
+        (others,) = torch.autograd.grad(losses["l2"] + self.recipe.perceptual * losses["perceptual"], leaf)
+        weight = adversary.weight(step / self.total_steps)
+        with self._autocast():
+            losses["adversarial"], gradient = adversary.gradient(leaf, others, weight)
+            losses["discriminator"] = adversary.loss(images, leaf.detach())
+        # 2. From there to the weights.
+        torch.autograd.backward([decoded, self.recipe.commitment * commitment], [others + gradient, None])
+        # 3. The discriminator.
+        adversary.update(losses["discriminator"], self.recipe.discriminator_lr * self.lr_share(step))
+        return losses
+
+    @torch.no_grad()
+    def _move_average(self, average: SmallVQ, step: int) -> None:
+        """Moves the average towards the weights and codes, faster at first."""
+        decay = min(self.recipe.ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average.parameters()), list(self.model.parameters()), 1 - decay)
+        average.codebook.lerp_(self.model.codebook, 1 - decay)
+        if average.normalised:
+            average.codebook.copy_(F.normalize(average.codebook, dim=1))
 
     def run(self, state: Path) -> None:
         """Trains from step `done` to the end. After every epoch it saves to `state` and logs its losses."""
-        epoch: list[dict[str, float]] = []  # losses of each step
+        epoch: list[dict[str, Tensor | int]] = []  # losses of each step
         total = self.total_steps
+        start = time.monotonic()
         for step in progress(range(self.done, total), "vq_small", total, "steps", self.done):
-            start = time.monotonic()
             losses = self.step(step)
             self.done = step + 1
-            self.seconds += time.monotonic() - start
-            if not math.isfinite(losses["l2"]):
-                raise FloatingPointError(f"the loss is not finite at step {step}")
             epoch.append(losses)
-            if self.done % self.steps_per_epoch == 0:
+            over = self.done % self.steps_per_epoch == 0
+            if (over or self.done % STEPS_PER_LOOK == 0) and not math.isfinite(losses["l2"]):
+                raise FloatingPointError(f"the loss is not finite at step {step}")
+            if over:
+                now = time.monotonic()
+                self.seconds += now - start
+                start = now
                 self.save(state)
-                means = {name: sum(each[name] for each in epoch) / len(epoch) for name in losses}
+                means = {
+                    name: float(sum(each.get(name, 0) for each in epoch)) / len(epoch) for name in losses
+                }
                 text = ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
                 log.info(f"step {self.done}/{total}, mean of {len(epoch)} steps: {text}")
                 epoch = []
@@ -194,9 +218,11 @@ class Training:
         """Writes the state, whole or not at all."""
         state = {
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "counts": self.codebook.counts,
             "sums": self.codebook.sums,
+            "adversary": None if self.adversary is None else self.adversary.state_dict(),
             "done": self.done,
             "seconds": self.seconds,
         }
@@ -208,6 +234,10 @@ class Training:
         state = read_tensors(path)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
         self.codebook.counts = state["counts"].to(self.device)
         self.codebook.sums = state["sums"].to(self.device)
         self.done = state["done"]
@@ -215,12 +245,18 @@ class Training:
 
 
 def train(
-    config: RunConfig, recipe: Recipe, vgg: Path, device: torch.device, keep: Path | None = None
+    config: RunConfig,
+    recipe: Recipe,
+    vgg: Path,
+    device: torch.device,
+    keep: Path | None = None,
+    compile: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Trains the tokenizer of a configuration, or resumes its training.
 
     Returns the weight file and its record, which is written next to it. `keep` is an .npz file that
-    gets the reconstructed held-out images. Raises UserError if the sizes do not fit each other.
+    gets the reconstructed held-out images. `compile` is as `Training` takes it. Raises UserError if
+    the sizes do not fit each other.
     """
     tokenizer = config.tokenizer
     if tokenizer.downsample not in (2, 4, 8):
@@ -233,7 +269,8 @@ def train(
     if recipe.batch_size > size:
         raise UserError(f"--batch-size is {recipe.batch_size}, but there are {size} images: write less")
     # 1. The folder is named by everything that decides the weights.
-    vgg_sha256 = file_sha256(vgg)
+    vgg_weights = read_weights(vgg)
+    vgg_sha256 = weights_sha256(vgg_weights)
     image_size = config.data.image_size
     sizes = [tokenizer.downsample, tokenizer.vocabulary, image_size]
     identity = digest([asdict(recipe), dataset.identity, vgg_sha256, *sizes])
@@ -241,7 +278,7 @@ def train(
     folder = config.machine.runs.absolute() / "tokenizers" / f"{name}-{identity}"
     folder.mkdir(parents=True, exist_ok=True)
     # 2. Train, or resume.
-    training = Training(config, recipe, vgg, dataset, device)
+    training = Training(config, recipe, vgg_weights, dataset, device, compile)
     state = folder / "state.pt"
     if state.is_file():
         training.load(state)
@@ -249,7 +286,7 @@ def train(
     training.run(state)
     # 3. Measure the weights as they are stored, and write the record.
     file = folder / f"{name}.safetensors"
-    save_weights(training.model, file)
+    save_weights(training.result, file)
     stored = VQSmall(read_model(file).to(device), "")  # its identity is not read
     steps = {"images": size, "steps": training.total_steps, "seconds": round(training.seconds)}
     num_parameters = sum(parameter.numel() for parameter in training.model.parameters())

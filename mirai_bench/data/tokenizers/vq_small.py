@@ -3,8 +3,9 @@
 32x32 pixels become 8x8 codes (downsample 4) or 16x16 (downsample 2). The encoder puts 2x2 pixels
 into channels, then has residual blocks, and a convolution of stride 2 for each further halving. The
 decoder is its mirror image. The codebook is learned as a moving average of the rows that choose
-each code (VQ-VAE, arXiv 1711.00937, appendix A.1). Letters: B batch; h, w pixels; H, W tokens; C
-channels; Z code width; V codes.
+each code (VQ-VAE, arXiv 1711.00937, appendix A.1). The codes and the rows may be of unit length, as
+LlamaGen's are (ViT-VQGAN, arXiv 2110.04627). Letters: B batch; h, w pixels; H, W tokens; C channels;
+Z code width; V codes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mirai_bench.config.data_config import TokenizerConfig
 from mirai_bench.data.tokenizers.network import ResBlock, from_uint8, to_uint8
@@ -74,8 +76,19 @@ class SmallVQ(nn.Module):
     """Codes (V, Z)."""
 
     def __init__(
-        self, downsample: int, vocabulary: int, channels: int = 64, blocks: int = 2, width: int = 16
+        self,
+        downsample: int,
+        vocabulary: int,
+        channels: int = 64,
+        blocks: int = 2,
+        width: int = 16,
+        decoder_blocks: int = 0,
+        normalised: bool = False,
     ) -> None:
+        """The defaults of the last two are what weight files that do not name them were made with.
+
+        `decoder_blocks` 0 means as many as `blocks`; `normalised` gives rows and codes unit length.
+        """
         super().__init__()
         self.sizes = {
             "downsample": downsample,
@@ -83,9 +96,12 @@ class SmallVQ(nn.Module):
             "channels": channels,
             "blocks": blocks,
             "width": width,
+            "decoder_blocks": decoder_blocks,
+            "normalised": normalised,
         }
+        self.normalised = normalised
         self.encoder = build_encoder(downsample, channels, blocks, width)
-        self.decoder = build_decoder(downsample, channels, blocks, width)
+        self.decoder = build_decoder(downsample, channels, decoder_blocks or blocks, width)
         self.register_buffer("codebook", torch.zeros(vocabulary, width))
 
     def nearest(self, z: Tensor) -> Tensor:
@@ -98,7 +114,8 @@ class SmallVQ(nn.Module):
 
     def rows(self, images: Tensor) -> Tensor:
         """Returns rows (B·H·W, Z), in raster order, of images float (B, 3, h, w)."""
-        return self.encoder(images).permute(0, 2, 3, 1).flatten(0, 2)
+        rows = self.encoder(images).permute(0, 2, 3, 1).flatten(0, 2)
+        return F.normalize(rows.float(), dim=1) if self.normalised else rows
 
     def images(self, rows: Tensor, batch: int) -> Tensor:
         """Returns images float (B, 3, h, w) of the rows (B·H·W, Z) of `batch` square grids."""
