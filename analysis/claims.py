@@ -19,7 +19,8 @@ from common import load, parser
 from speedup import speedup
 
 from mirai_bench.config.load import read_yaml
-from mirai_bench.results.frame import Results, lower_is_better, refuse_mixed_protocols
+from mirai_bench.results.frame import Results, is_distance, lower_is_better, refuse_mixed_protocols
+from mirai_bench.results.looks import LEVEL, SMALL, UNDECIDED, level_of, smallest_difference
 from mirai_bench.results.stats import CONFIDENCE, paired, ratio
 from mirai_bench.results.table import MISSING
 from mirai_bench.results.writers import difference
@@ -35,10 +36,14 @@ RULES = (
     "A claim is **supported** if the 95 % interval\nof each of its comparisons lies wholly on the "
     "claimed side; **contradicted** if the interval of one of them (at 1 − 5 %/m, for "
     "m\ncomparisons) lies wholly on the other side; else **undecided**: these seeds do not tell. "
-    "One seed never decides. Verdicts hold for the\nprofile in their row, and are not corrected "
-    "for the number of claims."
+    "One seed never decides, nor does a sweep before its first planned look. "
+    "A claim whose whole corrected\ninterval lies within the smallest effect of interest that its sweep "
+    "registered is **below the smallest effect of interest**. A claim that a profile\ncould not show "
+    "whatever came out **cannot be decided by this profile**. Verdicts hold for the profile in their "
+    "row, and are not corrected\nfor the number of claims."
 )
-VERDICTS = ("supported", "contradicted", "undecided", "not run")
+CANNOT = "cannot be decided by this profile"
+VERDICTS = ("supported", "contradicted", SMALL, UNDECIDED, CANNOT, "not run")
 
 Test = dict[str, Any]  # a comparison, as claims.yaml describes it
 
@@ -55,7 +60,7 @@ def verdict(inside: bool, outside: bool) -> str:
     """Returns the verdict of an interval that lies wholly inside, wholly outside, or neither."""
     if inside:
         return "supported"
-    return "contradicted" if outside else "undecided"
+    return "contradicted" if outside else UNDECIDED
 
 
 # ---- the kinds of comparison. `strict` is the confidence that a contradiction needs.
@@ -63,16 +68,29 @@ def verdict(inside: bool, outside: bool) -> str:
 
 def compare_better(results: Results, test: Test, strict: float) -> Evidence:
     """Compares the arm `better` with the arm `than`."""
-    # The claim is a side of 0 for the difference ours - theirs.
+    # 1. The difference ours - theirs, or that of the logarithms.
     metric = test.get("metric") or results.primary
+    in_log = is_distance(metric)
     ours = at_last(results, test["better"], metric)
     theirs = at_last(results, test["than"], metric)
-    found = paired(ours, theirs)
-    wide = paired(ours, theirs, strict)
-    what = f"{metric}: {test['better']} minus {test['than']}"
+    plan = results.registered.get("now", {})
+    level = level_of(plan.get("looks", ()), len(ours.keys() & theirs.keys()))
+    found = paired(ours, theirs, 1 - level, in_log=in_log)
+    # Stricter by the same factor as `strict` is than 95 %.
+    wide = paired(ours, theirs, 1 - level * (1 - strict) / LEVEL, in_log=in_log)
+    what = f"{metric}: {test['better']} {'relative to' if in_log else 'minus'} {test['than']}"
     text = f"{what} {difference(found, metric)}, n {found.n if found else 0}"
     if found is None or wide is None or math.isnan(found.half):
-        return Evidence("undecided", text)
+        return Evidence(UNDECIDED, text)
+    # 2. A sweep that has not come to its first look decides nothing.
+    if plan.get("looks") and found.n < plan["looks"][0]:
+        return Evidence(UNDECIDED, f"{text}, a pilot: the first look is at {plan['looks'][0]} seeds")
+    # 3. The claim is a side of 0. Within the smallest effect of interest it is neither.
+    smallest = plan.get("smallest_effect")
+    if smallest is not None:
+        bound = smallest_difference(smallest, metric)
+        if -bound < wide.low and wide.high < bound:
+            return Evidence(SMALL, text)
     if lower_is_better(metric):
         return Evidence(verdict(found.high < 0, wide.low > 0), text)
     return Evidence(verdict(found.low > 0, wide.high < 0), text)
@@ -98,7 +116,7 @@ def compare_same(results: Results, test: Test, strict: float) -> Evidence:
     what = f"{test['same']}: {test['arm']} over {results.baseline}"
     if found is None or wide is None or math.isnan(found.half):
         mean = found.mean if found else math.nan
-        return Evidence("undecided", f"{what} {mean:.3f}, n {found.n if found else 0}")
+        return Evidence(UNDECIDED, f"{what} {mean:.3f}, n {found.n if found else 0}")
     # A test of equivalence. That a difference is not significant would not show that there is none.
     low = 1 - test["within"]
     high = 1 + test["within"]
@@ -161,10 +179,10 @@ def sweep_of(test: Test, profile: str, sweeps: list[Results]) -> Results | None:
 def overall(verdicts: list[str], complete: bool) -> str:
     """Returns the verdict on a claim whose comparisons have these verdicts."""
     # The weakest comparison decides. One that was not run leaves the claim open.
-    for side in ("contradicted", "undecided"):
+    for side in ("contradicted", CANNOT, SMALL, UNDECIDED):
         if side in verdicts:
             return side
-    return "supported" if complete else "undecided"
+    return "supported" if complete else UNDECIDED
 
 
 def judge(claim: dict[str, Any], sweeps: list[Results]) -> list[list[str]]:

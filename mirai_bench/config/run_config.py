@@ -97,6 +97,9 @@ needs."""
 class TrainConfig(Section):
     """How the model is trained."""
 
+    recipe: str = "untuned"
+    """Where the recipe comes from, as tables print it: `paper`, `untuned`, or the file of the search that \
+found it. It is not fingerprinted."""
     epochs: Positive
     """Length of training in epochs of the training split."""
     batch_size: Positive
@@ -276,6 +279,7 @@ class RunConfig(Section):
         del fields["model"]["size"]
         del fields["evaluation"]["protocol"]["name"]
         del fields["evaluation"]["primary"]
+        del fields["train"]["recipe"]
         if self.data.views != "ten_crop":
             del fields["data"]["crop_ranges"]
         if self.data.dataset != "folder":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +15,7 @@ from mirai_bench.config.official import expand_official
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sections import Name, Section, Seed
 from mirai_bench.utils.errors import UserError, unknown
+from mirai_bench.utils.hashing import digest
 
 # ---- the content of a file
 
@@ -88,7 +89,34 @@ trained to its end. Halving judges runs in the middle of their learning-rate sch
         return self.samples * max(1, len(self.seeds))
 
 
-class SweepFile(Section):
+class Decision(Section):
+    """How a sweep decides. It is written before the first run, and its hash is in the sweep's record."""
+
+    primary: str | None = None
+    """The metric that decides, instead of the profile's `evaluation.primary`."""
+    looks: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Numbers of seeds at which verdicts are given, for instance [6, 12, 24]. They share one level of \
+5 %. With fewer seeds than the first look a sweep is a pilot. Without looks no verdicts are given."""
+    smallest_effect: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The smallest effect of interest: of a Fréchet distance as a share (0.15 is 15 % less, or as much \
+more), of another metric in its own units. An arm whose whole interval lies within it is decided, too."""
+    families: dict[str, tuple[Name, ...]] = Field(default={})
+    """Arms that are tested together (Holm's correction), by a name for each family. By default all arms \
+are one family. An arm of no family is described and gets no verdict."""
+    exclusions: tuple[str, ...] = ()
+    """Which runs will be left out, each rule as a sentence. By default none; failed runs are missing."""
+
+    @model_validator(mode="after")
+    def _check_looks(self) -> Decision:
+        looks = list(self.looks)
+        if looks != sorted(set(looks)):
+            raise ValueError(f"looks is {looks}: write increasing numbers of seeds, such as [6, 12, 24]")
+        if self.smallest_effect is not None and not looks:
+            raise ValueError(f"smallest_effect is {self.smallest_effect} without looks: write both")
+        return self
+
+
+class SweepFile(Decision):
     """The content of a sweep file."""
 
     axis: Name
@@ -118,7 +146,32 @@ class SweepFile(Section):
             raise ValueError(f"baseline is {self.baseline!r}, {advice}")
         if self.search is not None and self.search.arm not in self.arms:
             raise ValueError(f"search.arm is {self.search.arm!r}, {advice}")
+        if self.looks and self.looks[-1] > len(self.seeds):
+            raise ValueError(
+                f"looks ends at {self.looks[-1]} seeds, but seeds has {len(self.seeds)}: list as many"
+            )
+        in_families = [arm for family in self.families.values() for arm in family]
+        for arm in in_families:
+            if arm not in self.arms or arm == self.baseline:
+                raise ValueError(f"families names {arm!r}, {advice}, without the baseline")
+            if in_families.count(arm) > 1:
+                raise ValueError(f"families names {arm!r} twice: an arm is tested in one family")
         return self
+
+    @property
+    def first_seeds(self) -> tuple[int, ...]:
+        """Returns the seeds of the first look, or all if no looks are planned."""
+        return self.seeds[: self.looks[0]] if self.looks else self.seeds
+
+    def registered(self, primary: str | None) -> dict[str, Any]:
+        """Returns what decides, as the record of the sweep holds it, with its hash.
+
+        `primary` is the primary metric that the profile names.
+        """
+        fields = self.model_dump(mode="json", include=set(Decision.model_fields))
+        fields |= {"primary": self.primary or primary, "baseline": self.baseline}
+        fields |= {"arms": list(self.arms), "seeds": list(self.seeds)}
+        return fields | {"hash": digest(fields)}
 
 
 # ---- the cells
@@ -157,6 +210,8 @@ class Sweep:
     cells: tuple[Cell, ...]
     """Seed by seed, with the arms in the order of the file, so that a sweep that is cut short can \
 still be compared."""
+    registered: dict[str, Any] = field(default_factory=dict)
+    """What decides, as the file says now: the fields of `Decision`, baseline, arms, seeds, and a hash."""
 
     @property
     def arms(self) -> list[str]:
@@ -174,7 +229,8 @@ def load_sweep(
 ) -> Sweep:
     """Returns the sweep of a file under the choices of a command line.
 
-    `profile` and `seeds` replace those of the file. `only` keeps these arms; the baseline is kept
+    `profile` and `seeds` replace those of the file, of which by default those of the first look are
+    taken. `only` keeps these arms; the baseline is kept
     only if it is among them. `settings` are `--set` options of every cell. Raises UserError for
     whatever is wrong.
     """
@@ -184,16 +240,19 @@ def load_sweep(
         if arm not in file.arms:
             raise unknown("arm", arm, file.arms)
     base = merge(read_profile(profile or file.profile, path.parent), {"machine": file.machine})
+    if file.primary is not None:
+        base = merge(base, {"evaluation": {"primary": file.primary}})
     overrides = parse_sets(settings)
     arms = [arm for arm in file.arms if arm in only or not only]
     # 2. A cell per seed and arm. Here the fields of an arm are checked, with the profile's.
     cells = []
-    for seed in dict.fromkeys(seeds or file.seeds):  # a seed that is given twice is trained once
+    for seed in dict.fromkeys(seeds or file.first_seeds):  # a seed that is given twice is trained once
         for arm in arms:
             fields = merge(base, {"foresight": expand_official(file.arms[arm]), "seed": seed})
             cells.append(Cell(arm, build_run(fields, f"{path}, arm {arm}", overrides)))
     _refuse_twins(path, cells)
-    return Sweep(file.axis, file.question, file.baseline, tuple(cells))
+    registered = file.registered(cells[0].config.evaluation.primary)
+    return Sweep(file.axis, file.question, file.baseline, tuple(cells), registered)
 
 
 def _refuse_twins(path: Path, cells: list[Cell]) -> None:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Beginnings of the names of metrics of which less, or more, is better.
-_LOSSES = ("heldout_ntp", "heldout_excess", "decisive_nats", "nats_")
-LOWER = ("FID", "sFID", "FD-", "KID", "MIND", "copies", *_LOSSES)
-_PLANTED = ("rule", "decisive_accuracy", "solved", "accuracy_")  # of planted data sets
+_PLANTED_LOWER = ("heldout_excess", "decisive_nats", "nats_")  # of planted data sets
+LOWER = ("FID", "sFID", "FD-", "KID", "MIND", "copies", "heldout_ntp", *_PLANTED_LOWER)
+_PLANTED = ("rule", "decisive_accuracy", "solved", "accuracy_")
 HIGHER = ("IS", "precision", "recall", "density", "coverage", "class_accuracy", *_PLANTED)
+DISTANCES = ("FID", "sFID", "FD-")
 # Parts of a record that decide what its numbers mean. Records that differ in them are never mixed.
 MEASURED_WITH = ("protocol", "extractor", "reference")
 # Columns of the frame: fields of a record, and fields of its run.
@@ -43,6 +44,9 @@ class Results:
     records: list[dict[str, Any]] = field(repr=False, default_factory=list)
     """For each evaluation the fields MEASURED of tracking/records.py, arm, seed, and `run`: the \
 fields PROVENANCE. `run` is one object for all evaluations of a run that share it."""
+    registered: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What decides (`Sweep.registered`): `first`, before the first run, and `now`. Empty in older \
+records."""
     sources: dict[str, Path | str] = field(repr=False, default_factory=dict)
     """For each fingerprint the local folder of the run or its artifacts, or its MLflow run id."""
 
@@ -131,6 +135,15 @@ def lower_is_better(metric: str) -> bool:
     if not metric.startswith(LOWER + HIGHER):
         raise unknown("metric (whether more or less of it is better is not declared)", metric, LOWER + HIGHER)
     return metric.startswith(LOWER)
+
+
+def is_distance(metric: str) -> bool:
+    """Tells whether a metric is a Fréchet distance, whose noise grows with its value.
+
+    Such values are compared by their ratio: their logarithms have about the same spread everywhere,
+    as the noise panel shows (reports/noise_digits.md).
+    """
+    return metric.startswith(DISTANCES)
 
 
 def primary_metric(metrics: Sequence[str]) -> str:

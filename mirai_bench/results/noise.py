@@ -8,6 +8,7 @@ does this for diffusion models.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
+from mirai_bench.results.frame import file_stem, is_distance
 from mirai_bench.results.stats import CONFIDENCE
+from mirai_bench.utils.assets import shipped
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -54,8 +57,8 @@ class Spread:
         return self.single / abs(self.mean) if self.mean else math.nan
 
 
-def spread_of(records: Records, source: str, metric: str) -> Spread:
-    """Returns the spread of a metric over the trainings of a source.
+def spread_of(records: Records, source: str, metric: str, *, in_log: bool = False) -> Spread:
+    """Returns the spread of a metric, or of its logarithm, over the trainings of a source.
 
     A one-way analysis of variance: a training is a group of S evaluations. The mean of a group
     varies by σ_between² + σ_within² / S. Needs two trainings, each with the same number of
@@ -64,7 +67,8 @@ def spread_of(records: Records, source: str, metric: str) -> Spread:
     groups: dict[int, list[float]] = {}
     for record in records:
         if record["source"] == source:
-            groups.setdefault(record["training"], []).append(record["metrics"][metric])
+            value = record["metrics"][metric]
+            groups.setdefault(record["training"], []).append(math.log(value) if in_log else value)
     table = np.array(list(groups.values()))  # (N, S)
     trainings, samplings = table.shape
     within, of_means = variances(table)
@@ -109,3 +113,35 @@ def growth_of(trajectories: Records, metric: str) -> float | None:
         if len(values) > 1:
             points.append((float(np.mean(values)), float(np.std(values, ddof=1))))
     return growth(points)
+
+
+# ---- the panel that ships with the project
+
+
+def read_panel(profile: str) -> list[dict[str, Any]]:
+    """Returns the records of the noise panel of a profile, or an empty list if it has none."""
+    path = shipped("reports", "data", f"noise_{file_stem(profile)}.jsonl")
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def deviation_of(profile: str, config: Mapping[str, Any], metric: str) -> float | None:
+    """Returns the standard deviation of a metric between trainings of a baseline with this recipe.
+
+    It is that of the logarithm for a Fréchet distance. None if no panel was measured with this
+    data, model, recipe and protocol.
+    """
+    lines = read_panel(profile)
+    if not lines or any(lines[0]["config"][part] != config.get(part) for part in ("data", "model")):
+        return None
+    # What changes no number is not compared.
+    theirs, ours = lines[0]["config"]["train"], dict(config["train"])
+    if theirs | {"recipe": ""} != ours | {"recipe": ""}:
+        return None
+    if lines[0]["config"]["evaluation"]["protocol"] != config["evaluation"]["protocol"]:
+        return None
+    records = [line for line in lines if line["kind"] == "evaluation"]
+    if any(metric not in record["metrics"] for record in records):
+        return None
+    return spread_of(records, TOGETHER, metric, in_log=is_distance(metric)).single

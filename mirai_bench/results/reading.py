@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 PROGRESS = ("pending", "running", "failed", "done")  # states of a cell, the furthest one last
 STATUS = {"FINISHED": "done", "FAILED": "failed", "KILLED": "failed", "RUNNING": "running"}
-PLAN = ("axis", "profile", "question", "baseline", "arms", "cells")  # fields of Results in a frozen file
+# Fields of Results in a plan and in a frozen file. Older ones have nothing registered.
+PLAN = ("axis", "profile", "question", "baseline", "arms", "cells", "registered")
 
 
 class Found(NamedTuple):
@@ -44,7 +45,7 @@ class Found(NamedTuple):
 
 def _from_plan(plan: dict[str, Any], runs: Iterable[Found | None]) -> Results:
     """Returns the results of a plan. `runs` holds what is known of each of its cells."""
-    fields = {key: plan[key] for key in PLAN}
+    fields = {key: plan[key] for key in PLAN if key in plan}
     results = Results(**fields | {"cells": []})
     for cell, found in zip(plan["cells"], runs, strict=True):
         own = {key: cell[key] for key in ("arm", "seed", "fingerprint")}
@@ -168,7 +169,8 @@ def freeze(results: Results, path: Path) -> None:
     The sweep comes first, then each run once, followed by its evaluations.
     """
     refuse_mixed_protocols(results)
-    lines = [{"kind": "sweep"} | {key: getattr(results, key) for key in PLAN}]
+    fields = {key: getattr(results, key) for key in PLAN}
+    lines = [{"kind": "sweep"} | {key: value for key, value in fields.items() if value != {}}]
     # What the evaluations of a run share is one object (`unpack`), which is written when it changes.
     last = None
     for record in results.records:
@@ -202,7 +204,7 @@ def _read_frozen(path: Path) -> Results:
         raise UserError(f"there is no file {str(path)!r}: frozen records are in reports/data/")
     try:
         head, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-        results = Results(**{key: head[key] for key in PLAN})
+        results = Results(**{key: head[key] for key in PLAN if key in head})
         run: dict[str, Any] = {}
         for line in lines:
             if line["kind"] == "run":  # that of the evaluations that follow

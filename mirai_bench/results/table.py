@@ -9,9 +9,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mirai_bench.results.frame import Results, refuse_mixed_protocols
+from mirai_bench.results.cost import one_off_notes, with_one_off
+from mirai_bench.results.frame import Results, is_distance, refuse_mixed_protocols
+from mirai_bench.results.looks import PILOT, Decisions, decide, departures
+from mirai_bench.results.noise import deviation_of, noise_floor
 from mirai_bench.results.paper import Paper, PaperValues, is_papers, paper_size, paper_values, papers_name
-from mirai_bench.results.stats import Estimate, Values, fisher_exact, holm, paired, ratio, t_interval
+from mirai_bench.results.stats import (
+    CONFIDENCE,
+    MOST_SEEDS,
+    POWER,
+    Estimate,
+    Values,
+    fisher_exact,
+    holm,
+    paired,
+    ratio,
+    seeds_needed,
+    smallest_shown,
+    t_interval,
+)
 from mirai_bench.utils.errors import UserError
 
 MISSING = "—"
@@ -32,7 +48,9 @@ class Row:
     """For each metric its mean over the seeds."""
     differences: dict[str, Estimate | None]
     """For each metric its difference to the baseline, paired by seed, with p corrected over the \
-arms. Empty for the baseline itself."""
+arms; of a Fréchet distance that of the logarithms. Empty for the baseline itself."""
+    verdict: str | None
+    """The verdict by the primary metric, if looks are planned and this arm is in a family."""
     paper: Mapping[str, Paper]
     """For some metrics the paper's value."""
     flops: Estimate | None
@@ -51,6 +69,9 @@ class Table:
     """Names of the metrics, the primary one first."""
     rows: list[Row]
     notes: list[str]
+    floor: float | None
+    """Difference in the primary metric that noise alone exceeds in 5 % of cases, by the profile's noise \
+panel, if it has one for this recipe. Of a Fréchet distance that of the logarithms."""
     timing: bool
     """Whether seconds are shown.
 
@@ -66,14 +87,21 @@ def build_table(
     Raises UserError for mixed protocols, or if there is no such evaluation.
     """
     refuse_mixed_protocols(results)
+    cost_notes = one_off_notes(results, timing=timing)
+    results = with_one_off(results)
     step, at = _evaluation(results, epoch)
     first = metric or results.primary
     metrics = [first, *(name for name in results.metrics if name != first)]
     paper = paper_values(results, at)
     rows = [_row(results, step, arm, metrics, paper) for arm in results.arms]
     _correct(rows, metrics)
-    notes = _notes(results, step, at, rows, first, timing)
-    return Table(f"{results.axis}: {results.question}", results.baseline, metrics, rows, notes, timing)
+    decisions = decide(results, step, first) if first == results.primary else None
+    if decisions is not None:
+        rows = [_decided(row, decisions, first) for row in rows]
+    floor = _noise_floor(results, rows, first)
+    notes = [*_notes(results, step, at, rows, first, timing, decisions, floor), *cost_notes]
+    title = f"{results.axis}: {results.question}"
+    return Table(title, results.baseline, metrics, rows, notes, floor, timing)
 
 
 def _evaluation(results: Results, epoch: float | None) -> tuple[int, float]:
@@ -104,7 +132,7 @@ def _row(results: Results, step: int, arm: str, metrics: list[str], paper: Paper
         ours, theirs = compared(name)
         values[name] = t_interval(ours.values())
         if arm != results.baseline:
-            differences[name] = paired(ours, theirs)
+            differences[name] = paired(ours, theirs, in_log=is_distance(name))
         if (arm, papers_name(name)) in paper:
             known[name] = paper[arm, papers_name(name)]
     # 2. The number of seeds, and the costs in units of the baseline's.
@@ -112,7 +140,7 @@ def _row(results: Results, step: int, arm: str, metrics: list[str], paper: Paper
     n = primary.n if primary else 0
     flops = ratio(*compared("train_flops"))
     seconds = ratio(*compared("train_seconds"))
-    return Row(arm, len(results.seeds(arm)), n, values, differences, known, flops, seconds)
+    return Row(arm, len(results.seeds(arm)), n, values, differences, None, known, flops, seconds)
 
 
 def _correct(rows: list[Row], metrics: list[str]) -> None:
@@ -124,6 +152,26 @@ def _correct(rows: list[Row], metrics: list[str]) -> None:
         for row, test, p in zip(rows, tests, corrected, strict=True):
             if test:
                 row.differences[name] = replace(test, p=p)
+
+
+def _decided(row: Row, decisions: Decisions, metric: str) -> Row:
+    """Returns the row with the verdict of the looks, and the difference at the look that gave it."""
+    verdict = decisions.verdicts.get(row.arm)
+    differences = dict(row.differences)
+    found = differences.get(metric)
+    if found is not None and (verdict is None or verdict.word == PILOT):
+        differences[metric] = replace(found, p=math.nan)  # nothing is tested
+    if verdict is None:
+        return replace(row, differences=differences)
+    if verdict.look:
+        differences[metric] = verdict.estimate
+    return replace(row, differences=differences, verdict=verdict.word)
+
+
+def _noise_floor(results: Results, rows: list[Row], metric: str) -> float | None:
+    deviation = deviation_of(results.profile, results.records[0]["run"]["config"], metric)
+    n = min((row.n for row in rows if row.n), default=0)
+    return noise_floor(deviation, n) if deviation is not None and n else None
 
 
 def _solved(results: Results, step: int, arms: list[str]) -> str:
@@ -147,34 +195,43 @@ def _solved(results: Results, step: int, arms: list[str]) -> str:
 
 
 def _notes(
-    results: Results, step: int, epoch: float, rows: list[Row], metric: str, timing: bool
+    results: Results,
+    step: int,
+    epoch: float,
+    rows: list[Row],
+    metric: str,
+    timing: bool,
+    decisions: Decisions | None,
+    floor: float | None,
 ) -> list[str]:
     """Returns the sentences below the table."""
     # 1. How to read the numbers, and what they were measured with.
     run = results.records[0]["run"]  # the protocol is that of all records
     protocol = run["protocol"]
-    changes = [row.differences.get(metric) for row in rows]
-    num_tests = sum(change is not None and not math.isnan(change.p) for change in changes)
-    arms = "1 arm" if num_tests == 1 else f"{num_tests} arms"
-    costs = "FLOPs × and time ×" if timing else "FLOPs ×"
-    notes = [
-        f"Mean ± half width of the 95 % t-interval over n seeds, at epoch {epoch:g}. Δ: arm minus "
-        f"{results.baseline}, paired by seed, with its 95 % t-interval; p: paired t-test, "
-        f"Holm-corrected over {arms}. ↓ lower is better, ↑ higher. {costs}: training cost up to "
-        "there, relative to the baseline.",
-        f"Profile {results.profile}. Protocol {protocol['name']} ({run['protocol_digest']}): "
-        f"{protocol['num_samples']:,} samples, {protocol['class_rule']} classes, CFG "
-        f"{protocol['cfg_scale']:g}, {protocol['weights']} weights, extractor "
-        f"{run['extractor']['name']}, reference {run['reference']['name']}.",
-    ]
-    # 2. The paper's column.
+    notes = [_how_to_read(results, epoch, rows, metric, timing, decisions)]
+    recipe = run["config"].get("train", {}).get("recipe", "untuned")
+    notes.append(
+        f"Profile {results.profile}, recipe: {recipe}. Protocol {protocol['name']} "
+        f"({run['protocol_digest']}): {protocol['num_samples']:,} samples, {protocol['class_rule']} "
+        f"classes, CFG {protocol['cfg_scale']:g}, {protocol['weights']} weights, extractor "
+        f"{run['extractor']['name']}, reference {run['reference']['name']}."
+    )
+    # 2. What decides, and what these seeds can show.
+    notes += _registered(results)
+    if floor is not None:
+        notes.append(
+            f"Noise floor: {as_change(floor, metric)}, the difference of two unpaired means that noise "
+            f"alone exceeds in 5 % of cases at this n (noise panel of {results.profile})."
+        )
+    notes += _can_show(rows, metric, decisions)
+    # 3. The paper's column.
     if any(row.paper for row in rows):
         other = "; another data set, model and metric: compare the order of arms, not the values"
         notes.append(
             f"Paper: as published for LlamaGen-{paper_size(results)} on ImageNet 256×256 @epochs, "
             f"and how it was read (reports/data/README.md){'' if is_papers(results) else other}."
         )
-    # 3. What is still missing.
+    # 4. What is still missing.
     if SOLVED in results.metrics:
         notes.append(_solved(results, step, [row.arm for row in rows]))
     unfinished = [cell for cell in results.cells if cell["status"] != "done"]
@@ -185,3 +242,80 @@ def _notes(
             listed += f", and {len(names) - MOST_LISTED} more"
         notes.append(f"Not finished: {listed}. {MISSING}: no value.")
     return notes
+
+
+def _how_to_read(
+    results: Results, epoch: float, rows: list[Row], metric: str, timing: bool, decisions: Decisions | None
+) -> str:
+    tests = [row.differences.get(metric) for row in rows]
+    num_tests = sum(test is not None and not math.isnan(test.p) for test in tests)
+    arms = "1 arm" if num_tests == 1 else f"{num_tests} arms"
+    interval = f"{100 * CONFIDENCE:g} % t-interval"
+    p = f"Holm-corrected over {arms}"
+    look = ""
+    if decisions is not None and decisions.reached:
+        n = decisions.looks[decisions.reached - 1]
+        interval = f"{100 * (1 - decisions.level):.1f} % t-interval"
+        p = f"Holm-corrected over the family, to be compared with {decisions.level:.3f}"
+        look = f" Look {decisions.reached} of {len(decisions.looks)} ({n} seeds)."
+    elif decisions is not None:
+        n = decisions.looks[0]
+        look = f" A pilot: no verdict is given before the first look at {n} seeds."
+    what = f"arm minus {results.baseline}"
+    if is_distance(metric):
+        what = f"change relative to {results.baseline} (of the geometric mean)"
+    costs = "FLOPs × and time ×" if timing else "FLOPs ×"
+    return (
+        f"Mean ± half width of the 95 % t-interval over n seeds, at epoch {epoch:g}.{look} Δ: {what}, "
+        f"paired by seed, with its {interval}; p: paired t-test, {p}. ↓ lower is better, ↑ higher. "
+        f"{costs}: training cost up to there, relative to the baseline."
+    )
+
+
+def _registered(results: Results) -> list[str]:
+    """Returns what was to decide before the first run, and what decides otherwise now."""
+    plan = results.registered.get("first")
+    if not plan or not plan["looks"]:
+        return []
+    looks = ", ".join(map(str, plan["looks"]))
+    smallest = plan["smallest_effect"]
+    primary = plan["primary"] or "by default"
+    parts = [f"primary metric {primary}", f"looks at {looks} seeds"]
+    if smallest is not None:
+        text = f"{100 * smallest:g} %" if is_distance(results.primary) else f"{smallest:g}"
+        parts.append(f"smallest effect of interest {text}")
+    named = [f"{name} ({', '.join(arms)})" for name, arms in plan["families"].items()]
+    parts.append(f"families {'; '.join(named) or 'all arms together'}")
+    parts.append(f"exclusions {'; '.join(plan['exclusions']) or 'none'}")
+    notes = [f"Registered before the first run ({plan['hash']}): {', '.join(parts)}."]
+    found = departures(results)
+    return [*notes, f"Departures from it: {'; '.join(found)}."] if found else notes
+
+
+def _can_show(rows: list[Row], metric: str, decisions: Decisions | None) -> list[str]:
+    """Returns which difference these seeds can show, and how many seeds the observed ones need."""
+    tests = {row.arm: row.differences.get(metric) for row in rows}
+    found = {arm: test for arm, test in tests.items() if test is not None and test.deviation > 0}
+    if not found:
+        return []
+    # The arms differ little in their deviation, which few seeds cannot tell apart: it is pooled.
+    deviation = math.sqrt(sum(test.deviation**2 for test in found.values()) / len(found))
+    n = min(test.n for test in found.values())
+    level = (decisions.level if decisions else 1 - CONFIDENCE) / len(found)
+    shown = as_change(smallest_shown(n, deviation, level), metric)
+    needed = []
+    for arm, test in found.items():
+        seeds = seeds_needed(test.mean, deviation, level)
+        needed.append(f"{arm} {f'over {MOST_SEEDS:,}' if seeds is None else seeds}")
+    return [
+        f"With {n} seeds a difference of {shown} is shown with a probability of {POWER:g} (paired s.d. of "
+        f"these runs, corrected over {len(found)}). Seeds that the observed differences would need: "
+        f"{', '.join(needed)}."
+    ]
+
+
+def as_change(difference: float, metric: str) -> str:
+    """Writes the size of a difference: of logarithms as a share of the baseline that is gained."""
+    if math.isinf(difference):
+        return "any size (one seed has no interval)"
+    return f"{-100 * math.expm1(-difference):.0f} %" if is_distance(metric) else f"{difference:.2g}"

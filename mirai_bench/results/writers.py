@@ -7,17 +7,17 @@ import html
 import io
 import math
 
-from mirai_bench.results.frame import lower_is_better
+from mirai_bench.results.frame import is_distance, lower_is_better
 from mirai_bench.results.paper import papers_name
 from mirai_bench.results.stats import Estimate
-from mirai_bench.results.table import MISSING, Row, Table
+from mirai_bench.results.table import MISSING, Row, Table, as_change
 from mirai_bench.utils.text_table import markdown_escape, markdown_table
 
 DECIMALS = {"FID": 2, "sFID": 2, "FD-": 2, "IS": 1, "KID": 4}  # by the beginning of a metric's name
 MOST_DECIMALS = 3  # of other metrics
 CSV_COLUMNS = (
-    "arm,metric,n,planned,mean,ci95_low,ci95_high,difference,difference_ci95_low,"
-    "difference_ci95_high,p_holm,paper,paper_mark,flops_ratio"
+    "arm,metric,n,planned,mean,ci95_low,ci95_high,scale,difference,difference_low,"
+    "difference_high,p_holm,verdict,paper,paper_mark,flops_ratio"
 )
 
 Grid = list[list[str]]  # a header, and rows of as many texts
@@ -32,7 +32,10 @@ def number(value: float | None, metric: str = "", sign: bool = False) -> str:
         return MISSING
     decimals = [each for prefix, each in DECIMALS.items() if metric.startswith(prefix)]
     digits = f".{decimals[0] if decimals else MOST_DECIMALS}f"
-    text = format(value, f"+{digits}" if sign else digits)
+    return _with_minus(format(value, f"+{digits}" if sign else digits))
+
+
+def _with_minus(text: str) -> str:
     return text.replace("-", "−")  # the minus sign, which is as wide as a plus
 
 
@@ -44,15 +47,20 @@ def p_value(p: float) -> str:
 
 
 def difference(estimate: Estimate | None, metric: str) -> str:
-    """Writes a difference with its sign and, if there is one, its interval."""
+    """Writes a difference with its sign and, if there is one, its interval.
+
+    That of the logarithms of a Fréchet distance is written as a change in per cent.
+    """
     if estimate is None:
         return MISSING
-    mean = number(estimate.mean, metric, sign=True)
-    if math.isnan(estimate.half):
-        return mean
-    low = number(estimate.low, metric, sign=True)
-    high = number(estimate.high, metric, sign=True)
-    return f"{mean} [{low}, {high}]"
+    values = [estimate.mean, estimate.low, estimate.high]
+    unit = ""
+    if is_distance(metric):
+        mean, low, high = (_with_minus(f"{100 * math.expm1(value):+.1f}") for value in values)
+        unit = " %"
+    else:
+        mean, low, high = (number(value, metric, sign=True) for value in values)
+    return mean + unit if math.isnan(estimate.half) else f"{mean}{unit} [{low}, {high}]"
 
 
 def _plus_minus(row: Row, metric: str) -> str:
@@ -92,8 +100,12 @@ def _main_cells(table: Table, row: Row) -> dict[str, str]:
         "n": str(row.n) if row.n == row.planned else f"{row.n} of {row.planned}",
         _with_arrow(first): _plus_minus(row, first),
         f"Δ to {table.baseline}": difference(change, first),
-        "p (Holm)": p_value(change.p) if change else MISSING,
     }
+    if table.floor is not None:
+        cells["noise floor"] = MISSING if change is None else as_change(table.floor, first)
+    cells["p (Holm)"] = p_value(change.p) if change else MISSING
+    if any(each.verdict for each in table.rows):
+        cells["verdict"] = row.verdict or MISSING
     if any(first in each.paper for each in table.rows):  # all rows have the same columns
         text = f"{paper.value:.2f} @{paper.epochs} [{paper.mark}]" if paper else MISSING
         cells[f"paper: {papers_name(first)}"] = text
@@ -137,10 +149,21 @@ def comma_separated(table: Table) -> str:
             paper = row.paper.get(name)
             line = [row.arm, name, value.n if value else 0, row.planned]
             line += [_exact(value, field) for field in ("mean", "low", "high")]
-            line += [_exact(change, field) for field in ("mean", "low", "high", "p")]
+            # Differences of logarithms are written as relative changes.
+            line.append("relative" if is_distance(name) else "absolute")
+            line += [_difference_cell(change, field, name) for field in ("mean", "low", "high")]
+            line.append(_exact(change, "p"))
+            line.append((row.verdict or MISSING) if name == table.metrics[0] else MISSING)
             line += [_exact(paper, "value"), paper.mark if paper else MISSING]
             writer.writerow(line + ratios)
     return out.getvalue()
+
+
+def _difference_cell(change: Estimate | None, field: str, metric: str) -> str:
+    value = getattr(change, field, math.nan)
+    if is_distance(metric):
+        value = math.expm1(value)
+    return MISSING if math.isnan(value) else f"{value:.6g}"
 
 
 def _exact(found: object, field: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections import Counter
@@ -85,6 +86,8 @@ def parser(action: str = "run") -> argparse.ArgumentParser:
     if action == "run":
         frozen = "frozen records (reports/data/*.jsonl): a cell that has ended there is not trained again"
         add("--records", type=Path, metavar="FILE", help=frozen, **several)
+        further = "go on to the next of the file's looks, with the arms that have no verdict yet"
+        add("--until-decided", action="store_true", help=further)
     return result
 
 
@@ -134,17 +137,55 @@ def command(argv: list[str]) -> int:
     if action == "status":
         print(status(plan))
         return 0
-    if args.dry_run and action == "run":
-        from mirai_bench.sweep.recorded import recorded_cells
-
-        recorded = recorded_cells(plan, args.records) if args.records else {}
-        print(dry_run(plan, args.max_concurrent, set(recorded)))
-        return 0
     # 3. What needs Ray, which takes a second to import.
-    return train(plan, args) if action == "run" else search(plan, args)
+    return search(plan, args) if action == "search" else run_looks(plan, path, args)
 
 
 # ---- the actions
+
+
+def run_looks(plan: Plan, path: Path, args: argparse.Namespace) -> int:
+    """Trains up to the first look, or until all arms are decided. Returns 1 if a cell failed."""
+    from mirai_bench.sweep.recorded import recorded_cells, with_registered
+
+    # 1. What was registered before, and what is only shown.
+    plan = with_registered(plan, args.records)
+    if args.dry_run:
+        print(dry_run(plan, args.max_concurrent, set(recorded_cells(plan, args.records))))
+        print(can_show(plan))
+        return 0
+    # 2. The looks.
+    code = train(plan, args)
+    while args.until_decided and code == 0:
+        further = next_look(plan, path, args)
+        if further is None:
+            break
+        plan = further
+        code = train(plan, args)
+    return code
+
+
+def next_look(plan: Plan, path: Path, args: argparse.Namespace) -> Plan | None:
+    """Returns the plan of the next look: more seeds of the arms that have no verdict yet.
+
+    Returns None if all arms have one, or if there is no further look.
+    """
+    from mirai_bench.results.looks import decide
+    from mirai_bench.results.reading import read_journals
+
+    (results,) = read_journals(plan.runs, plan.sweep.axis, plan.profile)
+    last_step = max(record["step"] for record in results.records)
+    decisions = decide(results, last_step, results.primary)
+    if decisions is None:
+        raise UserError(f"--until-decided: {path} plans no looks: write looks: [6, 12, 24] or the like")
+    for arm, verdict in decisions.verdicts.items():
+        log.info(f"look {decisions.reached} of {len(decisions.looks)}: {arm} is {verdict.word}")
+    if decisions.are_over:
+        return None
+    seeds = plan.sweep.registered["seeds"][: decisions.looks[decisions.reached]]
+    undecided = [arm for arm in decisions.undecided if arm in args.only or not args.only]
+    choices = {"profile": args.profile, "seeds": seeds, "only": [plan.sweep.baseline, *undecided]}
+    return make_plan(path, settings=args.settings, **choices)
 
 
 def train(plan: Plan, args: argparse.Namespace) -> int:
@@ -256,7 +297,8 @@ def dry_run(plan: Plan, max_concurrent: int | None, recorded: AbstractSet[str] =
         if state not in ("done", "recorded"):
             missing.append(cost)
         disk = disk_used(cell) if state == "done" else cost.disk
-        costs = [number(cost.flops, ".2e"), number(cost.hours, ".3g"), size(disk)]
+        once = "" if cost.one_off == 0 else number(cost.one_off, ".2e")
+        costs = [number(cost.flops, ".2e"), once, number(cost.hours, ".3g"), size(disk)]
         rows.append([cell.arm, str(cell.seed), cell.fingerprint, state, *costs])
     # 2. The missing ones together.
     flops = sum(cost.flops or 0.0 for cost in missing)
@@ -275,8 +317,45 @@ def dry_run(plan: Plan, max_concurrent: int | None, recorded: AbstractSet[str] =
         summary += f", {hours:.3g} h of trials, {wall}"
     elif missing:
         summary += "; hours are estimated once a run of this profile has finished here"
-    header = ["arm", "seed", "fingerprint", "state", "FLOPs", "hours", "disk"]
+    header = ["arm", "seed", "fingerprint", "state", "FLOPs", "teacher, once", "hours", "disk"]
     return f"{console_table(header, rows)}\n{summary}"
+
+
+def can_show(plan: Plan) -> str:
+    """Returns which difference the seeds of a plan can show, by the noise panel of its profile."""
+    from mirai_bench.results.frame import primary_metric
+    from mirai_bench.results.looks import LEVEL, levels
+    from mirai_bench.results.noise import deviation_of, read_panel
+    from mirai_bench.results.stats import POWER, smallest_shown
+    from mirai_bench.results.table import as_change
+
+    # 1. The noise. Runs of a seed share what they can, so that arms paired by seed differ by less.
+    config = plan.sweep.cells[0].config
+    panel = read_panel(plan.profile)
+    named = config.evaluation.primary
+    metric = named or (primary_metric(list(panel[1]["metrics"])) if panel else "")
+    deviation = deviation_of(plan.profile, config.for_record(), metric)
+    if deviation is None:
+        return (
+            f"What these seeds can show is not known: there is no noise panel of {plan.profile} with this "
+            f"recipe (python -m mirai_bench.sweep noise {plan.profile})"
+        )
+    # 2. What each look can show, corrected over the arms.
+    num_tests = max(1, len(plan.sweep.arms) - 1)
+    seeds = len({cell.seed for cell in plan.sweep.cells})
+    looks = plan.sweep.registered.get("looks") or [seeds]
+    at = levels(looks) if plan.sweep.registered.get("looks") else [LEVEL]
+    texts = []
+    for n, level in zip(looks, at, strict=True):
+        shown = smallest_shown(n, math.sqrt(2) * deviation, level / num_tests)
+        texts.append(f"{as_change(shown, metric)} with {n} seeds")
+    note = ""
+    if seeds < looks[0]:
+        note = f"; {seeds} seeds are a pilot, without verdicts"
+    return (
+        f"Differences in {metric} that are shown with a probability of {POWER:g}, by the noise panel and "
+        f"without what pairing by seed gains: {', '.join(texts)}{note}"
+    )
 
 
 def status(plan: Plan) -> str:

@@ -36,6 +36,8 @@ class Plan:
     unchanged."""
     file_arms: tuple[str, ...] = ()
     """All arms in the order of the file. Empty if nothing is kept."""
+    first_registered: dict[str, Any] | None = None
+    """What was to decide when the sweep was first run (`Sweep.registered`), if it has been run."""
 
     @cached_property
     def profile(self) -> str:
@@ -69,6 +71,10 @@ class Plan:
             "question": self.sweep.question,
             "baseline": self.sweep.baseline,
             "profile": self.profile,
+            "registered": {
+                "first": self.first_registered or self.sweep.registered,
+                "now": self.sweep.registered,
+            },
             "arms": [arm for arm in order if arm in planned_arms],  # --only leaves some out
             "cells": listed,
         }
@@ -95,7 +101,10 @@ def make_plan(
     sweep = _absolute(load_sweep(path, profile=profile, seeds=seeds, only=only, settings=settings))
     plan = Plan(sweep)
     # 2. Those of earlier commands. The plan that they left names a cell by what identifies it.
-    earlier = {(cell["arm"], cell["seed"], cell["fingerprint"]) for cell in _planned(plan)}
+    left = _left(plan)
+    first = left["registered"]["first"] if "registered" in left else None
+    plan = replace(plan, first_registered=first)
+    earlier = {(cell["arm"], cell["seed"], cell["fingerprint"]) for cell in left["cells"]}
     earlier -= {(cell.arm, cell.seed, cell.fingerprint) for cell in sweep.cells}
     if not earlier:
         return plan
@@ -103,16 +112,18 @@ def make_plan(
     all_seeds = {cell.seed for cell in sweep.cells} | {seed for _, seed, _ in earlier}
     whole = _absolute(load_sweep(path, profile=profile, seeds=sorted(all_seeds), settings=settings))
     kept = [cell for cell in whole.cells if (cell.arm, cell.seed, cell.fingerprint) in earlier]
-    return Plan(sweep, tuple(kept), tuple(whole.arms))
+    return replace(plan, kept=tuple(kept), file_arms=tuple(whole.arms))
 
 
-def _planned(plan: Plan) -> list[dict[str, Any]]:
-    """Returns the cells of the plan that an earlier command left."""
+def _left(plan: Plan) -> dict[str, Any]:
+    """Returns the content of the plan that an earlier command left, with no cells if there is none."""
     file = plan.file(".json")
     try:
-        return json.loads(file.read_bytes())["cells"]
+        content = json.loads(file.read_bytes())
+        _ = content["cells"]  # KeyError in a file of another kind
+        return content
     except FileNotFoundError:
-        return []  # this is the first command on the sweep
+        return {"cells": []}  # this is the first command on the sweep
     except (OSError, ValueError, KeyError, TypeError) as error:
         advice = "remove it, the runs themselves are not touched"
         raise UserError(f"{file} is not a readable plan ({error}): {advice}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ def recorded_cells(plan: Plan, files: Sequence[Path]) -> dict[str, list[dict[str
             if fingerprint in wanted & ended:
                 found.setdefault(fingerprint, []).append(record)
     return found
+
+
+def with_registered(plan: Plan, files: Sequence[Path]) -> Plan:
+    """Returns the plan with what the records say was registered before the sweep's first run."""
+    for results in read_jsonl(files):
+        same = (results.axis, results.profile) == (plan.sweep.axis, plan.profile)
+        if same and results.registered and plan.first_registered is None:
+            return replace(plan, first_registered=results.registered["first"])
+    return plan
 
 
 def restore(plan: Plan, files: Sequence[Path]) -> int:

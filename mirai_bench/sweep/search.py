@@ -25,7 +25,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from mirai_bench.config.load import build_run, checked, merge, parse_sets, read_yaml
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Range, Search, SweepFile
-from mirai_bench.results.frame import lower_is_better
+from mirai_bench.results.frame import is_distance, lower_is_better
 from mirai_bench.sweep import ray_tune
 from mirai_bench.sweep.cell import train_cell
 from mirai_bench.sweep.driver import DRIVER, WORKERS, Options, stop_file_on_signal
@@ -168,11 +168,6 @@ def compare(runs: list[dict[str, Any]], search: Search, lower: bool) -> list[dic
     sign = 1 if lower else -1
     rows.sort(key=lambda r: (r["metric"] is None, r["excluded"] is not None, (r["metric"] or 0) * sign))
     return rows
-
-
-def is_distance(metric: str) -> bool:
-    """Tells whether a metric is a Fréchet distance, whose noise grows with its value."""
-    return metric.startswith(("FD", "FID", "sFID"))
 
 
 def mean_of(values: list[float], in_log: bool = False) -> float:

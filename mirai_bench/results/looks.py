@@ -1,0 +1,187 @@
+"""Planned looks: at which numbers of seeds a sweep decides, and the verdict on each arm.
+
+What decides is written in the sweep file before the first run (`Decision` in config/sweep_file.py),
+and goes into the plan of the sweep together with its hash. Looking several times at growing data
+finds something sooner or later, so the looks share one level of 5 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mirai_bench.results.frame import Results, is_distance, lower_is_better
+from mirai_bench.results.stats import CONFIDENCE, Estimate, Values, holm, paired
+
+LEVEL = 1 - CONFIDENCE  # of all looks together
+# Verdicts.
+PILOT = "pilot"
+UNDECIDED = "undecided"
+BETTER = "better"
+WORSE = "worse"
+SMALL = "below the smallest effect of interest"
+FINAL = (BETTER, WORSE, SMALL)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the looks so far say about an arm."""
+
+    word: str
+    """PILOT before the first look, UNDECIDED, or one of FINAL."""
+    look: int
+    """Number of the look that gave it, from 1. It is 0 for PILOT."""
+    estimate: Estimate | None
+    """The difference to the baseline at that look, with p corrected over the family; of the \
+logarithms for a Fréchet distance. It is None for PILOT, or without a pair of seeds."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The verdicts on the arms of a sweep, and where it stands."""
+
+    looks: tuple[int, ...]
+    """Number of seeds at each planned look."""
+    reached: int
+    """Number of looks that have been reached."""
+    verdicts: Mapping[str, Verdict]
+    """By arm, without the baseline and arms of no family."""
+
+    @property
+    def level(self) -> float:
+        """Returns the level of the last look that was reached, or of the first one to come."""
+        return level_of(self.looks, self.looks[max(0, self.reached - 1)])
+
+    @property
+    def undecided(self) -> list[str]:
+        """Returns the arms that a further look could decide."""
+        return [arm for arm, verdict in self.verdicts.items() if verdict.word not in FINAL]
+
+    @property
+    def are_over(self) -> bool:
+        """Tells whether no look remains, or none is needed."""
+        return self.reached == len(self.looks) or not self.undecided
+
+
+def levels(looks: Sequence[int]) -> list[float]:
+    """Returns the level of the test at each look, from the numbers of seeds. They add up to LEVEL.
+
+    By a share t of the last look's seeds, α ln(1 + (e - 1) t) of the level α is spent (K. Lan and
+    D. DeMets, "Discrete sequential boundaries for clinical trials", Biometrika 1983: the function
+    like Pocock's). A look gets what is spent since the one before, so that the probability of a
+    false positive at any look is at most α, however the looks depend on each other.
+    """
+    spent = [LEVEL * math.log1p((math.e - 1) * n / looks[-1]) for n in looks]
+    before = [0.0, *spent[:-1]]
+    return [now - earlier for now, earlier in zip(spent, before, strict=True)]
+
+
+def level_of(looks: Sequence[int], n: int) -> float:
+    """Returns the level of the last look that n seeds reach, or of the first one if they reach none.
+
+    Without planned looks it is LEVEL.
+    """
+    if not looks:
+        return LEVEL
+    return levels(looks)[max(0, sum(look <= n for look in looks) - 1)]
+
+
+def smallest_difference(effect: float, metric: str) -> float:
+    """Returns a smallest effect of interest as a difference: of logarithms for a Fréchet distance."""
+    return -math.log1p(-effect) if is_distance(metric) else effect
+
+
+def decide(results: Results, step: int, metric: str) -> Decisions | None:
+    """Returns the verdicts by the metric at an evaluation, or None if no looks are planned."""
+    plan = results.registered.get("now", {})
+    if not plan.get("looks"):
+        return None
+    looks = tuple(plan["looks"])
+    values = {arm: results.by_seed(arm, step, metric) for arm in results.arms}
+    reached = sum(_is_reached(results, values, plan["seeds"][:n]) for n in looks)
+    verdicts: dict[str, Verdict] = {}
+    for family in families(plan, results):
+        verdicts |= {arm: Verdict(PILOT, 0, None) for arm in family}
+        for number in range(reached):
+            seeds = plan["seeds"][: looks[number]]
+            own = {arm: _of_seeds(values[arm], seeds) for arm in (*family, results.baseline)}
+            _look(verdicts, family, own, plan, results.baseline, metric, number)
+    return Decisions(looks, reached, verdicts)
+
+
+def departures(results: Results) -> list[str]:
+    """Returns what decides otherwise now than was registered before the first run."""
+    first = results.registered.get("first", {})
+    now = results.registered.get("now", {})
+    names = [name for name in now if name != "hash" and first.get(name) != now[name]]
+    return [f"{name} was {first.get(name)} and is {now[name]}" for name in names]
+
+
+def families(plan: Mapping[str, Any], results: Results) -> list[list[str]]:
+    """Returns the families of arms that are corrected together; by default all arms are one."""
+    others = [arm for arm in results.arms if arm != results.baseline]
+    named = plan["families"].values() or [others]
+    return [[arm for arm in family if arm in others] for family in named]
+
+
+def _is_reached(results: Results, values: Mapping[str, Values], seeds: Sequence[int]) -> bool:
+    """Tells whether every cell of these seeds has a value or has failed, where it was planned.
+
+    An arm that is no longer trained after its verdict has no cells of later seeds.
+    """
+    planned = {(cell["arm"], cell["seed"]): cell["status"] for cell in results.cells}
+    for seed in seeds:
+        for arm in results.arms:
+            status = planned.get((arm, seed))
+            if seed not in values[arm] and status not in ("failed", None):
+                return False
+        if (results.baseline, seed) not in planned:
+            return False
+    return True
+
+
+def _of_seeds(values: Values, seeds: Sequence[int]) -> dict[int, float]:
+    return {seed: values[seed] for seed in seeds if seed in values}
+
+
+def _look(
+    verdicts: dict[str, Verdict],
+    family: Sequence[str],
+    values: Mapping[str, Values],
+    plan: Mapping[str, Any],
+    baseline: str,
+    metric: str,
+    number: int,
+) -> None:
+    """Updates the verdicts on a family at look `number`, from 0."""
+    level = levels(plan["looks"])[number]
+    in_log = is_distance(metric)
+    # 1. The tests of arms that have no verdict yet. Of the others, one that has been shown counts as
+    #    rejected and one that is below the smallest effect as accepted (Holm's correction over looks).
+    estimates: dict[str, Estimate | None] = {}
+    p_values = []
+    for arm in family:
+        earlier = verdicts[arm].word
+        if earlier in FINAL:
+            p_values.append(1.0 if earlier == SMALL else 0.0)
+            continue
+        estimates[arm] = paired(values[arm], values[baseline], 1 - level, in_log=in_log)
+        found = estimates[arm]
+        p_values.append(found.p if found else math.nan)
+    corrected = dict(zip(family, holm(p_values), strict=True))
+    # 2. The verdicts.
+    smallest = plan["smallest_effect"]
+    for arm, found in estimates.items():
+        wide = paired(values[arm], values[baseline], 1 - level / len(family), in_log=in_log)
+        word = UNDECIDED
+        if found is not None and wide is not None and not math.isnan(found.half):
+            found = Estimate(found.n, found.mean, found.half, corrected[arm], found.deviation)
+            bound = smallest_difference(smallest, metric) if smallest is not None else 0.0
+            if -bound < wide.low and wide.high < bound:
+                # Two one-sided tests (D. Schuirmann, 1987), by the corrected interval.
+                word = SMALL
+            elif corrected[arm] < level:
+                word = BETTER if (found.mean < 0) == lower_is_better(metric) else WORSE
+        verdicts[arm] = Verdict(word, number + 1, found)
