@@ -27,6 +27,10 @@ Auto = Literal["auto"]
 # missing, or it says "max" or a number beyond the machine's memory.
 CGROUP = Path("/sys/fs/cgroup")
 CONTAINER_LIMITS = (CGROUP / "memory.max", CGROUP / "memory" / "memory.limit_in_bytes")
+# Of /proc/cpuinfo, which has a paragraph per core: its fields, and those that number a processor of
+# x86, and of ARM.
+_FIELD = re.compile(r"^(.*?)\s*: *(.*)$", re.MULTILINE)
+_CPU_NUMBERS = ("cpu family", "model", "CPU implementer", "CPU part")
 # Model widths from which the option pays, as measured: bf16 products on a CPU, and compilation on a
 # GPU. Below the third width the host launches kernels more slowly than a GPU computes them.
 BF16_WIDTH = 256
@@ -167,11 +171,19 @@ def device_name(device: torch.device) -> str:
 
 @lru_cache
 def cpu_name() -> str:
-    """Returns the model of this machine's CPU and its number of cores."""
-    names = re.findall(r"^model name\s*: *(.*)", cpu_info(), re.MULTILINE)  # one per core
-    # A virtual machine, or an ARM processor, may not say its name.
-    name = names[0].strip() if names else platform.processor() or platform.machine()
-    return f"{name} ({len(names) or 1} cores)"
+    """Returns the kind of this machine's CPU and, in brackets, its number of cores.
+
+    The kind is what decides how sums are rounded: the processor, and the instructions that PyTorch
+    uses of it. For instance "AMD EPYC, family 25, model 17, AVX512 (2 cores)".
+    """
+    cores = [dict(_FIELD.findall(core)) for core in cpu_info().split("\n\n") if core.strip()]
+    fields = cores[0] if cores else {}
+    # A virtual machine, or an ARM processor, may not say its name. A name without a number, such as
+    # "AMD EPYC", stands for several generations.
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key.lower().removeprefix('cpu ')} {fields[key]}" for key in _CPU_NUMBERS if key in fields]
+    kind = ", ".join([name, *numbers, torch.backends.cpu.get_cpu_capability()])
+    return f"{kind} ({len(cores) or 1} cores)"
 
 
 def machine_bytes() -> int:

@@ -51,6 +51,26 @@ def test_what_counts_as_out_of_memory():
     assert not is_out_of_memory(RuntimeError("no memory of it"))
 
 
+X86 = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n\n"
+ARM = "processor\t: {}\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n\n"
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        (2 * X86, "AMD EPYC, family 25, model 17, AVX2 (2 cores)"),
+        (ARM.format(0), "aarch64, implementer 0x41, part 0xd40, AVX2 (1 cores)"),
+        ("", "aarch64, AVX2 (1 cores)"),
+    ],
+)
+def test_the_kind_of_a_cpu(monkeypatch, info, expected):
+    monkeypatch.setattr(device_module, "cpu_info", lambda: info)
+    monkeypatch.setattr(device_module.platform, "processor", str)
+    monkeypatch.setattr(device_module.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert device_module.cpu_name.__wrapped__() == expected
+
+
 @pytest.fixture
 def a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
