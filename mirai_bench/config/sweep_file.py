@@ -97,6 +97,9 @@ class Decision(Section):
     looks: tuple[Annotated[int, Field(ge=2)], ...] = ()
     """Numbers of seeds at which verdicts are given, for instance [6, 12, 24]. They share one level of \
 5 %. With fewer seeds than the first look a sweep is a pilot. Without looks no verdicts are given."""
+    pilot: Annotated[int, Field(ge=1)] | None = None
+    """Number of seeds that a command trains by default, fewer than the first look. They describe, and \
+decide nothing."""
     smallest_effect: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The smallest effect of interest: of a Fréchet distance as a share (0.15 is 15 % less, or as much \
 more), of another metric in its own units. An arm whose whole interval lies within it is decided, too."""
@@ -113,6 +116,10 @@ are one family. An arm of no family is described and gets no verdict."""
             raise ValueError(f"looks is {looks}: write increasing numbers of seeds, such as [6, 12, 24]")
         if self.smallest_effect is not None and not looks:
             raise ValueError(f"smallest_effect is {self.smallest_effect} without looks: write both")
+        if self.pilot is not None and (not looks or self.pilot >= looks[0]):
+            raise ValueError(
+                f"pilot is {self.pilot} with looks {looks}: write fewer seeds than the first look"
+            )
         return self
 
 
@@ -160,8 +167,8 @@ class SweepFile(Decision):
 
     @property
     def first_seeds(self) -> tuple[int, ...]:
-        """Returns the seeds of the first look, or all if no looks are planned."""
-        return self.seeds[: self.looks[0]] if self.looks else self.seeds
+        """Returns the seeds of the pilot, or else of the first look, or all if no looks are planned."""
+        return self.seeds[: self.pilot or self.looks[0]] if self.looks else self.seeds
 
     def registered(self, primary: str | None) -> dict[str, Any]:
         """Returns what decides, as the record of the sweep holds it, with its hash.
@@ -229,8 +236,8 @@ def load_sweep(
 ) -> Sweep:
     """Returns the sweep of a file under the choices of a command line.
 
-    `profile` and `seeds` replace those of the file, of which by default those of the first look are
-    taken. `only` keeps these arms; the baseline is kept
+    `profile` and `seeds` replace those of the file, of which by default those of the pilot or the first
+    look are taken. `only` keeps these arms; the baseline is kept
     only if it is among them. `settings` are `--set` options of every cell. Raises UserError for
     whatever is wrong.
     """

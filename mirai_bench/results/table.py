@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from mirai_bench.results.cost import one_off_notes, with_one_off
 from mirai_bench.results.frame import Results, is_distance, refuse_mixed_protocols
 from mirai_bench.results.looks import PILOT, Decisions, decide, departures
+from mirai_bench.results.machines import mixed_machines
 from mirai_bench.results.noise import deviation_of, noise_floor
 from mirai_bench.results.paper import Paper, PaperValues, is_papers, paper_size, paper_values, papers_name
 from mirai_bench.results.stats import (
@@ -231,7 +232,10 @@ def _notes(
             f"Paper: as published for LlamaGen-{paper_size(results)} on ImageNet 256×256 @epochs, "
             f"and how it was read (reports/data/README.md){'' if is_papers(results) else other}."
         )
-    # 4. What is still missing.
+    # 4. Where the runs were computed, and what is still missing.
+    mixed = mixed_machines(results)
+    if mixed is not None:
+        notes.append(mixed)
     if SOLVED in results.metrics:
         notes.append(_solved(results, step, [row.arm for row in rows]))
     unfinished = [cell for cell in results.cells if cell["status"] != "done"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from filelock import FileLock
 
 from mirai_bench.config.load import SWEEPS
-from mirai_bench.sweep.__main__ import dry_run, status
+from mirai_bench.sweep.__main__ import can_show, command, dry_run, status
 from mirai_bench.sweep.driver import missing
 from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan
 from mirai_bench.sweep.progress import Screen
@@ -216,3 +217,80 @@ def test_dry_run_shows_cells_and_costs_and_starts_nothing(here):
     text = dry_run(make_plan(FILE), None)
     assert "15 cells, 10 to run" in text and "h of trials" in text
     assert all(cell.fingerprint in text for cell in cells)
+
+
+# ---- planned looks
+
+LOOKS = {"pilot": 2, "looks": [3, 5], "smallest_effect": 0.15, "seeds": [10, 11, 12, 13, 14]}
+
+
+def file_with(tmp_path, **fields):
+    """Returns a sweep file of two arms with these fields."""
+    content = yaml.safe_load(FILE.read_text()) | LOOKS | fields
+    content["arms"] = {name: content["arms"][name] for name in ("baseline", "internal-2d")}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_a_command_trains_the_pilot_or_else_the_first_look(here, tmp_path):
+    assert {cell.seed for cell in plan_of(file_with(tmp_path)).sweep.cells} == {10, 11}
+    assert len(plan_of(file_with(tmp_path, pilot=None)).sweep.cells) == 2 * 3
+    assert len(plan_of(file_with(tmp_path), seeds=[10, 14]).sweep.cells) == 2 * 2
+
+
+def test_the_plan_keeps_what_was_registered_first(here, tmp_path):
+    plan = plan_of(file_with(tmp_path))
+    assert plan.content()["registered"]["first"] == plan.content()["registered"]["now"]
+    changed = plan_of(file_with(tmp_path, looks=[3, 4])).content()["registered"]
+    assert changed["first"]["looks"] == [3, 5] and changed["now"]["looks"] == [3, 4]
+    assert changed["first"]["hash"] != changed["now"]["hash"]
+    again = plan_of(file_with(tmp_path)).content()["registered"]
+    assert again["first"] == again["now"] == plan.content()["registered"]["now"]
+
+
+def test_the_primary_metric_of_a_sweep_is_that_of_its_runs(here, tmp_path):
+    plan = plan_of(file_with(tmp_path, primary="heldout_ntp"))
+    assert plan.sweep.cells[0].config.evaluation.primary == "heldout_ntp"
+    assert plan.sweep.cells[0].fingerprint == plan_of(file_with(tmp_path)).sweep.cells[0].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"looks": [5, 3]}, "looks is [5, 3]: write increasing"),
+        ({"looks": [3, 9]}, "looks ends at 9 seeds, but seeds has 5"),
+        ({"looks": [], "pilot": None}, "smallest_effect is 0.15 without looks"),
+        ({"pilot": 3}, "pilot is 3 with looks [3, 5]: write fewer"),
+        ({"families": {"one": ["baseline"]}}, "families names 'baseline'"),
+        ({"families": {"a": ["internal-2d"], "b": ["internal-2d"]}}, "twice"),
+    ],
+)
+def test_bad_looks_are_refused(here, tmp_path, fields, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_plan(file_with(tmp_path, **fields))
+
+
+def test_until_decided_goes_on_with_the_arms_that_need_it(here, tmp_path, monkeypatch):
+    """The pilot, the first look with all arms, and the second one, which decides nothing more."""
+    trained = []
+
+    def train(plan, args):
+        plan.write()
+        trained.append(sorted({cell.seed for cell in plan.sweep.cells}))
+        for cell in plan.sweep.cells:
+            noise = (cell.seed % 3) * (-1 if cell.arm == "baseline" else 1)
+            write_run(
+                cell.config.machine.runs, cell.config, lambda epoch, n=noise: {"FD-digits": 4.0 + 0.3 * n}
+            )
+        return 0
+
+    monkeypatch.setattr("mirai_bench.sweep.__main__.train", train)
+    assert command([str(file_with(tmp_path)), "--until-decided"]) == 0
+    assert trained == [[10, 11], [10, 11, 12], [10, 11, 12, 13, 14]]
+    with pytest.raises(UserError, match="plans no looks"):
+        command([str(FILE), "--until-decided"])
+
+
+def test_a_dry_run_says_what_the_seeds_can_show(here, tmp_path):
+    assert "there is no noise panel of staircase" in can_show(plan_of(SWEEPS / "controls.yaml"))
