@@ -29,6 +29,7 @@ from mirai_bench.model.transformer import ARModel
 from mirai_bench.results.frame import lower_is_better
 from mirai_bench.sample.sampler import load_for_sampling
 from mirai_bench.tracking import provenance
+from mirai_bench.tracking.records import ONE_OFF
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.device import device_name
 from mirai_bench.utils.distributed import Ranks
@@ -283,7 +284,8 @@ def _evaluate_run(
     spent = {}
     for line in folder.journal.lines():
         if line["step"] == loaded.step and "train_flops" in line:
-            spent = {key: line[key] for key in ("epoch", "train_flops", "train_seconds")}
+            keys = ("epoch", "train_flops", "train_seconds", *ONE_OFF)
+            spent = {key: line[key] for key in keys if key in line}
     identity = {
         "fingerprint": loaded.config.fingerprint(),
         "profile": config.profile,

@@ -26,6 +26,14 @@ class Source(Protocol):
     width: int
     """Width Z of the features."""
 
+    @property
+    def one_off_seconds(self) -> float | None:
+        """Returns how long it took to make the source, once for all runs that use it.
+
+        It is the training of an encoder that is trained here, or the computation of stored features.
+        The trainer knows of a teacher that is a run. None is not known.
+        """
+
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the features (B, T, Z) of a batch, without gradient.
 

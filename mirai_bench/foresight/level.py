@@ -27,6 +27,8 @@ class Level(nn.Module):
 
     tap: int | None = None
     """The block whose residual stream the level reads, or None if it reads the final states."""
+    one_off_seconds: float | None = 0.0
+    """How long it took to make the source, once for all runs that use it. None is not known."""
     index: Tensor  # (T, K) long, the target of each pair
     valid: Tensor  # (T, K) bool, whether the pair exists
 
@@ -89,6 +91,7 @@ class InternalLevel(Level):
         super().__init__(foresight, pairs)
         self.tap = resolve_layer(foresight.layer, config.model.depth)
         self.source = SOURCES[foresight.source](context)
+        self.one_off_seconds = self.source.one_off_seconds
         width = config.model.width
         self.projector = Projector(foresight.projector, foresight.k, width, self.source.width)
 

@@ -23,6 +23,8 @@ class CausalStates:
     As in the official code they are not normalised. Only the first blocks of the model run.
     """
 
+    one_off_seconds = 0.0
+
     def __init__(self, context: SourceContext, teacher: ARModel) -> None:
         foresight = context.config.foresight
         self.teacher = teacher
@@ -48,6 +50,7 @@ class Shuffled:
     def __init__(self, inner: Source) -> None:
         self.inner = inner
         self.width = inner.width
+        self.one_off_seconds = inner.one_off_seconds
 
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the features (B, T, Z) of the inner source, shifted by one image."""

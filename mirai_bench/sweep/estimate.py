@@ -1,7 +1,7 @@
 """What a cell will cost: FLOPs, hours, disk.
 
 FLOPs and disk are counted from the configuration. Hours come from runs that were measured on this
-machine.
+machine. What a teacher costs once is counted apart, because many cells may share it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Cell
-from mirai_bench.model.cost import checkpoint_bytes, kept_bytes, num_steps, training_flops
+from mirai_bench.model.cost import (
+    checkpoint_bytes,
+    kept_bytes,
+    num_images,
+    num_steps,
+    one_off_flops,
+    training_flops,
+)
 from mirai_bench.sweep.plan import Plan, folder_of
 from mirai_bench.tracking.run_folder import RunFolder
 
@@ -22,7 +29,10 @@ class Cost(NamedTuple):
     """What a cell will cost. None is not known."""
 
     flops: float | None
+    one_off: float | None
+    """FLOPs that are spent once for its teacher, which other cells may share."""
     hours: float | None
+    """Those of its own training and its evaluations."""
     disk: int
     """Bytes of its checkpoints and of the weights that it keeps."""
 
@@ -69,7 +79,8 @@ def cost_of(cell: Cell, rate: float | None) -> Cost:
     machine = cell.config.machine
     disk = checkpoint_bytes(cell.config) * machine.keep_checkpoints
     disk += kept_bytes(cell.config) * len(machine.keep_at)
-    return Cost(flops, hours, disk)
+    one_off = one_off_flops(cell.config, num_images(cell.config))
+    return Cost(flops, one_off, hours, disk)
 
 
 def disk_used(cell: Cell) -> int:

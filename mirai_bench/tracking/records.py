@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 COSTS = ("train_flops", "train_seconds", "sample_seconds", "evaluate_seconds")
+# What was spent once for the teacher of the run, before its first step; 0 without a teacher. The
+# teacher may serve many runs: each of them carries its whole cost. None is not known, and records
+# that are older than the fields lack them.
+ONE_OFF = ("one_off_flops", "one_off_seconds")
 # Fields of an evaluation, in the order in which they are written.
-MEASURED = ("step", "epoch", "metrics", *COSTS, "grid")
+MEASURED = ("step", "epoch", "metrics", *COSTS, *ONE_OFF, "grid")
 # Fields of its run: who it is, what it was measured with, what made it.
 _PROTOCOL = ("protocol", "protocol_digest", "extractor", "reference")
 _MADE_BY = ("device", "precision", "compiled", "parameters", "workers", "git", "versions", "config")

@@ -186,6 +186,14 @@ class RunFolder:
         """Records that the run has ended at this step after so many seconds of training."""
         write_text(self.done_file, json.dumps({"step": step, "seconds": seconds}))
 
+    def training_seconds(self) -> float | None:
+        """Returns how long the training of a finished run took, or None if it has not ended."""
+        try:
+            done: dict[str, float] = json.loads(self.done_file.read_bytes())
+        except FileNotFoundError:
+            return None
+        return done.get("seconds")
+
     def reopen_without_weights(self) -> None:
         """Makes a finished run pending if it has no checkpoint, because somebody needs its weights.
 

@@ -119,6 +119,9 @@ def describe(config: RunConfig, hardware: Hardware, measure: bool) -> str:
     if steps is not None:
         facts["steps"] = f"{steps:,}"
         facts["training FLOPs"] = number(cost.training_flops(config, steps, steps))
+        once = cost.one_off_flops(config, images)
+        if once != 0:
+            facts["training FLOPs, once for the teacher"] = number(once)
     if measure:
         facts |= pace(config, hardware)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

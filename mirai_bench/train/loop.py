@@ -25,7 +25,7 @@ from mirai_bench.checkpoint.store import (
 )
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.evaluate.evaluation import Evaluator
-from mirai_bench.model.cost import training_flops
+from mirai_bench.model.cost import one_off_flops, training_flops
 from mirai_bench.tracking import provenance
 from mirai_bench.tracking.run_folder import RunFailed, RunFolder
 from mirai_bench.train.trainer import Trainer
@@ -178,6 +178,11 @@ class Run:
         flops = training_flops(self.config, step, self.trainer.total_steps)
         return {"train_seconds": self.seconds, "train_flops": flops}
 
+    def spent_once(self) -> dict[str, Any]:
+        """Returns what was spent once for the run's teacher, before its first step."""
+        flops = one_off_flops(self.config, self.trainer.codes.num_images)
+        return {"one_off_flops": flops, "one_off_seconds": self.trainer.one_off_seconds()}
+
     def write(self, kind: str, step: int, fields: dict[str, Any], durable: bool = False) -> None:
         """Appends a line to the journal."""
         if self.is_leader:
@@ -262,7 +267,7 @@ class Run:
             "sample_seconds": result.sample_seconds,
             "evaluate_seconds": result.evaluate_seconds,
         }
-        measured = {"metrics": result.metrics} | self.spent(step) | seconds
+        measured = {"metrics": result.metrics} | self.spent(step) | self.spent_once() | seconds
         record = measured | result.provenance | self.identity() | {"grid": str(grid)}
         self.write("evaluation", step, record, durable=True)
         self.calls.on_evaluation()

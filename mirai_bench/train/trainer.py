@@ -20,6 +20,7 @@ from mirai_bench.data.codes import Batch, Codes, open_codes
 from mirai_bench.foresight import Level, SourceContext, build_foresight
 from mirai_bench.model.kernels import linear_cross_entropy
 from mirai_bench.model.transformer import ARModel, build_model
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train import optim
 from mirai_bench.utils.device import Hardware, dropout_generator, send
 from mirai_bench.utils.errors import UserError
@@ -167,6 +168,14 @@ class Trainer:
         self.dropout_generator = dropout_generator(self.device)
         self.skipped = torch.zeros((), device=self.device)
         self.skipped_in_a_row = torch.zeros((), device=self.device)
+
+    def one_off_seconds(self) -> float | None:
+        """Returns how long it took to make the run's teacher, or None if that is not known."""
+        teacher = teacher_run(self.config)
+        if teacher is not None:
+            return RunFolder(teacher.run_path).training_seconds()
+        level = self.objective.foresight
+        return 0.0 if level is None else level.one_off_seconds
 
     def _load_teacher(self) -> ARModel:
         teacher_config = teacher_run(self.config)

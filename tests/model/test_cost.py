@@ -23,6 +23,8 @@ from tests.support.small_run import new_trainer, saved
 CPU = Hardware(torch.device("cpu"))
 HALF = Hardware(torch.device("cpu"), "bf16")
 AXES = ["injection_level", "foresight_layout", "foresight_source"]
+# The length of training that the known costs belong to.
+RECIPE = ["train.epochs=10", "train.batch_size=8", "evaluation.at=[10]"]
 
 
 def test_memory_counts_five_floats_a_parameter_and_shrinks_with_micro_batches(make_config):
@@ -68,6 +70,59 @@ def test_activations_are_what_a_forward_pass_keeps(arm, precision):
     assert counted == pytest.approx(kept_for_backward(config), rel=0.2)
 
 
+def test_the_known_cost_of_a_teacher(here):
+    """A step of mirai-i-k1 costs 1.40 of the baseline's, and 4.35 with its teacher."""
+    plan = make_plan(SWEEPS / "foresight_source.yaml", profile="digits", seeds=[0], settings=RECIPE)
+    configs = {cell.arm: cell.config for cell in plan.sweep.cells}
+    images = cost.num_images(configs["baseline"])
+    baseline = cell_flops(configs["baseline"])
+
+    def with_and_without(arm):
+        own = cell_flops(configs[arm])
+        return own / baseline, (own + cost.one_off_flops(configs[arm], images)) / baseline
+
+    assert with_and_without("mirai-i-k1") == pytest.approx((1.40, 4.35), abs=0.01)
+    # Of a frozen baseline the whole training counts.
+    without, with_teacher = with_and_without("mirai-e-frozen-k1")
+    assert with_teacher == pytest.approx(without + 1)
+    # The controls have the teachers of what they control; Mirai-E and random weights have none.
+    of = {arm: cost.one_off_flops(config, images) for arm, config in configs.items()}
+    assert of["block-causal-1"] == of["shuffled"] == of["mirai-i-k3"] == of["mirai-i-k1"]
+    assert of["baseline"] == of["mirai-e-k3"] == of["random"] == of["shuffled-e"] == 0
+
+
+def test_the_counted_training_of_the_teacher_equals_torchs_counter(make_config):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from mirai_bench.foresight.encoders.masked_tokens import train_masked_tokens
+
+    config = make_config(foresight={"level": "internal", "source": "encoder", "encoder": {"epochs": 1}})
+    codes = random_codes(config, torch.device("cpu"))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        train_masked_tokens(config, codes, torch.device("cpu"), 0)
+    counted = cost.one_off_flops(config, codes.num_images)
+    assert counter.get_total_flops() == pytest.approx(counted, rel=1e-3)
+
+
+def test_stored_features_cost_a_forward_pass_of_every_view(make_config, tmp_path):
+    def cost_of(views=1, **encoder):
+        foresight = {"level": "internal", "source": "encoder", "encoder": encoder}
+        data = {"views": "ten_crop", "crop_ranges": [1.1] * (views // 10)} if views > 1 else {}
+        return cost.one_off_flops(make_config(foresight=foresight, data=data), 100)
+
+    forward = cost.encoder_flops("dinov2_b", 8)
+    assert cost_of(name="dinov2_b", cache=True) == 100 * forward
+    assert cost_of(name="dinov2_b", cache=True, views=20) == 100 * 20 * forward
+    assert cost_of(name="dinov2_b") == 0, "its training is not known here"
+    assert cost_of(name="timm:test_vit", cache=True) is None
+    weights = tmp_path / "file.safetensors"
+    weights.write_bytes(b"")
+    assert cost_of(weights=str(weights)) == 0
+    foresight = {"level": "internal", "source": "encoder", "encoder": {"name": "dinov2_b", "cache": True}}
+    assert cost.one_off_flops(make_config(foresight=foresight), None) is None
+
+
 @pytest.mark.parametrize("axis", AXES)
 def test_parameters_are_those_built(axis, here, monkeypatch):
     from mirai_bench.foresight.context import SourceContext
@@ -81,7 +136,7 @@ def test_parameters_are_those_built(axis, here, monkeypatch):
         assert generator == sum(p.numel() for p in build_model(config).parameters())
         level = LEVELS[config.foresight.level]
         if level is not None:
-            source = type("Source", (), {"width": config.model.width})
+            source = type("Source", (), {"width": config.model.width, "one_off_seconds": 0.0})
             monkeypatch.setitem(SOURCES, config.foresight.source, lambda context, source=source: source)
             built = level(SourceContext(config, None, None, None, CPU.device))
             assert heads == sum(p.numel() for p in built.parameters() if isinstance(p, torch.nn.Parameter))

@@ -106,6 +106,30 @@ def test_a_finished_run_is_not_touched(trained_run, make_config):
     assert {path: path.stat().st_mtime_ns for path in trained_run.rglob("*") if path.is_file()} == before
 
 
+def test_a_record_carries_what_its_teacher_cost_once(trained_run, make_config, tmp_path, monkeypatch):
+    def record_of(folder):
+        lines = read_journal(folder / "journal.jsonl")
+        return [line for line in lines if line["kind"] == "evaluation"][-1]
+
+    # 1. Nothing without a teacher.
+    assert (record_of(trained_run)["one_off_flops"], record_of(trained_run)["one_off_seconds"]) == (0, 0)
+    # 2. The training of the encoder, whoever of its runs has trained it.
+    encoder = make_config(foresight={"level": "internal", "source": "encoder"})
+    again = make_config(foresight={"level": "internal", "source": "encoder"}, seed=3)
+    train(encoder, tmp_path / "first")
+    train(again, tmp_path / "second")
+    first, second = record_of(tmp_path / "first"), record_of(tmp_path / "second")
+    assert first["one_off_flops"] == second["one_off_flops"] > 0
+    assert first["one_off_seconds"] == second["one_off_seconds"] > 0
+    # 3. The training of the baseline run that is the teacher.
+    frozen = make_config(foresight={"level": "internal", "source": "frozen"})
+    train(frozen, tmp_path / "frozen")
+    teacher = record_of(trained_run)
+    found = record_of(tmp_path / "frozen")
+    assert found["one_off_flops"] == teacher["train_flops"]
+    assert found["one_off_seconds"] == pytest.approx(teacher["train_seconds"], rel=0.01)
+
+
 def test_a_record_carries_its_provenance(trained_run):
     (record,) = [line for line in read_journal(trained_run / "journal.jsonl") if line["kind"] == "evaluation"]
     wanted = {

@@ -16,7 +16,11 @@ from mirai_bench.data.codes import Batch
 from mirai_bench.data.pixels import Pixels
 from mirai_bench.foresight.context import Source, SourceContext
 from mirai_bench.foresight.encoders.feature_cache import cached_features
-from mirai_bench.foresight.encoders.masked_tokens import MaskedTokens, load_or_train
+from mirai_bench.foresight.encoders.masked_tokens import (
+    MaskedTokens,
+    load_or_train,
+    training_seconds,
+)
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
 from mirai_bench.foresight.encoders.zoo import PIXEL_ENTRIES
 from mirai_bench.utils.assets import assets_folder
@@ -49,6 +53,7 @@ class TrainedTokens:
 
     def __init__(self, context: SourceContext) -> None:
         self.model = load_or_train(context.config, context.codes, context.device)
+        self.one_off_seconds = training_seconds(context.config)
         self.width = context.config.model.width  # Z = D: it is as wide as the student
         self.mask = context_mask(context.config, context.device)
 
@@ -62,6 +67,8 @@ class RandomTokens:
 
     It sees the whole image but has learned nothing.
     """
+
+    one_off_seconds = 0.0
 
     def __init__(self, context: SourceContext) -> None:
         # A gain of 1, so that the network does mix the cells, although it is not trained.
@@ -77,6 +84,8 @@ class RandomTokens:
 
 class ImageFeatures:
     """The features of a pretrained image encoder, computed from the pixels of the same view."""
+
+    one_off_seconds = 0.0  # its training is not known here
 
     def __init__(self, encoder: PixelEncoder, pixels: Pixels) -> None:
         self.encoder = encoder

@@ -1,6 +1,6 @@
 """The features of an image encoder for every view of a small data set, computed once.
 
-Training on them costs nothing for the teacher. They are stored in half precision.
+A training step on them costs nothing for the teacher. They are stored in half precision.
 
 Letters: N images, R views, B batch, T cells, Z feature width.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class CachedFeatures:
     memory-mapped.
     """
 
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(self, path: Path, device: torch.device, seconds: float | None = None) -> None:
+        self.one_off_seconds = seconds
         self.stored = np.load(path, mmap_mode="r", allow_pickle=False)
         self.width = self.stored.shape[-1]
         self.device = device
@@ -83,11 +85,15 @@ def cached_features(
     record = identity(encoder, config.data, codes)
 
     def build(folder: Path) -> None:
+        began = time.perf_counter()
         write_features(encoder, codes, folder)
-        (folder / "record.json").write_text(json.dumps(record, indent=2))
+        seconds = {"seconds": time.perf_counter() - began}
+        (folder / "record.json").write_text(json.dumps(record | seconds, indent=2))
 
     folder = cached(config.machine.runs.absolute() / "cache" / f"features-{digest(record)}", build)
-    return CachedFeatures(folder / "features.npy", device)
+    # Older files lack the seconds.
+    seconds = json.loads((folder / "record.json").read_bytes()).get("seconds")
+    return CachedFeatures(folder / "features.npy", device, seconds)
 
 
 def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> None:

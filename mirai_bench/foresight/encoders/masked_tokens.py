@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import Codes
+from mirai_bench.model.cost import MASKED_TOKENS_BATCH
 from mirai_bench.model.rope import rope_table
 from mirai_bench.model.transformer import INIT_STD, Block, RMSNorm
 from mirai_bench.utils.cli import progress
@@ -32,7 +34,6 @@ log = logging.getLogger(__name__)
 # The training recipe. Raise RECIPE whenever the training changes, so that cached teachers are
 # trained again.
 RECIPE = 1
-BATCH_SIZE = 64
 LEARNING_RATE = 2e-3
 
 
@@ -101,7 +102,7 @@ def train_masked_tokens(
     # 1. The network, AdamW, and a cosine schedule that ends at zero.
     generator = torch.Generator().manual_seed(seed)
     model = MaskedTokens(config).init_weights(generator).to(device)
-    size = min(BATCH_SIZE, codes.num_images)
+    size = min(MASKED_TOKENS_BATCH, codes.num_images)
     steps_per_epoch = codes.steps_per_epoch(size)
     total = config.foresight.encoder.epochs * steps_per_epoch
     optimizer = torch.optim.AdamW(
@@ -151,10 +152,27 @@ def cache_folder(config: RunConfig, codes: Codes, device: torch.device) -> Path:
     def build(folder: Path) -> None:
         epochs = config.foresight.encoder.epochs
         log.info(f"training the masked-token teacher on the same codes, once ({epochs} epochs)")
+        began = time.perf_counter()
         model, loss = train_masked_tokens(config, codes, device, seed)
+        seconds = time.perf_counter() - began  # the mean loss was read, so that the device is done
         weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
-        record = {"loss_nats_per_masked_token": loss, "seed": seed}
+        record = {"loss_nats_per_masked_token": loss, "seed": seed, "seconds": seconds}
         (folder / "record.json").write_text(json.dumps(record))
 
-    return cached(config.machine.runs / "cache" / f"masked_tokens-{identity(config)}", build)
+    return cached(_folder(config), build)
+
+
+def _folder(config: RunConfig) -> Path:
+    return config.machine.runs / "cache" / f"masked_tokens-{identity(config)}"
+
+
+def training_seconds(config: RunConfig) -> float | None:
+    """Returns how long the training of the teacher took, or None if that was not written down.
+
+    It is 0 for weights that were read from a file.
+    """
+    if config.foresight.encoder.weights is not None:
+        return 0.0
+    record: dict[str, float] = json.loads((_folder(config) / "record.json").read_bytes())
+    return record.get("seconds")
