@@ -1,9 +1,9 @@
 """The adversarial term of vq_small's training: a discriminator that tells images from decoded ones.
 
 It judges patches (VQGAN, arXiv 2012.09841) with the hinge loss, and its layers are spectrally
-normalised (arXiv 1802.05957). The decoder gets its gradient at the decoded images, at a length
-relative to that of the other losses there (arXiv 2210.13438, section 3.4), so that its weight means
-the same for every network and data set. Letters: B batch; h, w pixels.
+normalised (arXiv 1802.05957). Its gradient is balanced against that of the other losses at the
+decoder's last layer, as VQGAN's is, so that its weight means the same for every network and data set.
+Letters: B batch; h, w pixels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mirai_bench.tokenizer.recipe import Recipe
 
 RAMP = 0.05  # fraction of training over which the adversarial gradient grows to its full length
+MAX_RATIO = 10.0  # of the lengths of the two gradients, so that a tiny one is not blown up
 
 
 class SpectralConv(nn.Conv2d):
@@ -57,6 +58,19 @@ class Discriminator(nn.Sequential):
         )
 
 
+def length_ratio(decoded: Tensor, last: Tensor, others: Tensor, gradient: Tensor) -> Tensor:
+    """Returns |dL/dw| / |dA/dw| at the weights w of the decoder's last layer, at most MAX_RATIO.
+
+    `others` is dL/dx and `gradient` dA/dx at the decoded images x (B, 3, h, w). At the images the
+    lengths would mislead: gradients that agree over a batch move the weights more than others do.
+    """
+    lengths = []
+    for each in (others, gradient):
+        (at_weights,) = torch.autograd.grad(decoded, last, each, retain_graph=True)
+        lengths.append(at_weights.float().norm())
+    return (lengths[0] / lengths[1].clamp_min(1e-12)).clamp_max(MAX_RATIO)
+
+
 class Adversary:
     """The discriminator and its optimizer."""
 
@@ -76,16 +90,12 @@ class Adversary:
         """Returns the length of the adversarial gradient, as a share of the other losses'."""
         return self.recipe.adversarial * min(1.0, (progress - self.recipe.adversarial_from) / RAMP)
 
-    def gradient(self, decoded: Tensor, others: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """Returns the adversarial loss of decoded images (B, 3, h, w), and its gradient there.
-
-        `others` (B, 3, h, w) is the gradient of the other losses, and `weight` the length as a share
-        of that one's.
-        """
+    def gradient(self, decoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the adversarial loss of decoded images (B, 3, h, w), and its gradient there."""
         self.network.eval()  # its power iteration is for its own step
         loss = -self.network(decoded).float().mean()
         (gradient,) = torch.autograd.grad(loss, decoded)
-        return loss.detach(), gradient * (weight * others.norm() / gradient.norm().clamp_min(1e-12))
+        return loss.detach(), gradient
 
     def loss(self, images: Tensor, decoded: Tensor) -> Tensor:
         """Returns the hinge loss of the discriminator on as many images as decoded ones (B, 3, h, w)."""

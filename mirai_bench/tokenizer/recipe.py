@@ -34,8 +34,8 @@ class Recipe:
     commitment: float = 0.25
     """Weight of the commitment loss, which keeps the encoder's rows near their codes."""
     adversarial: float = 0.0
-    """Length of the adversarial gradient at the decoded images, as a share of that of the other losses \
-there. 0: there is no discriminator."""
+    """Length of the adversarial gradient at the decoder's last layer, as a share of that of the other \
+losses there. 0: there is no discriminator."""
     adversarial_from: float = 0.3
     """Fraction of training from which the discriminator learns, and the adversarial gradient counts."""
     discriminator_channels: int = 64

@@ -26,7 +26,7 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.datasets import Dataset, open_dataset
 from mirai_bench.data.tokenizers.network import ResBlock
 from mirai_bench.data.tokenizers.vq_small import SmallVQ, VQSmall, read_model
-from mirai_bench.tokenizer.adversary import Adversary
+from mirai_bench.tokenizer.adversary import Adversary, length_ratio
 from mirai_bench.tokenizer.batches import Batches
 from mirai_bench.tokenizer.codebook import Codebook
 from mirai_bench.tokenizer.perceptual import Perceptual, read_weights, weights_sha256
@@ -167,16 +167,19 @@ class Training:
         self, adversary: Adversary, decoded: Tensor, images: Tensor, commitment: Tensor, step: int
     ) -> dict[str, Tensor]:
         """Writes the gradient of all losses, and updates the discriminator. Returns the losses."""
-        # 1. The gradients at the decoded images, whose lengths are balanced there.
+        # 1. The gradients at the decoded images, and by what the second is multiplied.
         leaf = decoded.detach().requires_grad_()
         losses = self._reconstruction(leaf, images)
         (others,) = torch.autograd.grad(losses["l2"] + self.recipe.perceptual * losses["perceptual"], leaf)
-        weight = adversary.weight(step / self.total_steps)
         with self._autocast():
-            losses["adversarial"], gradient = adversary.gradient(leaf, others, weight)
+            losses["adversarial"], gradient = adversary.gradient(leaf)
             losses["discriminator"] = adversary.loss(images, leaf.detach())
+        last = self.model.decoder.get_parameter(f"{len(self.model.decoder) - 1}.weight")
+        ratio = length_ratio(decoded, last, others, gradient)
+        weight = ratio * adversary.weight(step / self.total_steps)
         # 2. From there to the weights.
-        torch.autograd.backward([decoded, self.recipe.commitment * commitment], [others + gradient, None])
+        at_images = others + (weight * gradient).to(others.dtype)
+        torch.autograd.backward([decoded, self.recipe.commitment * commitment], [at_images, None])
         # 3. The discriminator.
         adversary.update(losses["discriminator"], self.recipe.discriminator_lr * self.lr_share(step))
         return losses

@@ -14,7 +14,7 @@ from mirai_bench.data.images.colors import IMAGENET
 from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.data.tokenizers import load_tokenizer, vq_small
 from mirai_bench.tokenizer.__main__ import main
-from mirai_bench.tokenizer.adversary import Adversary, SpectralConv
+from mirai_bench.tokenizer.adversary import MAX_RATIO, Adversary, SpectralConv, length_ratio
 from mirai_bench.tokenizer.batches import Batches
 from mirai_bench.tokenizer.codebook import Codebook
 from mirai_bench.tokenizer.perceptual import Perceptual, read_weights, weights_sha256
@@ -158,7 +158,7 @@ def test_the_adversarial_term_changes_nothing_before_its_start(vgg, tmp_path):
         assert not torch.equal(plain.model.state_dict()[name], later.model.state_dict()[name]), name
 
 
-def test_the_discriminator_learns_and_its_gradient_has_the_wanted_length():
+def test_the_discriminator_learns_what_is_real():
     torch.manual_seed(0)
     adversary = Adversary(replace(ADVERSARIAL, discriminator_lr=5e-3), CPU)
     images = torch.rand(16, 3, 8, 8) * 2 - 1
@@ -174,14 +174,23 @@ def test_the_discriminator_learns_and_its_gradient_has_the_wanted_length():
         matrix = layer.weight.detach().flatten(1)
         value = (layer.left @ matrix).norm()
         assert value == pytest.approx(torch.linalg.svdvals(matrix)[0].item(), rel=0.1)
-    # The balanced gradient points to where images look more real, at half of the others' length.
+    # Its gradient points to where images look more real.
     leaf = decoded.clone().requires_grad_()
-    others = torch.randn_like(decoded)
-    loss, gradient = adversary.gradient(leaf, others, 0.5)
-    assert gradient.norm() == pytest.approx(0.5 * others.norm().item(), rel=1e-5)
-    assert adversary.gradient(leaf - 1e-2 * gradient, others, 0.5)[0] < loss
+    loss, gradient = adversary.gradient(leaf)
+    assert adversary.gradient(leaf - 0.1 * gradient / gradient.norm())[0] < loss
     # It grows from nothing, and stays at the recipe's weight.
     assert adversary.weight(0.05) == 0 and 0 < adversary.weight(0.07) < adversary.weight(1.0) == 0.5
+
+
+def test_the_two_gradients_are_balanced_at_the_last_layer():
+    x = torch.randn(8, 3, 4, 4)
+    last = torch.randn(3, 3, 1, 1, requires_grad=True)
+    decoded = F.conv2d(x, last)
+    others, gradient = torch.randn(2, 8, 3, 4, 4)
+    ratio = length_ratio(decoded, last, others, 7 * gradient)
+    lengths = [torch.einsum("bohw,bihw->oi", each, x).norm() for each in (others, 7 * gradient)]
+    assert ratio == pytest.approx((lengths[0] / lengths[1]).item(), rel=1e-4)
+    assert length_ratio(decoded, last, others, 1e-9 * gradient) == MAX_RATIO
 
 
 def test_the_average_of_the_weights_is_stored(vgg, tmp_path):
