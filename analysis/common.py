@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from pydantic import ValidationError
 
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.model.cost import num_images, one_off_flops
 from mirai_bench.results.frame import Results, with_protocol
 from mirai_bench.results.reading import read_journals, read_jsonl, read_mlflow
 from mirai_bench.utils.errors import UserError, unknown
@@ -52,6 +57,12 @@ def parser(script: str, description: str, example: str) -> argparse.ArgumentPars
     return result
 
 
+def add_one_off(options: argparse.ArgumentParser) -> None:
+    """Adds the option that leaves out one-off costs."""
+    text = "leave out what the teacher of an arm cost before the first step; the output says so"
+    options.add_argument("--without-one-off", action="store_true", help=text)
+
+
 def load(args: argparse.Namespace) -> list[Results]:
     """Returns the sweeps that the arguments name and that have records.
 
@@ -72,6 +83,7 @@ def load(args: argparse.Namespace) -> list[Results]:
     kept = []
     for results in found:
         if results.records:
+            results = replace(results, records=[_counted(record) for record in results.records])
             kept.append(with_protocol(results, args.protocol) if args.protocol else results)
         else:
             log.info(f"{results.axis} ({results.profile}): no evaluation yet, left out")
@@ -79,6 +91,20 @@ def load(args: argparse.Namespace) -> list[Results]:
         sweep = f"{MAIN_JOB.rsplit(' ', 1)[0]} sweeps/…"
         raise UserError(f"{args.axis or 'this sweep'} has no evaluation yet: let its sweep run on, {sweep}")
     return kept
+
+
+def _counted(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record with the one-off FLOPs that it is too old to have.
+
+    They are counted from its configuration, if that can still be read. Its seconds stay unknown.
+    """
+    if "one_off_flops" in record:
+        return record
+    try:
+        config = RunConfig(**record["run"]["config"])
+    except (TypeError, ValidationError):
+        return record
+    return record | {"one_off_flops": one_off_flops(config, num_images(config))}
 
 
 def _read(args: argparse.Namespace) -> tuple[list[Results], str]:

@@ -7,23 +7,26 @@ Writes Markdown, CSV, LaTeX and HTML, and the differences to the baseline as a f
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
-from common import STYLE, load, look, parser, save
+from common import STYLE, add_one_off, load, look, parser, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mirai_bench.results.frame import Results, file_stem, lower_is_better
+from mirai_bench.results.cost import AXES, at_equal_cost, equal_cost_notes, one_off_notes, without_one_off
+from mirai_bench.results.frame import Results, file_stem, is_distance, lower_is_better
 from mirai_bench.results.reading import freeze
 from mirai_bench.results.stats import Estimate
 from mirai_bench.results.table import Table, build_table
 from mirai_bench.results.writers import WRITERS, markdown, p_value
 from mirai_bench.utils.cli import run
-from mirai_bench.utils.errors import unknown
+from mirai_bench.utils.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ def draw_differences(results: Results, table: Table) -> Figure:
     rows = [row for row in table.rows if row.arm != table.baseline]
     better = "left" if lower_is_better(metric) else "right"
     note = (
-        "mean and 95 % t-interval over seeds; filled: Holm-corrected p below "
+        "mean and t-interval over seeds, as in the table; filled: Holm-corrected p below "
         f"{SIGNIFICANT:g}; profile {results.profile}"
     )
     with matplotlib.rc_context(STYLE):
@@ -52,9 +55,11 @@ def draw_differences(results: Results, table: Table) -> Figure:
             _draw_difference(axes, place, row.differences.get(metric), *looks[row.arm])
         axes.set_yticks(range(len(rows)), [row.arm for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)  # the first arm on top, as in the table
-        axes.set_xlabel(
-            f"{metric}: arm minus {table.baseline}, paired by seed ({better} of the line is better)"
-        )
+        what = "arm minus"
+        if is_distance(metric):
+            what = "change relative to"
+            axes.xaxis.set_major_formatter(lambda x, _: f"{100 * math.expm1(x):+.0f} %".replace("-", "−"))
+        axes.set_xlabel(f"{metric}: {what} {table.baseline}, paired by seed ({better} of the line is better)")
         figure.suptitle(f"{table.title}\n{note}", fontsize=9, x=0.01, ha="left", wrap=True)
     return figure
 
@@ -73,6 +78,22 @@ def _draw_difference(axes: Axes, place: int, change: Estimate | None, colour: st
     axes.annotate(text, (1.01, place), fontsize=7.5, annotation_clip=False, **axis)
 
 
+def at_cost(loaded: Results, args: argparse.Namespace) -> tuple[Results, list[str]]:
+    """Returns the results at the cost that the arguments ask for, and what to say of it."""
+    results, notes = loaded, []
+    if args.without_one_off:  # a table says by itself what it includes
+        results = without_one_off(loaded)
+        notes = one_off_notes(loaded, included=False, timing=not args.no_timing)
+    if args.at == "epochs":
+        return results, notes
+    results = at_equal_cost(results, args.at)
+    if not results.records:
+        raise UserError(
+            f"{loaded.axis} ({loaded.profile}): what its baseline spent in {args.at} is not known"
+        )
+    return results, equal_cost_notes(results, args.at) + notes
+
+
 def command(argv: list[str]) -> int:
     """Runs the script. Writes the tables and the figure, and prints the table in Markdown."""
     example = "python analysis/fid_table.py --axis injection_level"
@@ -82,25 +103,34 @@ def command(argv: list[str]) -> int:
     frozen = "also write the records behind the table to OUT/data/AXIS_PROFILE.jsonl"
     add("--metric", help="first column; default the Fréchet distance that the records carry")
     add("--epoch", type=float, help="evaluation to tabulate; default the last")
+    equal = "what is equal: epochs (default), or the FLOPs or seconds that the baseline spent in all"
+    add("--at", choices=AXES, default="epochs", help=equal)
+    add_one_off(options)
     add("--no-timing", action="store_true", help=timing)
     add("--freeze", action="store_true", help=frozen)
     args = options.parse_args(argv)
-    for results in load(args):
+    if args.at != "epochs" and args.epoch is not None:
+        raise UserError(f"--epoch {args.epoch:g} with --at {args.at}: leave out one of the two")
+    for loaded in load(args):
         # 1. The table, in four formats.
+        results, notes = at_cost(loaded, args)
         if args.metric is not None and args.metric not in results.metrics:
             raise unknown("metric", args.metric, results.metrics)
         table = build_table(results, metric=args.metric, epoch=args.epoch, timing=not args.no_timing)
+        title = table.title if args.at == "epochs" else f"{table.title} (at equal {AXES[args.at][1]})"
+        table = replace(table, title=title, notes=[*table.notes, *notes])
+        stem = results.name if args.at == "epochs" else f"{results.name}_at_{args.at}"
         args.out.mkdir(parents=True, exist_ok=True)
         for kind, write in WRITERS.items():
-            path = args.out / f"{results.name}.{kind}"
+            path = args.out / f"{stem}.{kind}"
             path.write_text(write(table), encoding="utf-8")
             log.info(f"wrote {path}")
         # 2. The figure, unless there is nothing to compare, and the records behind both.
         if len(table.rows) > 1:
-            save(draw_differences(results, table), args.out, f"{results.name}_differences")
+            save(draw_differences(results, table), args.out, f"{stem}_differences")
         if args.freeze:
-            stem = file_stem(f"{results.axis}_{results.profile}")
-            freeze(results, args.out / "data" / f"{stem}.jsonl")
+            frozen_stem = file_stem(f"{results.axis}_{results.profile}")
+            freeze(loaded, args.out / "data" / f"{frozen_stem}.jsonl")
         print(markdown(table))
     return 0
 

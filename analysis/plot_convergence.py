@@ -17,12 +17,14 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from common import STYLE, load, look, parser, save
+from common import STYLE, add_one_off, load, look, parser, save
+from fd_targets import read_target, target_table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-from speedup import AXES, speedup_table
+from speedup import speedup_table
 
+from mirai_bench.results.cost import AXES, one_off_notes, with_one_off, without_one_off
 from mirai_bench.results.frame import Results, file_stem, lower_is_better, refuse_mixed_protocols
 from mirai_bench.results.paper import is_papers, paper_size, read_paper
 from mirai_bench.results.stats import t_interval
@@ -168,6 +170,15 @@ def _caption(results: Results, band: str, panels: bool, paper: bool) -> str:
     return f"{results.axis}: {results.question}\n{'; '.join(parts)}"
 
 
+def _add_notes(figure: Figure, notes: Sequence[str]) -> None:
+    """Adds sentences on the costs to the caption."""
+    if notes:
+        with matplotlib.rc_context(STYLE):
+            figure.suptitle(
+                "\n".join([figure.get_suptitle(), *notes]), fontsize=9, x=0.01, ha="left", wrap=True
+            )
+
+
 def _papers_curves(results: Results) -> dict[str, tuple[list[int], list[float]]]:
     """Returns (epochs, FID) of each arm for which the paper has values."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
@@ -244,17 +255,26 @@ def command(argv: list[str]) -> int:
     add("--band", choices=BANDS, default="minmax", help=bands)
     add("--scale", choices=("auto", "linear", "log"), default="auto", help=scales)
     add("--no-timing", action="store_true", help="no speed-up in seconds: the machine was shared")
+    add_one_off(options)
     args = options.parse_args(argv)
-    for results in load(args):
+    for loaded in load(args):
+        results = without_one_off(loaded) if args.without_one_off else with_one_off(loaded)
+        notes = one_off_notes(loaded, not args.without_one_off, timing=not args.no_timing)
         metric = args.metric or results.primary
         if metric not in results.metrics:
             raise unknown("metric", metric, results.metrics)
         # 1. The figure. Its name says what is not drawn by default.
         stem = f"{results.name}_{file_stem(metric)}" if args.metric else results.name
         figure = draw(results, metric, args.x, args.band, args.scale)
+        if args.x != "epochs":
+            _add_notes(figure, notes)
         save(figure, args.out, stem if args.x == "epochs" else f"{stem}_{args.x}")
         # 2. The speed-up, which is read off the same curves.
         text = speedup_table(results, metric, timing=not args.no_timing)
+        target = read_target(results, metric)
+        if target is not None:
+            text += "\n" + target_table(results, metric, target, timing=not args.no_timing)
+        text += "".join(f"\n{note}\n" for note in notes)
         path = args.out / f"{stem}_speedup.md"
         path.write_text(text, encoding="utf-8")
         log.info(f"wrote {path}")
