@@ -95,28 +95,26 @@ def one_off_notes(results: Results, included: bool = True, timing: bool = True) 
     Without `timing` only FLOPs are spoken of.
     """
     costs = {"train_flops": "FLOPs"} | ({"train_seconds": "seconds"} if timing else {})
-    teachers = []
-    elsewhere = []
-    unknown: dict[str, list[str]] = {name: [] for name in costs.values()}
-    for arm in results.arms:
-        own = [record for record in results.records if record["arm"] == arm]
-        found = {name: [one_off(record, cost) for record in own] for cost, name in costs.items()}
-        if any(value is None or value > 0 for values in found.values() for value in values):
-            teachers.append(arm)
-        for name, values in found.items():
-            if None in values:
-                unknown[name].append(arm)
-        if any(_trained_elsewhere(record["run"]["config"].get("foresight", {})) for record in own):
-            elsewhere.append(arm)
+    # 1. The arms that have a teacher, and what is not known of it.
+    by_arm: dict[str, list[Record]] = {arm: [] for arm in results.arms}
+    for record in results.records:
+        by_arm[record["arm"]].append(record)
+    found = {}
+    for cost in costs:
+        found[cost] = {arm: [one_off(record, cost) for record in own] for arm, own in by_arm.items()}
+    teachers = [arm for arm in by_arm if any(set(found[cost][arm]) - {0} for cost in costs)]
+    elsewhere = [arm for arm, own in by_arm.items() if any(map(_trained_elsewhere, own))]
+    # 2. The sentences.
     notes = []
     if teachers and included:
         notes.append(
             f"Costs include the one-off cost of the teacher of {', '.join(teachers)}, whole in each of its "
             "runs."
         )
-        for name, arms in unknown.items():
-            if arms:
-                notes.append(f"The one-off cost in {name} is not known for {', '.join(arms)}.")
+        for cost, name in costs.items():
+            unknown = ", ".join(arm for arm in by_arm if None in found[cost][arm])
+            if unknown:
+                notes.append(f"The one-off cost in {name} is not known for {unknown}.")
     elif teachers:
         notes.append(
             "One-off costs are left out (--without-one-off): what the teacher of "
@@ -130,7 +128,8 @@ def one_off_notes(results: Results, included: bool = True, timing: bool = True) 
     return notes
 
 
-def _trained_elsewhere(foresight: Record) -> bool:
+def _trained_elsewhere(record: Record) -> bool:
+    foresight = record["run"]["config"].get("foresight", {})
     if foresight.get("level") != "internal":
         return False
     if foresight.get("source") == "frozen":
