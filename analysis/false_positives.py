@@ -4,7 +4,8 @@
 
 Reads a pool of runs of a null (docs/controls.md), whose arms differ in nothing that the primary
 metric can show, and cuts it into sweeps: into disjoint ones, for an exact interval of the rate, and
-at random many times, for the rate itself.
+at random many times, for the rate itself. With the records of the positive control besides
+(controls_staircase.jsonl) it also writes what stands at the foot of other tables, data/controls.json.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from common import load, parser
 from scipy.special import betaincinv, stdtr
 
+from mirai_bench.results.controls import SUMMARY, dataset_of, solved_counts
 from mirai_bench.results.frame import Results, file_stem, is_distance
 from mirai_bench.results.looks import LEVEL, levels
 from mirai_bench.results.stats import CONFIDENCE
 from mirai_bench.utils.cli import run
+from mirai_bench.utils.files import write_json
 from mirai_bench.utils.text_table import markdown_table
 
 log = logging.getLogger(__name__)
@@ -98,18 +102,48 @@ def differences_of(results: Results) -> np.ndarray:
     return np.array([row - base for arm, row in table.items() if arm != results.baseline])
 
 
-def rates(pool: np.ndarray, rule: Rule, rng: np.random.Generator) -> list[str]:
-    """Returns a row: the rule, found of disjoint sweeps, their exact interval, and the rate."""
+def disjoint_sweeps(pool: np.ndarray, rule: Rule) -> tuple[int, int]:
+    """Returns in how many sweeps something is found, of how many that share no seed."""
     arms, seeds = pool.shape
-    # 1. Disjoint sweeps, in the order of the seeds. They are independent, so that the interval is exact.
     number = seeds // rule.n
     disjoint = pool[:, : number * rule.n].reshape(arms, number, rule.n).swapaxes(0, 1)
-    found = int(rule.finds(disjoint).sum())
+    return int(rule.finds(disjoint).sum()), number
+
+
+def rates(pool: np.ndarray, rule: Rule, rng: np.random.Generator) -> list[str]:
+    """Returns a row: the rule, found of disjoint sweeps, their exact interval, and the rate."""
+    # 1. Disjoint sweeps. They are independent, so that the interval is exact.
+    found, number = disjoint_sweeps(pool, rule)
     low, high = clopper_pearson(found, number)
     # 2. Random sweeps of the pool, which overlap: a steadier rate, without an interval.
+    seeds = pool.shape[1]
     chosen = np.array([rng.choice(seeds, rule.n, replace=False) for _ in range(DRAWS)])
     rate = float(rule.finds(pool[:, chosen].swapaxes(0, 1)).mean())
     return [rule.name, f"{found} of {number}", f"{low:.1%} to {high:.1%}", f"{rate:.1%}"]
+
+
+def seen(results: Results) -> dict[str, Any]:
+    """Returns how often the first arm after the baseline solves a planted task."""
+    counts = solved_counts(results, max(record["step"] for record in results.records))
+    arm = next(arm for arm in results.arms if arm != results.baseline)
+    baseline = counts[results.baseline]
+    return {
+        "arm": arm,
+        "solved": counts[arm].solved,
+        "n": counts[arm].n,
+        "p": counts[arm].p,
+        "baseline": results.baseline,
+        "baseline_solved": baseline.solved,
+        "baseline_n": baseline.n,
+    }
+
+
+def found_in_nothing(results: Results) -> dict[str, Any]:
+    """Returns how many disjoint tables of 6 seeds find something."""
+    rule = next(rule for rule in RULES if rule.finds is in_a_table and rule.n == 6)
+    found, number = disjoint_sweeps(differences_of(results), rule)
+    low, high = clopper_pearson(found, number)
+    return {"found": found, "sweeps": number, "n": rule.n, "low": low, "high": high}
 
 
 def report(results: Results) -> str:
@@ -136,13 +170,26 @@ def command(argv: list[str]) -> int:
     """Runs the script. Writes and prints the report of each pool."""
     example = "python analysis/false_positives.py --records reports/data/controls_staircase_cut.jsonl"
     args = parser("false_positives", __doc__.splitlines()[0], example).parse_args(argv)
+    parts = {}
     for results in load(args):
+        # 1. The positive control tells whether help is seen, the null how often nothing is.
+        if not dataset_of(results).get("staircase", {}).get("cut"):
+            parts["positive"] = seen(results)
+            continue
+        parts["null"] = found_in_nothing(results)
+        # 2. The report on the null.
         text = report(results)
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f"false_positives_{file_stem(results.profile)}.md"
         path.write_text(text, encoding="utf-8")
         log.info(f"wrote {path}")
         print(text)
+    # 3. With both, what stands at the foot of other tables.
+    if len(parts) == 2:
+        path = args.out / "data" / SUMMARY[-1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, parts)
+        log.info(f"wrote {path}")
     return 0
 
 

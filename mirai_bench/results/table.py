@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from mirai_bench.results.controls import SOLVED, controls_note, solved_counts
 from mirai_bench.results.cost import one_off_notes, with_one_off
 from mirai_bench.results.frame import Results, is_distance, refuse_mixed_protocols
 from mirai_bench.results.looks import PILOT, Decisions, decide, departures
@@ -21,7 +22,6 @@ from mirai_bench.results.stats import (
     POWER,
     Estimate,
     Values,
-    fisher_exact,
     holm,
     paired,
     ratio,
@@ -32,7 +32,6 @@ from mirai_bench.results.stats import (
 from mirai_bench.utils.errors import UserError
 
 MISSING = "—"
-SOLVED = "solved"  # the metric of planted data that is 1 or 0
 MOST_LISTED = 12  # unfinished cells that a note names
 
 
@@ -175,23 +174,14 @@ def _noise_floor(results: Results, rows: list[Row], metric: str) -> float | None
     return noise_floor(deviation, n) if deviation is not None and n else None
 
 
-def _solved(results: Results, step: int, arms: list[str]) -> str:
-    """Returns how many runs of each arm have solved a planted task, with an exact test.
-
-    A run solves it or stays at chance, so a t-test of the mean would say little.
-    """
-    # 1. The counts.
-    counts = {}
-    for arm in arms:
-        values = results.by_seed(arm, step, SOLVED).values()
-        counts[arm] = (sum(value == 1 for value in values), len(values))
-    # 2. Each arm against the baseline, corrected over the arms.
-    baseline = counts[results.baseline]
-    others = [arm for arm in arms if arm != results.baseline]
-    p_values = holm([fisher_exact(*counts[arm], *baseline) for arm in others])
-    texts = [f"{results.baseline} {baseline[0]} of {baseline[1]}"]
-    for arm, p in zip(others, p_values, strict=True):
-        texts.append(f"{arm} {counts[arm][0]} of {counts[arm][1]} (p {p:.3f})")
+def _solved(results: Results, step: int) -> str:
+    """Returns how many runs of each arm have solved a planted task, with an exact test."""
+    counts = solved_counts(results, step)
+    n, solved = counts[results.baseline].n, counts[results.baseline].solved
+    texts = [f"{results.baseline} {solved} of {n}"]
+    for arm, count in counts.items():
+        if arm != results.baseline:
+            texts.append(f"{arm} {count.solved} of {count.n} (p {count.p:.3f})")
     return f"Runs that solved the task: {', '.join(texts)}. p: Fisher's exact test, Holm-corrected."
 
 
@@ -232,12 +222,15 @@ def _notes(
             f"Paper: as published for LlamaGen-{paper_size(results)} on ImageNet 256×256 @epochs, "
             f"and how it was read (reports/data/README.md){'' if is_papers(results) else other}."
         )
-    # 4. Where the runs were computed, and what is still missing.
+    # 4. What the controls say, where the runs were computed, and what is still missing.
+    controls = controls_note(results)
+    if controls is not None:
+        notes.append(controls)
     mixed = mixed_machines(results)
     if mixed is not None:
         notes.append(mixed)
     if SOLVED in results.metrics:
-        notes.append(_solved(results, step, [row.arm for row in rows]))
+        notes.append(_solved(results, step))
     unfinished = [cell for cell in results.cells if cell["status"] != "done"]
     if unfinished:
         names = [f"{cell['arm']} seed {cell['seed']} ({cell['status']})" for cell in unfinished]
