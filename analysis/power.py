@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from common import MAIN_JOB
+from scipy.special import chdtri
 
 from mirai_bench.config.load import build_run, load_run, merge
 from mirai_bench.config.run_config import RunConfig
@@ -156,14 +157,17 @@ def table(cells: Sequence[Cell]) -> str:
     rows = []
     for name, arms in outcomes.items():
         theirs = arms.pop(baseline, {})
-        deviation = pooled_deviation(arms, theirs, in_log)
-        if deviation is None:
+        deviation, freedom = pooled_deviation(arms, theirs, in_log)
+        if not freedom:
             raise UserError(f"{cells[0]['axis']}: no arm has two seeds in common with {baseline}")
         middle = average([outcome.value for outcome in theirs.values()], in_log)
         cost = float(np.mean([outcome.seconds for own in arms.values() for outcome in own.values()]))
         n = seeds_needed(-math.log1p(-EFFECT) if in_log else EFFECT * abs(middle), deviation, LEVEL)
         needed = [UNKNOWN, UNKNOWN] if n is None else [str(n), f"{n * cost / 60:.3g}"]
-        rows.append([name, f"{middle:.4g}", f"{deviation:.3g}", f"{cost:.3g}", *needed])
+        # (n - 1) s² / σ² has the chi-squared distribution.
+        low, high = (deviation * math.sqrt(freedom / chdtri(freedom, tail)) for tail in (0.025, 0.975))
+        shown = f"{deviation:.3g} [{low:.2g}, {high:.2g}]"
+        rows.append([name, f"{middle:.4g}", shown, f"{cost:.3g}", *needed])
     scale = "log difference" if in_log else "difference"
     header = ["variant", f"{baseline}'s {metric}", f"s of the paired {scale}", "CPU s a cell"]
     return markdown_table([*header, f"seeds for {EFFECT:.0%}", "CPU min an arm"], rows)
@@ -171,10 +175,10 @@ def table(cells: Sequence[Cell]) -> str:
 
 def pooled_deviation(
     arms: dict[str, dict[int, Outcome]], theirs: dict[int, Outcome], in_log: bool
-) -> float | None:
-    """Returns the standard deviation of the paired differences within the arms, as one over all.
+) -> tuple[float, int]:
+    """Returns the standard deviation of the paired differences within the arms, and its degrees of freedom.
 
-    Returns None if no arm has two seeds in common with the baseline, which is `theirs`.
+    It is (0, 0) if no arm has two seeds in common with the baseline, which is `theirs`.
     """
     squares, freedom = 0.0, 0
     values = {seed: outcome.value for seed, outcome in theirs.items()}
@@ -183,7 +187,7 @@ def pooled_deviation(
         if found is not None and found.n > 1:
             squares += (found.n - 1) * found.deviation**2
             freedom += found.n - 1
-    return math.sqrt(squares / freedom) if freedom else None
+    return (math.sqrt(squares / freedom) if freedom else 0.0), freedom
 
 
 def report(cells: Sequence[Cell]) -> str:
@@ -202,9 +206,10 @@ def report(cells: Sequence[Cell]) -> str:
         )
     parts.append(
         "The first row of a table is the protocol as it is. s: standard deviation over seeds of the "
-        "difference to the baseline of the seed, pooled over the arms. From d differences, less one per "
-        "arm, it is itself known to a share of about 1/√(2d); rows share their runs, so that they compare "
-        "better than that. CPU s a cell: training and all evaluations, mean over the arms. Seeds: as many "
+        "difference to the baseline of the seed, pooled over the arms, with its 95 % interval as if the arms "
+        "did not share a baseline; rows share their runs, so that they compare better than that. CPU s a "
+        "cell: training (by the clock, too much where other work ran beside) and all evaluations (CPU time), "
+        "mean over the arms. Seeds: as many "
         f"show a difference of {EFFECT:.0%} with a power of {POWER:.0%} in a paired t-test at the level of "
         f"{LEVEL:.0%}. CPU min an arm: of so many cells of the arm, without the baseline's. A mean of "
         "several evaluations, and a distance of more samples, is another quantity with another mean (second "

@@ -88,8 +88,9 @@ def test_what_was_put_in_comes_back():
     }
     for name, deviation in expected.items():
         _, shown, seconds, seeds, minutes = rows[name]
-        assert float(shown) == pytest.approx(deviation, rel=0.05)
-        needed = seeds_needed(math.log(1 / 0.85), float(shown), 0.05)
+        found, low, high = (float(part.strip("\\[],")) for part in shown.split())
+        assert found == pytest.approx(deviation, rel=0.05) and low < found < high < 1.1 * low
+        needed = seeds_needed(math.log(1 / 0.85), found, 0.05)
         assert int(seeds) == pytest.approx(needed, abs=1)  # what is shown is rounded
         assert float(minutes) == pytest.approx(int(seeds) * float(seconds) / 60, rel=0.01)
 
@@ -106,7 +107,8 @@ def test_another_metric_is_compared_by_its_difference():
             cells.append(cell(arm, seed, [value], [value, value], value, metric="heldout_ntp"))
     text = report(cells)
     assert "s of the paired difference" in text
-    assert rows_of(text)["1 evaluations"][1] == f"{0.2 / math.sqrt(2):.3g}"
+    # One degree of freedom: s · 1/√χ², with the quantiles 5.02 and 0.00098.
+    assert rows_of(text)["1 evaluations"][1] == r"0.141 \[0.063, 4.5]"
 
 
 def test_lengths_of_training_stand_apart():
