@@ -84,6 +84,8 @@ def run_config(shape: Shape, arm: str, precision: str) -> RunConfig:
 class StoredFeatures:
     """A source that stands for cached features: random ones of a batch, in half precision."""
 
+    one_off_seconds = 0.0
+
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.width = DINOV2_WIDTH
         shape = (config.train.batch_size, config.num_tokens, self.width)

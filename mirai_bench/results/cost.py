@@ -166,9 +166,9 @@ def at_equal_cost(results: Results, axis: str) -> Results:
     found = []
     for (_, seed), records in cells.items():
         budget = budgets.get(seed)
-        record = None if budget is None else _at_cost(records, axis, budget)
-        if record is not None:
-            found.append(record | {"spent_at": record["epoch"]} | place)
+        reached = None if budget is None else _at_cost(records, axis, budget)
+        if reached is not None:
+            found.append(reached | {"spent_at": reached["epoch"]} | place)
     return replace(results, records=found)
 
 
