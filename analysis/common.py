@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.model.cost import num_images, one_off_flops
+from mirai_bench.model.cost import num_images
+from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.results.frame import Results, with_protocol
 from mirai_bench.results.reading import read_journals, read_jsonl, read_mlflow
 from mirai_bench.utils.errors import UserError, unknown

@@ -14,7 +14,7 @@ import json
 import math
 from typing import NamedTuple
 
-from mirai_bench.config.foresight import ForesightConfig, resolve_layer
+from mirai_bench.config.foresight import resolve_layer
 from mirai_bench.config.run_config import ModelConfig, RunConfig, ffn_width
 
 # ---- image encoders
@@ -91,8 +91,6 @@ def encoder_width(name: str, side: int) -> int | None:
 
 # ---- floating-point operations
 
-MASKED_TOKENS_BATCH = 64  # images in a training step of the masked-token encoder
-
 
 def block_flops(model: ModelConfig, tokens: int) -> float:
     """Returns the operations of one block over a sequence of `tokens`.
@@ -152,7 +150,7 @@ def head_flops(config: RunConfig) -> float | None:
 def teacher_flops(config: RunConfig) -> float | None:
     """Returns the operations of one image through the teacher, in each training step.
 
-    Stored features cost nothing here: `one_off_flops` has what it took to compute them.
+    Stored features cost nothing here: model/one_off.py counts what it took to compute them.
     """
     foresight = config.foresight
     if not foresight.internal:
@@ -189,39 +187,6 @@ def training_flops(config: RunConfig, steps: int, total_steps: int) -> float | N
         warmup = min(steps, math.ceil(config.foresight.warmup * total_steps))
     without = 3 * forward_flops(config)
     return config.train.batch_size * (warmup * without + (steps - warmup) * with_foresight)
-
-
-def one_off_flops(config: RunConfig, images: int | None) -> float | None:
-    """Returns the operations that are spent once, before the first step, for the run's teacher.
-
-    They are the whole training of a teacher that the project trains, and the forward passes of an
-    encoder whose features are stored. The training of weights that come from elsewhere is not known
-    here and does not count. `images` is the number of training images. Returns None where a cost is
-    not known.
-    """
-    foresight = config.foresight
-    encoder = foresight.encoder
-    stores = foresight.uses_encoder and encoder.cache
-    trains_encoder = foresight.uses_encoder and encoder.name == "masked_tokens" and encoder.weights is None
-    if not (foresight.trains_teacher or stores or trains_encoder):
-        return 0.0
-    if images is None:
-        return None
-    # 1. A finished baseline run.
-    if foresight.trains_teacher:
-        teacher = config.model_copy(update={"foresight": ForesightConfig()})
-        steps = config.train.epochs * (images // config.train.batch_size)
-        return training_flops(teacher, steps, steps)
-    # 2. The masked-token encoder: it predicts from all tokens, and the backward pass costs twice the
-    #    forward pass.
-    if trains_encoder:
-        size = min(MASKED_TOKENS_BATCH, images)
-        seen = encoder.epochs * (images // size) * size
-        blocks = encoder.depth * block_flops(config.model, config.num_tokens)
-        return seen * 3 * (blocks + output_flops(config))
-    # 3. One forward pass of every stored view.
-    forward = encoder_flops(encoder.name, config.grid[0])
-    return None if forward is None else images * config.data.num_views * forward
 
 
 # ---- parameters

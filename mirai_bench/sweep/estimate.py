@@ -16,9 +16,9 @@ from mirai_bench.model.cost import (
     kept_bytes,
     num_images,
     num_steps,
-    one_off_flops,
     training_flops,
 )
+from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.sweep.plan import Plan, folder_of
 from mirai_bench.tracking.run_folder import RunFolder
 

@@ -11,6 +11,7 @@ import yaml
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.synthetic import random_codes
 from mirai_bench.model import cost
+from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.train.memory import device_bytes
 from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils.cli import progress
@@ -119,7 +120,7 @@ def describe(config: RunConfig, hardware: Hardware, measure: bool) -> str:
     if steps is not None:
         facts["steps"] = f"{steps:,}"
         facts["training FLOPs"] = number(cost.training_flops(config, steps, steps))
-        once = cost.one_off_flops(config, images)
+        once = one_off_flops(config, images)
         if once != 0:
             facts["training FLOPs, once for the teacher"] = number(once)
     if measure:

@@ -25,7 +25,8 @@ from mirai_bench.checkpoint.store import (
 )
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.evaluate.evaluation import Evaluator
-from mirai_bench.model.cost import one_off_flops, training_flops
+from mirai_bench.model.cost import training_flops
+from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.tracking import provenance
 from mirai_bench.tracking.run_folder import RunFailed, RunFolder
 from mirai_bench.train.trainer import Trainer

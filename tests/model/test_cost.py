@@ -14,6 +14,7 @@ from mirai_bench.model.cost import (
     num_parameters,
     teacher_flops,
 )
+from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.sweep.plan import make_plan
 from mirai_bench.train.memory import device_bytes, logit_bytes
@@ -79,14 +80,14 @@ def test_the_known_cost_of_a_teacher(here):
 
     def with_and_without(arm):
         own = cell_flops(configs[arm])
-        return own / baseline, (own + cost.one_off_flops(configs[arm], images)) / baseline
+        return own / baseline, (own + one_off_flops(configs[arm], images)) / baseline
 
     assert with_and_without("mirai-i-k1") == pytest.approx((1.40, 4.35), abs=0.01)
     # Of a frozen baseline the whole training counts.
     without, with_teacher = with_and_without("mirai-e-frozen-k1")
     assert with_teacher == pytest.approx(without + 1)
     # The controls have the teachers of what they control; Mirai-E and random weights have none.
-    of = {arm: cost.one_off_flops(config, images) for arm, config in configs.items()}
+    of = {arm: one_off_flops(config, images) for arm, config in configs.items()}
     assert of["block-causal-1"] == of["shuffled"] == of["mirai-i-k3"] == of["mirai-i-k1"]
     assert of["baseline"] == of["mirai-e-k3"] == of["random"] == of["shuffled-e"] == 0
 
@@ -101,7 +102,7 @@ def test_the_counted_training_of_the_teacher_equals_torchs_counter(make_config):
     codes = random_codes(config, torch.device("cpu"))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         train_masked_tokens(config, codes, torch.device("cpu"), 0)
-    counted = cost.one_off_flops(config, codes.num_images)
+    counted = one_off_flops(config, codes.num_images)
     assert counter.get_total_flops() == pytest.approx(counted, rel=1e-3)
 
 
@@ -109,7 +110,7 @@ def test_stored_features_cost_a_forward_pass_of_every_view(make_config, tmp_path
     def cost_of(views=1, **encoder):
         foresight = {"level": "internal", "source": "encoder", "encoder": encoder}
         data = {"views": "ten_crop", "crop_ranges": [1.1] * (views // 10)} if views > 1 else {}
-        return cost.one_off_flops(make_config(foresight=foresight, data=data), 100)
+        return one_off_flops(make_config(foresight=foresight, data=data), 100)
 
     forward = cost.encoder_flops("dinov2_b", 8)
     assert cost_of(name="dinov2_b", cache=True) == 100 * forward
@@ -120,7 +121,7 @@ def test_stored_features_cost_a_forward_pass_of_every_view(make_config, tmp_path
     weights.write_bytes(b"")
     assert cost_of(weights=str(weights)) == 0
     foresight = {"level": "internal", "source": "encoder", "encoder": {"name": "dinov2_b", "cache": True}}
-    assert cost.one_off_flops(make_config(foresight=foresight), None) is None
+    assert one_off_flops(make_config(foresight=foresight), None) is None
 
 
 @pytest.mark.parametrize("axis", AXES)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import Codes
-from mirai_bench.model.cost import MASKED_TOKENS_BATCH
+from mirai_bench.model.one_off import MASKED_TOKENS_BATCH
 from mirai_bench.model.rope import rope_table
 from mirai_bench.model.transformer import INIT_STD, Block, RMSNorm
 from mirai_bench.utils.cli import progress
