@@ -63,6 +63,12 @@ def verdict(inside: bool, outside: bool) -> str:
     return "contradicted" if outside else UNDECIDED
 
 
+def is_pilot(results: Results, n: int) -> bool:
+    """Tells whether n seeds are fewer than those of the first planned look."""
+    looks = results.registered.get("now", {}).get("looks")
+    return bool(looks) and n < looks[0]
+
+
 # ---- the kinds of comparison. `strict` is the confidence that a contradiction needs.
 
 
@@ -83,8 +89,8 @@ def compare_better(results: Results, test: Test, strict: float) -> Evidence:
     if found is None or wide is None or math.isnan(found.half):
         return Evidence(UNDECIDED, text)
     # 2. A sweep that has not come to its first look decides nothing.
-    if plan.get("looks") and found.n < plan["looks"][0]:
-        return Evidence(UNDECIDED, f"{text}, a pilot: the first look is at {plan['looks'][0]} seeds")
+    if is_pilot(results, found.n):
+        return Evidence(UNDECIDED, f"{text}, a pilot")
     # 3. The claim is a side of 0. Within the smallest effect of interest it is neither.
     smallest = plan.get("smallest_effect")
     if smallest is not None:
@@ -102,8 +108,12 @@ def compare_speedup(results: Results, test: Test, strict: float) -> Evidence:
     factor = float(test["speedup"])
     found = speedup(results, test["arm"], metric, "epochs", "final", CONFIDENCE)
     wide = speedup(results, test["arm"], metric, "epochs", "final", strict)
-    # The sure ends count seeds that never reach the value, which the geometric mean leaves out.
     text = f"{test['arm']} reaches the baseline's final {metric}: {found} in epochs, n {found.n}"
+    if factor > found.greatest:
+        more = f"the evaluations of this profile could show {found.greatest:.3g}× at most"
+        return Evidence(CANNOT, f"{text}; {more}")
+    if is_pilot(results, found.n):
+        return Evidence(UNDECIDED, f"{text}, a pilot")
     return Evidence(verdict(found.sure_low >= factor, wide.sure_high < factor), text)
 
 

@@ -82,7 +82,7 @@ def _draw_cell(axes: Axes, record: dict[str, Any] | None, path: Path | None) -> 
 
 def command(argv: list[str]) -> int:
     """Runs the script. Writes one figure per sweep and prints its path."""
-    example = "python analysis/sample_grid.py --axis foresight_source --seeds 0 1"
+    example = "python analysis/sample_grid.py --axis foresight_source --seeds 10 11"
     options = parser("sample_grid", __doc__.splitlines()[0], example)
     seeds = "rows; default the first seed of the sweep"
     options.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help=seeds)

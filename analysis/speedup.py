@@ -80,6 +80,8 @@ class Speedup:
     """Whether the arm's mean gets to the baseline's final value."""
     bound: str = ""
     """Whether the mean is only a bound: `≥` or `≤`, and empty if it is not."""
+    greatest: float = math.nan
+    """The greatest speed-up that evaluations at these costs could show, whatever came out."""
 
     @property
     def sure_low(self) -> float:
@@ -241,7 +243,8 @@ def speedup(
     elif found.mean == at.logs[0] and mean[0] > 0:
         bound = "≤"
     ends = (float(np.exp(found.low)), float(np.exp(found.high)))
-    return Speedup(len(seeds), float(np.exp(found.mean)), *ends, reached, bound)
+    greatest = float(np.exp(at.logs[-1]))
+    return Speedup(len(seeds), float(np.exp(found.mean)), *ends, reached, bound, greatest)
 
 
 # ---- what nothing looks like

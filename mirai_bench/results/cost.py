@@ -169,7 +169,8 @@ def at_equal_cost(results: Results, axis: str) -> Results:
         reached = None if budget is None else _at_cost(records, axis, budget)
         if reached is not None:
             found.append(reached | {"spent_at": reached["epoch"]} | place)
-    return replace(results, records=found)
+    # What was registered decides at equal epochs only.
+    return replace(results, records=found, registered={})
 
 
 def _at_cost(records: list[Record], axis: str, budget: float) -> Record | None:

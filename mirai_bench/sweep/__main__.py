@@ -37,7 +37,7 @@ ACTIONS = {
 EPILOG = """examples:
   python -m mirai_bench.sweep sweeps/injection_level.yaml --dry-run   shows cells and their costs
   python -m mirai_bench.sweep sweeps/injection_level.yaml             trains what is missing
-  python -m mirai_bench.sweep sweeps/injection_level.yaml --seeds 0 1 2 3 4
+  python -m mirai_bench.sweep sweeps/injection_level.yaml --seeds 10 11 12 13
   python -m mirai_bench.sweep sweeps/foresight_source.yaml --only mirai-e-k3 --set foresight.k=9
   python -m mirai_bench.sweep sweeps/injection_level.yaml --profile cifar10 --address auto
 
@@ -178,10 +178,12 @@ def next_look(plan: Plan, path: Path, args: argparse.Namespace) -> Plan | None:
     decisions = decide(results, last_step, results.primary)
     if decisions is None:
         raise UserError(f"--until-decided: {path} plans no looks: write looks: [6, 12, 24] or the like")
-    for arm, verdict in decisions.verdicts.items():
-        log.info(f"look {decisions.reached} of {len(decisions.looks)}: {arm} is {verdict.word}")
+    if decisions.reached:
+        verdicts = ", ".join(f"{arm} {verdict.word}" for arm, verdict in decisions.verdicts.items())
+        log.info(f"look {decisions.reached} of {len(decisions.looks)}: {verdicts}")
     if decisions.are_over:
         return None
+    log.info(f"on to the look at {decisions.looks[decisions.reached]} seeds")
     seeds = plan.sweep.registered["seeds"][: decisions.looks[decisions.reached]]
     undecided = [arm for arm in decisions.undecided if arm in args.only or not args.only]
     choices = {"profile": args.profile, "seeds": seeds, "only": [plan.sweep.baseline, *undecided]}

@@ -306,7 +306,10 @@ def test_speedup_and_sameness_claims(frozen):
         return row
 
     assert row_of(speedup=1.4)[3] == "supported"
-    assert row_of(speedup=10)[3] == "contradicted"
+    assert row_of(speedup=5)[3] == "contradicted"
+    verdict, evidence = row_of(speedup=10)[3:]
+    assert verdict == "cannot be decided by this profile"
+    assert "could show 6× at most" in evidence, "evaluations at epochs 2 to 12"
     assert row_of(speedup=1.6)[3] == "undecided"
     assert row_of(same="parameters", within=0.0)[3] == "supported"
     assert row_of(same="sample_seconds", within=0.05)[3] == "supported"

@@ -130,7 +130,7 @@ def injection_level(**choices):
         "evaluation.protocol={base: digits}",
         "train.lr=0.002",
     ]
-    return load_sweep(SWEEPS / "injection_level.yaml", settings=fixed, **choices)
+    return load_sweep(SWEEPS / "injection_level.yaml", settings=fixed, **{"seeds": [0, 1, 2]} | choices)
 
 
 @lru_cache

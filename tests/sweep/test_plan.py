@@ -73,14 +73,17 @@ def test_more_seeds_a_new_arm_or_a_changed_value_run_alone(here, tmp_path):
     file.write_text(FILE.read_text())
     for cell in plan_of(file).sweep.cells:
         finish(cell)
-    assert {seed for _, seed in names(missing(plan_of(file, seeds=[0, 1, 2, 3, 4])))} == {3, 4}
+    assert {seed for _, seed in names(missing(plan_of(file, seeds=[10, 11, 12, 13, 14])))} == {13, 14}
     content = yaml.safe_load(file.read_text())
     content["arms"]["output-k9"] = {"level": "output", "k": 9}
     file.write_text(yaml.safe_dump(content, sort_keys=False))
-    assert names(missing(plan_of(file))) == [("output-k9", seed) for seed in (0, 1, 2)]
+    assert names(missing(plan_of(file))) == [("output-k9", seed) for seed in (10, 11, 12)]
     content["arms"]["internal-2d"]["weight"] = 1.5
     file.write_text(yaml.safe_dump(content, sort_keys=False))
-    assert {arm for arm, _ in names(missing(plan_of(file, seeds=[0, 1, 2])))} == {"output-k9", "internal-2d"}
+    assert {arm for arm, _ in names(missing(plan_of(file, seeds=[10, 11, 12])))} == {
+        "output-k9",
+        "internal-2d",
+    }
 
 
 def test_moving_runs_or_data_runs_nothing_again(here, tmp_path, monkeypatch):
@@ -289,7 +292,7 @@ def test_until_decided_goes_on_with_the_arms_that_need_it(here, tmp_path, monkey
     assert command([str(file_with(tmp_path)), "--until-decided"]) == 0
     assert trained == [[10, 11], [10, 11, 12], [10, 11, 12, 13, 14]]
     with pytest.raises(UserError, match="plans no looks"):
-        command([str(FILE), "--until-decided"])
+        command([str(file_with(tmp_path, looks=[], pilot=None, smallest_effect=None)), "--until-decided"])
 
 
 def test_a_dry_run_says_what_the_seeds_can_show(here, tmp_path):
