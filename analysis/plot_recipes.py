@@ -1,0 +1,97 @@
+"""Draws what the arms of a sweep change under two recipes of the baseline, side by side.
+
+    python analysis/plot_recipes.py reports/data/superseded/injection_level_digits.jsonl \
+        reports/data/injection_level_digits.jsonl
+
+The first file has the records under the recipe of before, the second one those under the new one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from common import STYLE, look, save
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mirai_bench.results.frame import Results
+from mirai_bench.results.reading import read_jsonl
+from mirai_bench.results.table import Table, build_table
+from mirai_bench.results.writers import p_value
+from mirai_bench.utils.cli import run
+from mirai_bench.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def recipe_of(results: Results) -> str:
+    """Returns the parts of the recipe that a reader compares, in words."""
+    train = results.records[0]["run"]["config"]["train"]
+    warmup = f"{100 * train['lr_warmup']:g} % warm-up" if train["lr_warmup"] else "no warm-up"
+    return f"learning rate {train['lr']:g}, {warmup}, {train['epochs']} epochs"
+
+
+def draw(sweeps: list[Results]) -> Figure:
+    """Returns a figure with a panel per sweep: the change of each arm relative to its baseline."""
+    tables = [build_table(results) for results in sweeps]
+    rows = [row.arm for row in tables[0].rows if row.arm != tables[0].baseline]
+    metric = tables[0].metrics[0]
+    with matplotlib.rc_context(STYLE):
+        size = (9, 1.5 + 0.3 * len(rows))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(1, len(sweeps), sharex=True, sharey=True)
+        for axes, results, table in zip(panels, sweeps, tables, strict=True):
+            _draw_panel(axes, results, table, rows)
+        panels[0].set_yticks(range(len(rows)), rows)
+        panels[0].set_ylim(len(rows) - 0.5, -0.5)  # the first arm on top, as in the table
+        figure.supxlabel(f"{metric}: change relative to the baseline of the same recipe", fontsize=9)
+    return figure
+
+
+def _draw_panel(axes: Axes, results: Results, table: Table, arms: list[str]) -> None:
+    metric = table.metrics[0]
+    by_arm = {row.arm: row for row in table.rows}
+    axes.axvline(0, color="black", linewidth=1)
+    for place, arm in enumerate(arms):
+        change = by_arm[arm].differences.get(metric) if arm in by_arm else None
+        if change is None:
+            continue
+        colour, marker = look(results)[arm]
+        reach = None if math.isnan(change.half) else change.half  # one seed has no interval
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "capsize": 3}
+        axes.errorbar(change.mean, place, xerr=reach, **style)
+        where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "right"}
+        axes.annotate(f"p {p_value(change.p)}", (0.99, place - 0.28), fontsize=7, **where)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * math.expm1(x):+.0f} %".replace("-", "−"))
+    value = by_arm[table.baseline].values[metric]
+    assert value is not None, "a table has its baseline"
+    title = f"{recipe_of(results)}\nbaseline {value.mean:.2f} ± {value.half:.2f}, n {value.n}"
+    axes.set_title(title, fontsize=8.5, loc="left")
+
+
+def command(argv: list[str]) -> int:
+    """Runs the script. Writes the figure."""
+    parser = argparse.ArgumentParser(
+        prog="python analysis/plot_recipes.py", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "records", nargs=2, type=Path, metavar="FILE", help="frozen records of one sweep each"
+    )
+    parser.add_argument("--out", type=Path, default=Path("reports"), help="where to write; default reports")
+    args = parser.parse_args(argv)
+    # Read one by one: files of one sweep would be joined, and these have two recipes.
+    sweeps = [read_jsonl([path])[0] for path in args.records]
+    if sweeps[0].axis != sweeps[1].axis:
+        raise UserError(f"these are two sweeps, {sweeps[0].axis} and {sweeps[1].axis}: give two files of one")
+    save(draw(sweeps), args.out, f"recipes_{sweeps[0].axis}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))
