@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 from pydantic import ValidationError
 
 from mirai_bench.config.run_config import RunConfig
@@ -129,6 +133,13 @@ def look(results: Results) -> dict[str, tuple[str, str]]:
         marker = 1 + i // ARMS_PER_MARKER % (len(MARKERS) - 1)
         looks[arm] = (COLOURS[i % len(COLOURS)], MARKERS[marker])
     return looks
+
+
+def percent_axis(axes: Axes) -> None:
+    """Labels an x-axis of logarithms of ratios with round changes in per cent."""
+    changes = np.array([-0.9, -0.8, -0.7, -0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0, 0.1, 0.2, 0.3, 0.5, 1, 2, 5])
+    axes.xaxis.set_major_locator(FixedLocator(np.log1p(changes)))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * math.expm1(x):+.0f} %".replace("-", "−"))
 
 
 def save(figure: Figure, out: Path, stem: str, kinds: tuple[str, ...] = ("svg", "pdf", "png")) -> None:

@@ -15,12 +15,13 @@ from dataclasses import replace
 from typing import Any
 
 import matplotlib
-from common import STYLE, add_one_off, load, look, parser, save
+from common import STYLE, add_one_off, load, look, parser, percent_axis, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mirai_bench.results.cost import AXES, at_equal_cost, equal_cost_notes, one_off_notes, without_one_off
 from mirai_bench.results.frame import Results, file_stem, is_distance, lower_is_better
+from mirai_bench.results.looks import BETTER, WORSE
 from mirai_bench.results.reading import freeze
 from mirai_bench.results.stats import Estimate
 from mirai_bench.results.table import Table, build_table
@@ -36,39 +37,45 @@ SIGNIFICANT = 0.05  # of the p-values after Holm's correction
 def draw_differences(results: Results, table: Table) -> Figure:
     """Returns a figure with a line per arm: its mean difference to the baseline, and the interval.
 
-    The marker is filled if the corrected p is below 0.05.
+    The marker is filled where a verdict was given, or without planned looks if the corrected p is below
+    0.05.
     """
     metric = table.metrics[0]
     looks = look(results)
     rows = [row for row in table.rows if row.arm != table.baseline]
     better = "left" if lower_is_better(metric) else "right"
-    note = (
-        "mean and t-interval over seeds, as in the table; filled: Holm-corrected p below "
-        f"{SIGNIFICANT:g}; profile {results.profile}"
-    )
+    decided = any(row.verdict for row in rows)
+    filled = "verdict better or worse" if decided else f"Holm-corrected p below {SIGNIFICANT:g}"
+    note = f"mean and t-interval over seeds, as in the table; filled: {filled}; profile {results.profile}"
     with matplotlib.rc_context(STYLE):
         # A line of 0.27 inches per arm, below a heading.
         figure = Figure(figsize=(8, 1.1 + 0.27 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color="black", linewidth=1)
         for place, row in enumerate(rows):
-            _draw_difference(axes, place, row.differences.get(metric), *looks[row.arm])
+            change = row.differences.get(metric)
+            shown = change is not None and change.p < SIGNIFICANT
+            if decided:
+                shown = (row.verdict or "").startswith((BETTER, WORSE))
+            _draw_difference(axes, place, change, shown, *looks[row.arm])
         axes.set_yticks(range(len(rows)), [row.arm for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)  # the first arm on top, as in the table
         what = "arm minus"
         if is_distance(metric):
             what = "change relative to"
-            axes.xaxis.set_major_formatter(lambda x, _: f"{100 * math.expm1(x):+.0f} %".replace("-", "−"))
+            percent_axis(axes)
         axes.set_xlabel(f"{metric}: {what} {table.baseline}, paired by seed ({better} of the line is better)")
         figure.suptitle(f"{table.title}\n{note}", fontsize=9, x=0.01, ha="left", wrap=True)
     return figure
 
 
-def _draw_difference(axes: Axes, place: int, change: Estimate | None, colour: str, marker: str) -> None:
+def _draw_difference(
+    axes: Axes, place: int, change: Estimate | None, filled: bool, colour: str, marker: str
+) -> None:
     text = "no pair of seeds"
     if change is not None:
         reach = None if math.isnan(change.half) else change.half  # one seed has no interval
-        face = colour if change.p < SIGNIFICANT else "white"
+        face = colour if filled else "white"
         style: dict[str, Any] = {"color": colour, "marker": marker, "mfc": face}
         style |= {"markersize": 6, "capsize": 3}
         axes.errorbar(change.mean, place, xerr=reach, **style)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from common import STYLE, look, save
+from common import STYLE, look, percent_axis, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -68,7 +68,7 @@ def _draw_panel(axes: Axes, results: Results, table: Table, arms: list[str]) -> 
         axes.errorbar(change.mean, place, xerr=reach, **style)
         where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "right"}
         axes.annotate(f"p {p_value(change.p)}", (0.99, place - 0.28), fontsize=7, **where)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * math.expm1(x):+.0f} %".replace("-", "−"))
+    percent_axis(axes)
     value = by_arm[table.baseline].values[metric]
     assert value is not None, "a table has its baseline"
     title = f"{recipe_of(results)}\nbaseline {value.mean:.2f} ± {value.half:.2f}, n {value.n}"

@@ -19,7 +19,7 @@ from mirai_bench.data.shards import open_shards
 from mirai_bench.data.tokenizers import vq16
 from mirai_bench.evaluate.references import _read_own
 from mirai_bench.foresight.encoders.feature_cache import CachedFeatures
-from mirai_bench.tokenizer.perceptual import Perceptual
+from mirai_bench.tokenizer.perceptual import read_weights
 from mirai_bench.utils.errors import UserError
 from tests.support.paths import ROOT
 from tests.support.small_sweeps import environment
@@ -59,7 +59,7 @@ READERS = {
     "checkpoint.pt": (torch_file, load_weights),
     "bare.pt": (bare_pickle, load_weights),
     "vq_ds16_c2i.pt": (torch_file, vq16.read_model),
-    "vgg16.pt": (torch_file, Perceptual),
+    "vgg16.pt": (torch_file, read_weights),
     "images.npz": (npz, open_images),
     "cifar10.npz": (npz, lambda path: _cifar10(path, "train")),
     "reference.npz": (npz, lambda path: _read_own(path, None)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mirai_bench.results.frame import Results, is_distance, lower_is_better
@@ -36,6 +36,8 @@ class Verdict:
     estimate: Estimate | None
     """The difference to the baseline at that look, with p corrected over the family; of the \
 logarithms for a Fréchet distance. It is None for PILOT, or without a pair of seeds."""
+    latest: Estimate | None = None
+    """The same at the last look that was reached, with the p of the look that gave the verdict."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,19 @@ def decide(results: Results, step: int, metric: str) -> Decisions | None:
     values = {arm: results.by_seed(arm, step, metric) for arm in results.arms}
     reached = sum(_is_reached(results, values, plan["seeds"][:n]) for n in looks)
     verdicts: dict[str, Verdict] = {}
+    in_log = is_distance(metric)
     for family in families(plan, results):
         verdicts |= {arm: Verdict(PILOT, 0, None) for arm in family}
         for number in range(reached):
             seeds = plan["seeds"][: looks[number]]
             own = {arm: _of_seeds(values[arm], seeds) for arm in (*family, results.baseline)}
             _look(verdicts, family, own, plan, results.baseline, metric, number)
+            for arm in family:
+                confidence = 1 - levels(looks)[number]
+                now = paired(own[arm], own[results.baseline], confidence, in_log=in_log)
+                given = verdicts[arm].estimate
+                if now is not None and given is not None:
+                    verdicts[arm] = replace(verdicts[arm], latest=replace(now, p=given.p))
     return Decisions(looks, reached, verdicts)
 
 
@@ -177,7 +186,7 @@ def _look(
         wide = paired(values[arm], values[baseline], 1 - level / len(family), in_log=in_log)
         word = UNDECIDED
         if found is not None and wide is not None and not math.isnan(found.half):
-            found = Estimate(found.n, found.mean, found.half, corrected[arm], found.deviation)
+            found = replace(found, p=corrected[arm])
             bound = smallest_difference(smallest, metric) if smallest is not None else 0.0
             if -bound < wide.low and wide.high < bound:
                 # Two one-sided tests (D. Schuirmann, 1987), by the corrected interval.

@@ -155,7 +155,7 @@ def _correct(rows: list[Row], metrics: list[str]) -> None:
 
 
 def _decided(row: Row, decisions: Decisions, metric: str) -> Row:
-    """Returns the row with the verdict of the looks, and the difference at the look that gave it."""
+    """Returns the row with the verdict of the looks, and the difference at the last of them."""
     verdict = decisions.verdicts.get(row.arm)
     differences = dict(row.differences)
     found = differences.get(metric)
@@ -163,9 +163,12 @@ def _decided(row: Row, decisions: Decisions, metric: str) -> Row:
         differences[metric] = replace(found, p=math.nan)  # nothing is tested
     if verdict is None:
         return replace(row, differences=differences)
+    word = verdict.word
     if verdict.look:
-        differences[metric] = verdict.estimate
-    return replace(row, differences=differences, verdict=verdict.word)
+        differences[metric] = verdict.latest
+    if 0 < verdict.look < decisions.reached:
+        word += f" (look {verdict.look})"
+    return replace(row, differences=differences, verdict=word)
 
 
 def _noise_floor(results: Results, rows: list[Row], metric: str) -> float | None:
@@ -297,7 +300,7 @@ def _can_show(rows: list[Row], metric: str, decisions: Decisions | None) -> list
         return []
     # The arms differ little in their deviation, which few seeds cannot tell apart: it is pooled.
     deviation = math.sqrt(sum(test.deviation**2 for test in found.values()) / len(found))
-    n = min(test.n for test in found.values())
+    n = max(test.n for test in found.values())
     level = (decisions.level if decisions else 1 - CONFIDENCE) / len(found)
     shown = as_change(smallest_shown(n, deviation, level), metric)
     needed = []

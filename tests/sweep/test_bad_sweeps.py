@@ -195,8 +195,9 @@ def test_the_schema_refuses_what_the_planner_refuses(wrong, here, tmp_path):
 
 
 def shortened(sweep):
-    """Keeps one seed and few arms, because the files are written and read a thousand times."""
-    return sweep | {"seeds": [0], "arms": dict(list(sweep["arms"].items())[::4])}
+    """Keeps two seeds and few arms, because the files are written and read a thousand times."""
+    few = {"seeds": [10, 11], "pilot": 1, "looks": [2]}
+    return sweep | few | {"arms": dict(list(sweep["arms"].items())[::4])}
 
 
 SHIPPED = {
