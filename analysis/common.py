@@ -137,7 +137,7 @@ def look(results: Results) -> dict[str, tuple[str, str]]:
 
 def percent_axis(axes: Axes) -> None:
     """Labels an x-axis of logarithms of ratios with round changes in per cent."""
-    changes = np.array([-0.9, -0.8, -0.7, -0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0, 0.1, 0.2, 0.3, 0.5, 1, 2, 5])
+    changes = np.array([-0.8, -0.6, -0.4, -0.2, 0, 0.25, 0.5, 1, 2, 5])
     axes.xaxis.set_major_locator(FixedLocator(np.log1p(changes)))
     axes.xaxis.set_major_formatter(lambda x, _: f"{100 * math.expm1(x):+.0f} %".replace("-", "−"))
 
