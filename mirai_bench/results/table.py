@@ -257,6 +257,8 @@ def _how_to_read(
         n = decisions.looks[decisions.reached - 1]
         interval = f"{100 * (1 - decisions.level):.1f} % t-interval"
         p = f"Holm-corrected over the family, to be compared with {decisions.level:.3f}"
+        if any(0 < verdict.look < decisions.reached for verdict in decisions.verdicts.values()):
+            p += " (with an earlier look's verdict: the p of that look)"
         look = f" Look {decisions.reached} of {len(decisions.looks)} ({n} seeds)."
     elif decisions is not None:
         n = decisions.looks[0]
@@ -279,8 +281,7 @@ def _registered(results: Results) -> list[str]:
         return []
     looks = ", ".join(map(str, plan["looks"]))
     smallest = plan["smallest_effect"]
-    primary = plan["primary"] or "by default"
-    parts = [f"primary metric {primary}", f"looks at {looks} seeds"]
+    parts = [f"primary metric {plan['primary'] or results.primary}", f"looks at {looks} seeds"]
     if smallest is not None:
         text = f"{100 * smallest:g} %" if is_distance(results.primary) else f"{smallest:g}"
         parts.append(f"smallest effect of interest {text}")
