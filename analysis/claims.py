@@ -65,8 +65,8 @@ def verdict(inside: bool, outside: bool) -> str:
 
 def is_pilot(results: Results, n: int) -> bool:
     """Tells whether n seeds are fewer than those of the first planned look."""
-    looks = results.registered.get("now", {}).get("looks")
-    return bool(looks) and n < looks[0]
+    looks = results.registered.get("now", {}).get("looks", ())
+    return len(looks) > 0 and n < looks[0]
 
 
 # ---- the kinds of comparison. `strict` is the confidence that a contradiction needs.
