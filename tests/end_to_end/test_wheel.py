@@ -80,11 +80,12 @@ def python(unpacked, here):
     return in_the_folder
 
 
-def test_it_holds_the_package_the_sweeps_and_the_papers_values_and_nothing_else(wheel):
+def test_it_holds_the_package_the_sweeps_and_what_tables_read_and_nothing_else(wheel):
     files = set(repository_files())
     expected = {name for name in files if name.startswith("mirai_bench/")}
     expected |= {f"mirai_bench/shipped/{name}" for name in files if name.startswith("sweeps/")}
-    expected.add("mirai_bench/shipped/reports/data/paper_values.csv")
+    shipped_data = ("controls.json", "noise_digits.jsonl", "paper_values.csv")
+    expected |= {f"mirai_bench/shipped/reports/data/{name}" for name in shipped_data}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected
 
