@@ -20,7 +20,7 @@ from speedup import speedup
 
 from mirai_bench.config.load import read_yaml
 from mirai_bench.results.frame import Results, is_distance, lower_is_better, refuse_mixed_protocols
-from mirai_bench.results.looks import LEVEL, SMALL, UNDECIDED, level_of, smallest_difference
+from mirai_bench.results.looks import LEVEL, SMALL, UNDECIDED, is_small, level_of
 from mirai_bench.results.stats import CONFIDENCE, paired, ratio
 from mirai_bench.results.table import MISSING
 from mirai_bench.results.writers import difference
@@ -92,11 +92,8 @@ def compare_better(results: Results, test: Test, strict: float) -> Evidence:
     if is_pilot(results, found.n):
         return Evidence(UNDECIDED, f"{text}, a pilot")
     # 3. The claim is a side of 0. Within the smallest effect of interest it is neither.
-    smallest = plan.get("smallest_effect")
-    if smallest is not None:
-        bound = smallest_difference(smallest, metric)
-        if -bound < wide.low and wide.high < bound:
-            return Evidence(SMALL, text)
+    if is_small(wide, plan.get("smallest_effect"), metric):
+        return Evidence(SMALL, text)
     if lower_is_better(metric):
         return Evidence(verdict(found.high < 0, wide.low > 0), text)
     return Evidence(verdict(found.low > 0, wide.high < 0), text)
@@ -162,8 +159,7 @@ def kind_of(test: Test) -> str:
 
 def at_last(results: Results, arm: str, name: str) -> dict[int, float]:
     """Returns a quantity of an arm at the sweep's last evaluation, by seed."""
-    step = max(record["step"] for record in results.records)
-    return results.by_seed(arm, step, name)
+    return results.by_seed(arm, results.last_step, name)
 
 
 # ---- verdicts

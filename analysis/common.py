@@ -21,6 +21,7 @@ from mirai_bench.model.cost import num_images
 from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.results.frame import Results, with_protocol
 from mirai_bench.results.reading import read_journals, read_jsonl, read_mlflow
+from mirai_bench.results.stats import Estimate
 from mirai_bench.utils.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,15 @@ def look(results: Results) -> dict[str, tuple[str, str]]:
         marker = 1 + i // ARMS_PER_MARKER % (len(MARKERS) - 1)
         looks[arm] = (COLOURS[i % len(COLOURS)], MARKERS[marker])
     return looks
+
+
+def draw_change(
+    axes: Axes, place: int, change: Estimate, colour: str, marker: str, filled: bool = True
+) -> None:
+    """Draws a difference to the baseline and its interval, at a height."""
+    reach = None if math.isnan(change.half) else change.half  # one seed has no interval
+    style: dict[str, Any] = {"color": colour, "marker": marker, "mfc": colour if filled else "white"}
+    axes.errorbar(change.mean, place, xerr=reach, markersize=6, capsize=3, **style)
 
 
 def percent_axis(axes: Axes) -> None:

@@ -92,8 +92,7 @@ def clopper_pearson(found: int, n: int) -> tuple[float, float]:
 def differences_of(results: Results) -> np.ndarray:
     """Returns the differences to the baseline in the primary metric, (arms, seeds)."""
     metric = results.primary
-    step = max(record["step"] for record in results.records)
-    values = {arm: results.by_seed(arm, step, metric) for arm in results.arms}
+    values = {arm: results.by_seed(arm, results.last_step, metric) for arm in results.arms}
     seeds = sorted(set.intersection(*(set(of_seeds) for of_seeds in values.values())))
     table = {arm: np.array([of_seeds[seed] for seed in seeds]) for arm, of_seeds in values.items()}
     if is_distance(metric):
@@ -124,7 +123,7 @@ def rates(pool: np.ndarray, rule: Rule, rng: np.random.Generator) -> list[str]:
 
 def seen(results: Results) -> dict[str, Any]:
     """Returns how often the first arm after the baseline solves a planted task."""
-    counts = solved_counts(results, max(record["step"] for record in results.records))
+    counts = solved_counts(results, results.last_step)
     arm = next(arm for arm in results.arms if arm != results.baseline)
     ours = counts[arm]
     baseline = counts[results.baseline]

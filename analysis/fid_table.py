@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
 from dataclasses import replace
 from typing import Any
 
 import matplotlib
-from common import STYLE, add_one_off, load, look, parser, percent_axis, save
+from common import STYLE, add_one_off, draw_change, load, look, parser, percent_axis, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -74,11 +73,7 @@ def _draw_difference(
 ) -> None:
     text = "no pair of seeds"
     if change is not None:
-        reach = None if math.isnan(change.half) else change.half  # one seed has no interval
-        face = colour if filled else "white"
-        style: dict[str, Any] = {"color": colour, "marker": marker, "mfc": face}
-        style |= {"markersize": 6, "capsize": 3}
-        axes.errorbar(change.mean, place, xerr=reach, **style)
+        draw_change(axes, place, change, colour, marker, filled)
         text = f"p {p_value(change.p)}, n {change.n}"
     # At the right edge of the axes, whatever their scale, and at the height of the arm.
     axis: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from common import STYLE, look, percent_axis, save
+from common import STYLE, draw_change, look, percent_axis, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -62,10 +61,7 @@ def _draw_panel(axes: Axes, results: Results, table: Table, arms: list[str]) -> 
         change = by_arm[arm].differences.get(metric) if arm in by_arm else None
         if change is None:
             continue
-        colour, marker = look(results)[arm]
-        reach = None if math.isnan(change.half) else change.half  # one seed has no interval
-        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "capsize": 3}
-        axes.errorbar(change.mean, place, xerr=reach, **style)
+        draw_change(axes, place, change, *look(results)[arm])
         where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "right"}
         axes.annotate(f"p {p_value(change.p)}", (0.99, place - 0.28), fontsize=7, **where)
     percent_axis(axes)

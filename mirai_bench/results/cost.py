@@ -13,6 +13,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from mirai_bench.config.foresight import ForesightConfig
+from mirai_bench.results.controls import SOLVED
 from mirai_bench.results.frame import Results, is_distance, value_of
 from mirai_bench.tracking.records import COSTS, ONE_OFF
 
@@ -24,7 +26,6 @@ AXES = {
 }
 # The one-off cost that belongs to a cost.
 _ONE_OFF_OF = dict(zip(("train_flops", "train_seconds"), ONE_OFF, strict=True))
-STEPWISE = ("solved",)  # metrics that are 1 or 0, between which there is nothing
 
 Record = dict[str, Any]
 
@@ -42,24 +43,18 @@ def one_off(record: Record, cost: str) -> float | None:
     if field in record:
         value: float | None = record[field]
         return value
-    return None if _made_beforehand(record["run"]["config"].get("foresight", {})) else 0.0
+    return None if _made_beforehand(_foresight_of(record)) else 0.0
 
 
-def _made_beforehand(foresight: Record) -> bool:
+def _foresight_of(record: Record) -> ForesightConfig:
+    return ForesightConfig.model_validate(record["run"]["config"].get("foresight", {}))
+
+
+def _made_beforehand(foresight: ForesightConfig) -> bool:
     """Tells whether a teacher of this configuration is trained here, or its features are stored."""
-    if foresight.get("level") != "internal":
-        return False
-    encoder = foresight.get("encoder", {})
-    trains_encoder = encoder.get("name") == "masked_tokens" and encoder.get("weights") is None
-    if foresight["source"] == "frozen":
-        return foresight.get("teacher") is None
-    return _uses_encoder(foresight) and (trains_encoder or encoder.get("cache") is True)
-
-
-def _uses_encoder(foresight: Record) -> bool:
-    source = foresight.get("source")
-    of = foresight.get("shuffled_of", "encoder") if source == "shuffled" else source
-    return foresight.get("level") == "internal" and of == "encoder"
+    encoder = foresight.encoder
+    trains_encoder = encoder.name == "masked_tokens" and encoder.weights is None
+    return foresight.trains_teacher or (foresight.uses_encoder and (trains_encoder or encoder.cache))
 
 
 def spent(record: Record, axis: str) -> float | None:
@@ -129,15 +124,13 @@ def one_off_notes(results: Results, included: bool = True, timing: bool = True) 
 
 
 def _trained_elsewhere(record: Record) -> bool:
-    foresight = record["run"]["config"].get("foresight", {})
-    if foresight.get("level") != "internal":
+    foresight = _foresight_of(record)
+    if foresight.internal and foresight.source == "frozen":
+        return foresight.teacher is not None
+    encoder = foresight.encoder
+    if not foresight.uses_encoder or encoder.weights == "random":
         return False
-    if foresight.get("source") == "frozen":
-        return foresight.get("teacher") is not None
-    encoder = foresight.get("encoder", {})
-    if not _uses_encoder(foresight) or encoder.get("weights") == "random":
-        return False
-    return encoder.get("name") != "masked_tokens" or encoder.get("weights") is not None
+    return encoder.name != "masked_tokens" or encoder.weights is not None
 
 
 # ---- at equal cost
@@ -212,7 +205,7 @@ def interpolated(
     """Returns a metric between two evaluations. `mean` weighs them."""
     if before is None or after is None or not (math.isfinite(before) and math.isfinite(after)):
         return None
-    if name in STEPWISE:
+    if name == SOLVED:  # 1 or 0, with nothing between
         return before
     if is_distance(name) and before > 0 and after > 0:
         return math.exp(mean(math.log(before), math.log(after)))

@@ -63,6 +63,11 @@ records."""
         """The names of all metrics, in the order in which they first appear."""
         return list(dict.fromkeys(name for record in self.records for name in record["metrics"]))
 
+    @property
+    def last_step(self) -> int:
+        """The last step at which any cell was evaluated. Raises ValueError without records."""
+        return max(record["step"] for record in self.records)
+
     @cached_property
     def primary(self) -> str:
         """The metric that decides: the one that the profile names, or the one by default.

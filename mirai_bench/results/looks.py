@@ -34,10 +34,9 @@ class Verdict:
     look: int
     """Number of the look that gave it, from 1. It is 0 for PILOT."""
     estimate: Estimate | None
-    """The difference to the baseline at that look, with p corrected over the family; of the \
-logarithms for a Fréchet distance. It is None for PILOT, or without a pair of seeds."""
-    latest: Estimate | None = None
-    """The same at the last look that was reached, with the p of the look that gave the verdict."""
+    """The difference to the baseline at the last look that was reached; of the logarithms for a \
+Fréchet distance. Its p is that of the look that gave the verdict, corrected over the family. It is \
+None for PILOT, or without a pair of seeds."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,17 @@ def smallest_difference(effect: float, metric: str) -> float:
     return -math.log1p(-effect) if is_distance(metric) else effect
 
 
+def is_small(wide: Estimate, smallest: float | None, metric: str) -> bool:
+    """Tells whether a corrected interval lies within ± the smallest effect of interest, if there is one.
+
+    These are two one-sided tests (D. Schuirmann, 1987).
+    """
+    if smallest is None:
+        return False
+    bound = smallest_difference(smallest, metric)
+    return -bound < wide.low and wide.high < bound
+
+
 def decide(results: Results, step: int, metric: str) -> Decisions | None:
     """Returns the verdicts by the metric at an evaluation, or None if no looks are planned."""
     plan = results.registered.get("now", {})
@@ -104,19 +114,12 @@ def decide(results: Results, step: int, metric: str) -> Decisions | None:
     values = {arm: results.by_seed(arm, step, metric) for arm in results.arms}
     reached = sum(_is_reached(results, values, plan["seeds"][:n]) for n in looks)
     verdicts: dict[str, Verdict] = {}
-    in_log = is_distance(metric)
     for family in families(plan, results):
         verdicts |= {arm: Verdict(PILOT, 0, None) for arm in family}
         for number in range(reached):
             seeds = plan["seeds"][: looks[number]]
             own = {arm: _of_seeds(values[arm], seeds) for arm in (*family, results.baseline)}
             _look(verdicts, family, own, plan, results.baseline, metric, number)
-            for arm in family:
-                confidence = 1 - levels(looks)[number]
-                now = paired(own[arm], own[results.baseline], confidence, in_log=in_log)
-                given = verdicts[arm].estimate
-                if now is not None and given is not None:
-                    verdicts[arm] = replace(verdicts[arm], latest=replace(now, p=given.p))
     return Decisions(looks, reached, verdicts)
 
 
@@ -167,29 +170,28 @@ def _look(
     """Updates the verdicts on a family at look `number`, from 0."""
     level = levels(plan["looks"])[number]
     in_log = is_distance(metric)
-    # 1. The tests of arms that have no verdict yet. Of the others, one that has been shown counts as
-    #    rejected and one that is below the smallest effect as accepted (Holm's correction over looks).
+    # 1. The tests. An arm with a verdict is tested no more: one that has been shown counts as rejected
+    #    and one that is below the smallest effect as accepted (Holm's correction over looks).
     estimates: dict[str, Estimate | None] = {}
     p_values = []
     for arm in family:
-        earlier = verdicts[arm].word
-        if earlier in FINAL:
-            p_values.append(1.0 if earlier == SMALL else 0.0)
-            continue
-        estimates[arm] = paired(values[arm], values[baseline], 1 - level, in_log=in_log)
-        found = estimates[arm]
-        p_values.append(found.p if found else math.nan)
+        found = paired(values[arm], values[baseline], 1 - level, in_log=in_log)
+        estimates[arm] = found
+        tested = found.p if found else math.nan
+        p_values.append({SMALL: 1.0, BETTER: 0.0, WORSE: 0.0}.get(verdicts[arm].word, tested))
     corrected = dict(zip(family, holm(p_values), strict=True))
     # 2. The verdicts.
-    smallest = plan["smallest_effect"]
     for arm, found in estimates.items():
+        earlier = verdicts[arm]
+        if earlier.word in FINAL:
+            if found is not None and earlier.estimate is not None:
+                verdicts[arm] = replace(earlier, estimate=replace(found, p=earlier.estimate.p))
+            continue
         wide = paired(values[arm], values[baseline], 1 - level / len(family), in_log=in_log)
         word = UNDECIDED
         if found is not None and wide is not None and not math.isnan(found.half):
             found = replace(found, p=corrected[arm])
-            bound = smallest_difference(smallest, metric) if smallest is not None else 0.0
-            if -bound < wide.low and wide.high < bound:
-                # Two one-sided tests (D. Schuirmann, 1987), by the corrected interval.
+            if is_small(wide, plan["smallest_effect"], metric):
                 word = SMALL
             elif corrected[arm] < level:
                 word = BETTER if (found.mean < 0) == lower_is_better(metric) else WORSE

@@ -126,22 +126,21 @@ def read_panel(profile: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def deviation_of(profile: str, config: Mapping[str, Any], metric: str) -> float | None:
+def deviation_of(panel: Records, config: Mapping[str, Any], metric: str) -> float | None:
     """Returns the standard deviation of a metric between trainings of a baseline with this recipe.
 
-    It is that of the logarithm for a Fréchet distance. None if no panel was measured with this
-    data, model, recipe and protocol.
+    It is that of the logarithm for a Fréchet distance. None if the panel, as `read_panel` returns it,
+    was not measured with this data, model, recipe and protocol.
     """
-    lines = read_panel(profile)
-    if not lines or any(lines[0]["config"][part] != config.get(part) for part in ("data", "model")):
+    if not panel or any(panel[0]["config"][part] != config.get(part) for part in ("data", "model")):
         return None
     # What changes no number is not compared.
-    theirs, ours = lines[0]["config"]["train"], dict(config["train"])
+    theirs, ours = panel[0]["config"]["train"], dict(config["train"])
     if theirs | {"recipe": ""} != ours | {"recipe": ""}:
         return None
-    if lines[0]["config"]["evaluation"]["protocol"] != config["evaluation"]["protocol"]:
+    if panel[0]["config"]["evaluation"]["protocol"] != config["evaluation"]["protocol"]:
         return None
-    records = [line for line in lines if line["kind"] == "evaluation"]
+    records = [line for line in panel if line["kind"] == "evaluation"]
     if any(metric not in record["metrics"] for record in records):
         return None
     return spread_of(records, TOGETHER, metric, in_log=is_distance(metric)).single

@@ -14,7 +14,7 @@ from mirai_bench.results.cost import one_off_notes, with_one_off
 from mirai_bench.results.frame import Results, is_distance, refuse_mixed_protocols
 from mirai_bench.results.looks import PILOT, Decisions, decide, departures
 from mirai_bench.results.machines import mixed_machines
-from mirai_bench.results.noise import deviation_of, noise_floor
+from mirai_bench.results.noise import deviation_of, noise_floor, read_panel
 from mirai_bench.results.paper import Paper, PaperValues, is_papers, paper_size, paper_values, papers_name
 from mirai_bench.results.stats import (
     CONFIDENCE,
@@ -165,14 +165,15 @@ def _decided(row: Row, decisions: Decisions, metric: str) -> Row:
         return replace(row, differences=differences)
     word = verdict.word
     if verdict.look:
-        differences[metric] = verdict.latest
+        differences[metric] = verdict.estimate
     if 0 < verdict.look < decisions.reached:
         word += f" (look {verdict.look})"
     return replace(row, differences=differences, verdict=word)
 
 
 def _noise_floor(results: Results, rows: list[Row], metric: str) -> float | None:
-    deviation = deviation_of(results.profile, results.records[0]["run"]["config"], metric)
+    panel = read_panel(results.profile)
+    deviation = deviation_of(panel, results.records[0]["run"]["config"], metric)
     n = min((row.n for row in rows if row.n), default=0)
     return noise_floor(deviation, n) if deviation is not None and n else None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import sys
 from collections import Counter
@@ -146,58 +145,34 @@ def command(argv: list[str]) -> int:
 
 def run_looks(plan: Plan, path: Path, args: argparse.Namespace) -> int:
     """Trains up to the first look, or until all arms are decided. Returns 1 if a cell failed."""
-    from mirai_bench.sweep.recorded import recorded_cells, with_registered
+    from mirai_bench.results.reading import read_jsonl
+    from mirai_bench.sweep.looks import can_show, next_look
+    from mirai_bench.sweep.recorded import recorded_cells, restore, with_registered
 
     # 1. What was registered before, and what is only shown.
-    plan = with_registered(plan, args.records)
+    known = read_jsonl(args.records)
+    plan = with_registered(plan, known)
     if args.dry_run:
-        print(dry_run(plan, args.max_concurrent, set(recorded_cells(plan, args.records))))
+        print(dry_run(plan, args.max_concurrent, set(recorded_cells(plan, known))))
         print(can_show(plan))
         return 0
     # 2. The looks.
-    code = train(plan, args)
-    while args.until_decided and code == 0:
-        further = next_look(plan, path, args)
-        if further is None:
-            break
-        plan = further
-        code = train(plan, args)
+    looking: Plan | None = plan
+    code = 0
+    while looking is not None and code == 0:
+        if known:
+            log.info(f"{restore(looking, known)} cells are taken from records")
+        code = train(looking, args)
+        choices = {"profile": args.profile, "only": args.only, "settings": args.settings}
+        looking = next_look(looking, path, **choices) if args.until_decided and code == 0 else None
     return code
-
-
-def next_look(plan: Plan, path: Path, args: argparse.Namespace) -> Plan | None:
-    """Returns the plan of the next look: more seeds of the arms that have no verdict yet.
-
-    Returns None if all arms have one, or if there is no further look.
-    """
-    from mirai_bench.results.looks import decide
-    from mirai_bench.results.reading import read_journals
-
-    (results,) = read_journals(plan.runs, plan.sweep.axis, plan.profile)
-    last_step = max(record["step"] for record in results.records)
-    decisions = decide(results, last_step, results.primary)
-    if decisions is None:
-        raise UserError(f"--until-decided: {path} plans no looks: write looks: [6, 12, 24] or the like")
-    if decisions.reached:
-        verdicts = ", ".join(f"{arm} {verdict.word}" for arm, verdict in decisions.verdicts.items())
-        log.info(f"look {decisions.reached} of {len(decisions.looks)}: {verdicts}")
-    if decisions.are_over:
-        return None
-    log.info(f"on to the look at {decisions.looks[decisions.reached]} seeds")
-    seeds = plan.sweep.registered["seeds"][: decisions.looks[decisions.reached]]
-    undecided = [arm for arm in decisions.undecided if arm in args.only or not args.only]
-    choices = {"profile": args.profile, "seeds": seeds, "only": [plan.sweep.baseline, *undecided]}
-    return make_plan(path, settings=args.settings, **choices)
 
 
 def train(plan: Plan, args: argparse.Namespace) -> int:
     """Trains what is missing and prints the table. Returns 1 if a cell failed."""
     from mirai_bench.sweep.driver import Options, run_sweep
-    from mirai_bench.sweep.recorded import restore
 
     # 1. Train. stdout gets the table, and stderr everything else.
-    if args.records:
-        log.info(f"{restore(plan, args.records)} cells are taken from records")
     report = run_sweep(plan, Options(args.max_concurrent, args.address, args.retries))
     log.info(report.line())
     show_table(plan)
@@ -321,43 +296,6 @@ def dry_run(plan: Plan, max_concurrent: int | None, recorded: AbstractSet[str] =
         summary += "; hours are estimated once a run of this profile has finished here"
     header = ["arm", "seed", "fingerprint", "state", "FLOPs", "teacher, once", "hours", "disk"]
     return f"{console_table(header, rows)}\n{summary}"
-
-
-def can_show(plan: Plan) -> str:
-    """Returns which difference the seeds of a plan can show, by the noise panel of its profile."""
-    from mirai_bench.results.frame import primary_metric
-    from mirai_bench.results.looks import LEVEL, levels
-    from mirai_bench.results.noise import deviation_of, read_panel
-    from mirai_bench.results.stats import POWER, smallest_shown
-    from mirai_bench.results.table import as_change
-
-    # 1. The noise. Runs of a seed share what they can, so that arms paired by seed differ by less.
-    config = plan.sweep.cells[0].config
-    panel = read_panel(plan.profile)
-    named = config.evaluation.primary
-    metric = named or (primary_metric(list(panel[1]["metrics"])) if panel else "")
-    deviation = deviation_of(plan.profile, config.for_record(), metric)
-    if deviation is None:
-        return (
-            f"What these seeds can show is not known: there is no noise panel of {plan.profile} with this "
-            f"recipe (python -m mirai_bench.sweep noise {plan.profile})"
-        )
-    # 2. What each look can show, corrected over the arms.
-    num_tests = max(1, len(plan.sweep.arms) - 1)
-    seeds = len({cell.seed for cell in plan.sweep.cells})
-    looks = plan.sweep.registered.get("looks") or [seeds]
-    at = levels(looks) if plan.sweep.registered.get("looks") else [LEVEL]
-    texts = []
-    for n, level in zip(looks, at, strict=True):
-        shown = smallest_shown(n, math.sqrt(2) * deviation, level / num_tests)
-        texts.append(f"{as_change(shown, metric)} with {n} seeds")
-    note = ""
-    if seeds < looks[0]:
-        note = f"; {seeds} seeds are a pilot, without verdicts"
-    return (
-        f"Differences in {metric} that are shown with a probability of {POWER:g}, by the noise panel and "
-        f"without what pairing by seed gains: {', '.join(texts)}{note}"
-    )
 
 
 def status(plan: Plan) -> str:

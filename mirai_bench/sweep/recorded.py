@@ -9,23 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from mirai_bench.config.sweep_file import Cell
-from mirai_bench.results.reading import read_jsonl
+from mirai_bench.results.frame import Results
 from mirai_bench.sweep.plan import Plan, folder_of
 
 
-def recorded_cells(plan: Plan, files: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
-    """Returns the records of each cell of the plan that has ended in one of the files.
+def recorded_cells(plan: Plan, known: Sequence[Results]) -> dict[str, list[dict[str, Any]]]:
+    """Returns the records of each cell of the plan that has ended in the known results.
 
-    They are found by the fingerprint, which says that it is the same run. Raises UserError for a
-    file of another kind.
+    They are found by the fingerprint, which says that it is the same run.
     """
     wanted = {cell.fingerprint for cell in plan.sweep.cells}
     found: dict[str, list[dict[str, Any]]] = {}
-    for results in read_jsonl(files):
+    for results in known:
         ended = {cell["fingerprint"] for cell in results.cells if cell["status"] == "done"}
         for record in results.records:
             fingerprint = record["run"]["fingerprint"]
@@ -34,18 +32,18 @@ def recorded_cells(plan: Plan, files: Sequence[Path]) -> dict[str, list[dict[str
     return found
 
 
-def with_registered(plan: Plan, files: Sequence[Path]) -> Plan:
+def with_registered(plan: Plan, known: Sequence[Results]) -> Plan:
     """Returns the plan with what the records say was registered before the sweep's first run."""
-    for results in read_jsonl(files):
+    for results in known:
         same = (results.axis, results.profile) == (plan.sweep.axis, plan.profile)
         if same and results.registered and plan.first_registered is None:
             return replace(plan, first_registered=results.registered["first"])
     return plan
 
 
-def restore(plan: Plan, files: Sequence[Path]) -> int:
+def restore(plan: Plan, known: Sequence[Results]) -> int:
     """Makes a run folder of each recorded cell that has none. Returns how many there are."""
-    records = recorded_cells(plan, files)
+    records = recorded_cells(plan, known)
     restored = 0
     for cell in plan.sweep.cells:
         folder = folder_of(cell)

@@ -10,8 +10,9 @@ import yaml
 from filelock import FileLock
 
 from mirai_bench.config.load import SWEEPS
-from mirai_bench.sweep.__main__ import can_show, command, dry_run, status
+from mirai_bench.sweep.__main__ import command, dry_run, status
 from mirai_bench.sweep.driver import missing
+from mirai_bench.sweep.looks import can_show
 from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan
 from mirai_bench.sweep.progress import Screen
 from mirai_bench.tracking.run_folder import RunFolder

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from mirai_bench.results.reading import freeze, read_journals
+from mirai_bench.results.reading import freeze, read_journals, read_jsonl
 from mirai_bench.sweep.__main__ import command, dry_run
 from mirai_bench.sweep.plan import folder_of, make_plan
 from mirai_bench.sweep.recorded import recorded_cells, restore
@@ -47,9 +47,9 @@ def frozen(file, tmp_path):
 
 def test_recorded_cells_are_done_and_freeze_to_the_same_file(file, frozen, tmp_path):
     plan = plan_in(file, tmp_path / "second")
-    assert "recorded" in dry_run(plan, None, set(recorded_cells(plan, [frozen])))
+    assert "recorded" in dry_run(plan, None, set(recorded_cells(plan, read_jsonl([frozen]))))
     assert not (tmp_path / "second").exists(), "a dry run writes nothing"
-    assert restore(plan, [frozen]) == 2 and restore(plan, [frozen]) == 0
+    assert restore(plan, read_jsonl([frozen])) == 2 and restore(plan, read_jsonl([frozen])) == 0
     states = {(cell.arm, cell.seed): folder_of(cell).state for cell in plan.sweep.cells}
     assert states == {
         ("baseline", 0): "done",
@@ -65,7 +65,7 @@ def test_recorded_cells_are_done_and_freeze_to_the_same_file(file, frozen, tmp_p
 
 def test_a_recorded_teacher_is_trained_again_for_its_weights(file, frozen, tmp_path):
     plan = plan_in(file, tmp_path / "second")
-    restore(plan, [frozen])
+    restore(plan, read_jsonl([frozen]))
     baseline, student = plan.sweep.cells[:2]
     before = [line["metrics"] for line in folder_of(baseline).journal.lines("evaluation")]
     train(student.config, student.run_path)
@@ -75,7 +75,7 @@ def test_a_recorded_teacher_is_trained_again_for_its_weights(file, frozen, tmp_p
 
 def test_another_configuration_is_not_taken_for_the_same(file, frozen, tmp_path):
     changed = make_plan(file, settings=[f"machine.runs={tmp_path / 'second'}", "train.lr=0.001"])
-    assert recorded_cells(changed, [frozen]) == {}
+    assert recorded_cells(changed, read_jsonl([frozen])) == {}
     (tmp_path / "other.jsonl").write_text(json.dumps({"kind": "run"}))
     with pytest.raises(UserError, match="is not a file of frozen records"):
         command([str(file), "--dry-run", "--records", str(tmp_path / "other.jsonl")])
