@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from mirai_bench.config.machine_config import MachineConfig
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import write_json
+from mirai_bench.utils.files import locked, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +75,7 @@ class Job:
             from mirai_bench.utils.distributed import not_shared
 
             raise not_shared(self.seen_file.parents[1], [socket.gethostname()])
-        with FileLock(f"{self.check_file}.lock"):  # the other trials wait here for the result
+        with locked(Path(f"{self.check_file}.lock"), wait=True):  # the other trials wait here for the result
             if not self.check_file.is_file():
                 wrong = preflight(self.configs, self.processes_per_node)
                 write_json(self.check_file, {"wrong": wrong})

@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -122,8 +121,7 @@ def create_store() -> str:
             "(http://host:5000), sqlite:///FILE, or leave it unset"
         )
     # 3. An sqlite file gets its tables from MLflow, one process at a time.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with locked(Path(f"{path}.lock"), wait=True):
         try:
             retry_while_locked(lambda: experiment_id(connect(uri), uri))
             with sqlite3.connect(path, timeout=PATIENCE_SECONDS) as connection:

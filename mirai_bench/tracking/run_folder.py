@@ -220,9 +220,9 @@ class RunFolder:
         except OSError:  # a folder that may only be read, which is then not trained from here
             return False
 
-    def mlflow_lock(self) -> FileLock:
-        """Returns the lock that a process holds while it sends the run to MLflow."""
-        return FileLock(self.path / "mlflow.lock")
+    def mlflow_lock(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context that holds the lock of the process that sends the run to MLflow."""
+        return locked(self.path / "mlflow.lock", wait=True)
 
     # ---- failures
 

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from filelock import FileLock
 
 from mirai_bench.tracking.mlflow_store import experiment_id, send_or_skip
 from mirai_bench.tracking.records import MEASURED, pack
 from mirai_bench.tracking.run_folder import GRIDS, RunFolder
 from mirai_bench.utils.assets import LOCAL_FOLDERS
+from mirai_bench.utils.files import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,7 +99,7 @@ def ship(folder: RunFolder, *, parent: str | None, axis: str | None, arm: str, s
     plan = folder.path.parent / "sweeps" / f"{axis}-{config['profile']}.json"
     if parent is None and plan.is_file():
         # Locked, because all runs of the sweep may ask for it at the same time.
-        with FileLock(plan.with_suffix(".mlflow.lock")):
+        with locked(plan.with_suffix(".mlflow.lock"), wait=True):
             parent = start_sweep(json.loads(plan.read_text(encoding="utf-8")))
         if parent is None:
             return False

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, folders that are made once and kept, and locks.
+"""Files that are written whole or not at all, folders that are made once and checked, and locks.
 
 `atomic` is the only place of the project that moves a finished file or folder to its name.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -17,6 +18,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.hashing import file_sha256
+
+log = logging.getLogger(__name__)
+
+DIGESTS = "sha256.json"  # in a cached folder: the hash of each of its other files
+# Larger files are compared by their size alone: reading one takes longer than what it saves.
+MOST_HASHED = 16 * 2**30
+_checked: set[Path] = set()  # cached folders whose files this process has compared with their hashes
+# Some libraries make files that their owner alone may read, whatever the umask says.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -48,6 +60,7 @@ def _sync(path: Path) -> None:
         if file.is_file():
             with open(file, "rb+") as opened:
                 os.fsync(opened.fileno())
+                os.fchmod(opened.fileno(), 0o666 & ~_UMASK)
 
 
 def remove(path: Path) -> None:
@@ -82,30 +95,67 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
     """Returns `folder`, which `build(temporary folder)` makes first if it does not exist.
 
     A second process waits for the first, and a half-built folder is never seen. The folder's name
-    should contain the digest of everything that its content depends on.
+    should contain the digest of everything that its content depends on. The files are compared with
+    the hashes that were taken when they were made, and made again if they differ: a damaged network
+    gives other metrics, and nothing else would tell.
     """
-    if folder.is_dir():
+    if folder in _checked or _is_intact(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():  # another process may have built it while this one waited
+    with locked(Path(f"{folder}.lock"), wait=True):
+        if not _is_intact(folder):  # another process may have built it while this one waited
+            if folder.is_dir():
+                log.warning(f"{folder} is damaged, or older than the hashes of its files: it is made again")
             remove_leftovers(folder)
             with atomic(folder) as temporary:
                 temporary.mkdir()
                 build(temporary)
+                write_json(temporary / DIGESTS, _facts(temporary))
+    _checked.add(folder)
     return folder
 
 
+def _facts(folder: Path) -> dict[str, str]:
+    """Returns the hash of each file of a cached folder, or the size of a very large one."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DIGESTS]
+    return {str(path.relative_to(folder)): _fact(path) for path in files}
+
+
+def _fact(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size} bytes" if size > MOST_HASHED else file_sha256(path)
+
+
+def _is_intact(folder: Path) -> bool:
+    """Tells whether a cached folder is there, with the content that it was made with."""
+    try:
+        is_intact = json.loads((folder / DIGESTS).read_bytes()) == _facts(folder)
+    except (OSError, ValueError):  # there is no folder, or one without hashes
+        return False
+    if is_intact:
+        _checked.add(folder)
+    return is_intact
+
+
 @contextmanager
-def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, busy: str = "", *, wait: bool = False) -> Iterator[None]:
     """Holds the lock file `path`, whose folder is made if there is none.
 
     If another process holds it, this waits or, without `wait`, raises UserError with the message
-    `busy`. The system releases a lock when its process ends, however it ends.
+    `busy`. Raises UserError if the file may not be opened. The system releases a lock when its
+    process ends, however it ends.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=-1 if wait else 0)  # -1 waits for ever
     try:
-        with FileLock(path, timeout=-1 if wait else 0):  # -1 waits for ever
-            yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout:
         raise UserError(busy) from None
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be opened ({error.strerror}): whoever shares a folder of runs needs "
+            "the right to write in it (umask 002, a common group), or writes machine.runs: another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

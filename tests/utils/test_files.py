@@ -6,6 +6,7 @@ import threading
 import pytest
 from filelock import FileLock
 
+from mirai_bench.utils import files
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import atomic, cached, locked, remove_leftovers, write_json, write_text
 
@@ -71,4 +72,44 @@ def test_a_lock_is_held_by_one_and_the_other_is_told(tmp_path):
     with locked(lock, "busy"), pytest.raises(TimeoutError), FileLock(lock, timeout=0):
         pass
     with locked(lock, "busy", wait=True):
+        pass
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "lose", "add"])
+def test_a_cached_folder_that_was_damaged_is_made_again(tmp_path, damage):
+    def build(folder):
+        built.append(folder)
+        (folder / "inner").mkdir()
+        (folder / "inner" / "weights").write_bytes(bytes(range(200)))
+
+    built = []
+    folder = tmp_path / "made"
+    cached(folder, build)
+    weights = folder / "inner" / "weights"
+    content = bytearray(weights.read_bytes())
+    content[100] ^= 1
+    if damage == "add":
+        (folder / "other").write_bytes(b"")
+    elif damage == "lose":
+        weights.unlink()
+    else:
+        weights.write_bytes({"flip": content, "cut": content[:99], "empty": b""}[damage])
+    files._checked.clear()  # as in another process
+    cached(folder, build)
+    assert len(built) == 2
+    assert weights.read_bytes() == bytes(range(200))
+    files._checked.clear()
+    cached(folder, build)
+    assert len(built) == 2, "what is intact is kept"
+
+
+def test_files_are_as_open_to_others_as_the_umask_says(tmp_path):
+    with atomic(tmp_path / "weights") as temporary:
+        temporary.touch(0o600)  # as safetensors makes them
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o666 & ~files._UMASK
+
+
+def test_a_lock_that_cannot_be_opened_is_a_message(tmp_path):
+    (tmp_path / "run.lock").mkdir()  # nobody can open a folder for writing, not even root
+    with pytest.raises(UserError, match=r"run\.lock could not be opened"), locked(tmp_path / "run.lock"):
         pass
