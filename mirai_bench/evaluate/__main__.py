@@ -1,6 +1,7 @@
 """The command `python -m mirai_bench.evaluate`.
 
-It evaluates a run or images, compares records, and writes reference statistics.
+It evaluates a run or images, compares records, writes reference statistics, and trains the
+classifiers in whose features images are compared.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mirai_bench.utils.cli import add_device, add_settings, run
+from mirai_bench.utils.cli import add_config, add_device, add_settings, run
 from mirai_bench.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m mirai_bench.evaluate",
         description="Evaluates a run, a folder of images, or an .npz of images (arr_0). Prints the "
         "record as one JSON line. `evaluate compare A B` compares records, `evaluate reference "
-        "IMAGES OUT.npz` writes reference statistics: see their --help. Under torchrun the "
-        "processes share the work; the numbers stay the same.",
+        "IMAGES OUT.npz` writes reference statistics, `evaluate classifier CONFIG` trains the network of "
+        "an extractor: see their --help. Under torchrun the processes share the work; the numbers stay "
+        "the same.",
         epilog="example: python -m mirai_bench.evaluate runs/a87d3a399400 "
         "--set evaluation.protocol.num_samples=2000 --npz samples.npz",
     )
@@ -57,6 +59,8 @@ def command(argv: list[str]) -> int:
         return compare_command(argv[1:])
     if argv and argv[0] == "reference":
         return reference_command(argv[1:])
+    if argv and argv[0] == "classifier":
+        return classifier_command(argv[1:])
     args = parser().parse_args(argv)
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size is {args.batch_size}: write 1 or more")
@@ -140,6 +144,45 @@ def reference_command(argv: list[str]) -> int:
     is_split = args.images in SPLITS
     images = split_images(config, args.images) if is_split else path_images(Path(args.images))
     print(json.dumps(write_reference(args.out, images, extractor)))
+    return 0
+
+
+# ---- evaluate classifier
+
+
+def classifier_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `evaluate classifier`."""
+    result = argparse.ArgumentParser(
+        prog="python -m mirai_bench.evaluate classifier",
+        description="Trains the classifier behind FD-cifar10 or FD-fashion. Writes its weights and "
+        "their record; prints the file and the accuracy on the held-out images.",
+        epilog="example: python -m mirai_bench.evaluate classifier cifar10 --set machine.data=cifar10.npz",
+    )
+    add_config(result)
+    result.add_argument("--epochs", type=int, metavar="N", help="length of training; default 60")
+    out = "where to write; default classifiers in the folder of runs"
+    result.add_argument("--out", type=Path, metavar="FOLDER", help=out)
+    return result
+
+
+def classifier_command(argv: list[str]) -> int:
+    """Runs `evaluate classifier` and returns its exit code. Prints one line of JSON."""
+    args = classifier_parser().parse_args(argv)
+    if args.epochs is not None and args.epochs < 1:
+        raise UserError(f"--epochs is {args.epochs}: write 1 or more")
+    # Imported here, so that --help needs no torch.
+    import torch
+
+    from mirai_bench.config.load import load_run
+    from mirai_bench.evaluate.classifier_training import Recipe, train_and_record
+    from mirai_bench.utils.device import resolve_device
+
+    config = load_run(args.config, args.settings)
+    torch.set_num_threads(config.machine.threads)
+    recipe = Recipe(mirror=config.data.views != "center", epochs=args.epochs or Recipe.epochs)
+    folder = args.out or config.machine.runs / "classifiers"
+    file, record = train_and_record(config, recipe, resolve_device(config.machine.device), folder)
+    print(json.dumps({"file": str(file)} | record["heldout"]))
     return 0
 
 
