@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.evaluate import networks
 from mirai_bench.evaluate.digits_classifier import classifier_file, load_classifier
+from mirai_bench.evaluate.image_classifier import load_image_classifier, locate_classifier
 from mirai_bench.evaluate.metrics import Array, InceptionScore, Moments
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.hashing import file_sha256
@@ -73,6 +75,21 @@ def _among_assets(
     return lambda config, weights: locate(config.machine.assets, weights)
 
 
+def _image_classifier(dataset: str, short: str, side: int) -> Entry:
+    """Returns the entry of the shipped classifier of a data set. Its distances are named FD-short etc."""
+    return Entry(
+        load_image_classifier,
+        partial(locate_classifier, dataset),
+        features=("pool", "logits"),
+        frechet=f"FD-{short}",
+        kernel=f"KID-{short}",
+        batch=250,
+        kid=(20, 500),
+        image_size=side,
+        labels=True,
+    )
+
+
 EXTRACTORS = {
     "digits": Entry(
         load_classifier,
@@ -85,6 +102,8 @@ EXTRACTORS = {
         image_size=8,
         labels=True,
     ),
+    "cifar10": _image_classifier("cifar10", "cifar10", 32),
+    "fashion_mnist": _image_classifier("fashion_mnist", "fashion", 28),
     "inception": Entry(
         networks.InceptionCompat,
         _among_assets(networks.locate_compat),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.images.datasets import Split, open_dataset
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.tensors import read_tensors
 
@@ -128,15 +129,28 @@ def locate_classifier(dataset: str, config: RunConfig, weights: Path | None) -> 
 
     Raises UserError if there is none, or if the data of the config are not what it was trained on.
     """
-    if config.data.dataset != dataset:
+    data = config.data.dataset
+    if data != dataset:
         raise UserError(
-            f"protocol.extractor is {dataset}, but data.dataset is {config.data.dataset}: write "
-            "extractor: inception, inception_2015, dinov2 or none"
+            f"protocol.extractor is {dataset}, but data.dataset is {data}: write another extractor, such "
+            f"as inception_2015, or, to evaluate images, --config {dataset}"
         )
     file = weights or SHIPPED / weight_name(dataset)
     if not file.is_file():
         raise UserError(
             f"There is no file {file}: train a classifier with `python -m mirai_bench.evaluate "
-            f"classifier {config.profile or dataset}`, and write --weights FILE"
+            f"classifier {dataset} --set machine.data=PATH --out {file.parent}`"
         )
+    about = read_about(file)
+    if about["dataset"] != dataset:
+        raise UserError(f"{file} was trained on {about['dataset']}: write the file of {dataset}")
+    # Images that are compared with other images need no data of the config.
+    if config.evaluation.protocol.reference in get_args(Split):
+        found = open_dataset(config, "train").sha256
+        if found != about["sha256"]:
+            raise UserError(
+                f"{file.name} was trained on {dataset} with sha256 {about['sha256']}, but machine.data has "
+                f"{found}: write the path of the same images, or train a classifier on these with `python "
+                "-m mirai_bench.evaluate classifier` and write --weights FILE"
+            )
     return file
