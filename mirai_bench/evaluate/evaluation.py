@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
 from mirai_bench.evaluate.exact import Rule, open_rule
 from mirai_bench.evaluate.extractors import Extractor, entry_of, open_extractor
 from mirai_bench.evaluate.measure import SampledImages, Source, StoredImages, measure
+from mirai_bench.evaluate.reconstructions import reconstructions_of
 from mirai_bench.evaluate.references import SPLITS, Reference, find_reference, open_reference, split_images
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.results.frame import lower_is_better
@@ -88,6 +89,15 @@ class Evaluator:
         return open_reference(self.config, self.protocol.reference, self.extractor)
 
     @cached_property
+    def with_reconstructions(self) -> Reference | None:
+        """The reference with its reconstructions, if the tokenizer is lossy."""
+        if self.reference is None:
+            return None
+        assert self.extractor is not None, "there is a reference"
+        found = reconstructions_of(self.config, self.extractor, self.tokenizer)
+        return replace(self.reference, reconstructions=found)
+
+    @cached_property
     def rule(self) -> Rule | None:
         """The rule of the data set, if it is a planted one."""
         return open_rule(self.config, self.device)
@@ -105,7 +115,7 @@ class Evaluator:
     def open(self) -> None:
         """Opens now what images are compared with, and so makes or downloads what is missing."""
         check_metrics(self.config)
-        _ = self.reference
+        _ = self.with_reconstructions
 
     def evaluate_model(
         self,
@@ -133,7 +143,9 @@ class Evaluator:
         start = time.perf_counter()
         check_metrics(self.config, model is not None)
         options |= {"rule": self.rule, "resize": self.protocol.resize}
-        measured = measure(source, self.extractor, self.reference, **options)
+        # Images alone have no codes, so that there is no tokenizer that could have limited them.
+        reference = self.reference if model is None else self.with_reconstructions
+        measured = measure(source, self.extractor, reference, **options)
         if measured is None:
             return None
         metrics = measured.metrics

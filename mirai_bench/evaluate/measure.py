@@ -23,6 +23,7 @@ from mirai_bench.evaluate.extractors import Extractor, FeatureCollector
 from mirai_bench.evaluate.metrics import density_coverage, frechet, frechet_at_infinity, mind
 from mirai_bench.evaluate.references import Reference
 from mirai_bench.model.transformer import ARModel
+from mirai_bench.results.frame import RECONSTRUCTIONS
 from mirai_bench.sample.sampler import ImageSampler, equal_parts, to_sample
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.distributed import Ranks
@@ -289,6 +290,9 @@ def compare(
     if "spatial" in samples.moments and reference.spatial is not None:
         spatial = samples.moments["spatial"].gaussian()
         values["sFID"] = frechet(spatial, reference.spatial, reference.roots["spatial"])
+    if reference.reconstructions is not None:
+        root = reference.roots["reconstructions"]
+        values[entry.frechet + RECONSTRUCTIONS] = frechet(pool, reference.reconstructions, root)
     if samples.scores is not None:
         values["IS"] = samples.scores.value()
     if reference.features is not None:

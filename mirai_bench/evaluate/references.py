@@ -57,6 +57,8 @@ class Reference:
     """Features (m, d) of m ≤ FEATURES_KEPT images."""
     copies: CopyCheck | None = None
     """Tells which samples are copies, if this is the training split of data with a held-out one."""
+    reconstructions: Gaussian | None = None
+    """Of `pool` of the images as a lossy tokenizer decodes them (reconstructions.py)."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -72,6 +74,8 @@ class Reference:
         roots = {"pool": square_root(self.pool.cov)}
         if self.spatial is not None:
             roots["spatial"] = square_root(self.spatial.cov)
+        if self.reconstructions is not None:
+            roots["reconstructions"] = square_root(self.reconstructions.cov)
         return roots
 
 
@@ -88,6 +92,8 @@ class ReferenceImages(NamedTuple):
     """Their name, their sha256, and what else decides the statistics."""
     keep: int = FEATURES_KEPT
     """Number of images whose features are kept."""
+    label: str = "reference features"
+    """What their progress is shown under."""
 
 
 def split_images(config: RunConfig, split: Split) -> ReferenceImages:
@@ -124,7 +130,7 @@ def path_images(path: Path) -> ReferenceImages:
 def write_reference(path: Path, images: ReferenceImages, extractor: Extractor) -> dict[str, Any]:
     """Writes the statistics of images to an .npz file and returns its manifest."""
     samples = FeatureCollector(images.n, extractor.entry, images.keep)
-    for batch in progress(images.batches, "reference features", images.n, "images", weigh=len):
+    for batch in progress(images.batches, images.label, images.n, "images", weigh=len):
         samples.add(extractor(batch))
     assert samples.seen == images.n, "as many images as announced"
     arrays: dict[str, Any] = {}
@@ -176,7 +182,8 @@ def _cached_file(runs: Path, images: ReferenceImages, extractor: Extractor) -> P
     return folder / "reference.npz"
 
 
-def _cached(runs: Path, images: ReferenceImages, extractor: Extractor) -> Reference:
+def cached_reference(runs: Path, images: ReferenceImages, extractor: Extractor) -> Reference:
+    """Returns the statistics of images, which the folder of runs keeps once they are computed."""
     return _read_own(_cached_file(runs, images, extractor), extractor)
 
 
@@ -212,7 +219,7 @@ def open_reference(config: RunConfig, reference: str, extractor: Extractor) -> R
         return _open_split(config, reference, extractor)
     path = find_reference(config.machine.assets, reference)
     if path.is_dir():
-        return _cached(runs, path_images(path), extractor)
+        return cached_reference(runs, path_images(path), extractor)
     if path.suffix != ".npz":
         raise UserError(
             f"{path} is not a reference: write an .npz file or a folder of images (pickles are not read)"
@@ -223,7 +230,7 @@ def open_reference(config: RunConfig, reference: str, extractor: Extractor) -> R
     if {"mu", "sigma"} <= arrays.keys():
         return _read_statistics(runs, path, extractor)
     if "arr_0" in arrays:
-        return _cached(runs, path_images(path), extractor)
+        return cached_reference(runs, path_images(path), extractor)
     raise UserError(
         f"{path} is not a reference: it holds {', '.join(arrays) or 'nothing'}; expected images "
         "(arr_0), statistics (mu, sigma; ADM's also mu_s, sigma_s), or a file of `python -m "
@@ -274,6 +281,6 @@ def _read_statistics(runs: Path, path: Path, extractor: Extractor) -> Reference:
     # Without images there are no precision, recall, density, coverage and KID.
     features = None
     if "arr_0" in arrays:
-        features = _cached(runs, path_images(path), extractor).features
+        features = cached_reference(runs, path_images(path), extractor).features
     sha256 = file_sha256(path)
     return Reference(path.name, sha256, None, gaussians["pool"], gaussians.get("spatial"), features)

@@ -22,6 +22,8 @@ LOWER = ("FID", "sFID", "FD-", "KID", "MIND", "copies", "heldout_ntp", *_PLANTED
 _PLANTED = ("rule", "decisive_accuracy", "solved", "accuracy_")
 HIGHER = ("IS", "precision", "recall", "density", "coverage", "class_accuracy", *_PLANTED)
 DISTANCES = ("FID", "sFID", "FD-")
+# End of the name of a Fréchet distance to what the tokenizer makes of the reference.
+RECONSTRUCTIONS = "-reconstructions"
 # Parts of a record that decide what its numbers mean. Records that differ in them are never mixed.
 MEASURED_WITH = ("protocol", "extractor", "reference")
 # Columns of the frame: fields of a record, and fields of its run.
@@ -154,12 +156,12 @@ def is_distance(metric: str) -> bool:
 def primary_metric(metrics: Sequence[str]) -> str:
     """Returns the metric that decides by default.
 
-    It is the Fréchet distance: FID, or else FD-digits and the like. Without one it is the held-out
-    loss.
+    It is the Fréchet distance to real images: FID, or else FD-digits and the like. Without one it
+    is the held-out loss.
     """
     for prefix in ("FID", "FD-", "heldout_ntp"):
         for metric in metrics:
-            if metric.startswith(prefix):
+            if metric.startswith(prefix) and not metric.endswith(RECONSTRUCTIONS):
                 return metric
     known = ", ".join(metrics) or "no metrics at all"
     raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 
-from mirai_bench.results.frame import Results
+from mirai_bench.results.frame import RECONSTRUCTIONS, Results
 from mirai_bench.utils.assets import shipped
 
 PAPER_VALUES = shipped("reports", "data", "paper_values.csv")
@@ -38,8 +38,9 @@ def paper_size(results: Results) -> str:
 
 
 def papers_name(metric: str) -> str:
-    """Returns the paper's metric that stands next to ours: FID next to any Fréchet distance."""
-    return "FID" if metric.startswith("FD-") else metric
+    """Returns the paper's metric that stands next to ours: FID next to any distance to real images."""
+    is_real = metric.startswith("FD-") and not metric.endswith(RECONSTRUCTIONS)
+    return "FID" if is_real else metric
 
 
 def read_paper(axis: str, size: str) -> list[dict[str, str]]:

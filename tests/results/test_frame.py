@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from mirai_bench.results.frame import lower_is_better, primary_metric, refuse_mixed_protocols, with_protocol
+from mirai_bench.results.frame import (
+    is_distance,
+    lower_is_better,
+    primary_metric,
+    refuse_mixed_protocols,
+    with_protocol,
+)
+from mirai_bench.results.paper import papers_name
 from mirai_bench.results.reading import freeze
 from mirai_bench.results.table import build_table
 from mirai_bench.results.writers import markdown
@@ -68,6 +75,12 @@ def test_directions_and_primary_metric():
     assert primary_metric(["recall", "FD-digits", "FID"]) == "FID"
     assert primary_metric(["KID", "FD-DINOv2"]) == "FD-DINOv2"
     assert primary_metric(["recall", "heldout_ntp"]) == "heldout_ntp"
+    assert primary_metric(["FD-cifar10-reconstructions", "FD-cifar10"]) == "FD-cifar10"
+    assert lower_is_better("FID-reconstructions") and is_distance("FD-cifar10-reconstructions")
+    assert [papers_name(name) for name in ("FD-cifar10", "FID-reconstructions")] == [
+        "FID",
+        "FID-reconstructions",
+    ]
     with pytest.raises(UserError, match="Unknown metric"):
         lower_is_better("colour")
     with pytest.raises(UserError, match="no Fréchet distance"):

@@ -54,6 +54,11 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.crop((left, top, left + size, top + size)))
 
 
+def center_view(data: DataConfig) -> int:
+    """Returns the number of the view that is the centre of an image (of its first crop range)."""
+    return 4 if data.views == "ten_crop" else 0
+
+
 def cut(bases: Tensor, view: Tensor, size: int, views: str) -> Tensor:
     """Returns the views uint8 (B, s, s, 3) of bases uint8 (B, S, S, 3).
 
