@@ -13,7 +13,7 @@ import torch
 
 from mirai_bench.checkpoint.store import load_weights
 from mirai_bench.config.load import read_yaml
-from mirai_bench.data.images.datasets import _cifar10
+from mirai_bench.data.images import cifar10, fashion_mnist
 from mirai_bench.data.images.image_sets import open_images
 from mirai_bench.data.shards import open_shards
 from mirai_bench.data.tokenizers import vq16
@@ -61,7 +61,8 @@ READERS = {
     "vq_ds16_c2i.pt": (torch_file, vq16.read_model),
     "vgg16.pt": (torch_file, read_weights),
     "images.npz": (npz, open_images),
-    "cifar10.npz": (npz, lambda path: _cifar10(path, "train")),
+    "cifar10.npz": (npz, lambda path: cifar10.read(path, "train")),
+    "fashion_mnist.npz": (npz, lambda path: fashion_mnist.read(path, "train")),
     "reference.npz": (npz, lambda path: _read_own(path, None)),
     "features.npy": (npy, lambda path: CachedFeatures(path, CPU)),
     "shards/part.npy": (npy, lambda path: open_shards(path.parents[1], ["part"])),

@@ -28,9 +28,9 @@ foreseen."""
 class DataConfig(Section):
     """The images of a run."""
 
-    dataset: Literal["digits", "cifar10", "folder", "staircase"] = "digits"
+    dataset: Literal["digits", "cifar10", "fashion_mnist", "folder", "staircase"] = "digits"
     """The data set. `digits` is embedded and `staircase` (planted, a control) is generated; \
-`cifar10` and `folder` (class/image, the layout of ImageNet) are prepared once by \
+`cifar10`, `fashion_mnist` and `folder` (class/image, the layout of ImageNet) are prepared once by \
 `mirai_bench.data.prepare`."""
     staircase: StaircaseConfig = StaircaseConfig()
     """Data set `staircase`: how it is generated."""
@@ -56,7 +56,12 @@ further range adds ten views."""
     @property
     def needs_preparation(self) -> bool:
         """Tells whether images are encoded once, before training, and not when they are used."""
-        return self.dataset in ("cifar10", "folder")
+        return self.dataset in ("cifar10", "fashion_mnist", "folder")
+
+    @property
+    def title(self) -> str:
+        """Returns what the data set is called: its own name, and that of a folder is `name`."""
+        return self.name if self.dataset == "folder" else self.dataset
 
 
 class TokenizerConfig(Section):

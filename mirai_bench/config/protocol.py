@@ -66,6 +66,19 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "paper_xl": PAPER | {"cfg_scale": 1.75},
     "cifar10_10k": {"num_samples": 10_000, "cfg_scale": 1.5, "extractor": "inception_2015"},
+    "cifar10_2k": {"num_samples": 2_000, "cfg_scale": 1.0, "extractor": "cifar10", "reference": "train"},
+    "fashion_mnist_2k": {
+        "num_samples": 2_000,
+        "cfg_scale": 1.0,
+        "extractor": "fashion_mnist",
+        "reference": "train",
+    },
+    "cifar10_5k_inception": {
+        "num_samples": 5_000,
+        "cfg_scale": 1.0,
+        "extractor": "inception_2015",
+        "reference": "train",
+    },
     "exact": {"num_samples": 1_000, "extractor": "none"},
     "digits": {"num_samples": 1_000, "cfg_scale": 1.0, "extractor": "digits", "reference": "train"},
 }

@@ -29,6 +29,7 @@ NUMERICS = 2
 # name: (depth, width, heads). B to 3B are LlamaGen's (arXiv 2406.06525, table 1).
 MODEL_SIZES = {
     "nano": (3, 64, 4),
+    "mini": (4, 128, 4),
     "tiny": (6, 256, 4),
     "small": (8, 384, 6),
     "B": (12, 768, 12),
@@ -46,7 +47,7 @@ class ModelConfig(Section):
     """
 
     size: str = "nano"
-    """Name of a model size: nano, tiny, small, B, L, XL, XXL or 3B."""
+    """Name of a model size: nano, mini, tiny, small, B, L, XL, XXL or 3B."""
     depth: Positive
     """Number of transformer blocks."""
     width: Positive

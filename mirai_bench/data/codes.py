@@ -163,7 +163,7 @@ def _encode_now(config: RunConfig, split: Split, device: torch.device) -> Codes:
     data = split_data(config.data, split)
     rows = np.arange(len(dataset))
     bases = [read_bases(dataset, rows, size) for size in base_sizes(data)]
-    codes = encode_bases(bases, data, load_tokenizer(config.tokenizer, device), device)
+    codes = encode_bases(bases, data, load_tokenizer(config, device), device)
     pixels = Pixels(lambda: dataset, rows, data, device)
     manifest = {"dataset": dataset.identity}
     return Codes(ShardedArray([codes]), dataset.labels, pixels, manifest, device)

@@ -84,7 +84,7 @@ class Worker:
         self.job = job
         self.data = split_data(job.config.data, job.split)
         self.device = worker_device(job.config.machine.device, number)
-        self.tokenizer = load_tokenizer(job.config.tokenizer, self.device)
+        self.tokenizer = load_tokenizer(job.config, self.device)
 
     def encode(self, shard: Shard) -> int:
         """Writes a shard and returns its number of images."""

@@ -21,6 +21,7 @@ SHARD_SIZE = 1024
 
 EPILOG = """examples:
   python -m mirai_bench.data.prepare cifar10 --data cifar10.npz
+  python -m mirai_bench.data.prepare fashion_mnist --data FOLDER
   python -m mirai_bench.data.prepare imagenet256_b --data IMAGENET --set tokenizer.weights=vq_ds16_c2i.pt
   torchrun --nproc-per-node 8 -m mirai_bench.data.prepare imagenet256_b --data IMAGENET …
 

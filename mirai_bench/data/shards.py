@@ -58,11 +58,11 @@ def split_data(data: DataConfig, split: Split) -> DataConfig:
 def expected(config: RunConfig, split: Split) -> dict[str, Any]:
     """Returns the fields of the manifest that the configuration decides."""
     data = split_data(config.data, split)
-    tokenizer = tokenizer_identity(config.tokenizer)
+    tokenizer = tokenizer_identity(config)
     return {
         "format": FORMAT,
         "split": split,
-        "data": data.name if data.dataset == "folder" else data.dataset,
+        "data": data.title,
         "classes": data.classes,
         "image_size": data.image_size,
         "crop": crop_rule(data),

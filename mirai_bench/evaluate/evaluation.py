@@ -105,7 +105,7 @@ class Evaluator:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that turns sampled codes into images."""
-        return load_tokenizer(self.config.tokenizer, self.device)
+        return load_tokenizer(self.config, self.device)
 
     @cached_property
     def heldout(self) -> tuple[Tensor, Tensor]:

@@ -62,4 +62,4 @@ def open_rule(config: RunConfig, device: torch.device) -> Rule | None:
     """Returns the rule of the config's data set, or None if it has none."""
     if config.data.dataset != "staircase":
         return None
-    return Rule(config.data.staircase, load_tokenizer(config.tokenizer, device))
+    return Rule(config.data.staircase, load_tokenizer(config, device))

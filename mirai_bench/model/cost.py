@@ -240,7 +240,7 @@ def teacher_parameters(config: RunConfig) -> int | None:
 
 # Training images of the data sets whose size is fixed. Those of a folder are in the manifest of its
 # prepared codes; until then a folder that is called imagenet is taken to be ImageNet.
-IMAGES = {"digits": 1500, "cifar10": 50_000, "imagenet": 1_281_167}
+IMAGES = {"digits": 1500, "cifar10": 50_000, "fashion_mnist": 60_000, "imagenet": 1_281_167}
 
 
 def num_images(config: RunConfig) -> int | None:

@@ -273,5 +273,5 @@ def load_for_sampling(folder: RunFolder, weights: str, device: torch.device) -> 
     names = [name for name in stored if not name.startswith("foresight.")]
     model.load_state_dict({name: stored[name] for name in names})
     model.requires_grad_(False).to(device)
-    tokenizer = load_tokenizer(config.tokenizer, device)
+    tokenizer = load_tokenizer(config, device)
     return LoadedRun(config, model, tokenizer, checkpoint.state["step"])

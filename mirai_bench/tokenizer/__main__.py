@@ -102,14 +102,14 @@ def measure_command(args: argparse.Namespace) -> dict[str, Any]:
     from mirai_bench.utils.files import write_json
 
     # 1. Check everything before images are encoded.
-    record = find_record(config.tokenizer) if args.write_record else None
+    record = find_record(config) if args.write_record else None
     if args.rfid:
         check_evaluation(config)
     heldout = open_dataset(config, "heldout")
     # 2. Measure.
     torch.set_num_threads(config.machine.threads)
     device = resolve_device(config.machine.device)
-    tokenizer = load_tokenizer(config.tokenizer, device)
+    tokenizer = load_tokenizer(config, device)
     size = config.data.image_size
     measured: dict[str, Any] = measure(tokenizer, heldout, size, device, args.reconstructions)
     if args.rfid:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mirai_bench.config.data_config import TokenizerConfig
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.crops import read_bases
 from mirai_bench.data.images.datasets import Dataset
 from mirai_bench.data.images.image_sets import NpzWriter
@@ -73,13 +73,14 @@ def read_record(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def find_record(config: TokenizerConfig) -> Path:
+def find_record(config: RunConfig) -> Path:
     """Returns the path of the record of a configuration's weights.
 
     Raises UserError if there is none, or if it is that of other weights.
     """
-    if config.name != "vq_small":
-        raise UserError(f"tokenizer.name is {config.name!r}, which has no record: {ADVICE}")
+    name = config.tokenizer.name
+    if name != "vq_small":
+        raise UserError(f"tokenizer.name is {name!r}, which has no record: {ADVICE}")
     weights = weight_file(config)
     file = record_file(weights)
     try:

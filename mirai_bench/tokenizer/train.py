@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.datasets import Dataset, open_dataset
 from mirai_bench.data.tokenizers.network import ResBlock
-from mirai_bench.data.tokenizers.vq_small import SmallVQ, VQSmall, read_model
+from mirai_bench.data.tokenizers.vq_small import SmallVQ, VQSmall, read_model, weights_name
 from mirai_bench.tokenizer.adversary import Adversary, length_ratio
 from mirai_bench.tokenizer.batches import Batches
 from mirai_bench.tokenizer.codebook import Codebook
@@ -277,7 +277,7 @@ def train(
     image_size = config.data.image_size
     sizes = [tokenizer.downsample, tokenizer.vocabulary, image_size]
     identity = digest([asdict(recipe), dataset.identity, vgg_sha256, *sizes])
-    name = f"vq_small_{dataset.name}_{config.grid[0]}x{config.grid[1]}"
+    name = weights_name(config)
     folder = config.machine.runs.absolute() / "tokenizers" / f"{name}-{identity}"
     folder.mkdir(parents=True, exist_ok=True)
     # 2. Train, or resume.

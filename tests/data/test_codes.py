@@ -25,7 +25,7 @@ def test_digits_codes_are_the_grey_levels():
     assert labels.shape == (297,)
     assert (tokens.min(), tokens.max()) == (0, 16)
     pictures = np.concatenate([batch for batch, _ in images_of(config, "heldout")])
-    tokenizer = load_tokenizer(config.tokenizer, CPU)
+    tokenizer = load_tokenizer(config, CPU)
     assert torch.equal(tokenizer.decode(tokens), torch.from_numpy(pictures))
 
 

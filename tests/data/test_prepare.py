@@ -38,9 +38,7 @@ def test_prepared_split_labels_and_manifest(images, tmp_path):
     heldout = open_codes(config, "heldout", CPU)
     assert (heldout.num_images, heldout.num_views) == (6, 1)
     pictures = np.concatenate([batch for batch, _ in images_of(config, "heldout")])
-    assert torch.equal(
-        load_tokenizer(config.tokenizer, CPU).encode(torch.from_numpy(pictures)), heldout.all()[0]
-    )
+    assert torch.equal(load_tokenizer(config, CPU).encode(torch.from_numpy(pictures)), heldout.all()[0])
     shard = np.load(codes_folder(config) / "train" / "shards" / "00000.npy", mmap_mode="r")
     assert shard.dtype == np.uint16 and shard.shape == (5, 10, 256)
 
@@ -151,7 +149,7 @@ def test_corrupt_images_are_named_counted_and_skipped(damaged, capsys):
     assert codes.num_images == 8 and codes.labels.tolist() == [0] * 4 + [1] * 4
     assert [Path(image["image"]).name for image in codes.manifest["skipped"]] == ["2.jpg", "4.jpg"]
     batch = codes.batch(seed=0, step=0, rank=0, world=1, batch_size=8)
-    tokenizer = load_tokenizer(config.tokenizer, CPU)
+    tokenizer = load_tokenizer(config, CPU)
     assert torch.equal(
         tokenizer.encode(codes.pixels(batch.index, batch.view)), batch.tokens
     )  # rows still fit their images

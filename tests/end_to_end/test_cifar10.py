@@ -98,7 +98,7 @@ def test_codes_of_real_images_are_many_and_decode_to_them(settings):
     assert tokens.shape == (IMAGES, 64) and len(tokens.unique()) > 900 and len(labels.unique()) == 10
     index = torch.arange(0, IMAGES, 4)
     originals = trainer.codes.pixels(index, torch.zeros_like(index)).float()
-    decoded = load_tokenizer(config.tokenizer, trainer.device).decode(tokens[index]).float()
+    decoded = load_tokenizer(config, trainer.device).decode(tokens[index]).float()
     psnr = 10 * torch.log10(255**2 / (decoded - originals).square().mean((1, 2, 3))).mean()
     assert 25 < psnr < 27  # 25.8 dB on the 10,000 test images
 

@@ -82,7 +82,7 @@ def test_a_record_is_only_written_to_where_it_belongs(weights_with_record, tmp_p
 
 def test_an_exact_tokenizer_measures_as_exact(make_config):
     config = make_config()
-    measured = measure(load_tokenizer(config.tokenizer, CPU), open_dataset(config, "heldout"), 8, CPU)
+    measured = measure(load_tokenizer(config, CPU), open_dataset(config, "heldout"), 8, CPU)
     assert measured["psnr_db"] > 75 and measured["usage"] == 1.0 and measured["perplexity"] < 17
 
 
@@ -93,13 +93,14 @@ SHIPPED = sorted(vq_small.SHIPPED.glob("*.safetensors"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_weights_measure_as_recorded(path):
     record = json.loads(path.with_suffix(".json").read_text())
+    dataset = record["data"]["name"]
     settings = [
-        f"machine.data={asset('cifar10.npz')}",
+        f"machine.data={asset(f'{dataset}.npz')}",
         f"tokenizer.downsample={record['sizes']['downsample']}",
     ]
-    config = load_run(Path("cifar10"), settings)
-    tokenizer = load_tokenizer(config.tokenizer, CPU)
+    config = load_run(Path(dataset), settings)
+    tokenizer = load_tokenizer(config, CPU)
     assert tokenizer.identity["sha256"] == record["weights"]["sha256"]
-    measured = measure(tokenizer, open_dataset(config, "heldout"), 32, CPU)
+    measured = measure(tokenizer, open_dataset(config, "heldout"), config.data.image_size, CPU)
     assert abs(measured["psnr_db"] - record["heldout"]["psnr_db"]) < 0.02
     assert abs(measured["usage"] - record["heldout"]["usage"]) < 0.002

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mirai_bench.config.data_config import TokenizerConfig
 from mirai_bench.data.images.colors import IMAGENET
 from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.data.tokenizers import load_tokenizer, vq_small
@@ -258,9 +257,8 @@ def test_training_learns_and_writes_its_record(vgg, tmp_path, capsys):
         assert arrays["arr_0"].shape == (297, 8, 8, 3)
         assert arrays["arr_0"].dtype == np.uint8
         assert arrays["arr_1"].shape == (297,)
-    tokenizer = load_tokenizer(
-        TokenizerConfig(name="vq_small", downsample=4, vocabulary=16, weights=Path(shown["file"])), CPU
-    )
+    trained = config.tokenizer.model_copy(update={"weights": Path(shown["file"])})
+    tokenizer = load_tokenizer(config.model_copy(update={"tokenizer": trained}), CPU)
     assert tokenizer.identity["sha256"] == record["weights"]["sha256"]
     assert measure(tokenizer, open_dataset(config, "heldout"), 8, CPU) == record["heldout"]
     assert main(["measure", str(tmp_path / "run.json"), "--set", f"tokenizer.weights={shown['file']}"]) == 0

@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import pickle
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.images import staircase
+from mirai_bench.data.images import cifar10, fashion_mnist, staircase
 from mirai_bench.utils.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -27,10 +25,6 @@ Split = Literal["train", "heldout"]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
 # Number of the 1,797 digits that are held out.
 DIGITS_HELDOUT = 297
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# What numpy's arrays need when they are unpickled, by the names of numpy 1 and numpy 2.
-ARRAY_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-ARRAY_NAMES = ("ndarray", "dtype", "_reconstruct")
 
 
 @dataclass(frozen=True)
@@ -83,8 +77,9 @@ def open_dataset(config: RunConfig, split: Split) -> Dataset:
         dataset = _digits(split)
     elif data.dataset == "staircase":
         dataset = _staircase(config, split)
-    elif data.dataset == "cifar10":
-        dataset = _cifar10(_existing(path, "cifar10.npz or the folder cifar-10-batches-py"), split)
+    elif data.dataset in READERS:
+        existing = _existing(path, READERS[data.dataset].FILES)
+        dataset = _small_images(data.dataset, existing, split)
     else:
         dataset = _folder(_existing(path, "a folder of class/image files"), split, data.name)
     found = len(dataset.class_names)
@@ -162,60 +157,16 @@ def _staircase(config: RunConfig, split: Split) -> Dataset:
     return _in_memory("staircase", images, np.zeros(len(images)), ("grid",))
 
 
-# ---- CIFAR-10
+# ---- CIFAR-10 and Fashion-MNIST
 
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads numpy arrays and plain containers only, so that no file can run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module not in ARRAY_MODULES or name not in ARRAY_NAMES:
-            raise pickle.UnpicklingError(f"refused {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def _read_batches(folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images uint8 (N, 32, 32, 3) and labels (N,) of the folder cifar-10-batches-py."""
-    images = []
-    labels = []
-    names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-    for name in names:
-        try:
-            with open(folder / name, "rb") as file:
-                batch = _ArraysOnly(file, encoding="bytes").load()
-            # Each row holds the red, then the green, then the blue channel.
-            images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32))
-            labels.append(np.asarray(batch[b"labels"], np.int64))
-        except (OSError, pickle.UnpicklingError, KeyError, ValueError, TypeError, EOFError) as error:
-            raise UserError(
-                f"{folder / name} is not a batch file of CIFAR-10's python version: {error}"
-            ) from None
-    return np.concatenate(images).transpose(0, 2, 3, 1), np.concatenate(labels)
-
-
-def _read_npz(path: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images and labels of cifar10.npz, or of the folder that holds it."""
-    key = "train" if split == "train" else "test"
-    try:
-        with np.load(path / "cifar10.npz" if path.is_dir() else path, allow_pickle=False) as arrays:
-            return arrays[f"x_{key}"], arrays[f"y_{key}"]
-    except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
-        reason = str(error).split(". ")[0]  # the rest of numpy's message is how to read pickles
-        raise UserError(
-            f"machine.data is {str(path)!r}, which holds no CIFAR-10 ({reason}): write the path of "
-            "cifar10.npz (x_train, y_train, x_test, y_test) or of the folder cifar-10-batches-py"
-        ) from None
+READERS = {"cifar10": cifar10, "fashion_mnist": fashion_mnist}
 
 
 @lru_cache(maxsize=2)
-def _cifar10(path: Path, split: Split) -> Dataset:
-    candidates = (path, path / "cifar-10-batches-py")
-    folders = [folder for folder in candidates if (folder / "data_batch_1").is_file()]
-    images, labels = _read_batches(folders[0], split) if folders else _read_npz(path, split)
-    if images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8 or len(images) != len(labels):
-        found = f"images {images.dtype} {images.shape} and {len(labels)} labels"
-        raise UserError(f"{path} holds {found}: write uint8 (N, 32, 32, 3) and N")
-    return _in_memory("cifar10", np.ascontiguousarray(images), labels.reshape(-1), CIFAR10_CLASSES)
+def _small_images(name: str, path: Path, split: Split) -> Dataset:
+    reader = READERS[name]
+    images, labels = reader.read(path, "train" if split == "train" else "test")
+    return _in_memory(name, np.ascontiguousarray(images), labels, reader.CLASSES)
 
 
 # ---- folders

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mirai_bench.config.data_config import TokenizerConfig
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.tokenizers import pixel, vq16, vq_small
 
 
@@ -22,8 +22,6 @@ class Tokenizer(Protocol):
     """Number of codes V."""
     downsample: int
     """Number of pixels that a token covers along each side."""
-    exact: bool
-    """Whether decoded codes are the encoded images, of a data set that it is made for."""
     identity: dict[str, str]
     """Name, and sha256 of the weights. Two tokenizers of one identity give the same codes."""
 
@@ -39,14 +37,14 @@ class Tokenizer(Protocol):
 TOKENIZERS = {"pixel": pixel, "vq_small": vq_small, "vq16": vq16}
 
 
-def load_tokenizer(config: TokenizerConfig, device: torch.device) -> Tokenizer:
+def load_tokenizer(config: RunConfig, device: torch.device) -> Tokenizer:
     """Returns the tokenizer of a configuration.
 
     Raises UserError if its weight file is missing, or is that of another tokenizer.
     """
-    return TOKENIZERS[config.name].load(config, device)
+    return TOKENIZERS[config.tokenizer.name].load(config, device)
 
 
-def tokenizer_identity(config: TokenizerConfig) -> dict[str, str]:
+def tokenizer_identity(config: RunConfig) -> dict[str, str]:
     """Returns the `identity` of the tokenizer of a configuration, from the weight file only."""
-    return TOKENIZERS[config.name].identity(config)
+    return TOKENIZERS[config.tokenizer.name].identity(config)

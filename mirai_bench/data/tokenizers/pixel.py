@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirai_bench.config.data_config import TokenizerConfig
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.utils.errors import UserError
 
 
@@ -17,7 +17,6 @@ class Pixel:
     """
 
     downsample = 1
-    exact = True
 
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary
@@ -36,16 +35,16 @@ class Pixel:
         return grey.unflatten(1, (side, side)).unsqueeze(-1).expand(-1, -1, -1, 3).contiguous()
 
 
-def load(config: TokenizerConfig, device: torch.device) -> Pixel:
+def load(config: RunConfig, device: torch.device) -> Pixel:
     """Returns the tokenizer. Raises UserError if the configuration asks for what it cannot do."""
-    if config.downsample != 1:
-        raise UserError(f"tokenizer.downsample is {config.downsample} with pixel: write 1")
-    vocabulary = config.vocabulary
+    if config.tokenizer.downsample != 1:
+        raise UserError(f"tokenizer.downsample is {config.tokenizer.downsample} with pixel: write 1")
+    vocabulary = config.tokenizer.vocabulary
     if vocabulary > 256:
         raise UserError(f"tokenizer.vocabulary is {vocabulary} with pixel: write 256 grey levels or fewer")
     return Pixel(vocabulary)
 
 
-def identity(config: TokenizerConfig) -> dict[str, str]:
+def identity(config: RunConfig) -> dict[str, str]:
     """Returns the identity of the tokenizer."""
-    return Pixel(config.vocabulary).identity
+    return Pixel(config.tokenizer.vocabulary).identity

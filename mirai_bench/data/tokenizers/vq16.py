@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirai_bench.config.data_config import TokenizerConfig
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.tokenizers.network import ResBlock, from_uint8, to_uint8
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
@@ -183,8 +184,6 @@ class VQ16:
 
     vocabulary = VOCABULARY
     downsample = DOWNSAMPLE
-    exact = False
-
     def __init__(self, model: VQ16Model, sha256: str) -> None:
         self.model = model.eval().requires_grad_(False)
         self.identity = {"name": "vq16", "sha256": sha256}
@@ -238,12 +237,12 @@ def _weight_file(config: TokenizerConfig) -> Path:
     return config.weights
 
 
-def identity(config: TokenizerConfig) -> dict[str, str]:
+def identity(config: RunConfig) -> dict[str, str]:
     """Returns the identity of the tokenizer of a configuration."""
-    return {"name": "vq16", "sha256": file_sha256(_weight_file(config))}
+    return {"name": "vq16", "sha256": file_sha256(_weight_file(config.tokenizer))}
 
 
-def load(config: TokenizerConfig, device: torch.device) -> VQ16:
+def load(config: RunConfig, device: torch.device) -> VQ16:
     """Returns the tokenizer of a configuration."""
-    path = _weight_file(config)
+    path = _weight_file(config.tokenizer)
     return VQ16(read_model(path).to(device), file_sha256(path))

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirai_bench.config.data_config import TokenizerConfig
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.tokenizers.network import ResBlock, from_uint8, to_uint8
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
@@ -129,8 +129,6 @@ class SmallVQ(nn.Module):
 class VQSmall:
     """The frozen tokenizer around a trained network."""
 
-    exact = False
-
     def __init__(self, model: SmallVQ, sha256: str) -> None:
         self.model = model.eval().requires_grad_(False)
         self.vocabulary = model.sizes["vocabulary"]
@@ -170,31 +168,40 @@ def read_model(path: Path) -> SmallVQ:
     return model
 
 
-def weight_file(config: TokenizerConfig) -> Path:
-    """Returns the weight file of a configuration, by default the one that ships for its sizes.
+def weight_file(config: RunConfig) -> Path:
+    """Returns the weight file of a configuration, by default the one that ships for its data and grid.
 
     Raises UserError if there is none.
     """
-    side = 32 // config.downsample
-    path = config.weights or SHIPPED / f"vq_small_cifar10_{side}x{side}.safetensors"
+    tokenizer = config.tokenizer
+    path = tokenizer.weights or SHIPPED / f"{weights_name(config)}.safetensors"
     if not path.is_file():
+        size = config.data.image_size
         raise UserError(
-            f"No vq_small weights ship for down-sampling {config.downsample}: make them with "
-            "`python -m mirai_bench.tokenizer train`, then write tokenizer.weights: PATH"
+            f"No vq_small weights ship for {config.data.title} of {size} pixels with down-sampling "
+            f"{tokenizer.downsample}: make them with `python -m mirai_bench.tokenizer train`, then "
+            "write tokenizer.weights: PATH"
         )
     return path
 
 
-def identity(config: TokenizerConfig) -> dict[str, str]:
+def weights_name(config: RunConfig) -> str:
+    """Returns what weights for this data and grid are called."""
+    height, width = config.grid
+    return f"vq_small_{config.data.title}_{height}x{width}"
+
+
+def identity(config: RunConfig) -> dict[str, str]:
     """Returns the identity of the tokenizer of a configuration."""
     return {"name": "vq_small", "sha256": file_sha256(weight_file(config))}
 
 
-def load(config: TokenizerConfig, device: torch.device) -> VQSmall:
+def load(config: RunConfig, device: torch.device) -> VQSmall:
     """Returns the tokenizer. Raises UserError if the weights are of other sizes."""
     path = weight_file(config)
     model = read_model(path)
-    for name, value in (("downsample", config.downsample), ("vocabulary", config.vocabulary)):
+    tokenizer = config.tokenizer
+    for name, value in (("downsample", tokenizer.downsample), ("vocabulary", tokenizer.vocabulary)):
         size = model.sizes[name]
         if size != value:
             raise UserError(f"tokenizer.{name} is {value}, but {path.name} has {size}: write {name}: {size}")

@@ -60,7 +60,7 @@ def test_code_and_pixels_of_a_view_are_of_the_same_crop(images, tmp_path, views,
     config = folder_config(images, tmp_path, **views)
     codes = prepared(config, tmp_path, *(["--pixels"] if stored else []))
     assert bool(codes.pixels.stored) == stored
-    tokenizer = load_tokenizer(config.tokenizer, CPU)
+    tokenizer = load_tokenizer(config, CPU)
     index = torch.arange(codes.num_images).repeat_interleave(codes.num_views)
     view = torch.arange(codes.num_views).repeat(codes.num_images)
     pixels = codes.pixels(index, view)
@@ -71,7 +71,7 @@ def test_code_and_pixels_of_a_view_are_of_the_same_crop(images, tmp_path, views,
 
 
 def test_digits_views_are_of_the_same_crop(digits):
-    tokenizer = load_tokenizer(run_config().tokenizer, CPU)
+    tokenizer = load_tokenizer(run_config(), CPU)
     batch = digits.batch(seed=0, step=0, rank=0, world=1, batch_size=200)
     assert torch.equal(tokenizer.encode(digits.pixels(batch.index, batch.view)), batch.tokens)
     ones = torch.ones_like(batch.view)

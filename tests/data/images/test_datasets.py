@@ -1,6 +1,8 @@
-"""Data sets: splits, the forms of CIFAR-10, and files that are refused."""
+"""Data sets: splits, the forms of CIFAR-10 and Fashion-MNIST, and files that are refused."""
 
+import gzip
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +66,7 @@ def test_both_forms_of_cifar10_are_the_same_data(cifar, tmp_path):
         assert len({dataset.sha256 for dataset in found}) == 1
         assert len(found[0]) == count and found[0].class_names[3] == "cat"
     codes = prepared(cifar_config(cifar / "python"), tmp_path)
-    tokenizer = load_tokenizer(run_config().tokenizer, CPU)
+    tokenizer = load_tokenizer(run_config(), CPU)
     batch = codes.batch(seed=0, step=2, rank=0, world=1, batch_size=8)
     assert torch.equal(tokenizer.encode(codes.pixels(batch.index, batch.view)), batch.tokens)
 
@@ -93,6 +95,110 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     with pytest.raises(UserError, match="refused"):
         open_dataset(cifar_config(tmp_path), "train")
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([3, 10], np.uint8), "the label 10"),
+        (np.zeros(2), "labels float64"),
+        (np.zeros(3), "3 labels"),
+    ],
+)
+def test_labels_of_no_class_are_refused(tmp_path, labels, message):
+    np.savez(tmp_path / "cifar10.npz", x_train=np.zeros((2, 32, 32, 3), np.uint8), y_train=labels)
+    with pytest.raises(UserError, match=message):
+        open_dataset(cifar_config(tmp_path), "train")
+
+
+# ---- Fashion-MNIST
+
+
+def fashion_config(path: Path):
+    fields = {"dataset": "fashion_mnist", "image_size": 28, "views": "center"}
+    machine = {"data": str(path), "runs": str(path.parent / "runs")}
+    return run_config({"data": fields, "machine": machine})
+
+
+def idx(array):
+    """An array uint8 as an official file holds it."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory):
+    """The same 50 + 10 images as fashion_mnist.npz and as official files, plain and gzipped."""
+    root = tmp_path_factory.mktemp("fashion")
+    x = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8)
+    y = np.arange(60, dtype=np.uint8) % 10
+    np.savez(root / "fashion_mnist.npz", x_train=x[:50], y_train=y[:50], x_test=x[50:], y_test=y[50:])
+    for folder in ("plain", "zipped"):
+        (root / folder).mkdir()
+    for part, rows in (("train", slice(50)), ("t10k", slice(50, None))):
+        for name, array in ((f"{part}-images-idx3-ubyte", x[rows]), (f"{part}-labels-idx1-ubyte", y[rows])):
+            (root / "plain" / name).write_bytes(idx(array))
+            (root / "zipped" / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
+    return root
+
+
+def test_every_form_of_fashion_mnist_is_the_same_data(fashion, tmp_path):
+    for split, count in (("train", 50), ("heldout", 10)):
+        places = ["fashion_mnist.npz", ".", "plain", "zipped"]
+        found = [open_dataset(fashion_config(fashion / place), split) for place in places]
+        assert len({dataset.sha256 for dataset in found}) == 1
+        images = found[0].images
+        assert images.shape == (count, 28, 28, 3) and images.dtype == np.uint8
+        assert (images == images[..., :1]).all()
+        assert found[0].class_names[9] == "ankle boot"
+    config = fashion_config(fashion / "zipped")
+    assert prepared(config, tmp_path).num_images == 50
+    assert has_heldout_images(config)
+
+
+TRAIN_IMAGES = "train-images-idx3-ubyte"
+HEADER = struct.pack(">HBB3I", 0, 8, 3, 2, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a file of Fashion-MNIST"),
+        (struct.pack(">HBB3I", 0, 8, 1, 2, 28, 28), "does not begin as an IDX file"),
+        (struct.pack(">HBB3I", 0, 8, 3, 2, 32, 32), r"\[2, 32, 32\], not \[1 … 60000, 28, 28\]"),
+        (struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 28, 28), r"\[4294967295, 28, 28\], not"),
+        (HEADER + bytes(2 * 784 - 1), "ends early"),
+        (HEADER + bytes(2 * 784 + 1), "goes on after its last value"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_hostile_and_truncated_files_are_refused(tmp_path, content, message, zipped):
+    name = TRAIN_IMAGES + ".gz" * zipped
+    (tmp_path / name).write_bytes(gzip.compress(content) if zipped else content)
+    with pytest.raises(UserError, match=message) as refusal:
+        open_dataset(fashion_config(tmp_path), "train")
+    assert TRAIN_IMAGES in str(refusal.value) and "write the path of fashion_mnist.npz" in str(refusal.value)
+
+
+@pytest.mark.parametrize("cut", [5, 300])
+def test_a_truncated_gzip_file_is_refused(fashion, tmp_path, cut):
+    whole = (fashion / "zipped" / f"{TRAIN_IMAGES}.gz").read_bytes()
+    (tmp_path / f"{TRAIN_IMAGES}.gz").write_bytes(whole[:cut])
+    with pytest.raises(UserError, match="is not a file of Fashion-MNIST"):
+        open_dataset(fashion_config(tmp_path), "train")
+
+
+def test_a_missing_part_of_fashion_mnist_is_explained(fashion, tmp_path):
+    (tmp_path / TRAIN_IMAGES).write_bytes((fashion / "plain" / TRAIN_IMAGES).read_bytes())
+    with pytest.raises(UserError, match=r"lacks train-labels-idx1-ubyte\[\.gz\]"):
+        open_dataset(fashion_config(tmp_path), "train")
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(3, np.uint8)))
+    with pytest.raises(UserError, match=r"\(50, 28, 28\) and 3 labels"):
+        open_dataset(fashion_config(tmp_path), "train")
+    with pytest.raises(UserError, match=r"holds no Fashion-MNIST .*fashion_mnist\.npz"):
+        open_dataset(fashion_config(tmp_path), "heldout")
+
+
+# ---- all
 
 
 @pytest.mark.parametrize(

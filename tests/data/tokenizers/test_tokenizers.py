@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mirai_bench.config.data_config import TokenizerConfig
 from mirai_bench.config.load import load_run
 from mirai_bench.data.tokenizers import TOKENIZERS, load_tokenizer, tokenizer_identity, vq16, vq_small
 from mirai_bench.data.tokenizers.network import from_uint8, to_uint8
 from mirai_bench.tokenizer.train import save_weights
 from mirai_bench.utils.errors import UserError
+from tests.support.images import run_config
 from tests.support.paths import FIXTURES
 
 CPU = torch.device("cpu")
@@ -25,6 +25,12 @@ SIZES = {
     "vq_small": (4, 64, 32),
     "vq16": (16, 16384, 32),
 }  # down-sampling, codes, pixels a side
+
+
+def with_tokenizer(size=32, dataset="cifar10", **tokenizer):
+    """The configuration of a run on images of `size` pixels."""
+    fields = {key: str(value) if key == "weights" and value else value for key, value in tokenizer.items()}
+    return run_config({"data": {"dataset": dataset, "image_size": size}, "tokenizer": fields})
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +65,7 @@ def tokenizers(weights):
 
     def get(name):
         downsample, vocabulary, _ = SIZES[name]
-        config = TokenizerConfig(
+        config = with_tokenizer(
             name=name, downsample=downsample, vocabulary=vocabulary, weights=weights[name]
         )
         if name not in held:
@@ -104,13 +110,13 @@ def test_codes_are_in_raster_order(tokenizers, name):
 
 def test_an_unknown_tokenizer_and_wrong_sizes_are_refused():
     with pytest.raises(UserError, match="downsample is 2"):
-        load_tokenizer(TokenizerConfig(name="pixel", downsample=2), CPU)
+        load_tokenizer(with_tokenizer(name="pixel", downsample=2), CPU)
     with pytest.raises(UserError, match="256 grey levels"):
-        load_tokenizer(TokenizerConfig(name="pixel", vocabulary=300), CPU)
+        load_tokenizer(with_tokenizer(name="pixel", vocabulary=300), CPU)
     with pytest.raises(UserError, match=r"vq_ds16_c2i\.pt"):
-        load_tokenizer(TokenizerConfig(name="vq16", downsample=16, vocabulary=16384), CPU)
+        load_tokenizer(with_tokenizer(name="vq16", downsample=16, vocabulary=16384), CPU)
     with pytest.raises(UserError, match="downsample: 16"):
-        load_tokenizer(TokenizerConfig(name="vq16", downsample=8, vocabulary=16384), CPU)
+        load_tokenizer(with_tokenizer(name="vq16", downsample=8, vocabulary=16384), CPU)
 
 
 def test_uint8_conversion_is_exact_and_rounds():
@@ -120,7 +126,7 @@ def test_uint8_conversion_is_exact_and_rounds():
 
 
 def test_pixel_is_exact_on_its_levels():
-    tokenizer = load_tokenizer(TokenizerConfig(), CPU)
+    tokenizer = load_tokenizer(with_tokenizer(), CPU)
     codes = torch.arange(17).repeat(4)[:64].view(1, 64)
     assert torch.equal(tokenizer.encode(tokenizer.decode(codes)), codes)
 
@@ -180,16 +186,33 @@ def test_vq16_refuses_other_files_by_reason(official, tmp_path, damage):
 def test_vq_small_refuses_another_size(weights, tmp_path):
     with pytest.raises(UserError, match=r"vocabulary is 65, but vq_small\.safetensors has 64"):
         load_tokenizer(
-            TokenizerConfig(name="vq_small", downsample=4, vocabulary=65, weights=weights["vq_small"]), CPU
+            with_tokenizer(name="vq_small", downsample=4, vocabulary=65, weights=weights["vq_small"]), CPU
         )
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="not a weight file"):
         load_tokenizer(
-            TokenizerConfig(name="vq_small", downsample=4, vocabulary=64, weights=tmp_path / "x.safetensors"),
+            with_tokenizer(name="vq_small", downsample=4, vocabulary=64, weights=tmp_path / "x.safetensors"),
             CPU,
         )
-    with pytest.raises(UserError, match="No vq_small weights ship for down-sampling 8"):
-        load_tokenizer(TokenizerConfig(name="vq_small", downsample=8, vocabulary=64), CPU)
+
+
+def test_weights_that_do_not_ship_are_explained():
+    with pytest.raises(UserError, match=r"for cifar10 of 32 pixels with down-sampling 8: .*tokenizer train"):
+        load_tokenizer(with_tokenizer(name="vq_small", downsample=8, vocabulary=64), CPU)
+    # The shipped weights of CIFAR-10 are not those of other data of the same grid.
+    config = with_tokenizer(name="vq_small", downsample=4, vocabulary=1024, dataset="folder")
+    with pytest.raises(UserError, match="No vq_small weights ship for folder"):
+        load_tokenizer(config, CPU)
+
+
+def test_shipped_weights_are_named_by_data_and_grid(tmp_path, monkeypatch):
+    monkeypatch.setattr(vq_small, "SHIPPED", tmp_path)
+    config = with_tokenizer(size=28, dataset="fashion_mnist", name="vq_small", downsample=4, vocabulary=16)
+    file = tmp_path / "vq_small_fashion_mnist_7x7.safetensors"
+    save_weights(vq_small.SmallVQ(4, 16, channels=8, blocks=1, width=4), file)
+    tokenizer = load_tokenizer(config, CPU)
+    codes = tokenizer.encode(torch.zeros(2, 28, 28, 3, dtype=torch.uint8))
+    assert codes.shape == (2, 49) and tokenizer.decode(codes).shape == (2, 28, 28, 3)
 
 
 @pytest.mark.parametrize(("downsample", "side"), [(2, 16), (4, 8), (8, 4)])
@@ -212,9 +235,10 @@ SHIPPED = sorted(vq_small.SHIPPED.glob("*.safetensors"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_weights_are_those_of_their_record(path):
     record = json.loads(path.with_suffix(".json").read_text())
-    config = TokenizerConfig(
-        name="vq_small", downsample=record["sizes"]["downsample"], vocabulary=record["sizes"]["vocabulary"]
-    )
+    dataset = record["data"]["name"]
+    size = 28 if dataset == "fashion_mnist" else 32
+    tokenizer = {key: record["sizes"][key] for key in ("downsample", "vocabulary")}
+    config = with_tokenizer(size, dataset, name="vq_small", **tokenizer)
     assert tokenizer_identity(config)["sha256"] == record["weights"]["sha256"]
     assert path.stat().st_size <= 12e6
     assert record["heldout"]["usage"] > 0.9
@@ -223,16 +247,15 @@ def test_shipped_weights_are_those_of_their_record(path):
         "a path of the machine that made it"
     )
     tokenizer = load_tokenizer(config, CPU)
-    gradient = torch.linspace(20, 230, 32).to(torch.uint8).view(1, 1, 32, 1).expand(2, 32, 32, 3).contiguous()
+    levels = torch.linspace(20, 230, size).to(torch.uint8)
+    gradient = levels.view(1, 1, size, 1).expand(2, size, size, 3).contiguous()
     error = (tokenizer.decode(tokenizer.encode(gradient)).float() - gradient.float()).square().mean()
     assert error < 15**2
 
 
 def test_cifar10_profile_fits_the_shipped_weights():
     config = load_run(Path("cifar10"))
-    assert load_tokenizer(
-        config.tokenizer, CPU
-    ).vocabulary == config.tokenizer.vocabulary and config.grid == (8, 8)
+    assert load_tokenizer(config, CPU).vocabulary == config.tokenizer.vocabulary and config.grid == (8, 8)
 
 
 def test_to_uint8_agrees_with_both_conventions_in_use():
