@@ -20,6 +20,7 @@ from mirai_bench.evaluate import measure as measuring
 from mirai_bench.evaluate import networks
 from mirai_bench.evaluate.evaluation import Evaluator
 from mirai_bench.evaluate.extractors import EXTRACTORS, Extractor, FeatureCollector, open_extractor
+from mirai_bench.evaluate.image_classifier import ImageClassifier
 from mirai_bench.evaluate.metrics import Moments, frechet, square_root
 from mirai_bench.evaluate.references import Reference, open_reference
 from mirai_bench.model.transformer import build_model
@@ -30,7 +31,7 @@ IMAGE_SIZE = 32  # pixels, as CIFAR-10's; extractors resize images to their own 
 DIGITS_SIZE = 8  # pixels
 DIGITS_DIMENSIONS = 64  # of the features of digits, which are float64
 
-# The weight files of each extractor that needs one.
+# The weight files of each extractor that searches for one.
 FILES = {
     "inception": (networks.COMPAT_FILE,),
     "inception_2015": tuple(networks.TORCHSCRIPT_FILES),
@@ -98,8 +99,17 @@ def _random_dinov2(path: Path) -> None:
     torch.save(network.state_dict(), path)
 
 
+def _random_classifier(path: Path) -> None:
+    torch.save(ImageClassifier(10).state_dict(), path)
+
+
 # Functions that write a file of random weights, with which a network is as fast as with its own.
-UNTRAINED: dict[str, Callable[[Path], None]] = {"inception": _random_inception, "dinov2": _random_dinov2}
+UNTRAINED: dict[str, Callable[[Path], None]] = {
+    "inception": _random_inception,
+    "dinov2": _random_dinov2,
+    "cifar10": _random_classifier,
+    "fashion_mnist": _random_classifier,
+}
 
 
 def find_extractor(config: RunConfig, name: str, device: torch.device) -> tuple[Extractor, str] | None:
@@ -107,7 +117,8 @@ def find_extractor(config: RunConfig, name: str, device: torch.device) -> tuple[
 
     Nothing is downloaded for a benchmark. Returns None if the extractor cannot be built.
     """
-    if name not in FILES or find_asset(config.machine.assets, *FILES[name]) is not None:
+    # The digits classifier needs no file, and the others refuse a config of other data than theirs.
+    if name == "digits" or find_asset(config.machine.assets, *FILES.get(name, ())) is not None:
         return open_extractor(config, name, device), "own"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "untrained.pth"

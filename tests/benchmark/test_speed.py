@@ -384,6 +384,8 @@ def test_extractors_whose_weights_are_not_at_hand_are_measured_with_random_ones(
     assert "inception, batch 1, random weights |" in report.table([row])
     lacking = evaluate.extractor_row(make_config(), "inception_2015", Options(CPU, 1, 1))
     assert lacking["status"].startswith("not measured")
+    classifier = evaluate.extractor_row(make_config(), "fashion_mnist", Options(CPU, 1, 1))
+    assert (classifier["status"], classifier["weights"]) == ("measured", "random")
     pytest.importorskip("timm")
     small = "vit_small_patch14_dinov2"
     monkeypatch.setattr(networks, "DINOV2_MODEL", small)
