@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
 
+# Names that trainers give the averaged weights. LlamaGen's and Mirai's is the first.
+EMA_KEYS = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
 OUR_PROJECTOR = "foresight.projector."
 THEIR_PROJECTOR = re.compile(r"projectors\.(\d+)\.(\d+)\.(weight|bias)")
 
@@ -122,12 +124,24 @@ def check_fits(module: nn.Module, state: StateDict, what: str) -> None:
         raise UserError(f"{what} does not fit the config: {'; '.join(differences)}")
 
 
-def read_official(path: Path, config: RunConfig) -> tuple[StateDict, StateDict, StateDict, int]:
-    """Returns the content of an official file under our names: generator, EMA, projectors, steps.
+class Official(NamedTuple):
+    """The content of an official file under our names."""
 
-    If the file has no EMA, the trained weights take its place. The projectors are stacks, or empty
-    if the file has none. Raises UserError if names and shapes are not those of the config's model,
-    or if reading the file would need pickle.
+    generator: StateDict
+    ema: StateDict
+    projector: StateDict
+    """The projectors as stacks. Empty if the file has none."""
+    steps: int
+    ema_key: str | None
+    """The name of the EMA in the file. None if it has none, and the trained weights stand for it."""
+
+
+def read_official(path: Path, config: RunConfig) -> Official:
+    """Returns the content of an official file under our names.
+
+    If the file has no EMA, the trained weights take its place. Raises UserError
+    if names and shapes are not those of the config's model, or if reading the file would need
+    pickle.
     """
     content = read_tensors(path)
     foresight = config.foresight
@@ -138,9 +152,10 @@ def read_official(path: Path, config: RunConfig) -> tuple[StateDict, StateDict, 
     generator, projector = split_projectors(unwrap(content))
     check_fits(model, generator, str(path))
     ema = generator
-    if isinstance(content.get("ema"), dict):
-        ema, _ = split_projectors(unwrap(content, "ema"))
-        check_fits(model, ema, f"{path} (ema)")
+    ema_key = next((key for key in EMA_KEYS if isinstance(content.get(key), dict)), None)
+    if ema_key is not None:
+        ema, _ = split_projectors(unwrap(content[ema_key]))
+        check_fits(model, ema, f"{path} ({ema_key})")
     # 2. The projectors. The width of the target is the file's, because no teacher is loaded here.
     if projector and foresight.internal:
         last = projector.get(f"weights.{foresight.projector.layers - 1}")  # (K, hidden, Z)
@@ -148,7 +163,10 @@ def read_official(path: Path, config: RunConfig) -> tuple[StateDict, StateDict, 
         with torch.device("meta"):
             ours = Projector(foresight.projector, foresight.k, config.model.width, target_width)
         check_fits(ours, projector, f"{path} (projectors)")
-    return generator, ema, projector, int(content.get("steps", 0))
+    steps = content.get("steps", 0)
+    if type(steps) is not int or not 0 <= steps < 2**31:
+        raise UserError(f"{path}: steps is {steps!r}, which is no number of steps: save it as one")
+    return Official(generator, ema, projector, steps, ema_key)
 
 
 def import_official(path: Path, config: RunConfig, folder: RunFolder) -> Path:
@@ -158,7 +176,7 @@ def import_official(path: Path, config: RunConfig, folder: RunFolder) -> Path:
     """
     if folder.holds_run:
         raise UserError(f"{folder} holds a run already: name a new folder")
-    generator, ema, projector, steps = read_official(path, config)
+    generator, ema, projector, steps, ema_key = read_official(path, config)
     model = dict(generator)  # a copy, because `ema` may be the same dict
     if config.foresight.internal:
         for name, tensor in projector.items():
@@ -166,7 +184,14 @@ def import_official(path: Path, config: RunConfig, folder: RunFolder) -> Path:
     elif projector:
         log.info("the file's projectors are left out: this config has no internal foresight")
     tensors = {"model": model, "ema": ema, "optimizer": {}}
-    counters = {"imported_from": path.name, "train_seconds": 0.0}
+    counters = {"imported_from": path.name, "ema_key": ema_key, "train_seconds": 0.0}
+    if ema_key is None:
+        log.warning(
+            f"{path} has no EMA (no {', '.join(EMA_KEYS)}): its trained weights stand for it, and what "
+            "is sampled with weights ema is sampled with them"
+        )
+    elif ema_key != EMA_KEYS[0]:
+        log.info(f"the EMA is the file's {ema_key}")
     checkpoint = save_checkpoint(folder, steps, Checkpoint(tensors, counters), keep=1)
     folder.write_config(config.model_dump_json(indent=2))  # the last, because it makes a run of it
     return checkpoint

@@ -1,9 +1,9 @@
 """Checkpoints: folders of safetensors and JSON, written whole or not at all, and checked when read.
 
 `step_00000690/` holds model.safetensors (the generator and, under `foresight.`, its training
-heads), ema.safetensors, optimizer.safetensors, and state.json with the step, the counters and the
-sha256 of the other files. There is no pickle. Nothing random is stored: data order, dropout and
-samples are functions of (seed, step).
+heads), ema.safetensors, optimizer.safetensors, and state.json with the step, the counters, the
+sha256 of the other files, and that of its own other fields. There is no pickle. Nothing random is
+stored: data order, dropout and samples are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,10 @@ log = logging.getLogger(__name__)
 
 # Of a checkpoint, each with the ending .safetensors.
 FILES = ("model", "ema", "optimizer")
+# Put before names by torch.compile, DDP and FSDP, in any order.
+WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)+")
+# What a model computes itself, and what torch's AveragedModel counts.
+COMPUTED = ("freqs_cis", "causal_mask", "n_averaged")
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     """Tensors by file (model, ema, optimizer) and by name."""
     state: dict[str, Any]
-    """The content of state.json: `step`, `sha256` of the files, and counters."""
+    """The content of state.json: `step`, `sha256` of the files and of the rest, and counters."""
 
 
 # ---- checkpoints of a run
@@ -70,7 +76,8 @@ def save_checkpoint(folder: RunFolder, step: int, checkpoint: Checkpoint, keep: 
                 content = save(checkpoint.tensors[name])
                 (temporary / f"{name}.safetensors").write_bytes(content)
                 hashes[name] = hashlib.sha256(content).hexdigest()
-            state = checkpoint.state | {"step": step, "sha256": hashes}
+            state = checkpoint.state | {"step": step}
+            state |= {"sha256": hashes | {"state": _hash_of(state)}}
             (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
     except OSError as error:
         raise UserError(
@@ -96,6 +103,12 @@ def keep_weights(path: Path, weights: dict[str, Tensor]) -> None:
         raise UserError(f"Weights could not be kept in {path}: {error}") from error
 
 
+def _hash_of(state: dict[str, Any]) -> str:
+    """Returns the hash of state.json without its hashes."""
+    rest = {key: value for key, value in state.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read_checkpoint(folder: RunFolder, step: int) -> Checkpoint:
     """Returns the checkpoint of `step`.
 
@@ -109,7 +122,15 @@ def _read(path: Path) -> Checkpoint:
     try:
         state = json.loads(file.read_bytes())
         hashes = state["sha256"]
-        int(state["step"])  # only to see that it is there
+        # Older files have no hash of their own, but the folder of a run's checkpoint names the step.
+        if _hash_of(state) != hashes.get("state", _hash_of(state)):
+            raise ValueError("its content is not what was written")
+        step = state["step"]
+        if type(step) is not int or (path.name.startswith("step_") and path.name != f"step_{step:08d}"):
+            raise ValueError(f"its step is {step!r}")
+        seconds = state.get("train_seconds", 0.0)
+        if type(seconds) not in (int, float) or not math.isfinite(seconds):
+            raise ValueError(f"its train_seconds is {seconds!r}")
         tensors = {}
         for name in FILES:
             file = path / f"{name}.safetensors"
@@ -117,7 +138,7 @@ def _read(path: Path) -> Checkpoint:
             if hashlib.sha256(content).hexdigest() != hashes[name]:
                 raise ValueError("its content is not what was written")
             tensors[name] = load(content)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"{file}: {error}") from error
     return Checkpoint(tensors, state)
 
@@ -164,15 +185,15 @@ def unwrap(content: dict[str, Any], key: str = "model") -> dict[str, Tensor]:
     """Returns the state dict of an official file.
 
     It lies under `key` (DDP), `module` (DeepSpeed) or `state_dict`, or is the whole file (FSDP).
-    The prefixes that torch.compile and DDP add are removed, and so is what the model computes
-    itself (`freqs_cis`, key/value caches).
+    The prefixes that wrappers add are removed, and so is what the model computes itself
+    (`freqs_cis`, key/value caches). What is no tensor is left out.
     """
     # As LlamaGen looks for it (autoregressive/sample/sample_c2i_ddp.py).
     candidates = [content.get(name) for name in (key, "module", "state_dict")]
     found = next((inner for inner in candidates if isinstance(inner, dict)), content)
     weights = {}
     for name, tensor in found.items():
-        name = name.removeprefix("module.").removeprefix("_orig_mod.")
-        if name not in ("freqs_cis", "causal_mask") and ".kv_cache." not in name:
+        name = WRAPPERS.sub("", str(name))
+        if isinstance(tensor, Tensor) and name not in COMPUTED and ".kv_cache." not in name:
             weights[name] = tensor
     return weights

@@ -57,7 +57,7 @@ class Shipper(threading.Thread):
                 continue
             # The state is read first, so that evaluations written before the end are seen with it.
             state = folder.state
-            news = (folder.journal.num_evaluations(), state if state in ("done", "failed") else "")
+            news = (folder.journal.counts().evaluations, state if state in ("done", "failed") else "")
             axis = self.plan.sweep.axis
             # What MLflow did not take, because it is away, is tried again at the next look.
             if news != sent and ship.ship(

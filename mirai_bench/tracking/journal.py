@@ -7,6 +7,8 @@ Every line has `kind` (start, train, evaluation or end), `time` (seconds since 1
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,18 +18,52 @@ from typing import Any, NamedTuple
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_text
 
+log = logging.getLogger(__name__)
+
+_warned: set[Path] = set()  # journals whose damaged lines have been mentioned
+
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the complete lines of a journal. Yields nothing if there is no such file.
 
-    A last line without a line end was being written when the process died, and is left out.
+    A last line without a line end was being written when the process died, and is left out. So are
+    lines that are damaged, as a loss of power may leave them: a warning says how many, once.
     """
     if not path.is_file():
         return
+    damaged = []
     with open(path, "rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):  # only the last line can be cut off
-                yield json.loads(line)
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):  # only the last line can be cut off
+                break
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                found = None
+            if isinstance(found, dict) and isinstance(found.get("kind"), str):
+                yield found
+            else:
+                damaged.append(number)
+    if damaged and path not in _warned:
+        _warned.add(path)
+        log.warning(f"{path}: {len(damaged)} damaged lines are left out, the first is line {damaged[0]}")
+
+
+def is_line(line: dict[str, Any]) -> bool:
+    """Tells whether a line has what every line of a run has, and an evaluation its metrics."""
+    numbers = [line.get(key) for key in ("time", "step", "epoch")]
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        return False
+    if line["kind"] == "evaluation":
+        return isinstance(line.get("metrics"), dict) and isinstance(line.get("protocol_digest"), str)
+    return line["kind"] not in ("train", "end") or isinstance(line.get("train_seconds"), (int, float))
+
+
+class Counts(NamedTuple):
+    """How much a journal holds."""
+
+    lines: int = 0
+    evaluations: int = 0
 
 
 class Progress(NamedTuple):
@@ -71,11 +107,17 @@ class Journal:
                 f"{self.path} could not be written: {error}. The last checkpoint is intact."
             ) from error
 
+    def sync(self) -> None:
+        """Waits until all lines are on the disk. A checkpoint says how many there were."""
+        if self.path.is_file():
+            with open(self.path, "rb+") as file:
+                os.fsync(file.fileno())
+
     # ---- what others read
 
     def lines(self, kind: str | None = None) -> Iterator[dict[str, Any]]:
         """Yields the complete lines, oldest first: those of one kind, or all."""
-        lines = read_journal(self.path)
+        lines = filter(is_line, read_journal(self.path))
         return lines if kind is None else (line for line in lines if line["kind"] == kind)
 
     def has(self, kind: str, step: int) -> bool:
@@ -118,9 +160,26 @@ class Journal:
                 seconds["evaluation"] += line["evaluate_seconds"]
         return seconds
 
-    def num_evaluations(self) -> int:
-        """Returns the number of evaluations, without parsing the lines."""
+    def counts(self) -> Counts:
+        """Returns the numbers of lines and of evaluations, without parsing the lines."""
         # The sender to MLflow asks all runs of a sweep every two seconds.
         if not self.path.is_file():
-            return 0
-        return self.path.read_bytes().count(b'"kind": "evaluation"')
+            return Counts(0, 0)
+        content = self.path.read_bytes()
+        return Counts(content.count(b"\n"), content.count(b'"kind": "evaluation"'))
+
+    def check(self, then: Counts) -> None:
+        """Raises UserError if the journal holds fewer evaluations than it did `then`.
+
+        They cannot be made again, because the weights of then are gone. Of other lines that are
+        gone it warns: they are points of curves.
+        """
+        now = self.counts()
+        if now.evaluations < then.evaluations:
+            raise UserError(
+                f"{self.path} holds {now.evaluations} evaluations, but held {then.evaluations} when the "
+                "last checkpoint was written: put it back from a copy, or remove the run's folder to "
+                "train it again"
+            )
+        if now.lines < then.lines:
+            log.warning(f"{self.path} has lost {then.lines - now.lines} of {then.lines} lines")

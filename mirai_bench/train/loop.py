@@ -28,6 +28,7 @@ from mirai_bench.evaluate.evaluation import Evaluator
 from mirai_bench.model.cost import training_flops
 from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.tracking import provenance
+from mirai_bench.tracking.journal import Counts
 from mirai_bench.tracking.run_folder import RunFailed, RunFolder
 from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils import distributed
@@ -139,7 +140,9 @@ class Run:
         if step in self.kept:
             path = self.folder.kept_file(self.kept[step])
             keep_weights(path, dict(self.trainer.ema.state_dict()))
-        state = self.trainer.checkpoint({"train_seconds": self.seconds})
+        self.journal.sync()
+        counters = {"train_seconds": self.seconds, "journal": self.journal.counts()}
+        state = self.trainer.checkpoint(counters)
         save_checkpoint(self.folder, step, state, self.config.machine.keep_checkpoints)
 
     def _stop_agreed(self, step: int) -> bool:
@@ -199,11 +202,17 @@ class Run:
             start = checkpoint.state["step"]
             self.seconds = checkpoint.state["train_seconds"]
             self.trainer.restore(checkpoint)
-        if self.is_leader:
-            self.journal.rewind(start)  # what was logged after the checkpoint is trained again
-            self.folder.write_config(self.config.model_dump_json(indent=2))
+        # Older checkpoints do not say what the journal held.
+        then = () if checkpoint is None else checkpoint.state.get("journal", ())
+        broadcast_from_rank0(lambda: self._rewind(start, Counts(*then)))
         self.write("start", start, self.identity(), durable=True)
         return start
+
+    def _rewind(self, start: int, then: Counts) -> None:
+        """Removes what was logged after the checkpoint, which is trained again."""
+        self.journal.rewind(start)
+        self.journal.check(then)
+        self.folder.write_config(self.config.model_dump_json(indent=2))
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         """Returns the checkpoint that rank 0 found, on every rank.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mirai_bench.utils.errors import UserError
+
+# What training scripts save beside tensors, and what holds nothing but plain values.
+PLAIN = [argparse.Namespace]
+# Torch names what it refused, among the colours of a terminal.
+_REFUSED = re.compile(r"GLOBAL (\w[\w.]*)")
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -23,10 +30,23 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(PLAIN):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file: {error}") from None
     except Exception as error:  # a damaged pickle can raise nearly everything
-        reason = str(error).partition("\n")[0]  # torch goes on for a page
-        message = f"{path} was not read: it needs pickle to run code, or is damaged ({reason})"
+        refused = _REFUSED.search(str(error))
+        if refused is not None:
+            raise UserError(
+                f"{path} was not read: beside tensors it holds {refused[1]}, which only pickle reads, by "
+                "running code. If you trust the file, load it with torch.load(…, weights_only=False) and "
+                "save its `model`, `ema` and `steps` alone"
+            ) from None
+        # Torch goes on for a page, which advises to run the file's code.
+        reason = str(error).partition("\n")[0]
+        why = f" ({reason})" if "weights_only" not in reason else ""
+        message = f"{path} was not read: it needs pickle to run code, or is damaged{why}"
         raise UserError(message) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no tensors by name, but a {type(content).__name__}")
+    return content

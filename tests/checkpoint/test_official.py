@@ -8,6 +8,7 @@ import torch
 
 from mirai_bench.checkpoint.__main__ import command
 from mirai_bench.checkpoint.official import (
+    EMA_KEYS,
     export_official,
     import_official,
     read_official,
@@ -125,9 +126,22 @@ def test_a_shared_trunk_is_written_into_each_head(make_config):
 
 
 @pytest.mark.parametrize("container", ["model", "module", "state_dict", None])
-def test_wrappers_and_computed_buffers_are_taken_off(container):
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "module.",
+        "_orig_mod.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "module.module.",
+        "_fsdp_wrapped_module.",
+    ],
+)
+def test_wrappers_and_computed_buffers_are_taken_off(container, prefix):
     state = {"norm.weight": torch.ones(2)}
-    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    wrapped |= {"n_averaged": torch.tensor(7)}
     wrapped |= {"freqs_cis": torch.zeros(3), "layers.0.attention.kv_cache.k_cache": torch.zeros(3)}
     assert unwrap({container: wrapped, "steps": 3} if container else wrapped).keys() == state.keys()
 
@@ -184,6 +198,29 @@ def test_without_an_ema_the_weights_stand_for_it_and_projectors_may_be_left_out(
     assert "projectors are left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds a run already"):
         import_official(tmp_path / "file.pt", make_config(), RunFolder(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("key", [*EMA_KEYS, None])
+def test_the_ema_is_found_under_the_names_of_other_trainers_or_its_absence_is_said(
+    config, tmp_path, capsys, key
+):
+    state = shrunk(config)
+    ema = {name: tensor + 1 for name, tensor in state.items()}
+    content = {"model": state, "steps": 3} | ({key: {"state_dict": ema}} if key else {})
+    torch.save(content, tmp_path / "file.pt")
+    import_official(tmp_path / "file.pt", config, RunFolder(tmp_path / "run"))
+    checkpoint = load_latest(RunFolder(tmp_path / "run"))
+    expected = state["norm.weight"] + (1 if key else 0)
+    assert torch.equal(checkpoint.tensors["ema"]["norm.weight"], expected)
+    assert checkpoint.state["ema_key"] == key
+    assert ("has no EMA" in capsys.readouterr().err) == (key is None)
+
+
+@pytest.mark.parametrize("steps", [-1, 2.5, "3", None, 2**40, torch.tensor(3)])
+def test_steps_that_are_no_number_are_refused(config, tmp_path, steps):
+    torch.save({"model": shrunk(config), "steps": steps}, tmp_path / "file.pt")
+    with pytest.raises(UserError, match="steps is"):
+        read_official(tmp_path / "file.pt", config)
 
 
 def test_a_trained_run_is_exported(trained_run, tmp_path, capsys):

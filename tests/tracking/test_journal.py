@@ -8,6 +8,10 @@ import pytest
 from mirai_bench.tracking.journal import Journal, read_journal
 from mirai_bench.utils.errors import UserError
 
+# What every line of a run has, besides its kind.
+LINE = {"time": 0.0, "step": 0, "epoch": 0.0, "train_seconds": 0.0}
+EVALUATION = {"kind": "evaluation", "metrics": {}, "protocol_digest": "0"}
+
 
 def steps_of(path):
     return [(line["kind"], line["step"]) for line in read_journal(path)]
@@ -18,7 +22,8 @@ def journal(tmp_path):
     """Returns a journal of three training steps, of which the second is evaluated."""
     journal = Journal(tmp_path / "journal.jsonl")
     for kind, step in (("train", 1), ("train", 2), ("evaluation", 2), ("train", 3), ("end", 3)):
-        journal.append({"kind": kind, "step": step}, durable=kind == "evaluation")
+        line = LINE | (EVALUATION if kind == "evaluation" else {})
+        journal.append(line | {"kind": kind, "step": step}, durable=kind == "evaluation")
     return journal
 
 
@@ -44,7 +49,7 @@ def test_going_back_to_a_checkpoint_takes_out_later_lines_the_end_and_half_a_lin
         file.write('{"kind": "train", "st')
     journal.rewind(2)
     assert steps_of(journal.path) == [("train", 1), ("train", 2), ("evaluation", 2)]
-    journal.append({"kind": "train", "step": 3})
+    journal.append(LINE | {"kind": "train", "step": 3})
     assert steps_of(journal.path)[-1] == ("train", 3)
 
 
@@ -58,6 +63,61 @@ def test_a_line_that_cannot_be_written_is_a_clear_error(tmp_path):
         Journal(tmp_path / "absent" / "journal.jsonl").append({"kind": "train", "step": 1})
 
 
+GOOD = json.dumps(LINE | {"kind": "train", "step": 9}).encode()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"\0" * 200,
+        GOOD + GOOD,  # two lines run together
+        GOOD[:40],
+        b"[]",
+        b"{}",
+        b"7",
+        b'{"kind": 7}',
+        b"[" * 10_000,
+        b"\xff\xfe",
+        b'{"kind": "evaluation", "step": 1, "epoch": 1.0, "time": 0.0}',
+        b'{"kind": "train", "step": "1", "epoch": 1.0, "time": 0.0}',
+        b'{"kind": "train", "step": NaN, "epoch": 1.0, "time": 0.0, "train_seconds": 1.0}',
+    ],
+)
+def test_a_damaged_line_is_left_out_and_nothing_else(journal, damaged):
+    whole = steps_of(journal.path)
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    journal.path.write_bytes(b"".join([lines[0], damaged + b"\n", *lines[1:]]))
+    assert [(line["kind"], line["step"]) for line in journal.lines()] == whole
+    assert journal.progress(epochs=3).epoch == 0.0
+
+
+def test_damaged_lines_are_counted_once(journal, capsys):
+    with journal.path.open("ab") as file:
+        file.write(b"\0\0\n\0\n")
+    for _ in range(2):
+        steps_of(journal.path)
+    assert capsys.readouterr().err.count("2 damaged lines are left out, the first is line 6") == 1
+
+
+def test_a_journal_that_lost_evaluations_is_refused_and_one_that_lost_other_lines_is_mentioned(
+    journal, capsys
+):
+    then = journal.counts()
+    assert then == (5, 1)
+    journal.check(then)
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    journal.path.write_bytes(b"".join(lines[1:]))
+    journal.check(then)
+    assert "has lost 1 of 5 lines" in capsys.readouterr().err
+    for content in (b"", b"".join(lines[:2])):
+        journal.path.write_bytes(content)
+        with pytest.raises(UserError, match="holds 0 evaluations, but held 1"):
+            journal.check(then)
+    journal.path.unlink()
+    with pytest.raises(UserError, match="holds 0 evaluations"):
+        journal.check(then)
+
+
 # ---- what is read from it
 
 
@@ -68,7 +128,7 @@ def empty(tmp_path):
 
 
 def write(journal, *lines):
-    journal.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    journal.path.write_text("".join(json.dumps(LINE | line) + "\n" for line in lines))
 
 
 def test_progress_of_a_resumed_run(empty):
@@ -98,9 +158,9 @@ def test_the_first_start_after_a_moment(empty):
 
 def test_measured_seconds_are_those_of_training_steps_sampling_and_evaluation(empty):
     assert empty.measured_seconds() == {"training steps": 0.0, "sampling": 0.0, "evaluation": 0.0}
-    assert empty.num_evaluations() == 0
-    evaluation = {"kind": "evaluation", "sample_seconds": 2.0, "evaluate_seconds": 0.5}
+    assert empty.counts().evaluations == 0
+    evaluation = EVALUATION | {"sample_seconds": 2.0, "evaluate_seconds": 0.5}
     train = {"kind": "train", "train_seconds": 30.0}
     write(empty, {"kind": "start"}, train, evaluation, evaluation, {"kind": "end", "train_seconds": 60.0})
     assert empty.measured_seconds() == {"training steps": 60.0, "sampling": 4.0, "evaluation": 1.0}
-    assert empty.num_evaluations() == 2
+    assert empty.counts().evaluations == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -367,3 +368,13 @@ def test_weights_of_chosen_epochs_are_kept(make_config, tmp_path):
     assert kept.keys() == found.keys() and all(torch.equal(kept[name], found[name]) for name in kept)
     with pytest.raises(UserError, match=r"machine.keep_at holds epoch 4, after train.epochs = 3"):
         make_config(train={"epochs": 3}, machine={"keep_at": [4]})
+
+
+def test_a_journal_that_was_emptied_beside_a_checkpoint_is_refused(make_config, tmp_path):
+    config = make_config(train={"epochs": 3}, evaluation={"at": [1, 2, 3]}, machine={"keep_checkpoints": 9})
+    train(config, tmp_path)
+    (tmp_path / "done.json").unlink()
+    shutil.rmtree(saved(tmp_path)[-1])
+    (tmp_path / "journal.jsonl").write_bytes(b"")
+    with pytest.raises(UserError, match="holds 0 evaluations"):
+        train(config, tmp_path)
