@@ -116,8 +116,8 @@ def command(argv: list[str]) -> int:
     for loaded in load(args):
         # 1. The table, in four formats.
         results, notes = at_cost(loaded, args)
-        if args.metric is not None and args.metric not in results.metrics:
-            raise unknown("metric", args.metric, results.metrics)
+        if args.metric is not None and args.metric not in results.choices:
+            raise unknown("metric", args.metric, results.choices)
         table = build_table(results, metric=args.metric, epoch=args.epoch, timing=not args.no_timing)
         title = table.title if args.at == "epochs" else f"{table.title} (at equal {AXES[args.at][1]})"
         table = replace(table, title=title, notes=[*table.notes, *notes])

@@ -261,8 +261,8 @@ def command(argv: list[str]) -> int:
         results = without_one_off(loaded) if args.without_one_off else with_one_off(loaded)
         notes = one_off_notes(loaded, not args.without_one_off, timing=not args.no_timing)
         metric = args.metric or results.primary
-        if metric not in results.metrics:
-            raise unknown("metric", metric, results.metrics)
+        if metric not in results.choices:
+            raise unknown("metric", metric, results.choices)
         # 1. The figure. Its name says what is not drawn by default.
         stem = f"{results.name}_{file_stem(metric)}" if args.metric else results.name
         figure = draw(results, metric, args.x, args.band, args.scale)

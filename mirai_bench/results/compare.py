@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mirai_bench.results.frame import MEASURED_WITH, first_difference
+from mirai_bench.results.frame import MEASURED_WITH, bits_per_image, first_difference
 from mirai_bench.results.reading import read_journals, read_jsonl
 from mirai_bench.results.stats import CONFIDENCE, paired
 from mirai_bench.tracking.journal import read_journal
@@ -112,8 +112,10 @@ def differences(a: Records, b: Records) -> list[tuple[str, ...]]:
     A row is: name, n, mean of A, mean of B, B - A, half width of its interval, p.
     """
     # 1. The metrics of each side, by seed.
-    of_a = {record["seed"]: record["metrics"] for record in a}
-    of_b = {record["seed"]: record["metrics"] for record in b}
+    of_a, of_b = (
+        {record["seed"]: record["metrics"] | bits_per_image(record["metrics"], record) for record in side}
+        for side in (a, b)
+    )
     seeds = sorted(of_a.keys() & of_b.keys())
     # 2. A row per metric. One that a side lacks for a seed would not be the mean over all of them.
     rows = []

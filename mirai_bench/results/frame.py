@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 # Beginnings of the names of metrics of which less, or more, is better.
 _PLANTED_LOWER = ("heldout_excess", "decisive_nats", "nats_")  # of planted data sets
-LOWER = ("FID", "sFID", "FD-", "KID", "MIND", "copies", "heldout_ntp", *_PLANTED_LOWER)
+LOWER = ("FID", "sFID", "FD-", "KID", "MIND", "copies", "heldout_ntp", "heldout_bits", *_PLANTED_LOWER)
 _PLANTED = ("rule", "decisive_accuracy", "solved", "accuracy_")
 HIGHER = ("IS", "precision", "recall", "density", "coverage", "class_accuracy", *_PLANTED)
 DISTANCES = ("FID", "sFID", "FD-")
+# The held-out loss of an image in bits, which is derived from `heldout_ntp` and never recorded.
+BITS = "heldout_bits"
 # End of the name of a Fréchet distance to what the tokenizer makes of the reference.
 RECONSTRUCTIONS = "-reconstructions"
 # Parts of a record that decide what its numbers mean. Records that differ in them are never mixed.
@@ -62,8 +64,18 @@ records."""
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The names of all metrics, in the order in which they first appear."""
-        return list(dict.fromkeys(name for record in self.records for name in record["metrics"]))
+        """The names of all metrics that a table shows, in the order in which they first appear."""
+        names = list(dict.fromkeys(name for record in self.records for name in record["metrics"]))
+        # Nats per token are of one kind only where all images have as many tokens.
+        sizes = {tokens_of(record["run"]) for record in self.records if value_of(record, BITS) is not None}
+        return [*names, BITS] if len(sizes) > 1 else names
+
+    @cached_property
+    def choices(self) -> list[str]:
+        """The names of all metrics that can be asked for."""
+        names = self.metrics
+        is_derived = BITS not in names and any(value_of(record, BITS) is not None for record in self.records)
+        return [*names, BITS] if is_derived else names
 
     @property
     def last_step(self) -> int:
@@ -79,10 +91,10 @@ records."""
         for record in self.records:
             evaluation = record["run"]["config"].get("evaluation", {})
             named = evaluation.get("primary")
-            if named in self.metrics:
+            if named in self.choices:
                 return named
             if named is not None:
-                known = ", ".join(self.metrics)
+                known = ", ".join(self.choices)
                 raise UserError(
                     f"evaluation.primary is {named}, which {self.axis} has no values of: choose one of "
                     f"{known} with --metric"
@@ -102,7 +114,7 @@ records."""
             row |= {key: run[key] for key in RUN_COLUMNS}
             row |= {"git_commit": run["git"]["commit"], "git_dirty": run["git"]["dirty"]}
             row["autocast"] = run["precision"]  # `precision` is a metric
-            rows.append(row | record["metrics"])
+            rows.append(row | record["metrics"] | bits_per_image(record["metrics"], run))
         return pd.DataFrame(rows)
 
     def seeds(self, arm: str) -> list[int]:
@@ -121,12 +133,35 @@ records."""
 
 def value_of(record: dict[str, Any], name: str) -> float | None:
     """Returns a metric or a cost of a record, or a number of its run, if it is known and finite."""
+    metrics = record["metrics"]
+    if name == BITS:
+        metrics = bits_per_image(metrics, record["run"])
     # Metrics first: `precision` is also the name of the run's arithmetic.
-    for fields in (record["metrics"], record, record["run"]):
+    for fields in (metrics, record, record["run"]):
         value = fields.get(name)
         if isinstance(value, (int, float)) and math.isfinite(value):
             return value
     return None
+
+
+def tokens_of(run: dict[str, Any]) -> int | None:
+    """Returns the number of tokens of an image of this run, if its configuration says it."""
+    config = run.get("config", {})
+    try:
+        return (config["data"]["image_size"] // config["tokenizer"]["downsample"]) ** 2
+    except (KeyError, TypeError):  # records of other code may lack a part, or hold None there
+        return None
+
+
+def bits_per_image(metrics: dict[str, float], run: dict[str, Any]) -> dict[str, float]:
+    """Returns the held-out loss of an image in bits, under its name, if it can be derived.
+
+    It is -log₂ p(image) = T · nats per token / ln 2, by the chain rule over the T tokens: the length
+    of an ideal code of the image's tokens, which compares tokenizers of unlike T.
+    """
+    tokens = tokens_of(run)
+    nats = metrics.get("heldout_ntp")
+    return {} if tokens is None or nats is None else {BITS: tokens * nats / math.log(2)}
 
 
 def file_stem(name: str) -> str:

@@ -1,5 +1,6 @@
 """The frame of evaluations: its rows, its metrics, and the protocols that are never mixed in it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mirai_bench.results.frame import (
     lower_is_better,
     primary_metric,
     refuse_mixed_protocols,
+    value_of,
     with_protocol,
 )
 from mirai_bench.results.paper import papers_name
@@ -115,3 +117,29 @@ def test_records_without_a_frechet_distance_have_a_table(frozen):
     assert r"heldout\_ntp ↓" in text and "rule ↑" in text and "extractor none, reference none" in text
     assert "paper: " not in text
     assert "| rule ↑ |" in markdown(build_table(with_primary(replace(frozen), "rule")))
+
+
+def with_tokens(results, sides):
+    """The same records with a held-out loss of 0.5 nats, from images of these sides in turn."""
+    for record, side in zip(results.records, sides * len(results.records), strict=False):
+        config = record["run"]["config"] | {"data": {"image_size": 4 * side}, "tokenizer": {"downsample": 4}}
+        record["metrics"] = record["metrics"] | {"heldout_ntp": 0.5}
+        record["run"] = record["run"] | {"config": config}
+    return results
+
+
+def test_bits_per_image_are_derived_from_nats_per_token(frozen):
+    assert value_of(frozen.records[0], "heldout_bits") is None, "the tokens are not known"
+    assert "heldout_bits" not in frozen.choices and "heldout_bits" not in frozen.frame
+    results = with_tokens(replace(frozen), [8])
+    assert value_of(results.records[0], "heldout_bits") == pytest.approx(64 * 0.5 / math.log(2))
+    assert "heldout_bits" not in results.metrics, "of equal token counts nats say the same"
+    assert "heldout_bits" in results.choices
+    assert build_table(results, metric="heldout_bits").metrics[0] == "heldout_bits"
+
+
+def test_tables_of_unlike_token_counts_show_bits(frozen):
+    results = with_tokens(frozen, [8, 16])
+    assert results.metrics[-1] == "heldout_bits" == results.choices[-1]
+    assert results.frame["heldout_bits"].nunique() == 2
+    assert r"heldout\_bits ↓" in markdown(build_table(results))
