@@ -13,10 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mirai_bench.results.configs import refuse_other_configs
 from mirai_bench.results.frame import Results, refuse_mixed_protocols
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking.journal import read_journal
-from mirai_bench.tracking.records import MEASURED, PROVENANCE, pack, read_plans, unpack
+from mirai_bench.tracking.records import (
+    MEASURED,
+    PROVENANCE,
+    EvaluationFields,
+    PlanFields,
+    RunFields,
+    pack,
+    problem,
+    read_plans,
+    unpack,
+)
 from mirai_bench.tracking.run_folder import GRIDS, RunFolder
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_text
@@ -24,6 +35,7 @@ from mirai_bench.utils.files import write_text
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from pydantic import BaseModel
 
 log = logging.getLogger(__name__)
 
@@ -189,13 +201,16 @@ def read_jsonl(paths: Iterable[Path]) -> list[Results]:
     """Returns the sweeps of frozen files.
 
     Files of one sweep (other seeds, another machine) are joined. Raises UserError for a file of
-    another kind, or if two files have records of the same cell.
+    another kind, if two files have records of the same cell, or if seeds of an arm are of two
+    configurations.
     """
     found: dict[tuple[str, str], Results] = {}
     for path in paths:
         more = _read_frozen(path)
         key = (more.axis, more.profile)
         found[key] = _joined(found[key], more, path) if key in found else more
+    for results in found.values():
+        refuse_other_configs(results.axis, results.records)
     return list(found.values())
 
 
@@ -204,17 +219,26 @@ def _read_frozen(path: Path) -> Results:
         raise UserError(f"there is no file {str(path)!r}: frozen records are in reports/data/")
     try:
         head, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        _refuse(PlanFields, head)
         results = Results(**{key: head[key] for key in PLAN if key in head})
         run: dict[str, Any] = {}
         for line in lines:
             if line["kind"] == "run":  # that of the evaluations that follow
+                _refuse(RunFields, line)
                 run = {key: line[key] for key in PROVENANCE if key in line}
             else:
+                _refuse(EvaluationFields, line)
                 own = {key: line[key] for key in (*MEASURED, "arm", "seed") if key in line}
                 results.records.append(own | {"run": run})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a file of frozen records ({type(error).__name__}: {error})") from None
     return results
+
+
+def _refuse(model: type[BaseModel], line: Any) -> None:
+    wrong = problem(model, line)
+    if wrong is not None:
+        raise ValueError(wrong)
 
 
 def _joined(first: Results, more: Results, path: Path) -> Results:

@@ -6,9 +6,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+log = logging.getLogger(__name__)
 
 COSTS = ("train_flops", "train_seconds", "sample_seconds", "evaluate_seconds")
 # What was spent once for the teacher of the run, before its first step; 0 without a teacher. The
@@ -51,14 +56,79 @@ def unpack(lines: Iterable[dict[str, Any]], **labels: Any) -> list[dict[str, Any
     return [found[key] for key in sorted(found)]
 
 
+# ---- what files of others must hold
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+Number = Annotated[float, Field(strict=True)]
+
+
+class PlannedCell(BaseModel):
+    """A cell of a plan."""
+
+    arm: str
+    seed: Count
+    # It names a folder, and nothing in it may lead out of the folder of runs.
+    fingerprint: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class PlanFields(BaseModel):
+    """The fields of a plan, and of the first line of a frozen file."""
+
+    axis: str
+    profile: str
+    question: str
+    baseline: str
+    arms: list[str]
+    cells: list[PlannedCell]
+    registered: dict[str, dict[str, Any]] = {}
+
+
+class RunFields(BaseModel):
+    """What a record says of its run, as far as tables read it."""
+
+    fingerprint: str
+    protocol: dict[str, Any]
+    protocol_digest: str
+    extractor: dict[str, Any]
+    reference: dict[str, Any]
+    config: dict[str, Any]
+
+
+class EvaluationFields(BaseModel):
+    """What a record says of an evaluation, as far as tables read it."""
+
+    step: Count
+    epoch: Number
+    metrics: dict[str, Any]
+    train_flops: Number | None
+    train_seconds: Number | None
+
+
+def problem(model: type[BaseModel], fields: Any) -> str | None:
+    """Returns what is wrong with fields that come from a file, in one line, or None."""
+    try:
+        model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first["loc"] else first["msg"]
+    return None
+
+
 def read_plans(runs: Path) -> list[dict[str, Any]]:
     """Returns the plans of all sweeps in this folder of runs.
 
-    A plan is {axis, profile, question, baseline, arms, cells: [{arm, seed, fingerprint}]}.
+    A plan is {axis, profile, question, baseline, arms, cells: [{arm, seed, fingerprint}]}. Files of
+    another kind are passed over; a warning names them.
     """
     found = []
     for path in sorted((runs / "sweeps").glob("*.json")):
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(plan, dict) and "cells" in plan:
+        try:
+            plan = json.loads(path.read_bytes())
+            wrong = problem(PlanFields, plan)
+        except (OSError, ValueError, RecursionError) as error:
+            wrong = str(error)
+        if wrong is None:
             found.append(plan)
+        else:
+            log.warning(f"{path} is passed over: it is not the plan of a sweep ({wrong})")
     return found

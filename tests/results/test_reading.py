@@ -1,17 +1,20 @@
 """Records come back the same from journals, MLflow and frozen files."""
 
+import copy
 import json
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from mirai_bench.config.load import merge
 from mirai_bench.results.reading import fetch_grid, freeze, read_journals, read_jsonl, read_mlflow
 from mirai_bench.results.table import build_table
 from mirai_bench.results.writers import markdown
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.ship import ship, start_sweep
 from mirai_bench.utils.errors import UserError
+from tests.support.paths import RECORDS
 from tests.support.synthetic import injection_level, shared_store, write_plan, write_run
 
 
@@ -80,6 +83,64 @@ def test_other_files_are_refused(tmp_path, text):
         read_jsonl([tmp_path / "x.jsonl"])
     with pytest.raises(UserError, match="no file"):
         read_jsonl([tmp_path / "absent.jsonl"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("sweep", {"cells": 3}),
+        ("sweep", {"cells": [{"arm": "a", "seed": 0, "fingerprint": "../../etc"}]}),
+        ("sweep", {"cells": [{"arm": "a", "seed": "0", "fingerprint": "0"}]}),
+        ("sweep", {"arms": "baseline"}),
+        ("sweep", {"question": None}),
+        ("sweep", {"registered": []}),
+        ("run", {"config": None}),
+        ("run", {"protocol": []}),
+        ("run", {"protocol_digest": 7}),
+        ("evaluation", {"metrics": []}),
+        ("evaluation", {"step": "1"}),
+        ("evaluation", {"epoch": None}),
+        ("evaluation", {"train_seconds": "1"}),
+    ],
+)
+def test_fields_of_another_type_are_refused_in_one_message(tmp_path, kind, change):
+    lines = [json.loads(line) for line in RECORDS.read_text().splitlines()]
+    next(line for line in lines if line["kind"] == kind).update(change)
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=rf"not a file of frozen records \(ValueError: {next(iter(change))}"):
+        read_jsonl([tmp_path / "x.jsonl"])
+
+
+@pytest.mark.parametrize(
+    "content", ['{"half": ', "[]", "7", "{}", '{"cells": []}', '{"axis": 1, "cells": [{}]}', "[" * 9999, "\0"]
+)
+def test_a_foreign_file_among_the_plans_is_named_and_passed_over(tmp_path, content, capsys):
+    write_plan(tmp_path, injection_level(only=["baseline"], seeds=[0]))
+    (tmp_path / "sweeps" / "notes.json").write_text(content)
+    assert [results.axis for results in read_journals(tmp_path)] == ["injection_level"]
+    assert "notes.json is passed over" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("train", "lr", 0.1), ("model", "width", 999), ("foresight", "weight", 7.5), ("train", "epochs", 99)],
+)
+def test_seeds_of_another_configuration_are_not_averaged_in(frozen, tmp_path, section, field, value):
+    def part(name, mine, changed=False):
+        records = [copy.deepcopy(record) for record in frozen.records if mine(record["seed"])]
+        for record in records:
+            usual = {"train": {"lr": 1e-3, "epochs": 8}, "model": {"width": 8}, "foresight": {"weight": 1}}
+            usual |= {"machine": {"threads": record["seed"] + 1}}  # which may differ
+            record["run"]["config"] = merge(usual, {section: {field: value}} if changed else {})
+        cells = [cell if mine(cell["seed"]) else cell | {"status": "pending"} for cell in frozen.cells]
+        freeze(replace(frozen, cells=cells, records=records), tmp_path / name)
+        return tmp_path / name
+
+    first = part("first.jsonl", lambda seed: seed == 0)
+    read_jsonl([first, part("same.jsonl", lambda seed: seed != 0)])
+    other = part("other.jsonl", lambda seed: seed != 0, changed=True)
+    with pytest.raises(UserError, match=rf"two configurations: {section}\.{field} is"):
+        read_jsonl([first, other])
 
 
 def states(results):
