@@ -15,11 +15,11 @@ from mirai_bench.checkpoint.store import load_weights
 from mirai_bench.config.load import read_yaml
 from mirai_bench.data.images import cifar10, fashion_mnist
 from mirai_bench.data.images.image_sets import open_images
+from mirai_bench.data.images.vgg16 import read_weights
 from mirai_bench.data.shards import open_shards
 from mirai_bench.data.tokenizers import vq16
 from mirai_bench.evaluate.references import _read_own
 from mirai_bench.foresight.encoders.feature_cache import CachedFeatures
-from mirai_bench.tokenizer.perceptual import read_weights
 from mirai_bench.utils.errors import UserError
 from tests.support.paths import ROOT
 from tests.support.small_sweeps import environment

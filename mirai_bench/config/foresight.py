@@ -65,8 +65,8 @@ class EncoderConfig(Section):
 
     name: str = "masked_tokens"
     """Which encoder: `masked_tokens` (built in, trained on the same codes), `efficientnet_lite0`, \
-`dinov2_b` or another entry of foresight/encoders/zoo.py, or `timm:<model>` for any model of \
-timm."""
+`vgg16_relu3_3`, `dinov2_b` or another entry of foresight/encoders/zoo.py, or `timm:<model>` for \
+any model of timm."""
     weights: Literal["random"] | Path | None = None
     """Weight file, or `random` for an untrained image encoder. By default the encoder's own \
 weights: masked_tokens is trained once and cached, the others come from machine.assets or the \

@@ -50,6 +50,9 @@ LITE0_PARAMETERS = 3_371_024  # without the classifier
 # EfficientNet-Lite0 up to the stage of this stride: operations per pixel of its input, and channels
 # of the stage.
 LITE0_STAGES = {32: (14502.44, 320), 16: (9696.625, 112)}
+VGG = "vgg16_relu3_3"
+VGG_PARAMETERS = 1_735_488  # of the layers up to relu3_3
+VGG_STAGE = (372_096, 256)  # operations per pixel of its input, and channels; the stride is 4
 
 
 def _lite0_stride(side: int) -> int:
@@ -70,7 +73,7 @@ def encoder_flops(name: str, side: int) -> float | None:
     if name == LITE0:
         stride = _lite0_stride(side)
         return LITE0_STAGES[stride][0] * (stride * side) ** 2
-    return None
+    return VGG_STAGE[0] * (4.0 * side) ** 2 if name == VGG else None
 
 
 def encoder_parameters(name: str) -> int | None:
@@ -79,14 +82,16 @@ def encoder_parameters(name: str) -> int | None:
         vit = VITS[name]
         block = 12 * vit.width**2 + 13 * vit.width  # matrices; biases and norms
         return vit.blocks * block + 3 * vit.patch**2 * vit.width
-    return LITE0_PARAMETERS if name == LITE0 else None
+    return {LITE0: LITE0_PARAMETERS, VGG: VGG_PARAMETERS}.get(name)
 
 
 def encoder_width(name: str, side: int) -> int | None:
     """Returns the width Z of an encoder's features on side x side cells, or None."""
     if name in VITS:
         return VITS[name].width
-    return LITE0_STAGES[_lite0_stride(side)][1] if name == LITE0 else None
+    if name == LITE0:
+        return LITE0_STAGES[_lite0_stride(side)][1]
+    return VGG_STAGE[1] if name == VGG else None
 
 
 # ---- floating-point operations

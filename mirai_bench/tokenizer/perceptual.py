@@ -5,49 +5,14 @@ It is LPIPS (arXiv 1801.03924) without its learned weights of the channels.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import vgg16
 
 from mirai_bench.data.images.colors import IMAGENET
-from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.tensors import read_tensors
+from mirai_bench.data.images.vgg16 import RELU1_2, RELU2_2, RELU3_3, build_layers
 
-# Layers of torchvision's VGG16 .features whose output is compared: relu1_2, relu2_2 and relu3_3.
-TAPS = (3, 8, 15)
-
-
-def _layers() -> nn.Sequential:
-    """Returns the layers up to the last tap, without memory for their weights."""
-    with torch.device("meta"):
-        return vgg16(weights=None).features[: TAPS[-1] + 1]
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Returns the weights of the layers up to the last tap from a state dict of VGG16's .features.
-
-    Raises UserError for any other file.
-    """
-    state = read_tensors(path)
-    try:
-        weights = {name: state[name] for name in _layers().state_dict()}
-        _layers().load_state_dict(weights, assign=True)  # the shapes
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a state dict of torchvision's VGG16 .features: {error}") from None
-    return weights
-
-
-def weights_sha256(weights: dict[str, Tensor]) -> str:
-    """Returns `sha256:…` of the tensors in fp32, which is the same for every file that holds them."""
-    sha = hashlib.sha256()
-    for name, value in weights.items():
-        sha.update(f"{name} {tuple(value.shape)}\n".encode())
-        sha.update(value.float().contiguous().numpy().tobytes())
-    return f"sha256:{sha.hexdigest()}"
+TAPS = (RELU1_2, RELU2_2, RELU3_3)  # the layers whose output is compared
 
 
 class Perceptual(nn.Module):
@@ -57,9 +22,9 @@ class Perceptual(nn.Module):
     deviation: Tensor
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
-        """Takes what `read_weights` returned."""
+        """Takes what `vgg16.read_weights` returned."""
         super().__init__()
-        self.layers = _layers()
+        self.layers = build_layers()
         self.layers.load_state_dict(weights, assign=True)
         self.requires_grad_(False)
         mean, deviation = IMAGENET

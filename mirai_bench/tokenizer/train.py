@@ -24,12 +24,13 @@ from torch.nn import functional as F
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.datasets import Dataset, open_dataset
+from mirai_bench.data.images.vgg16 import read_weights, weights_sha256
 from mirai_bench.data.tokenizers.network import ResBlock
 from mirai_bench.data.tokenizers.vq_small import SmallVQ, VQSmall, read_model, weights_name
 from mirai_bench.tokenizer.adversary import Adversary, length_ratio
 from mirai_bench.tokenizer.batches import Batches
 from mirai_bench.tokenizer.codebook import Codebook
-from mirai_bench.tokenizer.perceptual import Perceptual, read_weights, weights_sha256
+from mirai_bench.tokenizer.perceptual import Perceptual
 from mirai_bench.tokenizer.quality import measure, record_file
 from mirai_bench.tokenizer.recipe import Recipe
 from mirai_bench.utils.cli import progress
@@ -59,7 +60,7 @@ class Training:
     ) -> None:
         """Compiles the residual blocks and the perceptual distance with torch.compile if asked to.
 
-        `vgg` are the weights that `perceptual.read_weights` returned.
+        `vgg` are the weights that `vgg16.read_weights` returned.
         """
         self.recipe = recipe
         self.device = device

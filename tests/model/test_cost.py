@@ -5,6 +5,7 @@ import torch
 
 from mirai_bench.benchmark.workload import Shape, run_config
 from mirai_bench.config.load import SWEEPS
+from mirai_bench.data.images import vgg16
 from mirai_bench.data.synthetic import random_codes
 from mirai_bench.foresight.encoders.zoo import entry_of
 from mirai_bench.model import cost
@@ -162,6 +163,11 @@ def test_image_encoders_are_counted_as_timm_builds_them(name):
         model = timm.create_model(entry_of(name).timm, pretrained=False, num_classes=0)
     there = sum(p.numel() for p in model.parameters())
     assert encoder_parameters(name) == pytest.approx(there, rel=0.05)
+
+
+def test_the_first_layers_of_vgg16_are_counted():
+    layers = vgg16.build_layers()
+    assert encoder_parameters("vgg16_relu3_3") == sum(p.numel() for p in layers.parameters())
 
 
 def test_a_cached_teacher_costs_nothing_and_a_live_one_is_counted(make_config):

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from mirai_bench.data.images.colors import IMAGENET
 from mirai_bench.data.images.datasets import open_dataset
+from mirai_bench.data.images.vgg16 import read_weights, weights_sha256
 from mirai_bench.data.tokenizers import load_tokenizer, vq_small
 from mirai_bench.tokenizer.__main__ import main
 from mirai_bench.tokenizer.adversary import MAX_RATIO, Adversary, SpectralConv, length_ratio
 from mirai_bench.tokenizer.batches import Batches
 from mirai_bench.tokenizer.codebook import Codebook
-from mirai_bench.tokenizer.perceptual import Perceptual, read_weights, weights_sha256
+from mirai_bench.tokenizer.perceptual import Perceptual
 from mirai_bench.tokenizer.quality import measure
 from mirai_bench.tokenizer.recipe import Recipe
 from mirai_bench.tokenizer.train import Training, save_weights

@@ -104,9 +104,13 @@ class PixelEncoder:
         self.width = self._checked_width()
 
     def _stage_and_size(self) -> tuple[int, int]:
-        """Returns the stage that gives the features (0 for a ViT), and the input size in pixels."""
-        if self.entry.patch is not None:
-            return 0, self.entry.patch * self.grid[0]
+        """Returns the stage that gives the features, and the input size in pixels.
+
+        The stage is 0 where there is no choice: for a ViT, and for a single layer.
+        """
+        cell = self.entry.patch or self.entry.stride  # pixels along its side
+        if cell is not None:
+            return 0, cell * self.grid[0]
         with torch.device("meta"):
             stages = import_timm().create_model(self.entry.timm).feature_info
         return stage_for(self.entry, self.grid[0], [stage["reduction"] for stage in stages])

@@ -1,7 +1,8 @@
 """The pretrained image encoders: what their input looks like, and where their weights are.
 
-The architectures are timm's (the optional extra `encoders`). Each encoder is one entry of
-PIXEL_ENTRIES, and `timm:<model>` is any other model, described by timm itself.
+The architectures are timm's (the optional extra `encoders`), but for the first layers of
+torchvision's VGG16. Each encoder is one entry of PIXEL_ENTRIES, and `timm:<model>` is any other
+model, described by timm itself.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mirai_bench.data.images import vgg16
 from mirai_bench.data.images.colors import IMAGENET, Color
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.hashing import file_sha256
@@ -55,7 +57,11 @@ class PixelEntry:
     file: str | None = None
     """Name of a weight file in the folder of assets, which is used instead of the hub's."""
     sha256: str | None = None
-    """Hash of that file, because a run's fingerprint contains only the name of the entry."""
+    """Hash of that file, because a run's fingerprint contains only the name of the entry. For VGG16 it
+    is that of the tensors, which are the same in a file of all layers and one of the first."""
+    stride: int | None = None
+    """Pixels along the side of a cell, if the features are those of a single layer (VGG16's relu3_3)
+    at whatever size fits. None: the layer and the size are chosen for the token grid."""
 
 
 def _vit(
@@ -88,6 +94,17 @@ PIXEL_ENTRIES: dict[str, PixelEntry] = {
         224,
         file="efficientnet_lite0.pth",
         sha256="sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    # 32 pixels give 8x8 cells and 28 pixels 7x7, without resizing. A cell sees 40x40 pixels.
+    "vgg16_relu3_3": PixelEntry(
+        "vgg16.tv_in1k",
+        IMAGENET,
+        None,
+        224,
+        "bilinear",
+        file="vgg16_features.pt",
+        sha256="sha256:f2e9ad4f1f9298d782c31fae94d3e7688f01db3adabbaacfcb0a176edc87d06b",
+        stride=4,
     ),
 }
 
@@ -147,7 +164,8 @@ def find_weights(name: str, entry: PixelEntry, weights: Weights, assets: Path | 
             "foresight.encoder.weights: PATH"
         )
     path = assets / entry.file
-    if file_sha256(path) != entry.sha256:
+    sha256 = file_sha256(path) if entry.stride is None else vgg16.weights_sha256(vgg16.read_weights(path))
+    if sha256 != entry.sha256:
         raise UserError(
             f"{path} is not the file that {name} means ({entry.sha256}): write "
             "foresight.encoder.weights to use it"
@@ -208,13 +226,34 @@ def load_file_into(model: Any, path: Path) -> None:
         )
 
 
+class FirstLayers(nn.Module):
+    """The first layers of VGG16, called as timm's convolutional networks are."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.layers = vgg16.build_layers()
+        if isinstance(weights, Path):
+            self.layers.load_state_dict(vgg16.read_weights(weights), assign=True)
+        else:
+            self.layers.to_empty(device=torch.get_default_device())
+            for layer in self.layers:
+                if isinstance(layer, nn.Conv2d):
+                    layer.reset_parameters()
+
+    def forward_intermediates(self, x: Tensor, **options: Any) -> list[Tensor]:
+        """Returns the output of the last layer (B, 256, h/4, w/4) of images (B, 3, h, w)."""
+        return [self.layers(x)]
+
+
 def create_network(entry: PixelEntry, size: int, weights: Weights) -> Any:
-    """Returns timm's network for inputs of `size` pixels, frozen.
+    """Returns the network for inputs of `size` pixels, frozen.
 
     Without a weight file, timm asks the hub.
 
     Raises UserError if the hub cannot be reached, or if the file is of another architecture.
     """
+    if entry.stride is not None:
+        return FirstLayers(weights).eval().requires_grad_(False)
     timm = import_timm()
     arguments: dict[str, Any] = {"num_classes": 0}
     if entry.patch is not None:

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from mirai_bench.data.images import vgg16
+from mirai_bench.data.images.colors import IMAGENET
 from mirai_bench.foresight.encoders.build import block_causal_mask
 from mirai_bench.foresight.encoders.pixels import PixelEncoder, stage_for, with_prefix
 from mirai_bench.foresight.encoders.zoo import PIXEL_ENTRIES, create_network
@@ -60,7 +62,8 @@ def test_every_entry_has_one_feature_a_token(name, pixels):
         )
         assert encoder.width == WIDTHS[name.split("_")[1]]
     else:
-        assert (encoder.size, encoder.width) == (pixels, 112)
+        expected = {"efficientnet_lite0": (pixels, 112), "vgg16_relu3_3": (4 * grid, 256)}
+        assert (encoder.size, encoder.width) == expected[name]
     with meta, FlopCounterMode(display=False) as counted:
         encoder.features(torch.empty(1, pixels, pixels, 3, dtype=torch.uint8))
     assert encoder_flops(name, grid) == pytest.approx(counted.get_total_flops(), rel=1e-4)
@@ -179,6 +182,55 @@ def test_weight_files_are_read_whole_or_refused(tmp_path, monkeypatch):
         PixelEncoder("mae_b", (14, 14), CPU, weights=tmp_path / "lacking.safetensors")
     with pytest.raises(UserError, match=r"another architecture|lacks"):
         PixelEncoder("dinov2_s", (16, 16), CPU, weights=tmp_path / "mae.pth")
+
+
+def vgg_state(layers):
+    """Random weights by the names of torchvision's VGG16 .features."""
+    for layer in layers:
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.to_empty(device="cpu").reset_parameters()
+    return layers.state_dict()
+
+
+@pytest.mark.parametrize(("pixels", "grid"), [(32, 8), (28, 7)])
+def test_vgg16_sees_small_images_at_their_own_size(tmp_path, pixels, grid):
+    layers = vgg16.build_layers()
+    state = vgg_state(layers)
+    torch.save(state | {"28.weight": torch.zeros(3)}, tmp_path / "all.pt")  # a later layer, not read
+    torch.save(state, tmp_path / "first.pt")
+    images = random_images(2, pixels)
+    found = []
+    for file in ("all.pt", "first.pt"):
+        encoder = PixelEncoder("vgg16_relu3_3", (grid, grid), CPU, weights=tmp_path / file)
+        assert (encoder.size, encoder.width) == (pixels, 256)
+        found.append(encoder.features(images))
+    x = images.permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(each)[:, None, None] for each in IMAGENET)
+    expected = layers((x - mean) / std).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(found[0], expected)
+    assert torch.equal(*found)
+    with pytest.raises(UserError, match=r"torchvision's VGG16 \.features"):
+        torch.save({"0.weight": torch.zeros(3)}, tmp_path / "other.pt")
+        PixelEncoder("vgg16_relu3_3", (grid, grid), CPU, weights=tmp_path / "other.pt")
+    with pytest.raises(UserError, match="no attention to mask"):
+        PixelEncoder("vgg16_relu3_3", (grid, grid), CPU, weights="random", cells=torch.ones(grid**2, grid**2))
+
+
+def test_lite0_sees_28_pixels_on_7x7_cells():
+    encoder = PixelEncoder("efficientnet_lite0", (7, 7), CPU, weights="random")
+    grey = random_images(2, 28)[..., :1].expand(-1, -1, -1, 3)
+    assert encoder.size == 224 and encoder.features(grey).shape == (2, 49, 320)
+
+
+@pytest.mark.slow
+def test_real_vgg16_features_stand_at_their_own_cells():
+    folder = asset("vgg16_features.pt").parent
+    encoder = PixelEncoder("vgg16_relu3_3", (8, 8), CPU, assets=folder)
+    image = random_images(1, 32)
+    other = image.clone()
+    other[:, 20:24, 8:12] = 255 - other[:, 20:24, 8:12]
+    change = (encoder.features(image) - encoder.features(other)).norm(dim=-1)[0]
+    assert change.argmax() == 5 * 8 + 2
 
 
 @pytest.mark.slow

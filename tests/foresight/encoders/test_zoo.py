@@ -1,10 +1,13 @@
 """The list of image encoders agrees with timm, and the weight file of EfficientNet-lite0 is found
 and renamed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from mirai_bench.data.images import vgg16
 from mirai_bench.foresight.encoders.build import ENCODERS
 from mirai_bench.foresight.encoders.zoo import (
     LITE0_STAGES,
@@ -77,3 +80,16 @@ def test_lite0s_file_is_looked_for_and_checked(tmp_path):
     with pytest.raises(UserError, match="is not the file"):
         find_weights("efficientnet_lite0", entry, None, tmp_path)
     assert find_weights("efficientnet_lite0", entry, tmp_path / "mine.pth", None) == tmp_path / "mine.pth"
+
+
+def test_vgg16s_file_is_known_by_its_tensors(tmp_path, monkeypatch):
+    entry = PIXEL_ENTRIES["vgg16_relu3_3"]
+    state = {name: torch.ones(value.shape) for name, value in vgg16.build_layers().state_dict().items()}
+    torch.save(state, tmp_path / entry.file)
+    with pytest.raises(UserError, match="is not the file that vgg16_relu3_3 means"):
+        find_weights("vgg16_relu3_3", entry, None, tmp_path)
+    known = replace(entry, sha256=vgg16.weights_sha256(state))
+    assert find_weights("vgg16_relu3_3", known, None, tmp_path) == tmp_path / entry.file
+    (tmp_path / entry.file).write_bytes(b"something else")
+    with pytest.raises(UserError, match="was not read"):
+        find_weights("vgg16_relu3_3", entry, None, tmp_path)
