@@ -23,6 +23,7 @@ from mirai_bench.results.frame import Results, is_distance, lower_is_better, ref
 from mirai_bench.results.looks import LEVEL, SMALL, UNDECIDED, is_small, level_of
 from mirai_bench.results.stats import CONFIDENCE, paired, ratio
 from mirai_bench.results.table import MISSING
+from mirai_bench.results.teachers import taught_by_judge
 from mirai_bench.results.writers import difference
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
@@ -171,15 +172,30 @@ def subject(test: Test) -> str:
     return f"{test['axis']}: {arms}"
 
 
+def arms_of(test: Test, results: Results) -> list[str]:
+    """Returns the arms of a comparison."""
+    return [test["better"], test["than"]] if "better" in test else [test["arm"], results.baseline]
+
+
 def sweep_of(test: Test, profile: str, sweeps: list[Results]) -> Results | None:
     """Returns the sweep that has records of both arms at its last evaluation."""
     for results in sweeps:
         if (results.axis, results.profile) == (test["axis"], profile):
-            arms = [test["better"], test["than"]] if "better" in test else [test["arm"], results.baseline]
+            arms = arms_of(test, results)
             # Every record has a step, so that this asks which seeds have a record at all.
             if all(at_last(results, arm, "step") for arm in arms):
                 return results
     return None
+
+
+def compared(results: Results, test: Test, kind: str, strict: float) -> Evidence:
+    """Returns what a comparison says. Where an arm's own teacher would judge it, nothing is decided."""
+    metric = test.get("metric") or test.get("same") or results.primary
+    barred = sorted(taught_by_judge(results, metric).intersection(arms_of(test, results)))
+    if barred:
+        return Evidence(UNDECIDED, f"{subject(test)}: {metric} is of the teacher of {' and '.join(barred)}")
+    _, compare = KINDS[kind]
+    return compare(results, test, strict)
 
 
 def overall(verdicts: list[str], complete: bool) -> str:
@@ -212,8 +228,7 @@ def judge(claim: dict[str, Any], sweeps: list[Results]) -> list[list[str]]:
             if results is None:
                 absent.append(f"not run: {subject(test)}")
             else:
-                _, compare = KINDS[kind]
-                found.append(compare(results, test, strict))
+                found.append(compared(results, test, kind, strict))
         if found:
             side = overall([evidence.verdict for evidence in found], not absent)
             texts = [evidence.text for evidence in found]

@@ -22,6 +22,8 @@ LOWER = ("FID", "sFID", "FD-", "KID", "MIND", "copies", "heldout_ntp", "heldout_
 _PLANTED = ("rule", "decisive_accuracy", "solved", "accuracy_")
 HIGHER = ("IS", "precision", "recall", "density", "coverage", "class_accuracy", *_PLANTED)
 DISTANCES = ("FID", "sFID", "FD-")
+# Metrics that are computed from no features of samples.
+_OF_LOSS = ("heldout_ntp", "heldout_bits", *_PLANTED_LOWER, *_PLANTED)
 # The held-out loss of an image in bits, which is derived from `heldout_ntp` and never recorded.
 BITS = "heldout_bits"
 # End of the name of a Fréchet distance to what the tokenizer makes of the reference.
@@ -186,6 +188,11 @@ def is_distance(metric: str) -> bool:
     reports/noise_digits.md), and a ratio means the same at every value.
     """
     return metric.startswith(DISTANCES)
+
+
+def is_of_features(metric: str) -> bool:
+    """Tells whether a metric is computed from the extractor's features of samples."""
+    return metric.startswith(LOWER + HIGHER) and not metric.startswith(_OF_LOSS)
 
 
 def primary_metric(metrics: Sequence[str]) -> str:

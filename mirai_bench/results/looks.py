@@ -8,12 +8,13 @@ finds something sooner or later, so the looks share one level of 5 %.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mirai_bench.results.frame import Results, is_distance, lower_is_better
 from mirai_bench.results.stats import CONFIDENCE, Estimate, Values, holm, paired
+from mirai_bench.results.teachers import taught_by_judge
 
 LEVEL = 1 - CONFIDENCE  # of all looks together
 # Verdicts.
@@ -48,7 +49,7 @@ class Decisions:
     reached: int
     """Number of looks that have been reached."""
     verdicts: Mapping[str, Verdict]
-    """By arm, without the baseline and arms of no family."""
+    """By arm, without the baseline, arms of no family, and arms whose own teacher would judge them."""
 
     @property
     def level(self) -> float:
@@ -114,7 +115,7 @@ def decide(results: Results, step: int, metric: str) -> Decisions | None:
     values = {arm: results.by_seed(arm, step, metric) for arm in results.arms}
     reached = sum(_is_reached(results, values, plan["seeds"][:n]) for n in looks)
     verdicts: dict[str, Verdict] = {}
-    for family in families(plan, results):
+    for family in families(plan, results, taught_by_judge(results, metric)):
         verdicts |= {arm: Verdict(PILOT, 0, None) for arm in family}
         for number in range(reached):
             seeds = plan["seeds"][: looks[number]]
@@ -131,9 +132,12 @@ def departures(results: Results) -> list[str]:
     return [f"{name} was {first.get(name)} and is {now[name]}" for name in names]
 
 
-def families(plan: Mapping[str, Any], results: Results) -> list[list[str]]:
-    """Returns the families of arms that are corrected together; by default all arms are one."""
-    others = [arm for arm in results.arms if arm != results.baseline]
+def families(plan: Mapping[str, Any], results: Results, barred: Collection[str]) -> list[list[str]]:
+    """Returns the families of arms that are corrected together; by default all arms are one.
+
+    Arms that are `barred` from a verdict are left out.
+    """
+    others = [arm for arm in results.arms if arm != results.baseline and arm not in barred]
     named = plan["families"].values() or [others]
     return [[arm for arm in family if arm in others] for family in named]
 

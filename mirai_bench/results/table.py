@@ -29,6 +29,7 @@ from mirai_bench.results.stats import (
     smallest_shown,
     t_interval,
 )
+from mirai_bench.results.teachers import TEACHER, taught_by_judge, teachers_note
 from mirai_bench.utils.errors import UserError
 
 MISSING = "—"
@@ -50,7 +51,8 @@ class Row:
     """For each metric its difference to the baseline, paired by seed, with p corrected over the \
 arms; of a Fréchet distance that of the logarithms. Empty for the baseline itself."""
     verdict: str | None
-    """The verdict by the primary metric, if looks are planned and this arm is in a family."""
+    """The verdict by the primary metric, if looks are planned and this arm is in a family. TEACHER if \
+the arm's own teacher would give it."""
     paper: Mapping[str, Paper]
     """For some metrics the paper's value."""
     flops: Estimate | None
@@ -94,10 +96,12 @@ def build_table(
     metrics = [first, *(name for name in results.metrics if name != first)]
     paper = paper_values(results, at)
     rows = [_row(results, step, arm, metrics, paper) for arm in results.arms]
-    _correct(rows, metrics)
+    _correct(results, rows, metrics)
     decisions = decide(results, step, first) if first == results.primary else None
     if decisions is not None:
         rows = [_decided(row, decisions, first) for row in rows]
+    barred = taught_by_judge(results, first)
+    rows = [replace(row, verdict=TEACHER) if row.arm in barred else row for row in rows]
     floor = _noise_floor(results, rows, first)
     notes = [*_notes(results, step, at, rows, first, timing, decisions, floor), *cost_notes]
     title = f"{results.axis}: {results.question}"
@@ -143,12 +147,20 @@ def _row(results: Results, step: int, arm: str, metrics: list[str], paper: Paper
     return Row(arm, len(results.seeds(arm)), n, values, differences, None, known, flops, seconds)
 
 
-def _correct(rows: list[Row], metrics: list[str]) -> None:
-    """Applies Holm's correction over the arms to the p-values of each metric."""
+def _correct(results: Results, rows: list[Row], metrics: list[str]) -> None:
+    """Applies Holm's correction over the arms to the p-values of each metric.
+
+    An arm that a metric cannot judge is not tested by it.
+    """
     # One family of tests per metric, because each metric is a question of its own.
     for name in metrics:
+        barred = taught_by_judge(results, name)
         tests = [row.differences.get(name) for row in rows]
-        corrected = holm([test.p if test else math.nan for test in tests])
+        p_values = [
+            test.p if test and row.arm not in barred else math.nan
+            for row, test in zip(rows, tests, strict=True)
+        ]
+        corrected = holm(p_values)
         for row, test, p in zip(rows, tests, corrected, strict=True):
             if test:
                 row.differences[name] = replace(test, p=p)
@@ -226,13 +238,10 @@ def _notes(
             f"Paper: as published for LlamaGen-{paper_size(results)} on ImageNet 256×256 @epochs, "
             f"and how it was read (reports/data/README.md){'' if is_papers(results) else other}."
         )
-    # 4. What the controls say, where the runs were computed, and what is still missing.
-    controls = controls_note(results)
-    if controls is not None:
-        notes.append(controls)
-    mixed = mixed_machines(results)
-    if mixed is not None:
-        notes.append(mixed)
+    # 4. Whom the metric cannot judge, what the controls say, where the runs were computed, and what is
+    #    still missing.
+    found = (teachers_note(results, metric), controls_note(results), mixed_machines(results))
+    notes += [note for note in found if note is not None]
     if SOLVED in results.metrics:
         notes.append(_solved(results, step))
     unfinished = [cell for cell in results.cells if cell["status"] != "done"]

@@ -273,6 +273,21 @@ def test_verdicts(frozen, ours, verdict):
     assert row[3] == verdict
 
 
+def test_a_claim_is_open_where_the_teacher_would_be_the_judge(frozen):
+    results = results_with(frozen, baseline=[5.0, 5.15, 5.2], taught=[4.0, 4.1, 4.3])
+    test = {"axis": "injection_level", "better": "taught", "than": "baseline"}
+    assert claims.judge(claim_of(test), [results])[0][3] == "supported"
+    run = frozen.records[0]["run"]
+    foresight = {"level": "internal", "source": "encoder", "encoder": {"name": "dinov2_l"}}
+    taught = run | {"config": run["config"] | {"foresight": foresight}}
+    records = [
+        record | {"run": (taught if record["arm"] == "taught" else run) | {"extractor": {"name": "dinov2"}}}
+        for record in results.records
+    ]
+    (row,) = claims.judge(claim_of(test), [replace(results, records=records)])
+    assert row[3] == "undecided" and "is of the teacher of taught" in row[4]
+
+
 def test_a_claim_needs_all_its_comparisons(frozen):
     tests = [{"axis": "injection_level", "better": a, "than": b} for a, b in (("a", "b"), ("b", "c"))]
     claim = {"claim": "a > b > c", "paper": "", "tests": tests}

@@ -1,0 +1,45 @@
+"""No arm is judged in the feature space of its own teacher.
+
+An arm that is trained to match a network's features comes nearer to real images as this network sees
+them, whether or not anything else would notice.
+"""
+
+from __future__ import annotations
+
+from mirai_bench.results.frame import Results, is_of_features
+
+TEACHER = "teacher"  # stands where the verdict would
+# For an extractor the foresight encoders that are the same network with the same weights.
+SAME_NETWORK = {"dinov2": ("dinov2_l", "timm:vit_large_patch14_dinov2.lvd142m")}
+
+
+def taught_by_judge(results: Results, metric: str) -> set[str]:
+    """Returns the arms that this metric cannot judge: their teacher is the extractor's network."""
+    if not is_of_features(metric):
+        return set()
+    found = set()
+    for record in results.records:
+        run = record["run"]
+        foresight = run["config"].get("foresight", {})
+        is_aligned = foresight.get("level") == "internal"
+        # Source `shuffled` gives the features of the same network to the wrong image.
+        source = foresight.get("source")
+        provider = foresight.get("shuffled_of") if source == "shuffled" else source
+        encoder = foresight.get("encoder", {})
+        is_judge = encoder.get("name") in SAME_NETWORK.get(run["extractor"]["name"], ())
+        if is_aligned and provider == "encoder" and is_judge and encoder.get("weights") != "random":
+            found.add(record["arm"])
+    return found
+
+
+def teachers_note(results: Results, metric: str) -> str | None:
+    """Returns a sentence on the arms that this metric cannot judge, or None if there are none."""
+    arms = [arm for arm in results.arms if arm in taught_by_judge(results, metric)]
+    if not arms:
+        return None
+    extractor = results.records[0]["run"]["extractor"]["name"]
+    return (
+        f"Not judged by {metric}: {', '.join(arms)}, whose teacher is the network of extractor {extractor}. "
+        "What judges them is the held-out loss (--metric heldout_ntp), or an evaluation with another "
+        "extractor."
+    )
