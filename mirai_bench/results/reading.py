@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mirai_bench.results.configs import refuse_other_configs
 from mirai_bench.results.frame import Results, refuse_mixed_protocols
-from mirai_bench.tracking import mlflow_store
+from mirai_bench.tracking import artifacts, mlflow_store
 from mirai_bench.tracking.journal import read_journal
 from mirai_bench.tracking.records import (
     MEASURED,
@@ -129,16 +129,25 @@ def read_mlflow(sweep: str | None = None) -> list[Results]:
 
 
 def _read_sweep(client: MlflowClient, experiment: str, parent: Run, scratch: Path) -> Results | None:
-    # 1. The plan, which is sent a moment after its parent run was made.
-    path = mlflow_store.artifact(client, parent, "plan.json", scratch)
-    if not path.is_file():
-        log.info(f"{parent.info.run_name}: it has no plan yet, left out")
+    # 1. The plan, which is sent a moment after its parent run was made. Others may have runs of
+    # their own in the experiment, which have none of ours.
+    if not {"axis", "profile"} <= parent.data.tags.keys():
         return None
-    plan = json.loads(path.read_text(encoding="utf-8"))
+    path = artifacts.artifact(client, parent, "plan.json", scratch)
+    if not path.is_file():
+        log.warning(f"{parent.info.run_name} is left out: it has no plan yet (looked at {path})")
+        return None
+    plan = json.loads(path.read_bytes())
+    wrong = problem(PlanFields, plan)
+    if wrong is not None:
+        log.warning(f"{parent.info.run_name} is left out: {path} is not the plan of a sweep ({wrong})")
+        return None
     # 2. The child runs. An arm whose configuration was changed has children of both fingerprints.
     runs = {}
     for run in mlflow_store.children(client, experiment, parent):
-        runs[run.data.tags["arm"], run.data.tags["fingerprint"]] = run
+        tags = run.data.tags
+        if tags.get("kind") == "run" and {"arm", "fingerprint"} <= tags.keys():
+            runs[tags["arm"], tags["fingerprint"]] = run
 
     def find(cell: dict[str, Any]) -> Found | None:
         run = runs.get((cell["arm"], cell["fingerprint"]))
@@ -147,7 +156,7 @@ def _read_sweep(client: MlflowClient, experiment: str, parent: Run, scratch: Pat
         status = STATUS.get(run.info.status, "running")
         if "eval/epoch" not in run.data.metrics:  # nor are there records, then, to ask for
             return Found(status, (), run.info.run_id)
-        file = mlflow_store.artifact(client, run, "records.jsonl", scratch)
+        file = artifacts.artifact(client, run, "records.jsonl", scratch)
         is_here = scratch not in file.parents
         return Found(status, read_journal(file), file.parent if is_here else run.info.run_id)
 
@@ -169,7 +178,7 @@ def fetch_grid(results: Results, record: dict[str, Any], scratch: Path) -> Path 
     if isinstance(source, Path):
         return source / grid if (source / grid).is_file() else None
     client = mlflow_store.connect(mlflow_store.store_uri())
-    return mlflow_store.download(client, source, grid, scratch)
+    return artifacts.download(client, source, grid, scratch)
 
 
 # ---- frozen files

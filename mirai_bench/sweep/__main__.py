@@ -171,6 +171,7 @@ def run_looks(plan: Plan, path: Path, args: argparse.Namespace) -> int:
 def train(plan: Plan, args: argparse.Namespace) -> int:
     """Trains what is missing and prints the table. Returns 1 if a cell failed."""
     from mirai_bench.sweep.driver import Options, run_sweep
+    from mirai_bench.tracking.mlflow_store import ui_command
 
     # 1. Train. stdout gets the table, and stderr everything else.
     report = run_sweep(plan, Options(args.max_concurrent, args.address, args.retries))
@@ -184,7 +185,7 @@ def train(plan: Plan, args: argparse.Namespace) -> int:
         log.info(f"failed: {cell.arm}, seed {cell.seed}: {reason}")
     again = f"the same command tries them again: python -m mirai_bench.sweep {args.files[0]}"
     log.info(f"{len(failed)} cells failed; {again}" if failed else "next:")
-    log.info("  mlflow ui                             # every run: parameters, curves, grids")
+    log.info(f"  {ui_command()}   # every run: parameters, curves, grids")
     log.info(f"  python analysis/plot_convergence.py   # {plan.sweep.axis}: metric against epochs")
     return 1 if failed else 0
 

@@ -121,10 +121,9 @@ def run_sweep(plan: Plan, options: Options) -> Report:
         shipper = Shipper(plan)
         cells = missing(plan)
         os.environ.update(WORKERS | DRIVER)  # a local Ray hands them on to its workers
+        shipper.start()
         if cells:
             train_missing(cells, options, shipper, report)
-        else:
-            shipper.start()
         # 2. The sender, which has kept pace so far, sends the rest.
         shipper.accept()
         with report.phase("MLflow, after the last trial"):
@@ -162,7 +161,9 @@ def train_missing(cells: list[Cell], options: Options, shipper: Shipper, report:
             report.slots = min(fitting, options.max_concurrent or len(cells), len(cells))
             on_one_node = ray_tune.processes_per_node(machine, report.slots)
             job = replace(job, processes_per_node=on_one_node)
-        shipper.start()
+        # A store that cannot be used is said now, and not after a night of training.
+        with report.phase("MLflow, before the first trial"):
+            shipper.check()
         screen = Screen(plan, cells)
 
         def every_second() -> None:

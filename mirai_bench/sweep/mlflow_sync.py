@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 from mirai_bench.sweep.plan import Plan, folder_of
 from mirai_bench.tracking import mlflow_store, ship
+
+log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0  # between two looks at the run folders
 News = tuple[int, str]
@@ -27,6 +30,7 @@ class Shipper(threading.Thread):
         self.plan = plan
         self.parent: str | None = None  # id of the sweep's own run in MLflow
         self.error: Exception | None = None
+        self.opened = threading.Event()  # the store is known to be of use, or not
         self.accepted = threading.Event()
         self.finish = threading.Event()
         self.sent: dict[str, News] = {}  # by fingerprint
@@ -37,10 +41,22 @@ class Shipper(threading.Thread):
             self.plan.write()
             self.accepted.set()
 
+    def check(self) -> None:
+        """Waits until the store is made. Raises UserError if it is of no use."""
+        self.opened.wait()
+        if self.error is not None:
+            raise self.error
+
     def run(self) -> None:
-        """Sends until `end` is called, which raises the error again if there was one."""
+        """Sends until `end` is called."""
         try:
             mlflow_store.create_store()
+        except Exception as error:
+            self.error = error
+            return
+        finally:
+            self.opened.set()
+        try:
             self.accepted.wait()
             self.parent = ship.start_sweep(self.plan.content())
             while not self.finish.wait(EVERY_SECONDS):
@@ -66,9 +82,11 @@ class Shipper(threading.Thread):
                 self.sent[cell.fingerprint] = news
 
     def end(self, *, failed: bool) -> None:
-        """Sends the rest and closes the parent run. Raises UserError for a store without use."""
+        """Sends the rest and closes the parent run. What goes wrong is said, and takes nothing with it."""
         self.finish.set()
         self.join()
         if self.error is not None:
-            raise self.error
+            reason = mlflow_store.redact_credentials(str(self.error))
+            log.warning(f"not everything was sent to MLflow ({reason}). {mlflow_store.REPLAY}")
+            return
         ship.end_sweep(self.parent, failed=failed)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from mirai_bench.tracking.mlflow_store import create_store, redact_credentials, store_uri
 from mirai_bench.tracking.records import read_plans
 from mirai_bench.tracking.run_folder import RunFolder
-from mirai_bench.tracking.ship import ship, start_sweep
+from mirai_bench.tracking.ship import end_sweep, ship, start_sweep
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
 
@@ -36,7 +37,7 @@ def replay(folder: RunFolder) -> int:
     seed = folder.config_fields()["seed"]
     # 1. The sweeps that the run belongs to: (parent run, axis, arm).
     targets: list[tuple[str | None, str | None, str]] = []
-    for plan in read_plans(folder.path.parent):
+    for plan in plans_of(folder):
         arms = [cell["arm"] for cell in plan["cells"] if cell["fingerprint"] == folder.path.name]
         targets += [(start_sweep(plan), plan["axis"], arm) for arm in arms]
     # 2. The run, once per sweep, because an MLflow run has one parent.
@@ -47,6 +48,21 @@ def replay(folder: RunFolder) -> int:
                 "server and run this command again"
             )
     return max(1, len(targets))
+
+
+def plans_of(folder: RunFolder) -> list[dict[str, Any]]:
+    """Returns the plans that have this run."""
+    plans = read_plans(folder.path.parent)
+    return [plan for plan in plans if folder.path.name in (cell["fingerprint"] for cell in plan["cells"])]
+
+
+def end_ended(folder: RunFolder) -> None:
+    """Marks the sweeps of a run that was sent as ended, if none of their runs waits to be trained."""
+    for plan in plans_of(folder):
+        folders = [RunFolder(folder.path.parent / cell["fingerprint"]) for cell in plan["cells"]]
+        states = {each.state for each in folders}
+        if states <= {"done", "failed"}:
+            end_sweep(start_sweep(plan), failed="failed" in states)
 
 
 def command(argv: list[str]) -> int:
@@ -60,6 +76,8 @@ def command(argv: list[str]) -> int:
     for path in args.runs:
         # Absolute, because the name of the folder is the fingerprint, which `.` would hide.
         print(f"{path}: in {replay(RunFolder(path.absolute()))} MLflow run(s)")
+    for path in args.runs:
+        end_ended(RunFolder(path.absolute()))
     return 0
 
 

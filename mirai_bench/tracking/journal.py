@@ -51,12 +51,15 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 def is_line(line: dict[str, Any]) -> bool:
     """Tells whether a line has what every line of a run has, and an evaluation its metrics."""
-    numbers = [line.get(key) for key in ("time", "step", "epoch")]
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+    if not all(_is_number(line.get(key)) for key in ("time", "step", "epoch")):
         return False
     if line["kind"] == "evaluation":
         return isinstance(line.get("metrics"), dict) and isinstance(line.get("protocol_digest"), str)
-    return line["kind"] not in ("train", "end") or isinstance(line.get("train_seconds"), (int, float))
+    return line["kind"] not in ("train", "end") or _is_number(line.get("train_seconds"))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 class Counts(NamedTuple):

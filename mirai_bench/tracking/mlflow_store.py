@@ -6,13 +6,16 @@ own environment variables and are never written or shown.
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import re
+import shlex
 import sqlite3
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +51,10 @@ SETTINGS = {
 # These loggers print a traceback for each attempt on a locked file.
 NOISY_LOGGERS = ("mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_store", "alembic")
 
+REPLAY = "Later runs of this sweep send it, or: python -m mirai_bench.tracking replay RUN…"
+# What MLflow and Alembic say of a database of another version.
+OTHER_VERSION = ("out-of-date database schema", "Can't locate revision")
+
 _away: set[str] = set()  # stores about which a warning has been logged
 
 
@@ -60,17 +67,21 @@ def store_uri() -> str:
     The path of an sqlite file is absolute, because trials run in other folders.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    path = _sqlite_file(uri)
+    path = sqlite_file(uri)
     return uri if path is None else f"{SQLITE}{path.absolute()}"
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
+    """Returns the file of an sqlite store, or None for another store."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def redact_credentials(text: str) -> str:
-    """Returns the text without the user and password of any address in it."""
-    return re.sub(r"//[^/@\s]+@", "//", text)
+    """Returns the text without the user, password and query of any address in it."""
+    # A password may hold every character, an @ and a / among them: all up to the last @ goes.
+    text = re.sub(r"//\S+@", "//", text)
+    text = re.sub(r"(^|[\s'\"(])[^\s'\"(:/@]+:[^\s/]\S*@", r"\1", text)  # user:password@host
+    return re.sub(r"\?[^\s?'\")]+=[^\s'\")]*", "?…", text)
 
 
 def is_reachable(uri: str) -> bool:
@@ -78,21 +89,31 @@ def is_reachable(uri: str) -> bool:
 
     Asked before each use, because MLflow's own retries would hold up training.
     """
-    path = _sqlite_file(uri)
+    path = sqlite_file(uri)
     if path is not None:
         return path.is_file()
     if not uri.startswith(HTTP):
         return True
-    address = redact_credentials(uri).rstrip("/") + "/health"
     try:
+        parts = urllib.parse.urlsplit(uri)
+        host = parts.netloc.rpartition("@")[2]
+        address = f"{parts.scheme}://{host}{parts.path.rstrip('/')}/health"
         urllib.request.urlopen(address, timeout=HEALTH_SECONDS).close()
     except urllib.error.HTTPError:
         return True  # a server that wants a login, or a proxy
     except urllib.error.URLError as error:
         return isinstance(error.reason, ssl.SSLError)  # MLflow decides whether to trust it
-    except OSError:
+    except (OSError, ValueError, http.client.HTTPException):  # no address at all, for instance
         return False
     return True
+
+
+def ui_command() -> str:
+    """Returns the command that shows the store in a browser, or the address of the server."""
+    uri = store_uri()
+    path = sqlite_file(uri)
+    # Without the option MLflow may show the folder mlruns, which is another kind of store.
+    return redact_credentials(uri) if path is None else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 # ---- the client
@@ -110,7 +131,7 @@ def create_store() -> str:
     uri = store_uri()
     os.environ["MLFLOW_TRACKING_URI"] = uri
     # 2. A server makes its own store.
-    path = _sqlite_file(uri)
+    path = sqlite_file(uri)
     if uri.startswith((*HTTP, "databricks")):
         if not is_reachable(uri):
             warn_unreachable(uri, "no answer")
@@ -122,16 +143,24 @@ def create_store() -> str:
         )
     # 3. An sqlite file gets its tables from MLflow, one process at a time.
     with locked(Path(f"{path}.lock"), wait=True):
+        is_new = not path.exists()
         try:
             retry_while_locked(lambda: experiment_id(connect(uri), uri))
-            with sqlite3.connect(path, timeout=PATIENCE_SECONDS) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")  # writes cost a third
-            connection.close()
+            if is_new:  # the file of another project keeps what it was made with
+                with sqlite3.connect(path, timeout=PATIENCE_SECONDS) as connection:
+                    connection.execute("PRAGMA journal_mode=WAL")  # writes cost a third
+                connection.close()
+        except UserError:
+            raise
         except Exception as error:  # MLflow, SQLAlchemy and Alembic each raise their own
             reason = redact_credentials(str(error)).splitlines()[0]
-            raise UserError(
-                f"{path} is not usable as MLflow's store: {reason}. Move it away and replay the runs"
-            ) from error
+            advice = "move it away and replay the runs"
+            if any(word in str(error) for word in OTHER_VERSION):
+                advice = (
+                    "it was made by another version of MLflow: make a copy and run `mlflow db upgrade "
+                    f"{SQLITE}{path}`, or install the newer version"
+                )
+            raise UserError(f"{path} is not usable as MLflow's store ({reason}): {advice}") from error
     return uri
 
 
@@ -152,8 +181,7 @@ def warn_unreachable(uri: str, reason: str) -> None:
         _away.add(uri)
         log.warning(
             f"MLflow at {redact_credentials(uri)} is away ({redact_credentials(reason)}): training "
-            "continues and the journals keep everything. Later runs of this sweep send it, or: "
-            "python -m mirai_bench.tracking replay RUN…"
+            f"continues and the journals keep everything. {REPLAY}"
         )
 
 
@@ -201,7 +229,7 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     found = client.get_experiment_by_name(name)
     if found is None:
-        path = _sqlite_file(uri)
+        path = sqlite_file(uri)
         folder = None if path is None else str(path.parent / "mlruns" / name)
         try:
             return client.create_experiment(name, artifact_location=folder, tags=TRAINING)
@@ -209,6 +237,11 @@ def experiment_id(client: MlflowClient, uri: str) -> str:
             found = client.get_experiment_by_name(name)  # another process was first
             if found is None:
                 raise
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"MLflow's experiment {name!r} was deleted: restore it with `mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}`, or set MLFLOW_EXPERIMENT_NAME to another name"
+        )
     return found.experiment_id
 
 
@@ -222,22 +255,3 @@ def children(client: MlflowClient, experiment: str, parent: Run) -> Iterator[Run
         token = page.token
         if not token:
             return
-
-
-def artifact(client: MlflowClient, run: Run, name: str, scratch: Path) -> Path:
-    """Returns an artifact as a file.
-
-    It is the artifact itself if that lies on this machine (it may not exist), or else a copy in
-    `scratch`.
-    """
-    uri = run.info.artifact_uri
-    if uri.startswith(("/", "file://")):
-        return Path(uri.removeprefix("file://")) / name
-    return download(client, run.info.run_id, name, scratch)
-
-
-def download(client: MlflowClient, run_id: str, name: str, scratch: Path) -> Path:
-    """Returns a copy of an artifact, in a folder of `scratch` that is the run's own."""
-    folder = scratch / run_id
-    folder.mkdir(exist_ok=True)
-    return Path(client.download_artifacts(run_id, name, str(folder)))

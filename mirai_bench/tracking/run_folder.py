@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ State = Literal["done", "running", "failed", "pending"]
 
 # The folder of sample grids. The artifacts of an MLflow run have one of the same name.
 GRIDS = "samples"
+PROFILE = re.compile(r"\w[\w.+-]*")  # it names files
 NO_REASON = "no reason was left"  # instead of a failure's reason
 
 
@@ -61,10 +63,7 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException, micro_batches: int | None = None) -> Failure:
-        """Describes an error.
-
-        A UserError or RunFailed is final; any other error may be gone at the next attempt.
-        """
+        """Describes an error. A UserError or RunFailed is final; any other may be gone next time."""
         final = isinstance(error, (RunFailed, UserError))
         reason = str(error) if final else f"{type(error).__name__}: {error}"
         return cls(reason, getattr(error, "step", None), final, micro_batches)
@@ -133,6 +132,13 @@ class RunFolder:
         # Leading zeros make names sort as epochs do. Records hold this path: a run may be moved.
         return Path(GRIDS) / f"epoch_{epoch:07.2f}.png"
 
+    def grid_of(self, record: dict[str, Any]) -> Path | None:
+        """Returns the grid that a record names, or None if the run's folder has no such image."""
+        # The folder may come from somebody else: nothing outside of it is read for it.
+        grid = self.grids / Path(str(record.get("grid"))).name
+        is_own = grid.resolve().is_relative_to(self.path.resolve()) and grid.suffix == ".png"
+        return grid if is_own and grid.is_file() else None
+
     # ---- the configuration
 
     @property
@@ -151,10 +157,16 @@ class RunFolder:
     def config_fields(self) -> dict[str, Any]:
         """Returns the run's configuration as plain fields.
 
-        `config.load.load_run` makes a RunConfig of the file.
+        `config.load.load_run` makes a RunConfig of them. Raises UserError if the file is damaged.
         """
         self.check()
-        return json.loads(self.config_file.read_text(encoding="utf-8"))
+        try:
+            fields = json.loads(self.config_file.read_bytes())
+            if PROFILE.fullmatch(fields["profile"]) and type(fields["seed"]) is int and "machine" in fields:
+                return fields
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        raise UserError(f"{self.config_file} is no configuration of a run: it is damaged, or of another kind")
 
     def write_config(self, text: str) -> None:
         """Writes the configuration (JSON), and makes the folder if there is none."""
@@ -195,10 +207,8 @@ class RunFolder:
         return done.get("seconds")
 
     def reopen_without_weights(self) -> None:
-        """Makes a finished run pending if it has no checkpoint, because somebody needs its weights.
-
-        It was taken from frozen records, or its checkpoints were deleted. It is trained again.
-        """
+        """Makes a finished run pending if it has no checkpoint, because somebody needs its weights."""
+        # It was taken from frozen records, or its checkpoints were deleted. It is trained again.
         if self.is_done and not self.checkpoints.is_dir():
             self.done_file.unlink(missing_ok=True)
 

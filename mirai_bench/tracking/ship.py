@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mirai_bench.tracking.artifacts import artifact_sizes, send_artifact
 from mirai_bench.tracking.mlflow_store import experiment_id, send_or_skip
 from mirai_bench.tracking.records import MEASURED, pack
 from mirai_bench.tracking.run_folder import GRIDS, RunFolder
@@ -58,7 +59,7 @@ def start_sweep(plan: Mapping[str, Any]) -> str | None:
         client.set_tag(run_id, "question", plan["question"])
         client.set_tag(run_id, "baseline", plan["baseline"])
         client.set_tag(run_id, "mlflow.note.content", plan["question"])
-        client.log_text(run_id, json.dumps(dict(plan), indent=1), "plan.json")
+        send_artifact(client, parent, "plan.json", json.dumps(dict(plan), indent=1))
         client.update_run(run_id, status="RUNNING")
         return run_id
 
@@ -120,7 +121,7 @@ def ship(folder: RunFolder, *, parent: str | None, axis: str | None, arm: str, s
         _send_params(client, run, config)
         for batch in _batches(_new_lines(run, lines)):
             client.log_batch(run.info.run_id, metrics=batch)
-        _send_artifacts(client, run.info.run_id, folder, config, lines)
+        _send_artifacts(client, run, folder, config, lines)
         _mark(client, run, folder, STATUS[state], lines)
         return True
 
@@ -211,17 +212,14 @@ def _points(line: dict[str, Any]) -> list[Metric]:
 
 
 def _send_artifacts(
-    client: MlflowClient, run_id: str, folder: RunFolder, config: dict[str, Any], lines: Lines
+    client: MlflowClient, run: Run, folder: RunFolder, config: dict[str, Any], lines: Lines
 ) -> None:
     """Sends config.yaml, records.jsonl (every evaluation so far, packed) and the sample grids.
 
     A file of the same size is there already.
     """
     # 1. What is there. Sizes tell enough: records only grow, and a grid is never drawn again.
-    sizes = {}
-    for artifact_folder in (None, GRIDS):
-        for info in client.list_artifacts(run_id, artifact_folder):
-            sizes[info.path] = info.file_size
+    sizes = artifact_sizes(client, run, GRIDS)
     # 2. The texts.
     machine = {key: value for key, value in config["machine"].items() if key not in LOCAL_FOLDERS}
     records = [line for line in lines if line["kind"] == "evaluation"]
@@ -231,12 +229,12 @@ def _send_artifacts(
     }
     for name, text in texts.items():
         if text and sizes.get(name) != len(text.encode()):
-            client.log_text(run_id, text, name)
+            send_artifact(client, run, name, text)
     # 3. The grids, which a user may have deleted to save space.
-    for name in filter(None, (record.get("grid") for record in records)):
-        grid = folder.path / name
-        if grid.is_file() and sizes.get(f"{GRIDS}/{grid.name}") != grid.stat().st_size:
-            client.log_artifact(run_id, str(grid), GRIDS)
+    for grid in filter(None, map(folder.grid_of, records)):
+        name = f"{GRIDS}/{grid.name}"
+        if sizes.get(name) != grid.stat().st_size:
+            send_artifact(client, run, name, grid)
 
 
 def _mark(client: MlflowClient, run: Run, folder: RunFolder, status: str, lines: Lines) -> None:

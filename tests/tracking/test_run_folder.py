@@ -27,10 +27,44 @@ def test_a_folder_holds_a_run_once_its_configuration_is_written(folder):
         folder.check()
     with pytest.raises(UserError, match="is not a run folder"):
         folder.config_fields()
-    folder.write_config('{"seed": 3}')
+    fields = {"profile": "digits", "seed": 3, "machine": {}}
+    folder.write_config(json.dumps(fields))
     folder.check()
     assert folder.holds_run
-    assert folder.config_fields() == {"seed": 3}
+    assert folder.config_fields() == fields
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        "\0",
+        "[" * 9999,
+        '{"seed": 3}',
+        '{"profile": "../x", "seed": 3, "machine": {}}',
+        '{"profile": "digits", "seed": "3", "machine": {}}',
+        '{"profile": 7, "seed": 3, "machine": {}}',
+    ],
+)
+def test_a_configuration_of_another_kind_is_a_message(folder, content):
+    folder.write_config(content)
+    with pytest.raises(UserError, match="is no configuration of a run"):
+        folder.config_fields()
+
+
+def test_only_grids_in_the_run_s_own_folder_are_read(folder, tmp_path):
+    (tmp_path / "secret.png").touch()
+    folder.grids.mkdir(parents=True)
+    (folder.grids / "epoch_0001.00.png").touch()
+    (folder.grids / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder.grids / "notes.txt").touch()
+    assert folder.grid_of({"grid": "samples/epoch_0001.00.png"}) == folder.grids / "epoch_0001.00.png"
+    names = [str(tmp_path / "secret.png"), "../../secret.png", "samples/link.png", "samples/notes.txt"]
+    for name in [*names, "samples", "..", "", None, 7, ["a"], "samples/absent.png"]:
+        assert folder.grid_of({"grid": name}) is None
+    assert folder.grid_of({}) is None
 
 
 def test_a_grid_is_named_by_its_epoch(folder):
