@@ -32,16 +32,21 @@ os.umask(_UMASK)
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, resumes: bool = False) -> Iterator[Path]:
     """Yields a temporary path. When the block ends, what lies there replaces `path`.
 
     The block may create a file or a folder. A reader sees the old content or the new one, never a
     part of it, and the content is on the disk before the name changes. If the block raises, the
     temporary path is removed and `path` keeps its old content.
+
+    With `resumes` the temporary path has one name and stays if the block raises, or the process is
+    killed, so that the next block finds what this one has written. The caller then makes sure, by a
+    lock, that only one process writes.
     """
     # In the folder of `path`, because a file cannot be renamed into another file system, and with a
     # name of its own, because two processes may write the same file.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    ending = "partial" if resumes else f"{uuid.uuid4().hex[:8]}.tmp"
+    temporary = path.with_name(f"{path.name}.{ending}")
     try:
         yield temporary
         _sync(temporary)
@@ -49,7 +54,8 @@ def atomic(path: Path) -> Iterator[Path]:
             remove(path)  # a folder takes only a name that is free. For a moment there is none.
         temporary.replace(path)
     except BaseException:  # KeyboardInterrupt, too
-        remove(temporary)
+        if not resumes:
+            remove(temporary)
         raise
 
 
@@ -91,8 +97,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def cached(folder: Path, build: Callable[[Path], None]) -> Path:
+def cached(folder: Path, build: Callable[[Path], None], *, resumes: bool = False) -> Path:
     """Returns `folder`, which `build(temporary folder)` makes first if it does not exist.
+
+    With `resumes` the temporary folder of a build that was interrupted is given to the next one.
 
     A second process waits for the first, and a half-built folder is never seen. The folder's name
     should contain the digest of everything that its content depends on. The files are compared with
@@ -106,8 +114,8 @@ def cached(folder: Path, build: Callable[[Path], None]) -> Path:
             if folder.is_dir():
                 log.warning(f"{folder} is damaged, or older than the hashes of its files: it is made again")
             remove_leftovers(folder)
-            with atomic(folder) as temporary:
-                temporary.mkdir()
+            with atomic(folder, resumes=resumes) as temporary:
+                temporary.mkdir(exist_ok=resumes)
                 build(temporary)
                 write_json(temporary / DIGESTS, _facts(temporary))
     _checked.add(folder)

@@ -65,6 +65,23 @@ def test_a_build_that_fails_leaves_no_folder(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+def test_a_build_that_resumes_finds_what_an_interrupted_one_wrote(tmp_path):
+    def build(folder):
+        parts.append(sorted(path.name for path in folder.iterdir()))
+        (folder / f"part{len(parts)}").write_text("written")
+        if len(parts) == 1:
+            raise KeyboardInterrupt
+
+    parts = []
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path / "made", build, resumes=True)
+    assert not (tmp_path / "made").exists()
+    folder = cached(tmp_path / "made", build, resumes=True)
+    assert parts == [[], ["part1"]]
+    assert {path.name for path in folder.iterdir()} == {"part1", "part2", "sha256.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "made.lock"}
+
+
 def test_a_lock_is_held_by_one_and_the_other_is_told(tmp_path):
     lock = tmp_path / "folder" / "small.lock"
     with locked(lock, "busy"), pytest.raises(UserError, match="busy"), locked(lock, "busy"):

@@ -26,13 +26,15 @@ from mirai_bench.foresight.encoders.pixels import PixelEncoder
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import fits
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import cached
+from mirai_bench.utils.files import cached, write_json
 from mirai_bench.utils.hashing import digest
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the stored file; part of the digest, so that an older file is made again
 BATCH_SIZE = 128  # views in one forward pass of the encoder
+BATCHES_PER_MARK = 20  # an interrupted computation loses as many batches at most
+MARK = "mark.json"  # how far an unfinished file has come
 
 
 class CachedFeatures:
@@ -85,26 +87,30 @@ def cached_features(
     record = identity(encoder, config.data, codes)
 
     def build(folder: Path) -> None:
-        began = time.perf_counter()
-        write_features(encoder, codes, folder)
-        seconds = {"seconds": time.perf_counter() - began}
-        (folder / "record.json").write_text(json.dumps(record | seconds, indent=2))
+        seconds = write_features(encoder, codes, folder)
+        (folder / "record.json").write_text(json.dumps(record | {"seconds": seconds}, indent=2))
 
-    folder = cached(config.machine.runs.absolute() / "cache" / f"features-{digest(record)}", build)
+    path = config.machine.runs.absolute() / "cache" / f"features-{digest(record)}"
+    folder = cached(path, build, resumes=True)
     # Older files lack the seconds.
     seconds = json.loads((folder / "record.json").read_bytes()).get("seconds")
     return CachedFeatures(folder / "features.npy", device, seconds)
 
 
-def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> None:
+def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> float:
     """Writes the features of every view to features.npy, (N, R, T, Z) float16.
+
+    It goes on where an interrupted call stopped. Returns the seconds of all calls.
 
     Raises UserError if the disk is too small, or if half precision cannot hold the features.
     """
-    # 1. The disk.
+    file = folder / "features.npy"
     cells = encoder.grid[0] * encoder.grid[1]
+    shape = (codes.num_images, codes.num_views, cells, encoder.width)
     total = codes.num_images * codes.num_views
-    num_bytes = total * cells * encoder.width * 2
+    done, seconds = _read_mark(folder, shape)
+    # 1. The disk.
+    num_bytes = (total - done) * cells * encoder.width * 2
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise UserError(
@@ -113,14 +119,20 @@ def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> None:
             "machine.runs on a larger disk"
         )
     size = f"{num_bytes / 1e9:.2f} GB"
-    log.info(f"computing the features of {encoder.name} for {total} views, once ({size})")
+    earlier = f"; {done} are done" if done else ""
+    log.info(f"computing the features of {encoder.name} for {total} views, once ({size}{earlier})")
     # 2. The file, seen as one row per view.
-    shape = (codes.num_images, codes.num_views, cells, encoder.width)
-    out = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
+    if done:
+        out = np.lib.format.open_memmap(file, "r+")
+    else:
+        out = np.lib.format.open_memmap(file, "w+", np.float16, shape)
     rows = out.reshape(total, cells, encoder.width)
     # 3. The features, one batch of views at a time.
+    began = time.perf_counter() - seconds
     starts = range(0, total, BATCH_SIZE)
-    for start in progress(starts, f"{encoder.name} features", len(starts), "batches"):
+    missing = starts[done // BATCH_SIZE :]
+    before = len(starts) - len(missing)  # batches
+    for start in progress(missing, f"{encoder.name} features", len(starts), "batches", before):
         chosen = torch.arange(start, min(start + BATCH_SIZE, total), device=codes.device)
         images = codes.pixels(chosen // codes.num_views, chosen % codes.num_views)
         features = encoder.features(images).half().cpu().numpy()
@@ -130,4 +142,21 @@ def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> None:
                 "foresight.encoder.cache: false"
             )
         rows[start : start + len(features)] = features
+        batches = start // BATCH_SIZE + 1
+        if batches % BATCHES_PER_MARK == 0:
+            out.flush()  # first, so that the mark never counts what is not on the disk
+            write_json(folder / MARK, {"views": batches * BATCH_SIZE, "seconds": time.perf_counter() - began})
     out.flush()
+    (folder / MARK).unlink(missing_ok=True)
+    return time.perf_counter() - began
+
+
+def _read_mark(folder: Path, shape: tuple[int, ...]) -> tuple[int, float]:
+    """Returns how many views are written, and the seconds that they took. Both are 0 at first."""
+    try:
+        mark = json.loads((folder / MARK).read_bytes())
+        stored = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        is_whole = stored.shape == shape and stored.dtype == np.float16
+        return (mark["views"], mark["seconds"]) if is_whole else (0, 0.0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0.0

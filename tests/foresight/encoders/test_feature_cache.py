@@ -10,6 +10,7 @@ from mirai_bench.data.codes import Codes, open_codes
 from mirai_bench.data.pixels import Pixels
 from mirai_bench.data.shards import ShardedArray
 from mirai_bench.foresight.context import SourceContext
+from mirai_bench.foresight.encoders import feature_cache
 from mirai_bench.foresight.encoders.build import build_encoder
 from mirai_bench.foresight.encoders.feature_cache import cached_features
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
@@ -68,14 +69,58 @@ def test_the_cache_is_made_once_and_again_for_another_encoder(digits_config, few
     made = lambda: {path.name for path in (config.machine.runs / "cache").glob("features-*") if path.is_dir()}  # noqa: E731
     built(config, few_codes)
     assert len(made()) == 1
-    monkeypatch.setattr(
-        "mirai_bench.foresight.encoders.feature_cache.write_features", lambda *_: pytest.fail("made twice")
-    )
+    monkeypatch.setattr(feature_cache, "write_features", lambda *_: pytest.fail("made twice"))
     built(config, few_codes)
     monkeypatch.undo()
     cached_features(PixelEncoder("timm:test_vit", config.grid, CPU, weights="random"), config, few_codes, CPU)
     built(digits_config(cache=True, context={"block_causal": 8}), few_codes)
     assert len(made()) == 3
+
+
+def interrupted(config, codes, monkeypatch, after):
+    """Builds the cache, which is interrupted after some batches of eight views."""
+    features = PixelEncoder.features
+    calls = []
+
+    def until_interrupted(self, images):
+        calls.append(len(images))
+        if len(calls) > after + 1:  # the first call only looks at the shape
+            raise KeyboardInterrupt
+        return features(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PixelEncoder, "features", until_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            built(config, codes)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_interrupted_cache_goes_on_where_it_stopped(digits_config, few_codes, monkeypatch, damaged):
+    monkeypatch.setattr(feature_cache, "BATCH_SIZE", 8)
+    monkeypatch.setattr(feature_cache, "BATCHES_PER_MARK", 2)
+    config = digits_config(cache=True)
+    interrupted(config, few_codes, monkeypatch, after=3)
+    cache = config.machine.runs / "cache"
+    (partial,) = cache.glob("features-*.partial")
+    assert not [path for path in cache.iterdir() if path.is_dir() and path != partial], "nothing is finished"
+    if damaged:
+        (partial / "features.npy").write_bytes(b"cut off")
+    else:
+        (partial / feature_cache.MARK).read_text()
+    views = []
+    features = PixelEncoder.features
+    counted = lambda self, images: views.append(len(images)) or features(self, images)  # noqa: E731
+    monkeypatch.setattr(PixelEncoder, "features", counted)
+    source = built(config, few_codes)
+    # 40 views, of which 16 were marked as written; one more call looks at the shape.
+    assert sum(views[1:]) == (40 if damaged else 24)
+    whole = PixelEncoder("timm:test_vit", config.grid, CPU, weights=config.foresight.encoder.weights)
+    parts = torch.arange(40).split(8)
+    expected = [whole.features(few_codes.pixels(part, 0 * part)).half().numpy() for part in parts]
+    assert np.array_equal(source.stored[:, 0], np.concatenate(expected))
+    (made,) = [path for path in cache.glob("features-*") if path.is_dir()]
+    assert {path.name for path in made.iterdir()} == {"features.npy", "record.json", "sha256.json"}
+    assert source.one_off_seconds > 0
 
 
 def test_a_run_trains_on_cached_features(digits_config, few_codes, monkeypatch):
