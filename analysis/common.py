@@ -23,6 +23,7 @@ from mirai_bench.results.frame import Results, with_protocol
 from mirai_bench.results.reading import read_journals, read_jsonl, read_mlflow
 from mirai_bench.results.stats import Estimate
 from mirai_bench.utils.errors import UserError, unknown
+from mirai_bench.utils.outputs import output_folder
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,13 @@ def parser(script: str, description: str, example: str) -> argparse.ArgumentPars
     add("--protocol", metavar="DIGEST", help="only evaluations under this protocol (digest or name)")
     add("--records", nargs="+", type=Path, metavar="FILE", help=frozen)
     add("--runs", type=Path, metavar="FOLDER", help="read the journals in this folder of runs")
-    add("--out", type=Path, default=Path("reports"), metavar="FOLDER", help="where to write; default reports")
+    add(
+        "--out",
+        type=output_folder,
+        default="reports",
+        metavar="FOLDER",
+        help="where to write; default reports",
+    )
     return result
 
 

@@ -25,6 +25,7 @@ from mirai_bench.results.table import Table, build_table
 from mirai_bench.results.writers import p_value
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.outputs import output_folder
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,9 @@ def command(argv: list[str]) -> int:
     parser.add_argument(
         "records", nargs=2, type=Path, metavar="FILE", help="frozen records of one sweep each"
     )
-    parser.add_argument("--out", type=Path, default=Path("reports"), help="where to write; default reports")
+    parser.add_argument(
+        "--out", type=output_folder, default="reports", help="where to write; default reports"
+    )
     args = parser.parse_args(argv)
     # Read one by one: files of one sweep would be joined, and these have two recipes.
     sweeps = [read_jsonl([path])[0] for path in args.records]

@@ -14,6 +14,7 @@ from typing import Any
 from mirai_bench.config.run_config import MODEL_SIZES
 from mirai_bench.utils.cli import add_device, add_settings, run
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.outputs import output_folder
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def _add_parity(add: Add) -> None:
     add("--cfg-scale", type=float, default=2.0, help="scale of guidance; default 2")
     add("--seed", type=int, default=0, help="seed of weights and inputs; default 0")
     add("--tolerance", type=float, default=TOLERANCE, help="relative; default 1e-4, else exit code 1")
-    add("--out", type=Path, help="folder for parity_<peer>.json and .md")
+    add("--out", type=output_folder, help="folder for parity_<peer>.json and .md")
 
 
 def _add_shared(add: Add) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mirai_bench.utils.cli import add_config, add_device, add_settings, run
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.outputs import output_file, output_folder
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,13 @@ def parser() -> argparse.ArgumentParser:
     add("--config", metavar="PROFILE|FILE", help=whose)
     add_settings(result, "evaluation.protocol.num_samples=2000")
     add("--weights", type=Path, metavar="FILE", help="weight file of the extractor")
-    add("--npz", type=Path, metavar="OUT", help="also write the images as ADM's evaluator reads them")
-    add("--record", type=Path, metavar="FILE", help="also append the record to this file")
+    add(
+        "--npz",
+        type=output_file(".npz"),
+        metavar="OUT.npz",
+        help="also write the images as ADM's evaluator reads them",
+    )
+    add("--record", type=output_file(), metavar="FILE", help="also append the record to this file")
     add("--extrapolate", action="store_true", help="also estimate the Fréchet distance at n = ∞")
     add_device(result)
     add("--batch-size", type=int, metavar="N", help="images per batch of sampling: speed and memory only")
@@ -121,7 +127,7 @@ def reference_parser() -> argparse.ArgumentParser:
     what = "a split of the data of --config, a folder, or an .npz file with arr_0"
     add = result.add_argument
     add("images", metavar="train|heldout|IMAGES", help=what)
-    add("out", type=Path, metavar="OUT.npz", help="the file to write")
+    add("out", type=output_file(".npz"), metavar="OUT.npz", help="the file to write")
     add("--extractor", required=True, metavar="NAME", help="feature extractor, for instance digits")
     add("--config", default="digits", metavar="PROFILE|FILE", help="whose data it is; default digits")
     add_settings(result, "machine.data=cifar10.npz")
@@ -161,7 +167,7 @@ def classifier_parser() -> argparse.ArgumentParser:
     add_config(result)
     result.add_argument("--epochs", type=int, metavar="N", help="length of training; default 60")
     out = "where to write; default classifiers in the folder of runs"
-    result.add_argument("--out", type=Path, metavar="FOLDER", help=out)
+    result.add_argument("--out", type=output_folder, metavar="FOLDER", help=out)
     return result
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mirai_bench.utils.cli import add_device, progress, run
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.outputs import IMAGES, output_file
 
 log = logging.getLogger("mirai_bench.sample")  # __name__ is "__main__" here
 
@@ -34,8 +35,12 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("run", type=Path, metavar="RUN", help="the folder of a run")
     add("--num", type=int, default=64, help="number of images, with indices 0, 1, …; default 64")
-    add("--grid", type=Path, help="write a PNG, ten images (or fewer, if fewer classes) per row")
-    add("--npz", type=Path, help="write uint8 images as arr_0 and their labels as arr_1")
+    add(
+        "--grid",
+        type=output_file(*IMAGES),
+        help="write a picture, ten images (or fewer, if fewer classes) per row",
+    )
+    add("--npz", type=output_file(".npz"), help="write uint8 images as arr_0 and their labels as arr_1")
     add_device(result)
     add("--batch-size", type=int, default=256, help="images at a time, for speed only; default 256")
     for name, (kind, help) in PROTOCOL_OPTIONS.items():

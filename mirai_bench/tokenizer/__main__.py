@@ -13,6 +13,7 @@ from mirai_bench.config.load import load_run
 from mirai_bench.tokenizer.recipe import Recipe
 from mirai_bench.utils.cli import add_config, run
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.outputs import output_file
 
 TRAIN = """example:
   python -m mirai_bench.tokenizer train cifar10 --vgg vgg16_features.pt --set machine.data=cifar10.npz
@@ -42,7 +43,10 @@ def parser() -> argparse.ArgumentParser:
     for command in (train, measure):
         add_config(command)
         command.add_argument(
-            "--reconstructions", type=Path, metavar="FILE", help="an .npz for the reconstructed images"
+            "--reconstructions",
+            type=output_file(".npz"),
+            metavar="OUT.npz",
+            help="an .npz for the reconstructed images",
         )
     # 2. What one of them takes. Every field of the recipe is an option.
     measure.add_argument(
