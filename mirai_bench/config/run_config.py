@@ -26,6 +26,9 @@ from mirai_bench.utils.hashing import digest, file_sha256
 # count as other runs: they are trained again and never mixed with newer ones.
 NUMERICS = 2
 
+# Weights of tokenizers that the project trained, by the names of data set and grid.
+SHIPPED_TOKENIZERS = Path(__file__).parents[1] / "data" / "tokenizers" / "weights"
+
 # name: (depth, width, heads). B to 3B are LlamaGen's (arXiv 2406.06525, table 1).
 MODEL_SIZES = {
     "nano": (3, 64, 4),
@@ -263,6 +266,18 @@ class RunConfig(Section):
         height, width = self.grid
         return height * width
 
+    @property
+    def tokenizer_title(self) -> str:
+        """Returns what the tokenizer's weights for this data and grid are called."""
+        height, width = self.grid
+        return f"{self.tokenizer.name}_{self.data.title}_{height}x{width}"
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """Returns the tokenizer's weight file: the named one, or else the one that ships, if any."""
+        shipped = SHIPPED_TOKENIZERS / f"{self.tokenizer_title}.safetensors"
+        return self.tokenizer.weights or (shipped if shipped.is_file() else None)
+
     def seed_of(self, source: str) -> int:
         """Returns the seed of a source of randomness, a field of `seeds`."""
         own: int | None = getattr(self.seeds, source)
@@ -283,6 +298,8 @@ class RunConfig(Section):
         del fields["train"]["recipe"]
         if self.data.views != "ten_crop":
             del fields["data"]["crop_ranges"]
+        if self.data.subset is None:
+            del fields["data"]["subset"]
         if self.data.dataset != "folder":
             del fields["data"]["name"]
         if self.data.dataset != "staircase":
@@ -290,7 +307,7 @@ class RunConfig(Section):
         # 2. Files are represented by their content.
         encoder = fields["foresight"].get("encoder", {})  # left out of most sources
         for section, key, path in (
-            (fields["tokenizer"], "weights", self.tokenizer.weights),
+            (fields["tokenizer"], "weights", self.tokenizer_file),
             (fields["foresight"], "teacher", self.foresight.teacher),
             (encoder, "weights", self.foresight.encoder.weights),
         ):

@@ -26,7 +26,7 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.datasets import Dataset, open_dataset
 from mirai_bench.data.images.vgg16 import read_weights, weights_sha256
 from mirai_bench.data.tokenizers.network import ResBlock
-from mirai_bench.data.tokenizers.vq_small import SmallVQ, VQSmall, read_model, weights_name
+from mirai_bench.data.tokenizers.vq_small import SmallVQ, VQSmall, read_model
 from mirai_bench.tokenizer.adversary import Adversary, length_ratio
 from mirai_bench.tokenizer.batches import Batches
 from mirai_bench.tokenizer.codebook import Codebook
@@ -278,7 +278,7 @@ def train(
     image_size = config.data.image_size
     sizes = [tokenizer.downsample, tokenizer.vocabulary, image_size]
     identity = digest([asdict(recipe), dataset.identity, vgg_sha256, *sizes])
-    name = weights_name(config)
+    name = config.tokenizer_title
     folder = config.machine.runs.absolute() / "tokenizers" / f"{name}-{identity}"
     folder.mkdir(parents=True, exist_ok=True)
     # 2. Train, or resume.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mirai_bench.config.load import load_run
+from mirai_bench.config.run_config import SHIPPED_TOKENIZERS
 from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.data.images.image_sets import open_images
 from mirai_bench.data.tokenizers import load_tokenizer, vq_small
@@ -86,7 +87,7 @@ def test_an_exact_tokenizer_measures_as_exact(make_config):
     assert measured["psnr_db"] > 75 and measured["usage"] == 1.0 and measured["perplexity"] < 17
 
 
-SHIPPED = sorted(vq_small.SHIPPED.glob("*.safetensors"))
+SHIPPED = sorted(SHIPPED_TOKENIZERS.glob("*.safetensors"))
 
 
 @pytest.mark.slow

@@ -24,7 +24,6 @@ from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
 from mirai_bench.utils.tensors import read_tensors
 
-SHIPPED = Path(__file__).parent / "weights"
 DECODE_BATCH = 512  # images per forward pass of the decoder
 
 
@@ -129,6 +128,8 @@ class SmallVQ(nn.Module):
 class VQSmall:
     """The frozen tokenizer around a trained network."""
 
+    exact = False
+
     def __init__(self, model: SmallVQ, sha256: str) -> None:
         self.model = model.eval().requires_grad_(False)
         self.vocabulary = model.sizes["vocabulary"]
@@ -173,22 +174,15 @@ def weight_file(config: RunConfig) -> Path:
 
     Raises UserError if there is none.
     """
-    tokenizer = config.tokenizer
-    path = tokenizer.weights or SHIPPED / f"{weights_name(config)}.safetensors"
-    if not path.is_file():
+    path = config.tokenizer_file
+    if path is None:
         size = config.data.image_size
         raise UserError(
             f"No vq_small weights ship for {config.data.title} of {size} pixels with down-sampling "
-            f"{tokenizer.downsample}: make them with `python -m mirai_bench.tokenizer train`, then "
-            "write tokenizer.weights: PATH"
+            f"{config.tokenizer.downsample}: make them with `python -m mirai_bench.tokenizer train`, "
+            "then write tokenizer.weights: PATH"
         )
     return path
-
-
-def weights_name(config: RunConfig) -> str:
-    """Returns what weights for this data and grid are called."""
-    height, width = config.grid
-    return f"vq_small_{config.data.title}_{height}x{width}"
 
 
 def identity(config: RunConfig) -> dict[str, str]:

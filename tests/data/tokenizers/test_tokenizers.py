@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mirai_bench.config import run_config as run_configs
 from mirai_bench.config.load import load_run
 from mirai_bench.data.tokenizers import TOKENIZERS, load_tokenizer, tokenizer_identity, vq16, vq_small
 from mirai_bench.data.tokenizers.network import from_uint8, to_uint8
@@ -206,13 +207,24 @@ def test_weights_that_do_not_ship_are_explained():
 
 
 def test_shipped_weights_are_named_by_data_and_grid(tmp_path, monkeypatch):
-    monkeypatch.setattr(vq_small, "SHIPPED", tmp_path)
+    monkeypatch.setattr(run_configs, "SHIPPED_TOKENIZERS", tmp_path)
     config = with_tokenizer(size=28, dataset="fashion_mnist", name="vq_small", downsample=4, vocabulary=16)
     file = tmp_path / "vq_small_fashion_mnist_7x7.safetensors"
     save_weights(vq_small.SmallVQ(4, 16, channels=8, blocks=1, width=4), file)
     tokenizer = load_tokenizer(config, CPU)
     codes = tokenizer.encode(torch.zeros(2, 28, 28, 3, dtype=torch.uint8))
     assert codes.shape == (2, 49) and tokenizer.decode(codes).shape == (2, 28, 28, 3)
+
+
+def test_other_shipped_weights_make_another_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_configs, "SHIPPED_TOKENIZERS", tmp_path)
+    config = load_run("cifar10")
+    file = tmp_path / "vq_small_cifar10_8x8.safetensors"
+    found = {config.fingerprint()}
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        found.add(config.fingerprint())
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(("downsample", "side"), [(2, 16), (4, 8), (8, 4)])
@@ -229,7 +241,7 @@ def test_nearest_is_the_smallest_distance():
     assert torch.equal(model.nearest(rows), torch.cdist(rows, model.codebook).argmin(1))
 
 
-SHIPPED = sorted(vq_small.SHIPPED.glob("*.safetensors"))
+SHIPPED = sorted(run_configs.SHIPPED_TOKENIZERS.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
