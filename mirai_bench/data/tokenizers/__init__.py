@@ -22,6 +22,8 @@ class Tokenizer(Protocol):
     """Number of codes V."""
     downsample: int
     """Number of pixels that a token covers along each side."""
+    exact: bool
+    """Whether decoded codes are the encoded images, of a data set that it is made for."""
     identity: dict[str, str]
     """Name, and sha256 of the weights. Two tokenizers of one identity give the same codes."""
 

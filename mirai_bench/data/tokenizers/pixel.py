@@ -17,6 +17,7 @@ class Pixel:
     """
 
     downsample = 1
+    exact = True
 
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary

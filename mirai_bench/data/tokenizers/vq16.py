@@ -184,6 +184,8 @@ class VQ16:
 
     vocabulary = VOCABULARY
     downsample = DOWNSAMPLE
+    exact = False
+
     def __init__(self, model: VQ16Model, sha256: str) -> None:
         self.model = model.eval().requires_grad_(False)
         self.identity = {"name": "vq16", "sha256": sha256}
