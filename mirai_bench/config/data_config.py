@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mirai_bench.config.sections import Positive, Section, Seed
 
@@ -25,6 +25,10 @@ foreseen."""
     """Number of training images."""
 
 
+# Numbers of training and of held-out images of the data sets whose official files are read.
+OFFICIAL_SIZES = {"cifar10": (50_000, 10_000), "fashion_mnist": (60_000, 10_000)}
+
+
 class DataConfig(Section):
     """The images of a run."""
 
@@ -37,6 +41,9 @@ class DataConfig(Section):
     # Names folders of prepared codes.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "folder"
     """Data set `folder`: what it is called, so that runs on two of them are two experiments."""
+    subset: Positive | None = None
+    """Data sets `cifar10` and `fashion_mnist`: number of training images, if `machine.data` holds a \
+subset. Its runs are another experiment than those of the whole data set."""
     image_size: Positive = 8
     """Side of the images in pixels, after cropping."""
     classes: Positive = 10
@@ -47,6 +54,12 @@ crops and their mirror images."""
     crop_ranges: tuple[Annotated[float, Field(ge=1, le=2)], ...] = (1.1,)
     """Views `ten_crop`: the image is first resized and centre-cropped to range x image_size. Each \
 further range adds ten views."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.subset is not None and self.dataset not in OFFICIAL_SIZES:
+            raise ValueError(f"data.subset is {self.subset} with dataset: {self.dataset}: leave it out")
+        return self
 
     @property
     def num_views(self) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from mirai_bench.config.data_config import DataConfig
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.crops import crop_rule
-from mirai_bench.data.images.datasets import Split
+from mirai_bench.data.images.datasets import Split, check_size
 from mirai_bench.data.tokenizers import tokenizer_identity
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import atomic
@@ -59,7 +59,7 @@ def expected(config: RunConfig, split: Split) -> dict[str, Any]:
     """Returns the fields of the manifest that the configuration decides."""
     data = split_data(config.data, split)
     tokenizer = tokenizer_identity(config)
-    return {
+    fields = {
         "format": FORMAT,
         "split": split,
         "data": data.title,
@@ -72,6 +72,9 @@ def expected(config: RunConfig, split: Split) -> dict[str, Any]:
         "tokenizer": tokenizer["name"],
         "tokenizer_sha256": tokenizer["sha256"],
     }
+    if data.subset is not None:
+        fields["subset"] = data.subset
+    return fields
 
 
 def codes_folder(config: RunConfig) -> Path:
@@ -110,6 +113,7 @@ def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]
     manifest = read_json(file)
     advice = "prepare codes for this config, or set machine.codes to a folder that has them"
     check_fields(file, manifest, expected(config, split), advice)
+    check_size(config.data, split, manifest["dataset"]["images"], file)
     return folder, manifest
 
 

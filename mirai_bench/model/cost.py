@@ -14,6 +14,7 @@ import json
 import math
 from typing import NamedTuple
 
+from mirai_bench.config.data_config import OFFICIAL_SIZES
 from mirai_bench.config.foresight import resolve_layer
 from mirai_bench.config.run_config import ModelConfig, RunConfig, ffn_width
 
@@ -245,7 +246,8 @@ def teacher_parameters(config: RunConfig) -> int | None:
 
 # Training images of the data sets whose size is fixed. Those of a folder are in the manifest of its
 # prepared codes; until then a folder that is called imagenet is taken to be ImageNet.
-IMAGES = {"digits": 1500, "cifar10": 50_000, "fashion_mnist": 60_000, "imagenet": 1_281_167}
+IMAGES = {"digits": 1500, "imagenet": 1_281_167}
+IMAGES |= {name: training for name, (training, _) in OFFICIAL_SIZES.items()}
 
 
 def num_images(config: RunConfig) -> int | None:
@@ -254,7 +256,7 @@ def num_images(config: RunConfig) -> int | None:
     if data.dataset == "staircase":
         return data.staircase.images
     if data.dataset != "folder":
-        return IMAGES[data.dataset]
+        return data.subset or IMAGES[data.dataset]
     folders = sorted((config.machine.runs / "codes").glob(f"{data.name}-{data.image_size}-*"))
     for folder in [config.machine.codes] if config.machine.codes is not None else folders:
         try:

@@ -53,7 +53,8 @@ def settings(tmp_path_factory):
         parts = {name: arrays[name][: HELDOUT if name.endswith("test") else IMAGES] for name in arrays.files}
     np.savez(folder / "cifar10.npz", **parts)
     places = [f"machine.runs={folder / 'runs'}", f"machine.data={folder / 'cifar10.npz'}"]
-    assert cli.run(prepare, ["cifar10", "--set", places[0], "--data", str(folder / "cifar10.npz")]) == 0
+    places.append(f"data.subset={IMAGES}")
+    assert cli.run(prepare, ["cifar10", *(part for place in places for part in ("--set", place))]) == 0
     return [*TINY, *places]
 
 

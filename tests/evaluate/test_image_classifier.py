@@ -21,7 +21,7 @@ from mirai_bench.evaluate.image_classifier import (
 )
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
-from tests.support.images import noise
+from tests.support.images import noise, write_config
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,8 @@ def data(tmp_path_factory):
 
 
 def config_of(data, *settings):
-    return load_run("cifar10", [f"machine.data={data}", "machine.device=cpu", *settings])
+    settings = ("data.subset=120", "machine.device=cpu", *settings)
+    return load_run("cifar10", [f"machine.data={data}", *settings])
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_a_training_learns_and_is_repeatable(data):
 
 
 def test_the_command_writes_weights_and_record(data, tmp_path, capsys):
-    argv = ["classifier", "cifar10", "--epochs", "1", "--out", str(tmp_path)]
+    argv = ["classifier", "cifar10", "--epochs", "1", "--out", str(tmp_path), "--set", "data.subset=120"]
     assert command([*argv, "--set", f"machine.data={data}", "--set", "machine.device=cpu"]) == 0
     printed = json.loads(capsys.readouterr().out)
     record = json.loads((tmp_path / "cifar10_classifier.json").read_text())
@@ -168,7 +169,7 @@ def test_a_classifier_is_for_the_data_that_it_was_trained_on(data, weights, tmp_
         np.savez(tmp_path / "other.npz", **{name: arrays[name][:40] for name in arrays})
     other = tmp_path / "other.npz"
     with pytest.raises(UserError, match=r"was trained on cifar10 with sha256 .*, but machine.data has"):
-        locate(config_of(other), weights)
+        locate(config_of(other, "data.subset=40"), weights)
     # Compared with a file of images they are fine, and need no data.
     images = load_run("cifar10", ["evaluation.protocol.reference=images.npz"])
     assert locate(images, weights) == weights
@@ -180,7 +181,8 @@ def test_a_classifier_is_for_the_data_that_it_was_trained_on(data, weights, tmp_
 def test_images_are_evaluated_in_its_features(data, weights, tmp_path, capsys):
     images, labels = grey_images(500, seed=2)
     np.savez(tmp_path / "samples.npz", arr_0=images, arr_1=labels)
-    argv = [str(tmp_path / "samples.npz"), "--protocol", "cifar10_2k", "--config", "cifar10"]
+    config = write_config(config_of(data), tmp_path / "run.json")
+    argv = [str(tmp_path / "samples.npz"), "--protocol", "cifar10_2k", "--config", config]
     argv += ["--weights", str(weights), "--device", "cpu", "--set", f"machine.data={data}"]
     assert command([*argv, "--set", f"machine.runs={tmp_path}"]) == 0
     record = json.loads(capsys.readouterr().out)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from mirai_bench.config.data_config import OFFICIAL_SIZES, DataConfig
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images import cifar10, fashion_mnist, staircase
 from mirai_bench.utils.errors import UserError, unknown
@@ -69,7 +70,8 @@ class Dataset:
 def open_dataset(config: RunConfig, split: Split) -> Dataset:
     """Returns the data set of a configuration.
 
-    Raises UserError if the images are not found, or if their classes are not data.classes.
+    Raises UserError if the images are not found, if their classes are not data.classes, or if they
+    are a subset that data.subset does not name.
     """
     data = config.data
     path = config.machine.data
@@ -82,12 +84,32 @@ def open_dataset(config: RunConfig, split: Split) -> Dataset:
         dataset = _small_images(data.dataset, existing, split)
     else:
         dataset = _folder(_existing(path, "a folder of class/image files"), split, data.name)
+    check_size(data, split, len(dataset), path)
     found = len(dataset.class_names)
     if found != data.classes:
         raise UserError(
             f"data.classes is {data.classes}, but {dataset.name} has {found}: write data.classes: {found}"
         )
     return dataset
+
+
+def check_size(data: DataConfig, split: Split, found: int, where: Path | None) -> None:
+    """Raises UserError if a subset is taken for the whole data set, or is not the one of the config.
+
+    Fingerprints do not contain the images, so that the config has to say which experiment it is.
+    """
+    if data.dataset not in OFFICIAL_SIZES:
+        return
+    training, heldout = OFFICIAL_SIZES[data.dataset]
+    if data.subset is not None:
+        training, heldout = data.subset, found  # a subset may hold out any number of images
+    wanted = training if split == "train" else heldout
+    if found != wanted:
+        raise UserError(
+            f"{where} holds {found:,} images ({split}), but data.subset: {data.subset or 'null'} means "
+            f"{wanted:,}: write the number of training images of a subset, and leave data.subset out for "
+            f"the whole {data.dataset}"
+        )
 
 
 def has_heldout_images(config: RunConfig) -> bool:

@@ -1,6 +1,7 @@
 """Data sets: splits, the forms of CIFAR-10 and Fashion-MNIST, and files that are refused."""
 
 import gzip
+import json
 import pickle
 import struct
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from mirai_bench.config.load import build_run, merge
-from mirai_bench.data.codes import has_heldout_codes
+from mirai_bench.data.codes import has_heldout_codes, open_codes
 from mirai_bench.data.images.datasets import has_heldout_images, open_dataset
+from mirai_bench.data.shards import codes_folder
 from mirai_bench.data.tokenizers import load_tokenizer
+from mirai_bench.model import cost
 from mirai_bench.utils.errors import UserError
 from tests.support.images import folder_config, prepared, run_config
 
@@ -34,8 +37,8 @@ def test_digits_split_is_fixed_and_stratified():
     assert len(seen & {image.tobytes() for image in heldout.images}) <= 1
 
 
-def cifar_config(path: Path):
-    fields = {"dataset": "cifar10", "image_size": 32, "views": "flip"}
+def cifar_config(path: Path, subset: int | None = 50):
+    fields = {"dataset": "cifar10", "image_size": 32, "views": "flip", "subset": subset}
     machine = {"data": str(path), "runs": str(path.parent / "runs")}
     return run_config({"data": fields, "machine": machine})
 
@@ -111,11 +114,35 @@ def test_labels_of_no_class_are_refused(tmp_path, labels, message):
         open_dataset(cifar_config(tmp_path), "train")
 
 
+def test_a_subset_is_another_experiment_and_never_taken_for_the_whole(cifar, tmp_path):
+    path = cifar / "cifar10.npz"
+    subset, other, whole = (cifar_config(path, size) for size in (50, 40, None))
+    assert len({subset.fingerprint(), other.fingerprint(), whole.fingerprint()}) == 3
+    assert "subset" not in whole.identity()["data"], "earlier fingerprints stay"
+    assert cost.num_images(subset) == 50 and cost.num_images(whole) == 50_000
+    for config in (other, whole):
+        with pytest.raises(UserError, match=r"holds 50 images \(train\), but data\.subset: (40|null) means"):
+            open_dataset(config, "train")
+    with pytest.raises(UserError, match=r"holds 10 images \(heldout\), .* means 10,000"):
+        open_dataset(whole, "heldout")
+    # Codes that were prepared from a subset are not those of the whole data set either.
+    codes = tmp_path / "codes"
+    at_codes = subset.with_machine(codes=codes)
+    prepared(at_codes, tmp_path)
+    manifest = json.loads((codes / "train" / "manifest.json").read_text())
+    assert manifest["subset"] == 50
+    with pytest.raises(UserError, match=r"manifest\.json holds 50 images"):
+        open_codes(whole.with_machine(codes=codes), "train", CPU)
+    assert codes_folder(subset) != codes_folder(whole)
+    with pytest.raises(UserError, match=r"data\.subset is 5 with dataset: digits"):
+        run_config({"data": {"subset": 5}})
+
+
 # ---- Fashion-MNIST
 
 
 def fashion_config(path: Path):
-    fields = {"dataset": "fashion_mnist", "image_size": 28, "views": "center"}
+    fields = {"dataset": "fashion_mnist", "image_size": 28, "views": "center", "subset": 50}
     machine = {"data": str(path), "runs": str(path.parent / "runs")}
     return run_config({"data": fields, "machine": machine})
 
