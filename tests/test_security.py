@@ -161,7 +161,7 @@ def test_the_check_of_the_source_sees_what_it_looks_for(tmp_path):
 
 LOCAL_RAY = """
 import os, subprocess, sys, ray
-from mirai_bench.sweep.ray_tune import session
+from mirai_bench.sweep.ray_session import session
 JOIN = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
 with session(None, {}):
     words = [sys.executable, "-c", JOIN, ray.get_runtime_context().gcs_address]

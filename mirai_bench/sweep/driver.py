@@ -152,11 +152,11 @@ def train_missing(cells: list[Cell], options: Options, shipper: Shipper, report:
     job.begin()
     machine = cells[0].config.machine  # the same for all cells of a sweep
     with report.phase("ray import"):
-        from mirai_bench.sweep import ray_tune
+        from mirai_bench.sweep import ray_session, ray_tune
     with contextlib.ExitStack() as stack:
         # 2. Ray, and how many trials it can run at a time.
         with report.phase("ray start"):
-            stack.enter_context(ray_tune.session(options.cluster, WORKERS))
+            stack.enter_context(ray_session.session(options.cluster, WORKERS))
             fitting = ray_tune.slots(machine, local=options.cluster is None)
             report.slots = min(fitting, options.max_concurrent or len(cells), len(cells))
             on_one_node = ray_tune.processes_per_node(machine, report.slots)

@@ -1,4 +1,4 @@
-"""Ray Tune: a Ray session, and one trial per cell. Imported when there is something to run."""
+"""Ray Tune: one trial per cell. Imported when there is something to run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -24,40 +24,6 @@ from mirai_bench.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 20.0  # for running cells to save a checkpoint, once the stop file exists
-# Of Ray's object store, through which only configurations travel. By default it takes a third of
-# the memory.
-OBJECT_STORE_BYTES = 128 * 2**20
-
-
-# ---- the session
-
-
-@contextlib.contextmanager
-def session(address: str | None, environment: dict[str, str]) -> Iterator[None]:
-    """Joins the cluster at `address`, or starts Ray on this machine and stops it afterwards.
-
-    A session that is running in this process is used and left running. Raises UserError if Ray does
-    not start.
-    """
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    if ray.is_initialized():
-        yield
-        return
-    # "local" and not "auto", which would join whatever Ray runs on this machine.
-    options: dict[str, Any] = {"address": "local", "include_dashboard": False}
-    options["object_store_memory"] = OBJECT_STORE_BYTES
-    if address:
-        # Workers of a cluster do not inherit this process's environment, those of a local Ray do.
-        options = {"address": address, "runtime_env": {"env_vars": environment}}
-    try:
-        ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f" at {address}" if address else ""
-        raise UserError(f"Ray did not start{where}: {str(error).splitlines()[0]}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 # ---- resources

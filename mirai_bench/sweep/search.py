@@ -26,7 +26,7 @@ from mirai_bench.config.load import build_run, checked, merge, parse_sets, read_
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Range, Search, SweepFile
 from mirai_bench.results.frame import is_distance, lower_is_better
-from mirai_bench.sweep import ray_tune
+from mirai_bench.sweep import ray_session, ray_tune
 from mirai_bench.sweep.cell import train_cell
 from mirai_bench.sweep.driver import DRIVER, WORKERS, Options, stop_file_on_signal
 from mirai_bench.sweep.estimate import cell_flops
@@ -231,7 +231,7 @@ def _draw(plan: SearchPlan, options: Options) -> list[dict[str, Any]]:
     job = Job.beside([plan.config.model_dump(mode="json")], plan.file.parent, name)
     job.begin()
     create_store()
-    with ray_tune.session(options.cluster, WORKERS), stop_file_on_signal(job.stop_file):
+    with ray_session.session(options.cluster, WORKERS), stop_file_on_signal(job.stop_file):
         # 2. How many trials Ray can run at a time.
         fitting = ray_tune.slots(machine, local=options.cluster is None)
         at_a_time = min(fitting, options.max_concurrent or search.num_runs)

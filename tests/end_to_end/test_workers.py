@@ -12,7 +12,7 @@ import pytest
 from mirai_bench.sweep import ray_train, trial
 from mirai_bench.sweep.driver import WORKERS
 from mirai_bench.sweep.job import Job
-from mirai_bench.sweep.ray_tune import session as ray_session
+from mirai_bench.sweep.ray_session import session as ray_session
 from mirai_bench.tracking.journal import read_journal
 from mirai_bench.tracking.run_folder import RunFolder
 from tests.support.small_run import saved

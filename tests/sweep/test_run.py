@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
-from mirai_bench.sweep import ray_tune
+from mirai_bench.sweep import ray_session, ray_tune
 from mirai_bench.sweep.__main__ import command
 from mirai_bench.sweep.driver import Options, Report, missing, run_sweep, train_missing
 from mirai_bench.sweep.job import Job
@@ -96,7 +96,7 @@ def test_a_trial_that_ray_gave_up_leaves_its_reason(sweep_file, monkeypatch):
         SimpleNamespace(metrics={}, error=lost),
         SimpleNamespace(metrics=None, error=lost),
     ]
-    monkeypatch.setattr(ray_tune, "session", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(ray_session, "session", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(ray_tune, "slots", lambda machine, local: 2)
     monkeypatch.setattr(ray_tune, "processes_per_node", lambda machine, trials: 2)
     monkeypatch.setattr(ray_tune, "execute", lambda *_, **options: results)
