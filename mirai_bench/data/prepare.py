@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -70,9 +69,9 @@ def main(argv: list[str]) -> int:
     from mirai_bench.data.images.datasets import Split, has_heldout_images
     from mirai_bench.data.preparation import Job, prepare
     from mirai_bench.data.shards import codes_folder
+    from mirai_bench.utils.distributed import announced
 
-    rank = int(os.environ.get("RANK", 0))
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = announced()
     splits: tuple[Split, ...] = ("train", "heldout") if has_heldout_images(config) else ("train",)
     for split in splits:
         start = time.monotonic()

@@ -6,6 +6,8 @@ stdout carries results. Everything else goes to stderr.
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -15,31 +17,49 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.log import configure_logging
+from mirai_bench.utils.log import configure_logging, printable
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+MOST_SHOWN = 4_000  # characters of an error
+# What the system says of a disk that is full or may only be read, and of missing rights.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 SECONDS_PER_LINE = 30  # between two lines of progress where stderr is not a terminal
 
 
 def run(command: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
     """Runs `command(argv)` and returns its exit code.
 
-    A UserError becomes one message on stderr and exit code 2, Ctrl-C becomes exit code 130.
+    A UserError becomes one message on stderr and exit code 2, and so does a disk that is full or may
+    not be written. Ctrl-C becomes exit code 130.
     """
+    # What a terminal's encoding lacks is replaced: no result is lost for an arrow.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     configure_logging()
     try:
         return command(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except KeyboardInterrupt:
         print("interrupted: run the same command again to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `… | head`, has closed it
         sys.stderr.close()  # or Python would report it there at its exit
         return 0
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = error.filename or "a file"
+        return _refuse(f"{where}: {error.strerror}. What was written before is whole")
+
+
+def _refuse(message: str) -> int:
+    """Prints an error and returns the exit code for it."""
+    shown = message if len(message) <= MOST_SHOWN else f"{message[:MOST_SHOWN]}…"
+    print(f"error: {printable(shown)}", file=sys.stderr)
+    return 2
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

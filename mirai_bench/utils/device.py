@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.errors import UserError, shortened
 
 log = logging.getLogger(__name__)
 
@@ -107,16 +107,27 @@ def resolve_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        known = device.type in ("cpu", "cuda")
     except RuntimeError:
-        message = f"device is {name!r}, which is not a device: write auto, cpu, cuda or cuda:0"
-        raise UserError(message) from None
+        known = False
+    if not known:
+        raise UserError(
+            f"device is {shortened(name)!r}, which is not a device: write auto, cpu, cuda or cuda:0"
+        )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"machine.device is {name}, but no CUDA device is visible: write device: auto or cpu",
         )
     # torchrun and Ray Train number the processes of a machine. Whoever writes cuda:N means it.
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type == "cuda":
+        local_rank = os.environ.get("LOCAL_RANK", "0")
+        index = device.index if device.index is not None else int(local_rank) if local_rank.isdecimal() else 0
+        if 0 < torch.cuda.device_count() <= index:
+            found = f"{torch.cuda.device_count()} CUDA devices are visible"
+            raise UserError(
+                f"device is cuda:{index}, but {found}: write a lower number, or start fewer processes"
+            )
+        return torch.device("cuda", index)
     return device
 
 

@@ -49,13 +49,33 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+def announced(*also: str) -> tuple[int, int]:
+    """Returns the rank and the number of processes that the environment announces, or 0 and 1.
+
+    Raises UserError if it announces several processes, and not RANK or one of the variables `also`:
+    some platforms set WORLD_SIZE alone.
+    """
+    world = os.environ.get("WORLD_SIZE") or "1"
+    missing = [name for name in ("RANK", *also) if not os.environ.get(name)]
+    if world == "1":
+        return 0, 1
+    rank = os.environ.get("RANK", "")
+    if missing or not world.isdecimal() or not rank.isdecimal() or int(rank) >= int(world):
+        found = f"{', '.join(missing)} is not set" if missing else f"RANK is {rank!r}"
+        raise UserError(
+            f"WORLD_SIZE is {world!r} in the environment, but {found}: start the processes with torchrun, or "
+            "unset WORLD_SIZE to run one process"
+        )
+    return int(rank), int(world)
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins the process group that torchrun announces in the environment.
 
     Does nothing if there is none.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if announced("MASTER_ADDR", "MASTER_PORT")[1] == 1:
         yield
         return
     if device.type == "cuda":

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 MOST_NAMES = 20  # in one message
+MOST_CHARACTERS = 80  # of a name in a message
 
 
 class UserError(Exception):
@@ -15,14 +16,20 @@ class UserError(Exception):
     """
 
 
+def shortened(text: str) -> str:
+    """Returns the text, or its beginning if it is long."""
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"
+
+
 def unknown(what: str, name: object, known: Iterable[object]) -> UserError:
     """Returns the error for an unknown name, for instance `unknown("field", "layr", fields)`.
 
     The message suggests the nearest known name and then lists the known names, at most 20 of them.
     """
-    names = [str(item) for item in known]
-    near = difflib.get_close_matches(str(name), names, n=1)  # none if nothing is similar
+    names = [shortened(str(item)) for item in known]
+    name = shortened(str(name))
+    near = difflib.get_close_matches(name, names, n=1)  # none if nothing is similar
     hint = f" Did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(names[:MOST_NAMES])
     more = ", …" if len(names) > MOST_NAMES else ""
-    return UserError(f"Unknown {what} {str(name)!r}.{hint} Known: {shown}{more}")
+    return UserError(f"Unknown {what} {name!r}.{hint} Known: {shown}{more}")

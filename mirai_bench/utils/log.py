@@ -10,6 +10,17 @@ import logging
 import os
 import sys
 import time
+import unicodedata
+
+
+def printable(text: str) -> str:
+    """Returns the text as a terminal may be given it.
+
+    Names of files may hold control characters, which would command the terminal, and bytes that are
+    no UTF-8.
+    """
+    is_odd = {character: unicodedata.category(character) in ("Cc", "Cs") for character in set(text) - {"\n"}}
+    return "".join(ascii(c)[1:-1] if is_odd.get(c) else c for c in text)
 
 
 class _Handler(logging.Handler):
@@ -17,13 +28,13 @@ class _Handler(logging.Handler):
 
     def format(self, record: logging.LogRecord) -> str:
         warning = "warning: " if record.levelno >= logging.WARNING else ""
-        message = f"{warning}{record.getMessage()}"
+        message = printable(f"{warning}{record.getMessage()}")
         if sys.stderr.isatty():
             return message
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         # torchrun and Ray Train set these variables.
-        world = int(os.environ.get("WORLD_SIZE", 1))
-        rank = f" [rank {os.environ.get('RANK', 0)}]" if world > 1 else ""
+        alone = os.environ.get("WORLD_SIZE", "1") in ("", "1")
+        rank = "" if alone else f" [rank {os.environ.get('RANK', 0)}]"
         return f"{moment}{rank} {message}"
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -1,5 +1,8 @@
 """What commands share: the lines about their progress, and how they end."""
 
+import errno
+import io
+
 import pytest
 
 from mirai_bench.utils import cli
@@ -18,6 +21,23 @@ def test_progress_counts_what_an_item_weighs(monkeypatch, capsys):
     ("raised", "code", "message"),
     [
         (UserError("width is 3: write 4"), 2, "error: width is 3: write 4\n"),
+        (UserError("name \x1b[31m\udce9"), 2, "error: name \\x1b[31m\\udce9\n"),
+        (UserError("x" * 9999), 2, f"error: {'x' * 4000}…\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x"),
+            2,
+            "error: runs/x: No space left on device. What was written before is whole\n",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system"),
+            2,
+            "error: a file: Read-only file system. What was written before is whole\n",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs"),
+            2,
+            "error: runs: Permission denied. What was written before is whole\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to resume\n"),
     ],
 )
@@ -27,3 +47,24 @@ def test_a_command_ends_with_one_message_and_an_exit_code(raised, code, message,
 
     assert cli.run(command, []) == code
     assert capsys.readouterr().err == message
+
+
+def test_an_error_of_another_kind_keeps_its_traceback():
+    def command(argv):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+
+    with pytest.raises(FileNotFoundError):
+        cli.run(command, [])
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_no_result_is_lost_for_a_character_that_the_terminal_lacks(monkeypatch, encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+
+    def command(argv):
+        print("FD-digits ↓ 5.1 ± 0.2 \udce9")
+
+    assert cli.run(command, []) == 0
+    stream.flush()
+    assert stream.buffer.getvalue().decode(encoding).startswith("FD-digits ")

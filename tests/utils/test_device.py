@@ -147,3 +147,20 @@ def test_a_missing_compiler_is_said_before_the_first_step(make_config, a_gpu, mo
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     with pytest.raises(UserError, match="Python's headers are missing"):
         resolve_hardware(asked)
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "meta", "xpu", "cuda:x", "", "cuda:-1", "cpu " * 9999])
+def test_what_is_no_device_of_ours_is_refused(name):
+    with pytest.raises(UserError, match="write auto, cpu, cuda or cuda:0") as refused:
+        resolve_device(name)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(("name", "local_rank"), [("cuda:3", None), ("cuda", "2")])
+def test_a_number_beyond_the_devices_is_refused(monkeypatch, name, local_rank):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with pytest.raises(UserError, match="2 CUDA devices are visible"):
+        resolve_device(name)

@@ -13,3 +13,7 @@ def test_nothing_is_suggested_if_nothing_is_near_and_a_long_list_is_cut():
     message = str(unknown("size", 7, range(100, 125)))
     assert message.startswith("Unknown size '7'. Known: 100, 101, ")
     assert message.endswith(", 119, …")
+
+
+def test_a_very_long_name_is_cut():
+    assert len(str(unknown("field", "x" * 10_000, ["y" * 10_000]))) < 250
