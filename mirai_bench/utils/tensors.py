@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from mirai_bench.utils.errors import UserError
 
 # What training scripts save beside tensors, and what holds nothing but plain values.
-PLAIN = [argparse.Namespace]
+PLAIN: list[Any] = [argparse.Namespace]
 # Torch names what it refused, among the colours of a terminal.
 _REFUSED = re.compile(r"GLOBAL (\w[\w.]*)")
 
