@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mirai_bench.config.sections import Positive, Section, Seed
+from mirai_bench.config.sections import Positive, Section, Seed, UserPath
 
 
 class StaircaseConfig(Section):
@@ -87,5 +86,5 @@ or `vq16` (LlamaGen's)."""
     """Number of pixels that a token covers along each side."""
     vocabulary: Annotated[int, Field(ge=2, le=65536)] = 17  # the grey levels 0…16 of the digits
     """Number of codes V. Codes are stored as uint16."""
-    weights: Path | None = None
+    weights: UserPath | None = None
     """Weight file. By default the one that ships with the project, if there is one."""

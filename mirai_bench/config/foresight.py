@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mirai_bench.config.sections import Fraction01, Positive, Rate, Section
+from mirai_bench.config.sections import Amount, Fraction01, Positive, Rate, Section, Seed, UserPath
 
 # A 1-based index, or a fraction of the depth, which is neither 0 nor x/0.
-Layer = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[1-9]\d{0,2}/[1-9]\d{0,2}$")]
+Layer = Positive | Annotated[str, Field(pattern=r"^[1-9]\d{0,2}/[1-9]\d{0,2}$")]
 
 
 def resolve_layer(layer: int | str, depth: int) -> int:
@@ -67,7 +66,7 @@ class EncoderConfig(Section):
     """Which encoder: `masked_tokens` (built in, trained on the same codes), `efficientnet_lite0`, \
 `vgg16_relu3_3`, `dinov2_b` or another entry of foresight/encoders/zoo.py, or `timm:<model>` for \
 any model of timm."""
-    weights: Literal["random"] | Path | None = None
+    weights: Literal["random"] | UserPath | None = None
     """Weight file, or `random` for an untrained image encoder. By default the encoder's own \
 weights: masked_tokens is trained once and cached, the others come from machine.assets or the \
 hub."""
@@ -127,11 +126,11 @@ a final norm. A fraction of the depth means the same at every model size."""
 
     # ---- the loss
 
-    weight: Annotated[float, Field(ge=0)] = 2.0
+    weight: Amount = 2.0
     """Weight λ in the loss NTP + λ · foresight."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
     """How λ changes from `weight` to `final_weight` over training. `step` changes at `step_at`."""
-    final_weight: Annotated[float, Field(ge=0)] = 1.0
+    final_weight: Amount = 1.0
     """Value of λ at the end of the schedule. Unused by `schedule: constant`."""
     step_at: Fraction01 = 0.5
     """`schedule: step`: the fraction of training after which λ is `final_weight`."""
@@ -160,10 +159,10 @@ or subtracting the mean over the batch."""
 
     # ---- what each source needs
 
-    teacher: Path | None = None
+    teacher: UserPath | None = None
     """Source frozen: a checkpoint folder or file. By default the finished baseline run of this \
 profile with `teacher_seed`, which is trained first if it is missing."""
-    teacher_seed: Annotated[int, Field(ge=0)] = 0
+    teacher_seed: Seed = 0
     """Seed of a teacher that the project trains (sources frozen and encoder), or of random \
 weights (source random)."""
     shuffled_of: Literal["encoder", "ema"] = "encoder"

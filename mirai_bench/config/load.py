@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +19,26 @@ from mirai_bench.config.official import expand
 from mirai_bench.config.protocol import PROTOCOLS
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.utils.assets import shipped
-from mirai_bench.utils.errors import UserError, unknown
+from mirai_bench.utils.errors import UserError, shortened, unknown
 
 SWEEPS = shipped("sweeps")
 MOST_VALUES = 100_000  # in one YAML file, once its aliases are written out
+MOST_BYTES = 200_000  # of one YAML file, which is read at 100 kB/s
 MOST_SHOWN = 80  # characters of a wrong value in a message
+# What constructing a value from YAML may raise, for instance from `!!int ''`. TypeError and
+# RecursionError: a value that is a key, and thousands of brackets.
+BAD_YAML = (
+    yaml.YAMLError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    RecursionError,
+)
+# Types that YAML 1.1 sees in `no`, `2024-01-01`, `12` or `null`, where a text was meant.
+NO_TEXT = (bool, int, float, date, type(None))
 # Pydantic names its own validators among the fields that lead to an error. No user knows them.
 INTERNAL_NAMES = ("function-", "constrained-", "lax-or-strict")
 
@@ -40,10 +56,14 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             mark = key_node.start_mark
-            if isinstance(key, (list, dict)):
-                raise UserError(f"{mark}: a key must be a word, found {key!r}")
+            line = f"{mark.name}, line {mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UserError(f"{line}: a key must be a word, found {shortened(repr(key))}")
+            if not isinstance(key, str):
+                word = shortened(key_node.value)
+                kind = type(key).__name__
+                raise UserError(f"{line}: the key {word} is read as {kind}: write it in quotes, '{word}'")
             if key in seen:
-                line = f"{mark.name}, line {mark.line + 1}"
                 raise UserError(f"{line}: {key!r} is written twice: give each its own name")
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -70,6 +90,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise UserError(f"There is no file {str(path)!r}")
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} has more than {MOST_BYTES:,} bytes, which no configuration needs")
         with open(path, encoding="utf-8") as file:
             loader = _Loader(file)
             node = loader.get_single_node()  # None if the file is empty
@@ -81,9 +103,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
             if node is not None:
                 # `deep` refuses a mapping that contains itself, which would be an endless dict.
                 value = loader.construct_object(node, deep=True)
-    # ValueError: not UTF-8, or the 99th of a month. RecursionError: thousands of brackets.
-    except (yaml.YAMLError, OSError, ValueError, RecursionError, TypeError) as error:
-        reason = str(error).strip() or type(error).__name__
+    except (*BAD_YAML, OSError) as error:
+        reason = shortened(str(error).strip(), 500) or type(error).__name__
         raise UserError(f"{path} is not readable YAML: {reason}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold `key: value` lines, found {type(value).__name__}")
@@ -117,8 +138,11 @@ def parse_sets(settings: Iterable[str]) -> dict[str, Any]:
         try:
             # In YAML 1.1 "1e-3" is a text, because it has no dot. Pydantic makes it a number.
             value: Any = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):  # ValueError: the 99th of a month
+        except BAD_YAML:
             value = text
+        # A text is taken as it stands, and not up to a #, unless it is in quotes.
+        if isinstance(value, str) and not text.lstrip().startswith(("'", '"', "!")):
+            value = text.strip()
         for key in reversed(path.split(".")):
             value = {key: value}
         tree = merge(tree, value)
@@ -157,7 +181,13 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     found = repr(error.get("input"))
     if len(found) >= MOST_SHOWN:
         found = found[: MOST_SHOWN - 3] + "…"
-    return f"{where} is {found}: {message[0].lower()}{message[1:]}"
+    quotes = "; write it in quotes" if _was_meant_as_text(error) else ""
+    return f"{where} is {found}: {message[0].lower()}{message[1:]}{quotes}"
+
+
+def _was_meant_as_text(error: Any) -> bool:
+    wants_text = error["type"] in ("string_type", "path_type", "literal_error")
+    return wants_text and isinstance(error["input"], NO_TEXT)
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
@@ -248,7 +278,8 @@ def load_run(source: str | Path, settings: Iterable[str] = ()) -> RunConfig:
     """
     path = Path(source)
     overrides = parse_sets(settings)
-    if not path.exists() and path.suffix == "":
+    # A folder of that name does not hide the profile.
+    if not path.is_file() and path.suffix == "":
         return build_run(read_profile(str(source)), f"profile {source}", overrides)
     fields = read_yaml(path)
     profile = fields.get("profile")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from mirai_bench.config.sections import Positive, Section
+from mirai_bench.config.sections import Amount, Positive, PositiveAmount, Section, UserPath
 
 
 class MachineConfig(Section):
@@ -24,17 +22,17 @@ class MachineConfig(Section):
     threads: Positive = 1
     """Number of CPU threads of each process."""
     # Folders: these four are utils.assets.LOCAL_FOLDERS, which records leave out.
-    runs: Path = Path("runs")
+    runs: UserPath = Path("runs")
     """Folder of runs, caches and prepared codes."""
-    data: Path | None = None
+    data: UserPath | None = None
     """Folder or file of the images."""
-    codes: Path | None = None
+    codes: UserPath | None = None
     """Folder of prepared codes. By default the one of this data set and tokenizer in `runs`."""
-    assets: Path | None = None
+    assets: UserPath | None = None
     """Folder of downloaded weights and reference files. By default $MIRAI_BENCH_ASSETS."""
     log_every: Positive = 10
     """Number of steps between two lines of the journal. Reading the losses waits for the device."""
-    checkpoint_every: Annotated[float, Field(gt=0)] = 1.0
+    checkpoint_every: PositiveAmount = 1.0
     """Number of epochs between two checkpoints."""
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints that are kept. Two, so that a damaged one can be passed over."""
@@ -50,7 +48,7 @@ other, to save memory."""
     # What a trial of a sweep asks Ray for.
     cpus: Positive = 1
     """Number of CPUs of one trial of a sweep."""
-    gpus: Annotated[float, Field(ge=0)] = 0
+    gpus: Amount = 0
     """Number of GPUs of one trial of a sweep. 0.25 packs four trials on one GPU."""
     workers: Positive = 1
     """Number of data-parallel processes of one trial of a sweep."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mirai_bench.config.sections import Section
+from mirai_bench.config.sections import Amount, Count, PositiveAmount, Section
 from mirai_bench.utils.hashing import digest
 
 
@@ -15,18 +15,18 @@ class Protocol(Section):
 
     name: str
     """What the protocol is called. The name is not part of its digest."""
-    num_samples: Annotated[int, Field(ge=2)]  # a covariance of features needs two
+    num_samples: Annotated[int, Field(ge=2, lt=2**31)]  # a covariance of features needs two
     """Number of images that are sampled."""
     class_rule: Literal["balanced", "uniform"] = "balanced"
     """Class of sample i: i mod classes, or drawn uniformly by (seed, i) as the paper does."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the samples. Sample i is a function of (seed, the run's `seeds.sampling`, i) only."""
-    cfg_scale: Annotated[float, Field(ge=0)] = 1.0
+    cfg_scale: Amount = 1.0
     """Scale s of classifier-free guidance, uncond + s · (cond - uncond) on every token. 1 is no \
 guidance."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: PositiveAmount = 1.0
     """Divisor of the logits before a token is drawn."""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Count = 0
     """Number of the most probable codes that a token is drawn from. 0 means all codes."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Probability mass of the most probable codes that a token is drawn from (nucleus sampling)."""
@@ -40,7 +40,7 @@ held-out loss is measured, and what a planted data set measures by itself."""
     reference: str = "train"
     """What samples are compared with: the `train` or `heldout` split of the run's data, or an \
 .npz or a folder. Without an extractor they are compared with nothing."""
-    resize: Annotated[int, Field(ge=0)] = 0
+    resize: Annotated[int, Field(ge=0, le=4096)] = 0
     """Side in pixels to which samples are resized (bicubic, antialiased) before the extractor. 0 \
 means not at all."""
 

@@ -10,15 +10,15 @@ size.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from mirai_bench.config.data_config import DataConfig, TokenizerConfig
 from mirai_bench.config.foresight import ForesightConfig, resolve_layer
 from mirai_bench.config.machine_config import MachineConfig
 from mirai_bench.config.protocol import Protocol
-from mirai_bench.config.sections import Name, Positive, Rate, Section, Seed
+from mirai_bench.config.sections import Amount, Name, Positive, PositiveAmount, Rate, Section, Seed
 from mirai_bench.utils.assets import LOCAL_FOLDERS
 from mirai_bench.utils.hashing import digest, file_sha256
 
@@ -108,7 +108,7 @@ found it. It is not fingerprinted."""
     """Length of training in epochs of the training split."""
     batch_size: Positive
     """Global batch size in images, over all processes and micro-batches."""
-    lr: Annotated[float, Field(gt=0)] = 1e-4
+    lr: PositiveAmount = 1e-4
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate falls to zero after `lr_warmup`. The paper keeps it constant."""
@@ -116,9 +116,9 @@ found it. It is not fingerprinted."""
     """Fraction of training in which the learning rate rises linearly from zero."""
     betas: tuple[Rate, Rate] = (0.9, 0.95)  # these and the next two as in LlamaGen and the paper
     """AdamW's decay rates of the two moments."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: Amount = 0.05
     """Weight decay of matrices (two or more dimensions), embeddings and projectors included."""
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    clip: PositiveAmount = 1.0
     """Largest global gradient norm."""
     ema_decay: Rate = 0.9999  # the EMA remembers about 1 / (1 - τ) = 10,000 steps
     """Decay τ of the exponential moving average of the weights, per step."""
@@ -132,7 +132,7 @@ AMX or AVX-512 bf16, and fp32 elsewhere. The record says which it was."""
 class EvaluationConfig(Section):
     """When the run is evaluated, and how."""
 
-    at: tuple[Annotated[float, Field(gt=0)], ...]
+    at: tuple[PositiveAmount, ...]
     """Epochs at which the run is evaluated, in increasing order. The end of training is always \
 evaluated."""
     protocol: Protocol

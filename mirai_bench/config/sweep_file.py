@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from mirai_bench.config.load import build_run, checked, merge, parse_sets, read_profile, read_yaml
 from mirai_bench.config.official import expand_official
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.config.sections import Name, Section, Seed
+from mirai_bench.config.sections import Amount, Name, Positive, PositiveAmount, Section, Seed
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.hashing import digest
 
@@ -26,9 +26,9 @@ Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
 class Range(Section):
     """An interval that the values of a search are drawn from."""
 
-    low: float
+    low: Annotated[float, Field(ge=-1e38, le=1e38)]
     """Lower end."""
-    high: float
+    high: Annotated[float, Field(ge=-1e38, le=1e38)]
     """Upper end."""
     log: bool = False
     """Whether values are drawn uniformly in the logarithm."""
@@ -61,15 +61,15 @@ Seeds that tables use make their results look better than they are."""
     metric: str = "heldout_ntp"
     """The metric that configurations are compared by: its mean over the seeds, of a Fréchet \
 distance the geometric mean."""
-    slack: Annotated[float, Field(ge=0)] | None = None
+    slack: Amount | None = None
     """A configuration counts only if its held-out loss is within so many nats of the best one."""
-    seconds: Annotated[float, Field(gt=0)] | None = None
+    seconds: PositiveAmount | None = None
     """A configuration counts only if its training took at most so many seconds, so that \
 configurations of one cost are compared."""
     scheduler: Literal["asha", "none"] = "asha"
     """Whether runs that lag behind are stopped early (successive halving, ASHA), or every run is \
 trained to its end. Halving judges runs in the middle of their learning-rate schedule."""
-    reduction: Annotated[int, Field(ge=2)] = 3
+    reduction: Annotated[int, Field(ge=2, lt=2**31)] = 3
     """Reduction factor of ASHA: one run in this many continues at each rung."""
     seed: Seed = 0
     """Seed of the drawn values."""
@@ -94,10 +94,10 @@ class Decision(Section):
 
     primary: str | None = None
     """The metric that decides, instead of the profile's `evaluation.primary`."""
-    looks: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    looks: tuple[Annotated[int, Field(ge=2, lt=2**31)], ...] = ()
     """Numbers of seeds at which verdicts are given, for instance [6, 12, 24]. They share one level of \
 5 %. With fewer seeds than the first look a sweep is a pilot. Without looks no verdicts are given."""
-    pilot: Annotated[int, Field(ge=1)] | None = None
+    pilot: Positive | None = None
     """Number of seeds that a command trains by default, fewer than the first look. They describe, and \
 decide nothing."""
     smallest_effect: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -250,6 +250,8 @@ def load_sweep(
     if file.primary is not None:
         base = merge(base, {"evaluation": {"primary": file.primary}})
     overrides = parse_sets(settings)
+    if "seed" in overrides:
+        raise UserError(f"--set seed={overrides['seed']}: the seeds of a sweep are a list; write --seeds")
     arms = [arm for arm in file.arms if arm in only or not only]
     # 2. A cell per seed and arm. Here the fields of an arm are checked, with the profile's.
     cells = []

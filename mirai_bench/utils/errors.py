@@ -16,9 +16,9 @@ class UserError(Exception):
     """
 
 
-def shortened(text: str) -> str:
-    """Returns the text, or its beginning if it is long."""
-    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Returns the text, or its beginning if it has more than so many characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def unknown(what: str, name: object, known: Iterable[object]) -> UserError:

@@ -6,7 +6,8 @@ import sys
 import pytest
 import yaml
 
-from mirai_bench.config.load import build_run, load_run, merge, parse_sets, read_profile
+from mirai_bench.config.json_schema import profile_schema, sweep_schema
+from mirai_bench.config.load import SWEEPS, build_run, load_run, merge, parse_sets, read_profile
 from mirai_bench.config.sweep_file import load_sweep
 from mirai_bench.utils.errors import UserError
 
@@ -31,6 +32,135 @@ def test_unreadable_files_are_user_errors(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"readable YAML|must hold|a key must be"):
             load_sweep(path)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!int ''",
+        "!!bool x",
+        "!!timestamp x",
+        "!!float ''",
+        "!!binary é",
+        "!!set x",
+        "!!omap x",
+        "!!int 0b",
+        "!!null [",
+        "2024-13-45",
+    ],
+)
+def test_a_tag_that_does_not_fit_is_a_message(tmp_path, tag):
+    path = tmp_path / "bad.yaml"
+    path.write_text(f"profile: digits\nseed: {tag}\n")
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load_run(path)
+    with pytest.raises(UserError):
+        load_run("digits", [f"seed={tag}"])
+
+
+@pytest.mark.parametrize("word", ["no", "on", "12", "2024-01-01", "null", "1.5", "0x1F"])
+def test_a_name_that_yaml_reads_otherwise_is_to_be_quoted(tmp_path, word):
+    sweep = {"axis": "x", "question": "?", "profile": "digits", "seeds": [0]}
+    text = yaml.safe_dump(sweep) + "arms: {{baseline: {{level: none}}, {}: {{level: internal}}}}\n"
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text.format(word))
+    with pytest.raises(UserError, match=rf"line 6: the key {word} is read as \w+: write it in quotes"):
+        load_sweep(path)
+    path.write_text(text.format(f"'{word}'"))
+    assert load_sweep(path).arms == ["baseline", word]
+
+
+def test_a_value_that_yaml_reads_otherwise_is_to_be_quoted():
+    with pytest.raises(UserError, match=r"machine\.runs is .*2024.*write it in quotes"):
+        load_run("digits", ["machine.runs=2024-11-25"])
+    assert str(load_run("digits", ["machine.runs='2024-11-25'"]).machine.runs) == "2024-11-25"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("my runs #2", "my runs #2"),
+        (" a b ", "a b"),
+        ("'a #b'", "a #b"),
+        ('"a"', "a"),
+        ("3 # three", 3),
+        ("", None),
+    ],
+)
+def test_a_text_is_taken_as_it_stands(text, value):
+    assert parse_sets([f"a.b={text}"]) == {"a": {"b": value}}
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "weights").touch()
+    fields = ("machine.runs", "machine.data", "machine.codes", "machine.assets", "tokenizer.weights")
+    config = load_run("digits", [f"{name}=~/weights" for name in (*fields, "foresight.teacher")])
+    for name in (*fields, "foresight.teacher"):
+        section, field = name.split(".")
+        assert getattr(getattr(config, section), field) == tmp_path / "weights"
+    with pytest.raises(UserError, match="no such home folder"):
+        load_run("digits", ["machine.runs=~nobody-of-this-name/runs"])
+
+
+def test_a_folder_of_the_name_of_a_profile_does_not_hide_it(here):
+    (here / "digits").mkdir()
+    assert load_run("digits").profile == "digits"
+
+
+def test_a_very_large_file_is_refused_at_once(tmp_path):
+    path = tmp_path / "large.yaml"
+    path.write_text("a: 1\n" * 100_000)
+    with pytest.raises(UserError, match="which no configuration needs"):
+        load_run(path)
+
+
+def test_a_seed_of_a_sweep_is_not_set(tmp_path):
+    with pytest.raises(UserError, match="write --seeds"):
+        load_sweep(SWEEPS / "injection_level.yaml", settings=["seed=5"])
+
+
+def unbounded(schema, definitions, name, seen=()):
+    """Yields the names of the numbers of a schema that have no lower or no upper bound."""
+    if "$ref" in schema:
+        kind = schema["$ref"].rsplit("/", 1)[-1]
+        if kind not in seen:
+            yield from unbounded(definitions[kind], definitions, name, (*seen, kind))
+        return
+    if schema.get("type") in ("number", "integer") and "enum" not in schema:
+        bounds = (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
+        if not all(any(key in schema for key in keys) for keys in bounds):
+            yield name
+    inner = list(schema.get("properties", {}).items())
+    inner += [("", part) for key in ("anyOf", "prefixItems") for part in schema.get(key, [])]
+    inner += [
+        ("[]", schema[key]) for key in ("items", "additionalProperties") if isinstance(schema.get(key), dict)
+    ]
+    for field, part in inner:
+        if not isinstance(part, dict):
+            continue
+        yield from unbounded(part, definitions, f"{name}.{field}", seen)
+
+
+@pytest.mark.parametrize("schema", [profile_schema(), sweep_schema()], ids=["profile", "sweep"])
+def test_every_number_of_a_config_has_both_bounds(schema):
+    assert list(unbounded(schema, schema["$defs"], "")) == []
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "evaluation.protocol.seed=18446744073709551616",
+        "evaluation.protocol.resize=1000000",
+        "evaluation.protocol.top_k=99999999999",
+        "machine.checkpoint_every=1e308",
+        "train.lr=1e39",
+        "foresight.weight=1e300",
+    ],
+)
+def test_a_value_beyond_all_bounds_is_known_at_once(setting):
+    with pytest.raises(UserError, match=setting.split("=")[0]):
+        load_run("digits", [setting])
 
 
 def test_resolved_config_reads_back(tmp_path):
