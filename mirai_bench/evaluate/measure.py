@@ -20,7 +20,8 @@ from mirai_bench.data.images.image_sets import ImageSet, NpzWriter, resized
 from mirai_bench.data.tokenizers import Tokenizer
 from mirai_bench.evaluate.exact import Rule
 from mirai_bench.evaluate.extractors import Extractor, FeatureCollector
-from mirai_bench.evaluate.metrics import density_coverage, frechet, frechet_at_infinity, mind
+from mirai_bench.evaluate.metrics import frechet, frechet_at_infinity, mind
+from mirai_bench.evaluate.pairs import compare_pairs, draw_subsets, within
 from mirai_bench.evaluate.references import Reference
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.results.frame import RECONSTRUCTIONS
@@ -33,9 +34,6 @@ T = TypeVar("T")
 
 UNIT = 500  # images that a process makes and extracts at a time
 FEWEST = 10  # images: the Inception Score has ten splits, precision and recall need four neighbours
-NEIGHBOURS = 3  # of precision and recall
-KID_SEED = 2020
-DISTANCE_ROWS = 500  # of a block of the distance matrix of precision and recall
 # Memory of a batch of samples: so much on a CPU, and on a GPU such a share of what is free.
 CPU_BYTES = 2**30
 GPU_SHARE = 0.5
@@ -296,7 +294,7 @@ def compare(
     if samples.scores is not None:
         values["IS"] = samples.scores.value()
     if reference.features is not None:
-        values |= image_to_image(samples, reference.features, device)
+        values |= image_to_image(samples, reference, device)
     if reference.copies is not None:
         values["copies"] = reference.copies.share(samples.kept)
     if extrapolate:
@@ -306,34 +304,18 @@ def compare(
     return values
 
 
-def image_to_image(samples: FeatureCollector, real: np.ndarray, device: torch.device) -> dict[str, float]:
-    """Returns the metrics that need the features themselves, not their moments.
-
-    KID, precision and recall are torch-fidelity's; MIND, density and coverage are ours.
-    """
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
+def image_to_image(samples: FeatureCollector, reference: Reference, device: torch.device) -> dict[str, float]:
+    """Returns the metrics that need the features themselves, not their moments."""
+    assert reference.features is not None, "the caller has looked"
     fake = samples.kept
-    fake_tensor = torch.from_numpy(fake)
-    real_tensor = torch.from_numpy(real)
-    subsets, size = samples.entry.kid
-    size = min(size, len(fake), len(real))
-    kid = kid_features_to_metric(
-        fake_tensor, real_tensor, kid_subsets=subsets, kid_subset_size=size, rng_seed=KID_SEED, verbose=False
-    )
-    # The matrix of distances is computed in blocks and not kept.
-    blocks = {"prc_batch_size": DISTANCE_ROWS, "save_cpu_ram": True}
-    prc = prc_features_to_metric(
-        fake_tensor.to(device), real_tensor.to(device), prc_neighborhood=NEIGHBOURS, verbose=False, **blocks
-    )
-    density, coverage = density_coverage(fake, real)
-    return {
-        samples.entry.kernel: kid[KEY_METRIC_KID_MEAN],
-        samples.entry.sliced: mind(fake, real),
-        # torch-fidelity averages in float32: the counts are exact.
-        "precision": round(prc["precision"] * len(fake)) / len(fake),
-        "recall": round(prc["recall"] * len(real)) / len(real),
-        "density": density,
-        "coverage": coverage,
-    }
+    real = reference.features
+    count, size = samples.entry.kid
+    subsets = draw_subsets(len(fake), len(real), count, min(size, len(fake), len(real)))
+    # All evaluations of a run have as many samples, and share what the reference says of itself.
+    of_real = reference.within.get(len(fake))
+    if of_real is None:
+        of_real = reference.within[len(fake)] = within(real, subsets.theirs, device)
+    of_fake = within(fake, subsets.ours, device)
+    found = compare_pairs(fake, real, of_fake, of_real, subsets, device)
+    kid = found.pop("kid")
+    return {samples.entry.kernel: kid, samples.entry.sliced: mind(fake, real)} | found

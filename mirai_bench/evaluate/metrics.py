@@ -1,12 +1,12 @@
 """Statistics of features in float64, in pure numpy and scipy.
 
-Moments that are accumulated, the Fréchet distance and its extrapolation in 1/n, the Inception
-Score, density and coverage. Letters: n images, d dimensions of a feature, C classes, k neighbours.
+Moments that are accumulated, the Fréchet distance and its extrapolation in 1/n, MIND, and the
+Inception Score. Letters: n images, d dimensions of a feature, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ from scipy import linalg
 Array = NDArray[np.float64]
 Floats = NDArray[np.floating]
 
-BLOCK_BYTES = 256 * 2**20  # of one block of a distance matrix
 DIRECTIONS = 100  # of MIND at a time
 
 
@@ -176,40 +175,3 @@ class InceptionScore:
         log_marginal = np.log(np.where(marginal > 0, marginal, 1))
         entropy = -np.where(marginal > 0, marginal * log_marginal, 0).sum(1)
         return float(np.exp(self.negative_entropy / counts + entropy).mean())
-
-
-def distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
-    """Yields the Euclidean distances of a (n, d) to b (m, d) in blocks of bounded size.
-
-    A block is (rows, their distances (rows, m)).
-    """
-    squares = np.einsum("md,md->m", b, b)
-    step = max(1, BLOCK_BYTES // (8 * len(b)))
-    for start in range(0, len(a), step):
-        rows = slice(start, start + step)
-        block = a[rows]
-        square = np.einsum("nd,nd->n", block, block)[:, None] + squares - 2 * (block @ b.T)
-        yield rows, np.sqrt(square.clip(min=0))
-
-
-def density_coverage(samples: Array, reference: Array, k: int = 5) -> tuple[float, float]:
-    """Returns (density, coverage) of samples (n, d) and reference images (m, d), m > k.
-
-    They are defined in arXiv 2002.09797. Each reference image has a ball that reaches its k-th
-    neighbour. Density is the number of balls that a sample lies in, over k, which is 1 if the two
-    sets are alike. Coverage is the fraction of the balls that hold a sample.
-    """
-    if len(reference) <= k:
-        raise ValueError(
-            f"density and coverage with k = {k} need more than {k} reference images, found {len(reference)}"
-        )
-    radius = np.empty(len(reference))
-    for rows, block in distances(reference, reference):
-        radius[rows] = np.partition(block, k, axis=1)[:, k]  # the nearest is the image itself
-    inside = 0
-    covered = 0
-    for rows, block in distances(reference, samples):
-        within = block <= radius[rows, None]
-        inside += int(within.sum())
-        covered += int(within.any(1).sum())
-    return inside / (k * len(samples)), covered / len(reference)

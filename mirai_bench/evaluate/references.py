@@ -24,6 +24,7 @@ from mirai_bench.data.images.image_sets import npz_arrays, open_images, parts
 from mirai_bench.evaluate.copies import CopyCheck
 from mirai_bench.evaluate.extractors import Extractor, FeatureCollector, evenly_spaced
 from mirai_bench.evaluate.metrics import Array, Gaussian, square_root
+from mirai_bench.evaluate.pairs import Within
 from mirai_bench.utils.assets import assets_folder
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.errors import UserError
@@ -64,6 +65,11 @@ class Reference:
     def identity(self) -> dict[str, Any]:
         """Returns what a record says about the reference."""
         return {"name": self.name, "sha256": self.sha256, "n": self.n}
+
+    @cached_property
+    def within(self) -> dict[int, Within]:
+        """What `features` say of themselves, by the number of samples that they are compared with."""
+        return {}
 
     @cached_property
     def roots(self) -> dict[str, Array]:

@@ -22,7 +22,7 @@ from mirai_bench.benchmark.targets import PLAN, TARGETS
 from mirai_bench.benchmark.timing import Sample, alternate, durations, phases_of, ratio, spread
 from mirai_bench.config.load import SWEEPS
 from mirai_bench.evaluate.extractors import EXTRACTORS
-from mirai_bench.evaluate.metrics import BLOCK_BYTES
+from mirai_bench.evaluate.pairs import BLOCK
 from mirai_bench.model.cost import step_flops
 from mirai_bench.sweep.__main__ import parser as sweep_parser
 from mirai_bench.sweep.driver import Report
@@ -410,10 +410,10 @@ def test_evaluate(trained_run, monkeypatch):
     statistics = {row["what"]: row["seconds"] for row in rows if row["kind"] == "statistics"}
     assert len(statistics) == 4 and all(seconds > 0 for seconds in statistics.values())
     few, many = (row for row in rows if row["kind"] == "memory")
-    # what grows with the number of images is their features (64 float64); blocks of distances are
+    # what grows with the number of images is their features (64 float64); blocks of products are
     # bounded
     growth, features = (many[key] - few[key] for key in ("peak_megabytes", "features_megabytes"))
-    assert growth < 3 * features + 2 * BLOCK_BYTES / 2**20
+    assert growth < 3 * features + 5 * 8 * BLOCK**2 / 2**20
     assert report.table(rows).count("\n") == 2 + len(rows)
 
 

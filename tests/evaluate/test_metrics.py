@@ -5,14 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
-from scipy.spatial.distance import cdist
 
 from mirai_bench.evaluate import metrics
 from mirai_bench.evaluate.metrics import (
     Gaussian,
     InceptionScore,
     Moments,
-    density_coverage,
     frechet,
     frechet_at_infinity,
 )
@@ -227,34 +225,3 @@ def test_inception_score_does_not_depend_on_an_order_by_class():
 def test_inception_score_needs_an_image_per_split():
     with pytest.raises(ValueError, match="10 images or more, found 9"):
         InceptionScore(9, 5)
-
-
-# ---- neighbours
-
-
-def test_distances_in_blocks(monkeypatch):
-    x = rng(14).normal(size=(37, 5))
-    y = rng(15).normal(size=(23, 5))
-    monkeypatch.setattr(metrics, "BLOCK_BYTES", 8 * 23 * 4)
-    blocks = list(metrics.distances(x, y))
-    assert len(blocks) == 10
-    np.testing.assert_allclose(np.concatenate([block for _, block in blocks]), cdist(x, y), atol=1e-7)
-
-
-def test_density_and_coverage_by_hand():
-    """On a line: reference 0, 1, 2, …, 9 with k = 1: each ball reaches its neighbour, one away."""
-    line = np.arange(10.0)[:, None]
-    samples = np.array([[0.5], [0.6], [100.0], [200.0]])
-    density, coverage = density_coverage(samples, line, k=1)
-    assert density == pytest.approx(4 / 4)  # 0.5 and 0.6 lie in the balls of 0 and 1 each
-    assert coverage == pytest.approx(2 / 10)
-
-
-def test_density_and_coverage_of_alike_and_distant_sets():
-    x = rng(16).normal(size=(500, 4))
-    y = rng(17).normal(size=(500, 4))
-    density, coverage = density_coverage(x, y)
-    assert 0.85 < density < 1.15 and coverage > 0.9
-    assert density_coverage(x + 100, y) == (0, 0)
-    with pytest.raises(ValueError, match="more than 5 reference images, found 5"):
-        density_coverage(x, y[:5])
