@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import encode_bases
 from mirai_bench.data.images.crops import base_sizes, center_crop
 from mirai_bench.data.images.datasets import Dataset, Split, open_dataset
+from mirai_bench.data.images.decoding import UNREADABLE
 from mirai_bench.data.shards import check_fields, expected, read_json, split_data, write_array
 from mirai_bench.data.tokenizers import load_tokenizer
 from mirai_bench.utils.cli import progress
@@ -39,8 +38,6 @@ log = logging.getLogger(__name__)
 
 # Images that are encoded together. It bounds the memory of their crops.
 CHUNK = 64
-# What reading a corrupt image may raise.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 REPAIR = "repair or remove it and prepare into a new folder, or leave out --strict"
 
 Shard = tuple[int, Dataset]  # its number, and its images
@@ -252,6 +249,8 @@ def _finish(job: Job, dataset: Dataset, num_shards: int) -> dict[str, Any]:
     manifest = read_json(job.folder / "plan.json")
     manifest["num_images"] = len(rows)
     manifest["skipped"] = skipped
+    manifest["left_out"] = dataset.left_out
+    manifest["empty_classes"] = list(dataset.empty)
     manifest["class_names"] = list(dataset.class_names)
     manifest["shards"] = [f"{i:05d}" for i in range(num_shards)]
     write_json(job.folder / "manifest.json", manifest)

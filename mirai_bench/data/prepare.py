@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     settings = args.settings
     if args.data is not None:
-        settings = [*settings, f"machine.data={json.dumps(str(args.data.absolute()))}"]
+        settings = [*settings, f"machine.data={json.dumps(str(args.data.expanduser().absolute()))}"]
     config = load_run(args.config, settings)
     if not config.data.needs_preparation:
         name = config.data.dataset
@@ -88,6 +88,8 @@ def main(argv: list[str]) -> int:
             "images": manifest["num_images"],
             "views": manifest["views"],
             "skipped": len(manifest["skipped"]),
+            "left_out": manifest["left_out"],
+            "empty_classes": manifest["empty_classes"],
             "seconds": round(time.monotonic() - start, 1),
         }
         print(json.dumps(summary))

@@ -15,6 +15,8 @@ FILES = "cifar10.npz or the folder cifar-10-batches-py"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # What numpy's arrays need when they are unpickled, by the names of numpy 1 and numpy 2.
 ARRAY_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+# What a pickle may raise: its damaged instructions do anything that is allowed.
+DAMAGED = (OSError, pickle.PickleError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 ARRAY_NAMES = ("ndarray", "dtype", "_reconstruct")
 
 
@@ -51,9 +53,9 @@ def _read_batches(folder: Path, part: Part) -> Labelled:
             with open(folder / name, "rb") as file:
                 batch = _ArraysOnly(file, encoding="bytes").load()
             # Each row holds the red, then the green, then the blue channel.
-            images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32))
-            labels.append(np.asarray(batch[b"labels"], np.int64))
-        except (OSError, pickle.UnpicklingError, KeyError, ValueError, TypeError, EOFError) as error:
+            images.append(np.asarray(batch[b"data"]).reshape(-1, 3, 32, 32))
+            labels.append(np.asarray(batch[b"labels"]))
+        except DAMAGED as error:
             raise UserError(
                 f"{folder / name} is not a batch file of CIFAR-10's python version: {error}"
             ) from None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mirai_bench.config.data_config import DataConfig
 from mirai_bench.data.images.datasets import Dataset
+from mirai_bench.data.images.decoding import MOST_PIXELS
 
 
 def base_sizes(data: DataConfig) -> tuple[int, ...]:
@@ -40,9 +41,12 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """Returns ADM's centre crop, uint8 (size, size, 3).
 
     The image is halved with a box filter while it is at least twice too large, then resized
-    bicubically until its shorter side is `size`, and the centre is cut out.
+    bicubically until its shorter side is `size`, and the centre is cut out. Raises ValueError for an
+    image that is so thin that it would become too large on the way.
     """
     image = image.convert("RGB")
+    if size * size * max(image.size) > MOST_PIXELS * min(image.size):
+        raise ValueError(f"{image.width}x{image.height} pixels are too thin for a square of {size}")
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +16,14 @@ from PIL import Image
 from mirai_bench.config.data_config import OFFICIAL_SIZES, DataConfig
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images import cifar10, fashion_mnist, staircase
+from mirai_bench.data.images.decoding import SUFFIXES, read_image
+from mirai_bench.data.images.listing import content_hash, describe, list_images
 from mirai_bench.utils.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "heldout"]
 
-# Endings of the names of image files.
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
 # Number of the 1,797 digits that are held out.
 DIGITS_HELDOUT = 297
 
@@ -35,7 +35,7 @@ class Dataset:
     name: str
     """Name of the data set."""
     sha256: str
-    """Hash of the pixels, or of the names and sizes of the files (folder)."""
+    """Hash of the pixels, or of the names and contents of the files (folder)."""
     class_names: tuple[str, ...]
     """Names of the classes."""
     labels: np.ndarray
@@ -44,16 +44,19 @@ class Dataset:
     """Images uint8 (N, h, w, 3), if all of them are in memory."""
     files: tuple[str, ...] = ()
     """Paths of the images otherwise."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Number of files of the class folders that are not read, by the reason."""
+    empty: tuple[str, ...] = ()
+    """Classes without any image in this split."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, i: int) -> Image.Image:
-        """Returns image `i`. Raises one of `preparation.UNREADABLE` if its file is corrupt."""
+        """Returns image `i`. Raises one of `decoding.UNREADABLE` if its file is corrupt."""
         if self.images is not None:
             return Image.fromarray(self.images[i])
-        with Image.open(self.files[i]) as image:
-            return image.convert("RGB")
+        return read_image(self.files[i])
 
     def part(self, rows: range) -> Dataset:
         """Returns the data set of these consecutive rows."""
@@ -83,7 +86,8 @@ def open_dataset(config: RunConfig, split: Split) -> Dataset:
         existing = _existing(path, READERS[data.dataset].FILES)
         dataset = _small_images(data.dataset, existing, split)
     else:
-        dataset = _folder(_existing(path, "a folder of class/image files"), split, data.name)
+        existing = _existing(path, "a folder of class/image files")
+        dataset = _folder(existing, split, data.name, config.machine.runs)
     check_size(data, split, len(dataset), path)
     found = len(dataset.class_names)
     if found != data.classes:
@@ -213,22 +217,8 @@ def _split_root(path: Path, split: Split) -> Path | None:
     return path if path.is_dir() and _class_folders(path) else None
 
 
-def _images_in(folder: Path) -> list[os.DirEntry[str]]:
-    """Returns the image files of a class by name. A class without a folder has none."""
-    entries = os.scandir(folder) if folder.is_dir() else ()
-    images = [entry for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES]
-    return sorted(images, key=lambda entry: entry.name)
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    try:
-        return entry.stat().st_size
-    except OSError as error:
-        raise UserError(f"{entry.path} could not be opened ({error.strerror}): repair or remove it") from None
-
-
 @lru_cache(maxsize=4)
-def _folder(path: Path, split: Split, name: str) -> Dataset:
+def _folder(path: Path, split: Split, name: str, runs: Path) -> Dataset:
     root = _split_root(path, split)
     if root is None:
         raise UserError(
@@ -241,18 +231,34 @@ def _folder(path: Path, split: Split, name: str) -> Dataset:
     for other in _class_folders(root):
         if other not in classes:
             raise unknown(f"class folder of {root}", other, classes)
-    # 2. Their files, with a hash of the names and sizes: reading 1.3 million images would take
-    # hours.
-    files = []
-    labels = []
-    listing = hashlib.sha256()
+    # 2. Their files.
     log.info(f"listing {root}")
-    for label, class_name in enumerate(classes):
-        for entry in _images_in(root / class_name):
-            files.append(entry.path)
-            labels.append(label)
-            listing.update(f"{class_name}/{entry.name} {_size(entry)}\n".encode())
+    files, labels, left_out, empty = list_images(root, classes)
     if not files:
         endings = ", ".join(sorted(SUFFIXES))
         raise UserError(f"{root} holds no image in its class folders (known endings: {endings})")
-    return Dataset(name, listing.hexdigest(), tuple(classes), np.array(labels, np.int64), files=tuple(files))
+    _say(root, split, classes, left_out, empty)
+    return Dataset(
+        name,
+        content_hash(root, files, runs),
+        tuple(classes),
+        np.array(labels, np.int64),
+        files=tuple(entry.path for entry in files),
+        left_out=left_out,
+        empty=tuple(empty),
+    )
+
+
+def _say(root: Path, split: Split, classes: list[str], left_out: dict[str, int], empty: list[str]) -> None:
+    """Logs what a user may not expect of a folder of images."""
+    if left_out:
+        log.warning(f"{root}: files are left out: {describe(left_out)}")
+    if empty and split == "train":
+        names = ", ".join(empty[:20])
+        log.warning(f"{root}: no image in {len(empty)} classes, which a model never sees: {names}")
+    if all(name.isdecimal() for name in classes) and classes != sorted(classes, key=int):
+        first = next(number for number, name in enumerate(classes) if number != int(name))
+        log.warning(
+            f"{root}: classes are in the order of their names as text, so that class {first} is the folder "
+            f"{classes[first]!r}: write 00, 01, … to have them in the order of the numbers"
+        )

@@ -6,6 +6,9 @@ everywhere. Memory holds one part, whatever the number of images.
 
 from __future__ import annotations
 
+import io
+import logging
+import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,15 +16,20 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from mirai_bench.data.images.datasets import SUFFIXES
-from mirai_bench.utils.errors import UserError
+from mirai_bench.data.images.decoding import SUFFIXES, UNREADABLE, read_image
+from mirai_bench.utils.errors import UserError, shortened
 from mirai_bench.utils.files import atomic
+
+log = logging.getLogger(__name__)
 
 # Number of images that are read at a time.
 PART = 500
 # Shape and type of an array.
+MOST_ARRAYS = 100  # in one file
+MOST_HEADER = 10_000  # bytes
+MOST_PACKED = 1_032  # bytes that deflate packs into one
 Header = tuple[tuple[int, ...], np.dtype]
 
 
@@ -31,12 +39,20 @@ Header = tuple[tuple[int, ...], np.dtype]
 def _read_header(file: IO[bytes]) -> Header:
     """Returns the header of an .npy stream, which is then at the array's first value.
 
-    Raises ValueError for pickled objects.
+    Raises ValueError for pickled objects, and for a header that no array has.
     """
     npy = np.lib.format
     version = npy.read_magic(file)
+    # The length of the header comes first. Version 1 has two bytes for it, later ones four.
+    length = file.read(2 if version == (1, 0) else 4)
+    size = int.from_bytes(length, "little")
+    if size > MOST_HEADER:
+        raise ValueError(f"a header of {size:,} bytes")
+    start = io.BytesIO(length + file.read(size))
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    shape, fortran, dtype = read(start)
+    if any(side < 0 for side in shape):
+        raise ValueError(f"a shape of {shape}")
     if dtype.hasobject or (fortran and len(shape) > 1):
         raise ValueError("it holds pickled objects, or is in Fortran order")
     return shape, dtype
@@ -50,11 +66,21 @@ def npz_arrays(path: Path) -> dict[str, Header]:
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as file:
-                    arrays[name.removesuffix(".npy")] = _read_header(file)
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
-        raise UserError(f"{path} is not an .npz file that can be read safely: {error}") from None
+            members = archive.infolist()
+            if len(members) > MOST_ARRAYS:
+                raise ValueError(f"it has {len(members):,} members")
+            for member in members:
+                with archive.open(member) as file:
+                    shape, dtype = _read_header(file)
+                # No header is believed that says more than there is, or than deflate can pack.
+                present = min(member.file_size, MOST_PACKED * member.compress_size)
+                if math.prod(shape) * dtype.itemsize > present:
+                    name = member.filename
+                    raise ValueError(f"{name} has {present:,} bytes, too few for {dtype} {shape}")
+                arrays[member.filename.removesuffix(".npy")] = (shape, dtype)
+    except Exception as error:  # what a damaged archive or header raises is not documented
+        reason = shortened(str(error), 300)
+        raise UserError(f"{path} is not an .npz file that can be read safely: {reason}") from None
     return arrays
 
 
@@ -72,7 +98,8 @@ class NpzImages:
         self.path = path
         self.shape = shape
         self._archive = zipfile.ZipFile(path)
-        self._file = self._archive.open("arr_0.npy")
+        names = self._archive.namelist()
+        self._file = self._archive.open("arr_0.npy" if "arr_0.npy" in names else "arr_0")
         _read_header(self._file)
         self._start = self._file.tell()
         # The classes `arr_1` (n,), if the file has them.
@@ -81,6 +108,9 @@ class NpzImages:
         if shape == (len(self),) and dtype.kind in "iu":
             with np.load(path, allow_pickle=False) as file:
                 self.labels = file["arr_1"]
+        elif "arr_1" in arrays:
+            found = f"arr_1 is {dtype} {shape}"
+            log.warning(f"{path}: there is no class accuracy: {found}, and not integers ({len(self)},)")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -103,8 +133,11 @@ class FolderImages:
     labels = None
 
     def __init__(self, path: Path) -> None:
-        named = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES]
-        files = [file for file in named if file.is_file()]
+        named = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+        # Copies that Jupyter and macOS leave are no samples.
+        files = [file for file in named if not any(p.startswith(".") for p in file.relative_to(path).parts)]
+        if len(files) < len(named):
+            log.warning(f"{path}: {len(named) - len(files)} hidden images are left out")
         if not files:
             raise UserError(f"{path} holds no image (known endings: {', '.join(sorted(SUFFIXES))})")
         self.path = path
@@ -116,9 +149,8 @@ class FolderImages:
 
     def _read(self, file: Path) -> np.ndarray:
         try:
-            with Image.open(file) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            return np.asarray(read_image(file))
+        except UNREADABLE as error:
             raise UserError(f"{file} cannot be read as an image: {error}") from None
 
     def read(self, rows: range) -> np.ndarray:

@@ -12,6 +12,8 @@ from mirai_bench.utils.errors import UserError
 
 Part = Literal["train", "test"]
 """A split, as the files of both data sets call it: `test` is what the project holds out."""
+# What np.load may raise. MemoryError, RuntimeError: a header of terabytes, an encrypted member.
+UNREADABLE = (OSError, LookupError, ValueError, TypeError, EOFError, BadZipFile, MemoryError, RuntimeError)
 Labelled = tuple[np.ndarray, np.ndarray]
 """Images uint8 (N, …) and labels (N,)."""
 
@@ -24,7 +26,7 @@ def read_npz(path: Path, part: Part, file: str, title: str, official: str) -> La
     try:
         with np.load(path / file if path.is_dir() else path, allow_pickle=False) as arrays:
             return arrays[f"x_{part}"], arrays[f"y_{part}"]
-    except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
+    except UNREADABLE as error:
         reason = str(error).split(". ")[0]  # the rest of numpy's message is how to read pickles
         raise UserError(
             f"machine.data is {str(path)!r}, which holds no {title} ({reason}): write the path of "
@@ -37,14 +39,14 @@ def checked(path: Path, images: np.ndarray, labels: np.ndarray, shape: tuple[int
 
     Raises UserError if they are anything else, or if a label is not one of ten classes.
     """
-    labels = labels.reshape(-1)
-    if images.shape[1:] != shape or images.dtype != np.uint8 or len(images) != len(labels):
+    n = images.shape[0] if images.ndim else 0
+    if images.shape != (n, *shape) or images.dtype != np.uint8 or labels.shape not in ((n,), (n, 1)):
         wanted = ", ".join(str(side) for side in ("N", *shape))
-        found = f"images {images.dtype} {images.shape} and {len(labels)} labels"
+        found = f"images {images.dtype} {images.shape} and {labels.size} labels"
         raise UserError(f"{path} holds {found}: write uint8 ({wanted}) and N")
     if labels.dtype.kind not in "ui":
         raise UserError(f"{path} holds labels {labels.dtype}: write integers 0 … 9")
     wrong = labels[(labels < 0) | (labels > 9)]
     if len(wrong):
         raise UserError(f"{path} holds the label {wrong[0]}: write 0 … 9")
-    return images, labels
+    return images, labels.reshape(-1)

@@ -1,6 +1,7 @@
 """Sets of images: .npz files and folders are read and written, and broken ones are refused."""
 
 import io
+import struct
 import zipfile
 
 import numpy as np
@@ -50,8 +51,72 @@ def test_a_truncated_array_is_refused(tmp_path):
     np.lib.format.write_array(whole, noise(10))
     with zipfile.ZipFile(tmp_path / "samples.npz", "w") as archive:
         archive.writestr("arr_0.npy", whole.getvalue()[:-200])
-    with pytest.raises(UserError, match="ends within image 8: it is truncated"):
-        list(parts(open_images(tmp_path / "samples.npz")))
+    with pytest.raises(UserError, match=r"arr_0\.npy has 1,848 bytes, too few for uint8 \(10, 8, 8, 3\)"):
+        open_images(tmp_path / "samples.npz")
+
+
+def npy(shape, descr="|u1", content=b"", length=None):
+    """Returns an .npy stream whose header may lie."""
+    header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", length or len(header)) + header + content
+
+
+IMAGES = npy((3, 8, 8, 3), content=bytes(576))
+LARGE_HEADER = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**30) + b" " * 100_000
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"arr_0.npy": npy((10**12, 8, 8, 3), content=bytes(200))}, "too few for uint8"),
+        ({"arr_0.npy": IMAGES, "arr_1.npy": npy((10**12,), "<i8")}, "too few for int64"),
+        ({"arr_0.npy": npy((-1, 8, 8, 3), content=bytes(200))}, "a shape of"),
+        ({"arr_0.npy": LARGE_HEADER}, "a header of 1,073,741,824 bytes"),
+        ({"arr_0.npy": npy((3,), "|O")}, "it holds pickled objects"),
+        ({"arr_0.npy": b""}, "cannot be read safely|can be read safely"),
+        ({"arr_0.npy": npy((3,), length=9)}, "can be read safely"),
+        ({f"a{i}.npy": npy((1,), content=b"x") for i in range(101)}, "it has 101 members"),
+        ({"x.npy": IMAGES}, "holds no images"),
+    ],
+)
+def test_headers_that_lie_are_refused_in_a_short_message(tmp_path, members, message):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match=message) as refused:
+        open_images(path)
+    assert len(str(refused.value)) < 600
+
+
+def test_an_encrypted_file_is_refused_and_a_name_without_an_ending_is_read(tmp_path):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0", IMAGES)
+    assert open_images(path).read(range(3)).shape == (3, 8, 8, 3)
+    content = bytearray(path.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="encrypted"):
+        open_images(path)
+
+
+@pytest.mark.parametrize(
+    "labels", [np.zeros(2, int), np.zeros(3), np.zeros((3, 1), int), np.array(["a", "b", "c"])]
+)
+def test_labels_that_cannot_be_used_are_said(tmp_path, labels, capsys):
+    np.savez(tmp_path / "x.npz", arr_0=noise(3), arr_1=labels)
+    assert open_images(tmp_path / "x.npz").labels is None
+    assert "there is no class accuracy: arr_1 is" in capsys.readouterr().err
+
+
+def test_hidden_copies_are_no_samples(tmp_path, capsys):
+    for name in ("a.png", "b/c.png", ".ipynb_checkpoints/a.png", "b/._c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(noise(1)[0]).save(tmp_path / name)
+    assert len(open_images(tmp_path)) == 2
+    assert "2 hidden images are left out" in capsys.readouterr().err
 
 
 def test_folders_that_cannot_be_evaluated_are_refused(tmp_path):
