@@ -22,10 +22,13 @@ from mirai_bench.data.images.crops import all_views, base_sizes, read_bases
 from mirai_bench.data.images.datasets import Dataset, Split, open_dataset
 from mirai_bench.data.pixels import Pixels
 from mirai_bench.data.shards import (
+    AGAIN,
     ShardedArray,
     check_fields,
+    check_intact,
     codes_folder,
     open_shards,
+    read_array,
     read_manifest,
     split_data,
 )
@@ -185,11 +188,14 @@ def _read_prepared(config: RunConfig, split: Split, device: torch.device) -> Cod
 
     num_stored = len(base_sizes(data)) if manifest["pixels"] else 0
     stored = [open_shards(folder, shards, f".base{number}") for number in range(num_stored)]
-    rows = np.load(folder / "rows.npy", allow_pickle=False)
+    rows = read_array(folder, manifest, "rows")
     pixels = Pixels(open_images, rows, data, device, stored, config.machine.cpus)
     # 2. Codes are kept on the device if they fit.
+    check_intact(folder, manifest, [f"shards/{name}.npy" for name in shards])
     codes = open_shards(folder, shards)
-    labels = np.load(folder / "labels.npy", allow_pickle=False)
+    labels = read_array(folder, manifest, "labels")
+    if not len(codes) == len(labels) == len(rows) == manifest["num_images"]:
+        raise UserError(f"{folder}: {len(codes)} codes, {len(labels)} labels and {len(rows)} rows: {AGAIN}")
     resident = fits(sum(part.nbytes for part in codes.parts), device)
     return Codes(codes, labels, pixels, manifest, device, resident)
 
@@ -215,13 +221,27 @@ def has_heldout_codes(config: RunConfig) -> bool:
     return config.data.dataset != "folder" or (codes_folder(config) / "heldout").is_dir()
 
 
+def readable_rows(config: RunConfig, split: Split, dataset: Dataset) -> np.ndarray:
+    """Returns the rows of the data set that can be read, as far as prepared codes know it, or all."""
+    every = np.arange(len(dataset))
+    if not dataset.files:
+        return every
+    try:
+        folder, manifest = read_manifest(config, split)
+    except UserError:  # not prepared: then the first image that cannot be read is an error
+        return every
+    return read_array(folder, manifest, "rows") if manifest["dataset"] == dataset.identity else every
+
+
 def images_of(config: RunConfig, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the images uint8 (B, s, s, 3) of a split and their labels (B,).
 
     Each image comes once, in the order of the data set, as its centre crop, whatever the views that
-    training sees.
+    training sees. Images that could not be read when the codes were prepared are left out. Raises
+    UserError for another one.
     """
     dataset = open_dataset(config, split)
-    for start in range(0, len(dataset), ENCODE_BATCH):
-        rows = np.arange(start, min(start + ENCODE_BATCH, len(dataset)))
+    readable = readable_rows(config, split, dataset)
+    for start in range(0, len(readable), ENCODE_BATCH):
+        rows = readable[start : start + ENCODE_BATCH]
         yield read_bases(dataset, rows, config.data.image_size), dataset.labels[rows]

@@ -26,12 +26,13 @@ from mirai_bench.data.codes import encode_bases
 from mirai_bench.data.images.crops import base_sizes, center_crop
 from mirai_bench.data.images.datasets import Dataset, Split, open_dataset
 from mirai_bench.data.images.decoding import UNREADABLE
-from mirai_bench.data.shards import check_fields, expected, read_json, split_data, write_array
+from mirai_bench.data.shards import check_fields, expected, is_intact, read_json, split_data, write_array
 from mirai_bench.data.tokenizers import load_tokenizer
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import resolve_device
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_json
+from mirai_bench.utils.hashing import file_sha256
 from mirai_bench.utils.log import configure_logging
 
 log = logging.getLogger(__name__)
@@ -65,8 +66,12 @@ class Job:
         return self.folder / "shards" / f"{number:05d}{ending}"
 
     def is_complete(self, number: int) -> bool:
-        """Tells whether a shard is written."""
-        return self.file(number, ".json").is_file()
+        """Tells whether a shard is written, and its codes are as they were."""
+        try:
+            sha256 = read_json(self.file(number, ".json"))["sha256"][".npy"]
+        except (UserError, KeyError, TypeError):  # not written, damaged, or of an earlier version
+            return False
+        return is_intact(self.file(number, ".npy"), sha256)
 
 
 # ---- one shard
@@ -100,11 +105,12 @@ class Worker:
                 codes.append(encode_bases(crops, self.data, self.tokenizer, self.device))
                 for base, crop in zip(bases, crops, strict=False):
                     base.append(crop)
-        write_array(job.file(number, ".npy"), np.concatenate(codes))
-        for i, base in enumerate(bases):
-            write_array(job.file(number, f".base{i}.npy"), np.concatenate(base))
+        arrays = {".npy": codes} | {f".base{i}.npy": base for i, base in enumerate(bases)}
+        for ending, parts in arrays.items():
+            write_array(job.file(number, ending), np.concatenate(parts))
+        hashes = {ending: file_sha256(job.file(number, ending)) for ending in arrays}
         # Written last: it marks the shard as complete.
-        write_json(job.file(number, ".json"), {"rows": kept, "skipped": skipped})
+        write_json(job.file(number, ".json"), {"rows": kept, "skipped": skipped, "sha256": hashes})
         return len(images)
 
     def _read(
@@ -253,5 +259,9 @@ def _finish(job: Job, dataset: Dataset, num_shards: int) -> dict[str, Any]:
     manifest["empty_classes"] = list(dataset.empty)
     manifest["class_names"] = list(dataset.class_names)
     manifest["shards"] = [f"{i:05d}" for i in range(num_shards)]
+    hashes = {name: file_sha256(job.folder / name) for name in ("rows.npy", "labels.npy")}
+    for i, shard in enumerate(shards):
+        hashes |= {f"shards/{i:05d}{ending}": sha256 for ending, sha256 in shard["sha256"].items()}
+    manifest["sha256"] = hashes
     write_json(job.folder / "manifest.json", manifest)
     return manifest

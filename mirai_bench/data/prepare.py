@@ -8,8 +8,10 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 from mirai_bench.config.load import load_run
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.utils.cli import add_config, run
 from mirai_bench.utils.errors import UserError
 
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 
 # Images per file. A shard is what an interrupted preparation loses.
 SHARD_SIZE = 1024
+SPLITS: tuple[Literal["train"], Literal["heldout"]] = ("train", "heldout")
 
 EPILOG = """examples:
   python -m mirai_bench.data.prepare cifar10 --data cifar10.npz
@@ -39,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add_config(result)
     result.add_argument("--data", type=Path, help="the images: a file or folder (machine.data)")
     result.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
+    result.add_argument("--check", action="store_true", help="only compare what is prepared with its hashes")
     result.add_argument(
         "--pixels", action="store_true", help="also store the cropped images, for teachers that see pixels"
     )
@@ -66,14 +70,15 @@ def main(argv: list[str]) -> int:
             f"--processes is {args.processes} and --shard-size {args.shard_size}: write 1 or more"
         )
     # Imported here, so that --help and wrong configs need no torch.
-    from mirai_bench.data.images.datasets import Split, has_heldout_images
+    from mirai_bench.data.images.datasets import has_heldout_images
     from mirai_bench.data.preparation import Job, prepare
     from mirai_bench.data.shards import codes_folder
     from mirai_bench.utils.distributed import announced
 
+    if args.check:
+        return check(config)
     rank, world = announced()
-    splits: tuple[Split, ...] = ("train", "heldout") if has_heldout_images(config) else ("train",)
-    for split in splits:
+    for split in SPLITS if has_heldout_images(config) else SPLITS[:1]:
         start = time.monotonic()
         folder = codes_folder(config) / split
         pixels = args.pixels and split == "train"
@@ -93,6 +98,23 @@ def main(argv: list[str]) -> int:
             "seconds": round(time.monotonic() - start, 1),
         }
         print(json.dumps(summary))
+    return 0
+
+
+def check(config: RunConfig) -> int:
+    """Compares all prepared files with their hashes, and prints a line of JSON per split.
+
+    Raises UserError if one is damaged.
+    """
+    from mirai_bench.data.shards import check_intact, codes_folder, read_manifest
+
+    for split in SPLITS:
+        if split == "heldout" and not (codes_folder(config) / split).is_dir():
+            continue
+        folder, manifest = read_manifest(config, split)
+        files = manifest.get("sha256", {})
+        check_intact(folder, manifest, files)
+        print(json.dumps({"split": split, "folder": str(folder), "intact": len(files)}))
     return 0
 
 

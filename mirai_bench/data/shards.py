@@ -6,13 +6,14 @@
                  shards/00012.json       the shard's rows of the data set, and the images that could
                                          not be read; written last: a shard with it is complete
 <folder>/<split>/labels.npy, rows.npy    int64 (N,)
-<folder>/<split>/manifest.json           written when every shard is complete
+<folder>/<split>/manifest.json           written when every shard is complete, with the sha256 of the
+                                         other files
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mirai_bench.data.images.datasets import Split, check_size
 from mirai_bench.data.tokenizers import tokenizer_identity
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import atomic
-from mirai_bench.utils.hashing import digest
+from mirai_bench.utils.hashing import digest, file_sha256
 
 # Raised when the files of prepared codes change. Codes of another format are refused.
 FORMAT = 1
@@ -117,6 +118,34 @@ def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]
     return folder, manifest
 
 
+AGAIN = "prepare the codes again, which makes again what is damaged"
+
+
+def check_intact(folder: Path, manifest: dict[str, Any], files: Iterable[str]) -> None:
+    """Raises UserError, which names the first of these files, if they are not as they were prepared.
+
+    Manifests of earlier versions have no hashes.
+    """
+    known = manifest.get("sha256", {})
+    for name in files:
+        if name in known and not is_intact(folder / name, known[name]):
+            raise UserError(f"{folder / name} is damaged, its content is not what was prepared: {AGAIN}")
+
+
+def is_intact(path: Path, sha256: str) -> bool:
+    """Tells whether a file is there with this hash."""
+    return path.is_file() and file_sha256(path) == sha256
+
+
+def read_array(folder: Path, manifest: dict[str, Any], name: str) -> np.ndarray:
+    """Returns the rows or the labels of prepared codes. Raises UserError if they are damaged."""
+    check_intact(folder, manifest, [f"{name}.npy"])
+    try:
+        return np.load(folder / f"{name}.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise UserError(f"{folder / name}.npy is missing or damaged ({error}): {AGAIN}") from None
+
+
 # ---- shards as one array
 
 
@@ -154,7 +183,4 @@ def open_shards(folder: Path, names: Sequence[str], ending: str = "") -> Sharded
     try:
         return ShardedArray([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths])
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{folder}: a shard is missing or damaged ({error}): remove that folder and prepare the "
-            "codes again"
-        ) from None
+        raise UserError(f"{folder}: a shard is missing or damaged ({error}): {AGAIN}") from None

@@ -142,7 +142,8 @@ def reference_command(argv: list[str]) -> int:
     # Imported here, so that --help needs no torch.
     from mirai_bench.config.load import load_run
     from mirai_bench.evaluate.extractors import open_extractor
-    from mirai_bench.evaluate.references import SPLITS, path_images, split_images, write_reference
+    from mirai_bench.evaluate.reference_images import SPLITS, path_images, split_images
+    from mirai_bench.evaluate.references import write_reference
     from mirai_bench.utils.device import resolve_device
 
     config = load_run(args.config, args.settings)

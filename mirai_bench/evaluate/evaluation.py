@@ -25,7 +25,8 @@ from mirai_bench.evaluate.exact import Rule, open_rule
 from mirai_bench.evaluate.extractors import Extractor, entry_of, open_extractor
 from mirai_bench.evaluate.measure import SampledImages, Source, StoredImages, measure
 from mirai_bench.evaluate.reconstructions import reconstructions_of
-from mirai_bench.evaluate.references import SPLITS, Reference, find_reference, open_reference, split_images
+from mirai_bench.evaluate.reference_images import SPLITS, split_images
+from mirai_bench.evaluate.references import Reference, find_reference, open_reference
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.results.frame import lower_is_better
 from mirai_bench.sample.sampler import load_for_sampling
@@ -115,6 +116,8 @@ class Evaluator:
     def open(self) -> None:
         """Opens now what images are compared with, and so makes or downloads what is missing."""
         check_metrics(self.config)
+        if has_heldout_codes(self.config):
+            _ = self.heldout
         _ = self.with_reconstructions
 
     def evaluate_model(
@@ -149,6 +152,8 @@ class Evaluator:
         if measured is None:
             return None
         metrics = measured.metrics
+        if self.reference is not None:
+            self.reference.say_other_size(self.protocol.resize or measured.first.shape[1])
         if model is not None and has_heldout_codes(self.config):
             metrics["heldout_ntp"] = self.heldout_ntp(model)
             if self.rule is not None:

@@ -20,7 +20,8 @@ from mirai_bench.data.shards import split_data
 from mirai_bench.data.tokenizers import Tokenizer
 from mirai_bench.evaluate.extractors import Extractor
 from mirai_bench.evaluate.metrics import Gaussian
-from mirai_bench.evaluate.references import SPLITS, ReferenceImages, cached_reference
+from mirai_bench.evaluate.reference_images import SPLITS, ReferenceImages
+from mirai_bench.evaluate.references import cached_reference
 
 MOST_IMAGES = 100_000  # of a split that is decoded: ImageNet's would take hours
 

@@ -8,35 +8,37 @@ images and mu, sigma, mu_s, sigma_s), and EDM's (mu, sigma).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.codes import images_of
-from mirai_bench.data.images.datasets import Split, has_heldout_images, open_dataset
-from mirai_bench.data.images.image_sets import npz_arrays, open_images, parts
+from mirai_bench.data.images.datasets import Split, has_heldout_images
+from mirai_bench.data.images.image_sets import npz_arrays
 from mirai_bench.evaluate.copies import CopyCheck
 from mirai_bench.evaluate.extractors import Extractor, FeatureCollector, evenly_spaced
 from mirai_bench.evaluate.metrics import Array, Gaussian, square_root
 from mirai_bench.evaluate.pairs import Within
+from mirai_bench.evaluate.reference_images import (
+    FEATURES_KEPT,
+    SPLITS,
+    ReferenceImages,
+    path_images,
+    split_images,
+)
 from mirai_bench.utils.assets import assets_folder
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import atomic, cached
 from mirai_bench.utils.hashing import digest, file_sha256
 
-SPLITS: tuple[Split, ...] = ("train", "heldout")
-# Number of evenly spaced reference images for precision, recall, density, coverage and KID; ADM's
-# batch has as many.
-FEATURES_KEPT = 10_000
-# Of a training split of at most so many images all features are kept, for the copy check.
-TRAINING_KEPT = 100_000
+log = logging.getLogger(__name__)
+
 INCEPTION_SHAPES = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
 # Names of the mean and the covariance of a feature in an .npz file.
 ARRAYS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -60,6 +62,17 @@ class Reference:
     """Tells which samples are copies, if this is the training split of data with a held-out one."""
     reconstructions: Gaussian | None = None
     """Of `pool` of the images as a lossy tokenizer decodes them (reconstructions.py)."""
+
+    side: int | None = None
+    """Height of its images in pixels, if that is known."""
+
+    def say_other_size(self, side: int) -> None:
+        """Warns if samples of this height are compared with images of another one."""
+        if self.side not in (None, side):
+            log.warning(
+                f"samples of {side} pixels are compared with {self.name} of {self.side} pixels: the distance "
+                "is between two resolutions, too (protocol.resize brings samples to another)"
+            )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -85,76 +98,40 @@ class Reference:
         return roots
 
 
-# ---- images that become a reference
-
-
-class ReferenceImages(NamedTuple):
-    """Images that have not been seen by an extractor yet."""
-
-    batches: Iterable[np.ndarray]
-    """Images uint8 (B, h, w, 3)."""
-    n: int
-    identity: dict[str, Any]
-    """Their name, their sha256, and what else decides the statistics."""
-    keep: int = FEATURES_KEPT
-    """Number of images whose features are kept."""
-    label: str = "reference features"
-    """What their progress is shown under."""
-
-
-def split_images(config: RunConfig, split: Split) -> ReferenceImages:
-    """Returns the images of a data split, one view each.
-
-    Raises UserError if the data has no such split.
-    """
-    if split == "heldout" and not has_heldout_images(config):
-        raise UserError(
-            "protocol.reference is heldout, but the data has no held-out split: write reference: train"
-        )
-    dataset = open_dataset(config, split)
-    identity = {
-        "name": f"{dataset.name}/{split}",
-        "sha256": f"sha256:{dataset.sha256}",
-        "image_size": config.data.image_size,
-    }
-    batches = (images for images, _ in images_of(config, split))
-    n = len(dataset)
-    is_whole = split == "train" and n <= TRAINING_KEPT
-    return ReferenceImages(batches, n, identity, n if is_whole else FEATURES_KEPT)
-
-
-def path_images(path: Path) -> ReferenceImages:
-    """Returns the images of a folder or an .npz file."""
-    images = open_images(path)
-    identity = {"name": path.name, "sha256": file_sha256(path)}
-    return ReferenceImages(parts(images), len(images), identity)
-
-
 # ---- our own files of statistics
 
 
 def write_reference(path: Path, images: ReferenceImages, extractor: Extractor) -> dict[str, Any]:
     """Writes the statistics of images to an .npz file and returns its manifest."""
     samples = FeatureCollector(images.n, extractor.entry, images.keep)
+    side = 0
     for batch in progress(images.batches, images.label, images.n, "images", weigh=len):
         samples.add(extractor(batch))
+        side = batch.shape[1]
     assert samples.seen == images.n, "as many images as announced"
     arrays: dict[str, Any] = {}
     for feature, moments in samples.moments.items():
         arrays |= dict(zip(ARRAYS[feature], moments.gaussian(), strict=True))
-    manifest = images.identity | {"n": images.n, "extractor": extractor.identity, "recipe": RECIPE}
+    manifest = images.identity | {
+        "n": images.n,
+        "extractor": extractor.identity,
+        "recipe": RECIPE,
+        "side": side,
+    }
     text = np.array(json.dumps(manifest))
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays, features=samples.kept.astype(np.float32), manifest=text)
     return manifest
 
 
-def _read_gaussians(arrays: Any) -> dict[str, Gaussian]:
-    """Returns the Gaussian of each feature that an open .npz file has."""
+def _read_gaussians(path: Path, arrays: Any) -> dict[str, Gaussian]:
+    """Returns the Gaussian of each feature of an .npz file. Raises UserError if one is not finite."""
     found = {}
     for feature, names in ARRAYS.items():
         if names[0] in arrays:
             found[feature] = Gaussian(*(arrays[name].astype(np.float64) for name in names))
+            if not all(np.isfinite(moment).all() for moment in found[feature]):
+                raise UserError(f"{path}: {' or '.join(names)} is not finite: make the statistics again")
     return found
 
 
@@ -167,11 +144,12 @@ def _read_own(path: Path, extractor: Extractor) -> Reference:
                 f"{extractor.identity}: make it again with `python -m mirai_bench.evaluate "
                 "reference`, or name the images themselves"
             )
-        gaussians = _read_gaussians(arrays)
+        gaussians = _read_gaussians(path, arrays)
         features = arrays["features"]
     features = features[evenly_spaced(len(features), FEATURES_KEPT)].astype(np.float64)
     source = (manifest["name"], manifest["sha256"], manifest["n"])
-    return Reference(*source, gaussians["pool"], gaussians.get("spatial"), features)
+    side = manifest.get("side")  # older files do not say it
+    return Reference(*source, gaussians["pool"], gaussians.get("spatial"), features, side=side)
 
 
 def _cached_file(runs: Path, images: ReferenceImages, extractor: Extractor) -> Path:
@@ -283,7 +261,7 @@ def _read_statistics(runs: Path, path: Path, extractor: Extractor) -> Reference:
                 f"expected floating-point numbers {expected}"
             )
     with np.load(path, allow_pickle=False) as file:
-        gaussians = _read_gaussians(file)
+        gaussians = _read_gaussians(path, file)
     # Without images there are no precision, recall, density, coverage and KID.
     features = None
     if "arr_0" in arrays:

@@ -257,6 +257,8 @@ class Run:
         """Evaluates the weights that the protocol names, and writes the record and its grid."""
         uses_ema = self.config.evaluation.protocol.weights == "ema"
         model = self.trainer.ema if uses_ema else self.trainer.model
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in model.parameters()):
+            raise RunFailed(f"weights are not finite after step {step}: lower train.lr", step)
         try:
             result = self.evaluator.evaluate_model(model, ranks=self.ranks)
         except Exception as error:

@@ -17,6 +17,8 @@ from mirai_bench.data.preparation import Worker, worker_device
 from mirai_bench.data.prepare import main as prepare
 from mirai_bench.data.shards import codes_folder
 from mirai_bench.data.tokenizers import load_tokenizer
+from mirai_bench.evaluate.evaluation import Evaluator
+from mirai_bench.evaluate.reference_images import split_images
 from mirai_bench.utils import cli
 from mirai_bench.utils.errors import UserError
 from tests.support.images import all_codes, folder_config, prepared, write_config
@@ -170,3 +172,72 @@ def test_an_unreachable_image_is_not_a_corrupt_one(damaged, capsys):
     config = folder_config(damaged / "images", damaged / "runs", classes=2)
     assert cli.run(prepare, [write_config(config, damaged / "run.json")]) == 2
     assert "5.jpg" in capsys.readouterr().err
+
+
+def test_the_reference_is_of_the_images_that_preparation_could_read(damaged, capsys):
+    config = folder_config(damaged / "images", damaged / "runs", classes=2, views="flip")
+    with pytest.raises(UserError, match=r"2\.jpg cannot be read"):
+        list(split_images(config, "train").batches)
+    prepared(config, damaged)
+    found = split_images(config, "train")
+    assert sum(len(batch) for batch in found.batches) == found.n == 8
+    assert found.identity["left_out"] == 2
+    assert "is of 8 images: 2 cannot be read" in capsys.readouterr().err
+
+
+# ---- what is prepared is checked when it is opened
+
+
+@pytest.fixture
+def ready(images, tmp_path):
+    config = folder_config(images, tmp_path)
+    prepared(config, tmp_path)
+    return config
+
+
+@pytest.mark.parametrize("name", ["shards/00001.npy", "labels.npy", "rows.npy"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "lose"])
+def test_damaged_codes_are_refused_and_made_again(ready, tmp_path, name, damage):
+    folder = codes_folder(ready) / "train"
+    before = all_codes(open_codes(ready, "train", CPU))
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    changed = {"flip": content, "cut": content[:-9], "empty": b""}
+    if damage == "lose":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(changed[damage])
+    check = [*words(ready, tmp_path), "--check"]
+    for use in (lambda: open_codes(ready, "train", CPU), lambda: prepare(check)):
+        with pytest.raises(UserError, match=f"{Path(name).name} is damaged.*prepare the codes again"):
+            use()
+    prepare(words(ready, tmp_path))
+    assert torch.equal(all_codes(open_codes(ready, "train", CPU)), before)
+    assert prepare([*words(ready, tmp_path), "--check"]) == 0
+
+
+def words(config, tmp_path):
+    return [write_config(config, tmp_path / "run.json"), "--shard-size", "5"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"rows": 3}', '{"sha256": 3}'])
+def test_a_damaged_note_of_a_shard_is_made_again(ready, tmp_path, content):
+    note = codes_folder(ready) / "train" / "shards" / "00001.json"
+    before = note.read_text()
+    note.write_text(content)
+    prepare(words(ready, tmp_path))
+    assert note.read_text() == before
+
+
+def test_codes_of_earlier_versions_have_no_hashes_and_are_read(ready):
+    file = codes_folder(ready) / "train" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["sha256"]
+    file.write_text(json.dumps(manifest))
+    assert open_codes(ready, "train", CPU).num_images == 21
+
+
+def test_a_held_out_split_that_was_only_begun_is_known_before_training(ready):
+    (codes_folder(ready) / "heldout" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"\(heldout\) are only partly prepared"):
+        Evaluator(ready, CPU).open()

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from mirai_bench.data.images.image_sets import npz_arrays
-from mirai_bench.evaluate import references
+from mirai_bench.evaluate import reference_images, references
 from mirai_bench.evaluate.__main__ import command
 from mirai_bench.evaluate.extractors import EXTRACTORS, FeatureCollector, open_extractor
-from mirai_bench.evaluate.references import ReferenceImages, open_reference, write_reference
+from mirai_bench.evaluate.reference_images import ReferenceImages
+from mirai_bench.evaluate.references import open_reference, write_reference
 from mirai_bench.utils.errors import UserError
 from tests.support.features import gaussian_of
 from tests.support.images import noise
@@ -167,12 +168,13 @@ def test_few_of_many_features_are_kept_evenly():
 def test_all_features_of_a_training_split_are_kept(make_config, monkeypatch):
     """The other metrics see as many as before, evenly spaced."""
     config = make_config(machine={"runs": str(make_config().machine.runs / "kept")})
-    monkeypatch.setattr(references, "FEATURES_KEPT", 100)
+    for module in (references, reference_images):
+        monkeypatch.setattr(module, "FEATURES_KEPT", 100)
     extractor = open_extractor(config, "digits", torch.device("cpu"))
     found = open_reference(config, "train", extractor)
     assert found.copies.training.shape[0] == 1500 and found.features.shape[0] == 100
     np.testing.assert_array_equal(found.features, found.copies.training[::15])
-    monkeypatch.setattr(references, "TRAINING_KEPT", 1000)
+    monkeypatch.setattr(reference_images, "TRAINING_KEPT", 1000)
     monkeypatch.setattr(references, "RECIPE", 0)
     assert open_reference(config, "train", extractor).copies is None
 
@@ -185,3 +187,25 @@ def test_reference_command(make_config, tmp_path, capsys):
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["name"] == "digits/heldout" and manifest["n"] == 297
     assert npz_arrays(out)["mu"][0] == (64,)
+
+
+@pytest.mark.parametrize("name", ["mu", "sigma", "mu_s", "sigma_s"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_statistics_that_are_not_finite_are_refused_by_name(make_config, tmp_path, name, value):
+    """Before any sample is drawn: scipy's error would come after the last."""
+    arrays = {key: np.zeros(shape, np.float32) for key, shape in references.INCEPTION_SHAPES.items()}
+    arrays[name].flat[7] = value
+    np.savez(tmp_path / "fp16.npz", **arrays)
+    with pytest.raises(UserError, match=rf"fp16\.npz: .*{name}.* is not finite"):
+        open_reference(make_config(), str(tmp_path / "fp16.npz"), Projection("inception_2015"))
+
+
+def test_samples_of_another_resolution_are_said(make_config, tmp_path, capsys):
+    extractor = Projection("digits")
+    write_reference(tmp_path / "x.npz", ReferenceImages([noise(12)], 12, NOISE), extractor)
+    found = open_reference(make_config(), str(tmp_path / "x.npz"), extractor)
+    found.say_other_size(8)
+    assert "pixels" not in capsys.readouterr().err
+    found.say_other_size(32)
+    assert "samples of 32 pixels are compared with" in capsys.readouterr().err
+    assert found.identity == NOISE | {"n": 12}, "records stay as they were"

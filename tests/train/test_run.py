@@ -378,3 +378,10 @@ def test_a_journal_that_was_emptied_beside_a_checkpoint_is_refused(make_config, 
     (tmp_path / "journal.jsonl").write_bytes(b"")
     with pytest.raises(UserError, match="holds 0 evaluations"):
         train(config, tmp_path)
+
+
+def test_a_run_whose_weights_are_not_finite_has_no_metrics(make_config, tmp_path):
+    config = make_config(train={"lr": 1e38, "weight_decay": 0.0})
+    with pytest.raises(RunFailed, match="not finite"):
+        train(config, tmp_path)
+    assert not list(RunFolder(tmp_path).journal.lines("evaluation"))

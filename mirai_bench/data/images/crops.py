@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mirai_bench.config.data_config import DataConfig
 from mirai_bench.data.images.datasets import Dataset
-from mirai_bench.data.images.decoding import MOST_PIXELS
+from mirai_bench.data.images.decoding import MOST_PIXELS, UNREADABLE
+from mirai_bench.utils.errors import UserError
 
 
 def base_sizes(data: DataConfig) -> tuple[int, ...]:
@@ -110,7 +111,19 @@ def all_views(bases: Sequence[Tensor], data: DataConfig) -> Tensor:
 
 
 def read_bases(dataset: Dataset, rows: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    """Returns the centre crops uint8 (n, size, size, 3) of images. Raises as Dataset.read does."""
+    """Returns the centre crops uint8 (n, size, size, 3) of images.
+
+    Raises UserError, which names the file, if one cannot be read.
+    """
     if dataset.images is not None and dataset.images.shape[1:3] == (size, size):
         return dataset.images[np.asarray(rows)]
-    return np.stack([center_crop(dataset.read(int(row)), size) for row in rows])
+    crops = []
+    for row in rows:
+        try:
+            crops.append(center_crop(dataset.read(int(row)), size))
+        except UNREADABLE as error:
+            raise UserError(
+                f"{dataset.files[row]} cannot be read ({error}): repair or remove it, or prepare the codes "
+                "first, which leaves it out"
+            ) from None
+    return np.stack(crops)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mirai_bench.data.images.image_sets import NpzImages, NpzWriter, open_images, parts, resized
-from mirai_bench.evaluate.references import path_images
+from mirai_bench.evaluate.reference_images import path_images
 from mirai_bench.utils.errors import UserError
 from tests.support.images import noise
 
