@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from pydantic import ValidationError
 
 from mirai_bench.config.run_config import RunConfig
@@ -37,6 +37,7 @@ BLACK = "#000000"
 COLOURS = STYLE["axes.prop_cycle"].by_key()["color"]
 MARKERS = "osD^vP"
 ARMS_PER_MARKER = 6
+FEWEST_TICKS = 3  # of an axis
 # Without dates and names of programs the same records give the same bytes.
 NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
 
@@ -153,10 +154,14 @@ def draw_change(
 
 
 def percent_axis(axes: Axes) -> None:
-    """Labels an x-axis of logarithms of ratios with round changes in per cent."""
-    changes = np.array([-0.8, -0.6, -0.4, -0.2, 0, 0.25, 0.5, 1, 2, 5])
-    axes.xaxis.set_major_locator(FixedLocator(np.log1p(changes)))
-    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * math.expm1(x):+.0f} %".replace("-", "−"))
+    """Labels an x-axis of logarithms of ratios, on which all is drawn, with round changes in per cent."""
+    changes = np.array([-80, -60, -40, -20, 0, 25, 50, 100, 200, 500])  # per cent
+    least, greatest = 100 * np.expm1(axes.get_xlim())
+    if ((changes > least) & (changes < greatest)).sum() < FEWEST_TICKS:
+        changes = MaxNLocator(nbins=8).tick_values(least, greatest)
+    changes = changes[changes > -100]
+    axes.xaxis.set_major_locator(FixedLocator(np.log1p(changes / 100)))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * math.expm1(x):+.3g} %".replace("-", "−"))
 
 
 def save(figure: Figure, out: Path, stem: str, kinds: tuple[str, ...] = ("svg", "pdf", "png")) -> None:

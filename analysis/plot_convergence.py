@@ -122,8 +122,7 @@ def draw(results: Results, metric: str, x: str, band: str, scale: str) -> Figure
         # 3. The axes, once all is drawn: if one is logarithmic, seaborn draws geometric means.
         for axes in grid.flat:
             _dress(axes, scale, integers=x == "epochs")
-        for axes in grid.flat[len(panels) :]:
-            axes.remove()
+        _leave_empty(grid, len(panels))
         # 4. The words. A single panel has its arms' names at the lines, several have them on top.
         if len(panels) == 1:
             _label_ends(grid[0, 0], _ends(results, frame, looks))
@@ -131,7 +130,7 @@ def draw(results: Results, metric: str, x: str, band: str, scale: str) -> Figure
         caption = _caption(results, band, len(panels) > 1, bool(paper))
         figure.supxlabel(AXES[x][1], fontsize=9)
         figure.supylabel(f"{metric} ({better} is better)", fontsize=9)
-        figure.suptitle(caption, fontsize=9, x=0.01, ha="left", wrap=True)
+        figure.suptitle(caption, fontsize=9, x=0.01, ha="left", wrap=True, parse_math=False)
     return figure
 
 
@@ -146,6 +145,14 @@ def _draw_arms(axes: Axes, frame: pd.DataFrame, arms: Sequence[str], looks: Look
     if points.empty:  # seaborn warns of a palette without a point
         return
     sns.lineplot(points, x="x", y="y", legend=False, ax=axes, **style)
+
+
+def _leave_empty(grid: np.ndarray, used: int) -> None:
+    """Removes the axes beyond the first `used`, of which the lowest of each column keeps its numbers."""
+    for axes in grid.flat[used:]:
+        axes.remove()
+    for axes in grid.flat[max(0, used - grid.shape[1]) : used]:
+        axes.xaxis.set_tick_params(labelbottom=True)
 
 
 def _dress(axes: Axes, scale: str, integers: bool) -> None:

@@ -126,13 +126,21 @@ def read_panel(profile: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def _that_are_set(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a section without those of None, which a record of older code may lack."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def deviation_of(panel: Records, config: Mapping[str, Any], metric: str) -> float | None:
     """Returns the standard deviation of a metric between trainings of a baseline with this recipe.
 
     It is that of the logarithm for a Fréchet distance. None if the panel, as `read_panel` returns it,
     was not measured with this data, model, recipe and protocol.
     """
-    if not panel or any(panel[0]["config"][part] != config.get(part) for part in ("data", "model")):
+    if not panel or any(
+        _that_are_set(panel[0]["config"][part]) != _that_are_set(config.get(part, {}))
+        for part in ("data", "model")
+    ):
         return None
     # What changes no number is not compared.
     theirs, ours = panel[0]["config"]["train"], dict(config["train"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,14 +179,17 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
         rows.append([metric, f"{spread.mean:.4g}", *deviations, f"{spread.cov:.1%}", shown, *floors])
     header = ["metric", "mean", "s between", "s within", "s", "CoV", "s ~ mean^b"]
     first = markdown_table([*header, *(f"floor, n = {n}" for n in FLOORS)], rows)
-    # 2. Each source alone, between trainings, as a share of the variance of all together.
+    # 2. Each source alone, between trainings, as a share of the variance of all together. A panel may
+    #    lack a source.
+    measured = {record["source"] for record in records}
     rows = []
     for metric in metrics:
         whole = spread_of(records, TOGETHER, metric).between ** 2
         shares = []
         for source in SOURCES:
-            alone = spread_of(records, source, metric).between ** 2
-            shares.append(f"{alone / whole:.0%}" if whole else UNKNOWN)
+            known = whole > 0 and source in measured
+            share = spread_of(records, source, metric).between ** 2 / whole if known else math.nan
+            shares.append(f"{share:.0%}" if known else UNKNOWN)
         rows.append([metric, *shares])
     second = markdown_table(["metric", *(NAMES[source] for source in SOURCES)], rows)
     spread = spread_of(records, TOGETHER, metrics[0])

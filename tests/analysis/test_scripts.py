@@ -22,6 +22,7 @@ import sample_grid
 import speedup
 import yaml
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from mirai_bench.results.cost import AXES
 from mirai_bench.results.paper import read_paper
@@ -176,6 +177,21 @@ def test_many_arms_have_a_panel_each_beside_the_baseline(frozen):
         lines = [line for line in axes.lines if len(line.get_xdata())]
         assert all(np.allclose(line.get_ydata(), mean.values) for line in lines)
         assert {line.get_color() for line in lines} == {looks["baseline"][0], looks[arm][0]}
+    # Seven panels of four columns: the place below the fourth is empty, and it has the numbers itself.
+    labelled = [axes.xaxis.get_tick_params()["labelbottom"] for axes in figure.axes]
+    assert labelled == [False] * 3 + [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("least", "greatest", "ticks"),
+    [(-50, 120, [-40, -20, 0, 25, 50, 100]), (-9.4, 4.8, [-8, -6, -4, -2, 0, 2, 4])],
+)
+def test_changes_have_round_ticks_whatever_their_size(least, greatest, ticks):
+    axes = Figure().subplots()
+    axes.set_xlim(*np.log1p(np.array([least, greatest]) / 100))
+    common.percent_axis(axes)
+    shown = [100 * np.expm1(x) for x in axes.get_xticks() if least < 100 * np.expm1(x) < greatest]
+    assert shown == pytest.approx(ticks, abs=1e-9)
 
 
 def test_papers_curve_is_dashed_only_under_its_own_profile(frozen):

@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from mirai_bench.results.noise import TOGETHER, growth, growth_of, noise_floor, spread_of
+from mirai_bench.config.load import load_run
+from mirai_bench.results.noise import (
+    TOGETHER,
+    deviation_of,
+    growth,
+    growth_of,
+    noise_floor,
+    read_panel,
+    spread_of,
+)
 
 
 def panel(between, within, trainings, samplings, seed=0):
@@ -67,3 +76,14 @@ def test_growth_is_read_off_the_evaluations_along_the_trainings():
         for z in rng.standard_normal(50)
     ]
     assert growth_of(records, "FD") == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("profile", "metric"), [("digits", "FD-digits"), ("cifar10_cpu", "FD-cifar10")])
+def test_the_panel_of_a_profile_is_that_of_its_recipe(profile, metric):
+    """A panel that was written before a field existed is still that of a profile that does not set it."""
+    panel = read_panel(profile)
+    config = load_run(profile).model_dump(mode="json")
+    deviation = deviation_of(panel, config, metric)
+    assert deviation is not None and 0 < deviation < 0.3
+    assert deviation_of(panel, config | {"train": config["train"] | {"lr": 0.1}}, metric) is None
+    assert deviation_of(panel, config | {"data": config["data"] | {"subset": 100}}, metric) is None

@@ -60,6 +60,10 @@ def test_a_panel_from_its_trainings_to_its_tables(tmp_path, monkeypatch, capsys)
     assert sum(line["kind"] == "trajectory" for line in lines) == 2 * 2
     text = (tmp_path / "reports/noise_digits.md").read_text()
     assert text == capsys.readouterr().out and "| FD-digits |" in text and "order of the data" in text
+    # A panel that lacks a source says so, and has the rest.
+    lacking = noise.report([line for line in lines if line.get("source") != "dropout"])
+    rows = [line for line in lacking.splitlines() if line.startswith("| FD-digits |")]
+    assert rows[0] in text and rows[1].endswith("| — |")
 
 
 @pytest.mark.parametrize(
