@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
-from collections import Counter
 from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 from mirai_bench.config.load import SWEEPS
-from mirai_bench.config.sweep_file import Cell
-from mirai_bench.sweep.estimate import Cost, cost_of, disk_used, measured_rate
+from mirai_bench.sweep.estimate import concurrent_trials, measured_rate
+from mirai_bench.sweep.overview import dry_run, number, status
+from mirai_bench.sweep.pace import timed_rate
 from mirai_bench.sweep.plan import Plan, folder_of, make_plan
-from mirai_bench.sweep.progress import duration
 from mirai_bench.utils.cli import add_settings, run
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.outputs import output_folder
@@ -25,7 +22,6 @@ from mirai_bench.utils.text_table import console_table
 
 log = logging.getLogger("mirai_bench.sweep")
 
-UNKNOWN = "—"
 # What each action does. Without a word for the action, it is `run`.
 ACTIONS = {
     "run": "Trains and evaluates every arm with every seed of a sweep file.",
@@ -83,6 +79,9 @@ def parser(action: str = "run") -> argparse.ArgumentParser:
         return result
     # 2. How the trials are run.
     _add_trials(add)
+    if action in ("run", "noise"):
+        timing = "with --dry-run: time some steps here first, for the hours"
+        add("--time", action="store_true", help=timing)
     if action == "run":
         frozen = "frozen records (reports/data/*.jsonl): a cell that has ended there is not trained again"
         add("--records", type=Path, metavar="FILE", help=frozen, **several)
@@ -128,6 +127,8 @@ def command(argv: list[str]) -> int:
         value = getattr(args, name, None)  # `status` has neither
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}: write {least} or more")
+    if getattr(args, "time", False) and not args.dry_run:
+        raise UserError("--time times what --dry-run shows: write both")
     if action == "noise":
         return measure_noise(args)
     # 2. What starts nothing.
@@ -154,7 +155,7 @@ def run_looks(plan: Plan, path: Path, args: argparse.Namespace) -> int:
     known = read_jsonl(args.records)
     plan = with_registered(plan, known)
     if args.dry_run:
-        print(dry_run(plan, args.max_concurrent, set(recorded_cells(plan, known))))
+        print(dry_run(plan, rate_of(plan, args), args.max_concurrent, set(recorded_cells(plan, known))))
         print(can_show(plan))
         return 0
     # 2. The looks.
@@ -167,6 +168,13 @@ def run_looks(plan: Plan, path: Path, args: argparse.Namespace) -> int:
         choices = {"profile": args.profile, "only": args.only, "settings": args.settings}
         looking = next_look(looking, path, **choices) if args.until_decided and code == 0 else None
     return code
+
+
+def rate_of(plan: Plan, args: argparse.Namespace) -> float | None:
+    """Returns the FLOPs per second of a run here, timed now or from finished runs, or None."""
+    if args.time:
+        return timed_rate(plan.sweep.cells[0], concurrent_trials(plan, args.max_concurrent))
+    return measured_rate(plan)
 
 
 def train(plan: Plan, args: argparse.Namespace) -> int:
@@ -234,7 +242,8 @@ def measure_noise(args: argparse.Namespace) -> int:
     numbers = (args.trainings, args.samplings, args.first_seed)
     panel = Panel(args.files[0], *numbers, tuple(args.settings))
     if args.dry_run:
-        print(dry_run(panel.plan(), args.max_concurrent))
+        plan = panel.plan()
+        print(dry_run(plan, rate_of(plan, args), args.max_concurrent))
         return 0
     return run_panel(panel, Options(args.max_concurrent, args.address, args.retries), args.out)
 
@@ -254,92 +263,6 @@ def show_table(plan: Plan) -> None:
                 print(markdown(build_table(results)), flush=True)
             except UserError as error:
                 log.info(f"no table: {error}")
-
-
-# ---- what is shown without starting anything
-
-
-def dry_run(plan: Plan, max_concurrent: int | None, recorded: AbstractSet[str] = frozenset()) -> str:
-    """Returns a table of the cells with their costs, and a summary of those that are missing.
-
-    `recorded` holds the fingerprints of cells that are known from frozen records.
-    """
-    # 1. The cells.
-    rate = measured_rate(plan)
-    missing: list[Cost] = []
-    rows = []
-    for cell in plan.sweep.cells:
-        state: str = folder_of(cell).state
-        if state == "pending" and cell.fingerprint in recorded:
-            state = "recorded"
-        cost = cost_of(cell, rate)
-        if state not in ("done", "recorded"):
-            missing.append(cost)
-        disk = disk_used(cell) if state == "done" else cost.disk
-        once = "" if cost.one_off == 0 else number(cost.one_off, ".2e")
-        costs = [number(cost.flops, ".2e"), once, number(cost.hours, ".3g"), size(disk)]
-        rows.append([cell.arm, str(cell.seed), cell.fingerprint, state, *costs])
-    # 2. The missing ones together.
-    flops = sum(cost.flops or 0.0 for cost in missing)
-    disk = sum(cost.disk for cost in missing)
-    summary = (
-        f"{len(rows)} cells, {len(missing)} to run: {flops:.2e} FLOPs of training, {size(disk)} of "
-        "checkpoints"
-    )
-    if any(cost.flops is None for cost in missing):
-        summary += ", without the cells whose FLOPs are not known"
-    if rate and missing:
-        hours = sum(cost.hours or 0.0 for cost in missing)
-        fitting = (os.cpu_count() or 1) // plan.sweep.cells[0].config.machine.cpus
-        at_a_time = min(max_concurrent or fitting or 1, len(missing))
-        wall = f"about {hours / at_a_time:.3g} h with {at_a_time} at a time"
-        summary += f", {hours:.3g} h of trials, {wall}"
-    elif missing:
-        summary += "; hours are estimated once a run of this profile has finished here"
-    header = ["arm", "seed", "fingerprint", "state", "FLOPs", "teacher, once", "hours", "disk"]
-    return f"{console_table(header, rows)}\n{summary}"
-
-
-def status(plan: Plan) -> str:
-    """Returns a table of the cells with their states, and how many there are of each."""
-    rows = []
-    for cell in plan.sweep.cells:
-        state = folder_of(cell).state
-        rows.append([cell.arm, str(cell.seed), cell.fingerprint, state, detail(cell, state)])
-    counts = Counter(row[3] for row in rows)
-    states = ("done", "running", "failed", "pending")
-    summary = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
-    return f"{console_table(['arm', 'seed', 'fingerprint', 'state', ''], rows)}\n{summary}"
-
-
-def detail(cell: Cell, state: str) -> str:
-    """Returns what `status` says of a cell besides its state."""
-    if state == "done":
-        return ""
-    if state == "failed":
-        return folder_of(cell).reason()
-    epochs = cell.config.train.epochs
-    progress = folder_of(cell).journal.progress(epochs)
-    if state == "pending" and not progress.epoch:
-        return ""
-    text = f"epoch {progress.epoch:.1f} of {epochs}"
-    # The pace of a pending cell is that of an earlier attempt, and nothing is trained now.
-    if state == "running" and progress.seconds_left is not None:
-        text += f", {duration(progress.seconds_left)} left"
-    return text
-
-
-def number(value: float | None, form: str) -> str:
-    """Writes a number in this form, or a dash if it is not known."""
-    return UNKNOWN if value is None else format(value, form)
-
-
-def size(num_bytes: int) -> str:
-    """Writes a number of bytes, with powers of 1000."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.1f} {unit}"
-    return f"{num_bytes / 1e3:.0f} kB"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ machine. What a teacher costs once is counted apart, because many cells may shar
 
 from __future__ import annotations
 
+import os
 import statistics
 from typing import NamedTuple
 
@@ -87,3 +88,9 @@ def disk_used(cell: Cell) -> int:
     """Returns the bytes of the checkpoints and of the kept weights that a cell has."""
     files = [*folder_of(cell).checkpoints.glob("*/*"), *cell.run_path.glob("kept/*")]
     return sum(path.stat().st_size for path in files)
+
+
+def concurrent_trials(plan: Plan, most: int | None) -> int:
+    """Returns how many trials run at a time here, at most `most` if that is given."""
+    fitting = (os.cpu_count() or 1) // plan.sweep.cells[0].config.machine.cpus
+    return most or fitting or 1

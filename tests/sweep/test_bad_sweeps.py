@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from mirai_bench.config import json_schema
 from mirai_bench.config.load import SWEEPS
-from mirai_bench.sweep.__main__ import command, dry_run
+from mirai_bench.sweep.__main__ import command
 from mirai_bench.sweep.driver import Options, run_sweep
+from mirai_bench.sweep.overview import dry_run
 from mirai_bench.sweep.plan import make_plan
 from mirai_bench.utils import cli
 from mirai_bench.utils.errors import UserError

@@ -10,9 +10,11 @@ import yaml
 from filelock import FileLock
 
 from mirai_bench.config.load import SWEEPS
-from mirai_bench.sweep.__main__ import command, dry_run, status
+from mirai_bench.sweep.__main__ import command
 from mirai_bench.sweep.driver import missing
+from mirai_bench.sweep.estimate import measured_rate
 from mirai_bench.sweep.looks import can_show
+from mirai_bench.sweep.overview import dry_run, status
 from mirai_bench.sweep.plan import Plan, in_order_of_execution, make_plan
 from mirai_bench.sweep.progress import Screen
 from mirai_bench.tracking.run_folder import RunFolder
@@ -212,13 +214,13 @@ def test_a_failure_that_a_new_attempt_takes_meanwhile_has_no_reason(here, capsys
 
 
 def test_dry_run_shows_cells_and_costs_and_starts_nothing(here):
-    text = dry_run(make_plan(FILE), None)
-    assert "15 cells, 15 to run" in text and "hours are estimated once" in text
+    text = dry_run(make_plan(FILE), measured_rate(make_plan(FILE)))
+    assert "15 cells, 15 to run" in text and "hours are known once" in text
     assert not (here / "runs").exists()
     cells = plan_of().sweep.cells
     for cell in cells[:5]:
         finish(cell)
-    text = dry_run(make_plan(FILE), None)
+    text = dry_run(make_plan(FILE), measured_rate(make_plan(FILE)))
     assert "15 cells, 10 to run" in text and "h of trials" in text
     assert all(cell.fingerprint in text for cell in cells)
 

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from mirai_bench.results.reading import freeze, read_journals, read_jsonl
-from mirai_bench.sweep.__main__ import command, dry_run
+from mirai_bench.sweep.__main__ import command
+from mirai_bench.sweep.overview import dry_run
 from mirai_bench.sweep.plan import folder_of, make_plan
 from mirai_bench.sweep.recorded import recorded_cells, restore
 from mirai_bench.utils.errors import UserError
@@ -47,7 +48,7 @@ def frozen(file, tmp_path):
 
 def test_recorded_cells_are_done_and_freeze_to_the_same_file(file, frozen, tmp_path):
     plan = plan_in(file, tmp_path / "second")
-    assert "recorded" in dry_run(plan, None, set(recorded_cells(plan, read_jsonl([frozen]))))
+    assert "recorded" in dry_run(plan, None, recorded=set(recorded_cells(plan, read_jsonl([frozen]))))
     assert not (tmp_path / "second").exists(), "a dry run writes nothing"
     assert restore(plan, read_jsonl([frozen])) == 2 and restore(plan, read_jsonl([frozen])) == 0
     states = {(cell.arm, cell.seed): folder_of(cell).state for cell in plan.sweep.cells}
