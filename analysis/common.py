@@ -7,7 +7,7 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -153,15 +153,21 @@ def draw_change(
     axes.errorbar(change.mean, place, xerr=reach, markersize=6, capsize=3, **style)
 
 
-def percent_axis(axes: Axes) -> None:
-    """Labels an x-axis of logarithms of ratios, on which all is drawn, with round changes in per cent."""
+def percent_axis(axes: Axes, which: Literal["x", "y"] = "x") -> None:
+    """Labels an axis of logarithms of ratios, on which all is drawn, with round changes in per cent."""
     changes = np.array([-80, -60, -40, -20, 0, 25, 50, 100, 200, 500])  # per cent
-    least, greatest = 100 * np.expm1(axes.get_xlim())
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    least, greatest = 100 * np.expm1(axes.get_xlim() if which == "x" else axes.get_ylim())
     if ((changes > least) & (changes < greatest)).sum() < FEWEST_TICKS:
-        changes = MaxNLocator(nbins=8).tick_values(least, greatest)
+        changes = np.asarray(MaxNLocator(nbins=8).tick_values(least, greatest))
     changes = changes[changes > -100]
-    axes.xaxis.set_major_locator(FixedLocator(np.log1p(changes / 100)))
-    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * math.expm1(x):+.3g} %".replace("-", "−"))
+    axis.set_major_locator(FixedLocator(np.log1p(changes / 100).tolist()))
+    axis.set_major_formatter(lambda x, _: f"{100 * math.expm1(x):+.3g} %".replace("-", "−"))
+
+
+def plain(text: str) -> str:
+    """Returns free text as matplotlib takes it: what stands between two $ would be a formula."""
+    return text.replace("$", r"\$")
 
 
 def save(figure: Figure, out: Path, stem: str, kinds: tuple[str, ...] = ("svg", "pdf", "png")) -> None:

@@ -191,7 +191,7 @@ def time_to_target(results: Results, arm: str, metric: str, x: str, target: floa
     their ratio.
     """
     by_arm = curves(results, metric, x)
-    seeds = sorted(by_arm[arm].keys() & by_arm[results.baseline].keys())
+    seeds = sorted(by_arm.get(arm, {}).keys() & by_arm.get(results.baseline, {}).keys())
     if not seeds:
         return None
     # 1. Each seed's restricted times.

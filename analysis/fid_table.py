@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import matplotlib
-from common import STYLE, add_one_off, draw_change, load, look, parser, percent_axis, save
+from common import STYLE, add_one_off, draw_change, load, look, parser, percent_axis, plain, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -64,7 +64,7 @@ def draw_differences(results: Results, table: Table) -> Figure:
             what = "change relative to"
             percent_axis(axes)
         axes.set_xlabel(f"{metric}: {what} {table.baseline}, paired by seed ({better} of the line is better)")
-        figure.suptitle(f"{table.title}\n{note}", fontsize=9, x=0.01, ha="left", wrap=True)
+        figure.suptitle(plain(f"{table.title}\n{note}"), fontsize=9, x=0.01, ha="left", wrap=True)
     return figure
 
 

@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from common import STYLE, add_one_off, load, look, parser, save
+from common import STYLE, add_one_off, load, look, parser, plain, save
 from fd_targets import read_target, target_table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -130,7 +130,7 @@ def draw(results: Results, metric: str, x: str, band: str, scale: str) -> Figure
         caption = _caption(results, band, len(panels) > 1, bool(paper))
         figure.supxlabel(AXES[x][1], fontsize=9)
         figure.supylabel(f"{metric} ({better} is better)", fontsize=9)
-        figure.suptitle(caption, fontsize=9, x=0.01, ha="left", wrap=True, parse_math=False)
+        figure.suptitle(plain(caption), fontsize=9, x=0.01, ha="left", wrap=True)
     return figure
 
 

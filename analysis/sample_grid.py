@@ -89,7 +89,7 @@ def command(argv: list[str]) -> int:
     options.add_argument("--epoch", type=float, help="the evaluation nearest to it; default the last")
     args = options.parse_args(argv)
     for results in load(args):
-        rows = args.seeds or results.seeds(results.baseline)[:1]
+        rows = args.seeds or [results.cells[0]["seed"]]
         with tempfile.TemporaryDirectory() as scratch:
             figure = draw(results, chosen(results, args.epoch), rows, Path(scratch))
         stem = f"{results.name}_samples"

@@ -225,7 +225,7 @@ def speedup(
     """Returns the speed-up of an arm. `x` is an entry of AXES, `kind` one of KINDS."""
     # 1. The runs of the seeds that both have, and the f at which they can be compared.
     by_arm = curves(results, metric, x)
-    seeds = sorted(by_arm[arm].keys() & by_arm[results.baseline].keys())
+    seeds = sorted(by_arm.get(arm, {}).keys() & by_arm.get(results.baseline, {}).keys())
     ours = [_scaled(by_arm[arm][seed], metric, kind) for seed in seeds]
     theirs = [_scaled(by_arm[results.baseline][seed], metric, kind) for seed in seeds]
     at = factors([costs for costs, _ in ours], [costs for costs, _ in theirs]) if seeds else None
@@ -259,7 +259,8 @@ def null(results: Results, metric: str, x: str, kind: str) -> tuple[float, float
     # 1. The differences of all ordered pairs of two different seeds. A permutation of all seeds
     #    would always give 1, because both sides have the same mean; pairs that are drawn with
     #    replacement have the spread of means of independent runs.
-    runs = [_scaled(curve, metric, kind) for curve in curves(results, metric, x)[results.baseline].values()]
+    own = curves(results, metric, x).get(results.baseline, {})  # --only may have left it out
+    runs = [_scaled(curve, metric, kind) for curve in own.values()]
     n = len(runs)
     if n < 2:
         return None

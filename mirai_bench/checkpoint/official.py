@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mirai_bench.checkpoint.store import Checkpoint, load_latest, save_checkpoint, unwrap
 from mirai_bench.config.run_config import RunConfig
@@ -22,7 +22,7 @@ from mirai_bench.model.transformer import ARModel
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import atomic
-from mirai_bench.utils.tensors import read_tensors
+from mirai_bench.utils.tensors import check_fits, read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -101,27 +101,6 @@ def to_official(tensors: StateDict) -> StateDict:
 
 
 # ---- files
-
-
-def check_fits(module: nn.Module, state: StateDict, what: str) -> None:
-    """Raises UserError if the names or shapes of a state dict are not those of a module.
-
-    The message holds the first difference of each kind.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    missing = sorted(wanted.keys() - found.keys())
-    extra = sorted(found.keys() - wanted.keys())
-    misshapen = [name for name in wanted if name in found and wanted[name] != found[name]]
-    differences = []
-    if missing:
-        differences.append(f"it lacks {len(missing)} tensors ({missing[0]}, …)")
-    if extra:
-        differences.append(f"it has {len(extra)} that the model has not ({extra[0]}, …)")
-    for name in misshapen[:1]:
-        differences += [f"{name} is {found[name]}, but the model's is {wanted[name]}"]
-    if differences:
-        raise UserError(f"{what} does not fit the config: {'; '.join(differences)}")
 
 
 class Official(NamedTuple):

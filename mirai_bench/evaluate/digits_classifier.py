@@ -15,13 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.utils.files import cached
 from mirai_bench.utils.hashing import digest
+from mirai_bench.utils.tensors import load_into
 
 log = logging.getLogger(__name__)
 
@@ -148,5 +149,5 @@ def classifier_file(config: RunConfig) -> Path:
 def load_classifier(file: Path) -> DigitsClassifier:
     """Loads the weights. On a grid of 2^-10 they are exact in the file's float32."""
     model = DigitsClassifier()
-    model.load_state_dict(load_file(file))
+    load_into(model, file)
     return model.eval().requires_grad_(False)

@@ -289,6 +289,9 @@ def _evaluate_run(
     if request.config is not None:
         raise UserError(f"--config is {request.config}, but {folder} is a run and has its own: leave it out")
     config = request.settled(load_run(folder.config_file))
+    # A run that was moved finds its caches beside it, and writes nothing where it once was.
+    if folder.path.absolute().name == config.run_path.name and not _sets_runs(request):
+        config = config.with_machine(runs=folder.path.absolute().parent)
     protocol = config.evaluation.protocol
     loaded = load_for_sampling(folder, protocol.weights, device)
     evaluator = Evaluator(config, device, request.weights)
@@ -311,6 +314,10 @@ def _evaluate_run(
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
     }
     return {"step": loaded.step} | spent | _record(found, device) | identity
+
+
+def _sets_runs(request: Request) -> bool:
+    return "runs" in parse_sets(request.settings).get("machine", {})
 
 
 def _evaluate_images(request: Request, device: torch.device, ranks: Ranks) -> dict[str, Any] | None:

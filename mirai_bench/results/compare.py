@@ -122,16 +122,23 @@ def differences(a: Records, b: Records) -> list[tuple[str, ...]]:
     for name in of_a[seeds[0]]:
         if not all(name in of_a[seed] and name in of_b[seed] for seed in seeds):
             continue
-        ours = {seed: of_a[seed][name] for seed in seeds}
-        theirs = {seed: of_b[seed][name] for seed in seeds}
-        estimate = paired(theirs, ours)
-        if estimate is None:  # no finite value
+        # Of the seeds whose values are finite on both sides: a record of others may hold anything.
+        finite = [seed for seed in seeds if _is_finite(of_a[seed][name]) and _is_finite(of_b[seed][name])]
+        ours = {seed: of_a[seed][name] for seed in finite}
+        theirs = {seed: of_b[seed][name] for seed in finite}
+        estimate = paired(theirs, ours) if finite else None
+        if estimate is None:
+            rows.append((name, "0", *["—"] * 5))
             continue
         half = "—" if math.isnan(estimate.half) else f"± {estimate.half:.4g}"
         p = "—" if math.isnan(estimate.p) else f"{estimate.p:.3g}"
-        means = [f"{sum(side.values()) / len(seeds):.5g}" for side in (ours, theirs)]
+        means = [f"{sum(side.values()) / len(finite):.5g}" for side in (ours, theirs)]
         rows.append((name, str(estimate.n), *means, f"{estimate.mean:+.4g}", half, p))
     return rows
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 # ---- the command

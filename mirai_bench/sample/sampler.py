@@ -27,6 +27,7 @@ from mirai_bench.sample.draws import draw, draw_classes, guide, restrict, unifor
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.device import is_out_of_memory
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.tensors import check_fits
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +272,11 @@ def load_for_sampling(folder: RunFolder, weights: str, device: torch.device) -> 
     model = build_model(config)
     # Foresight's heads and projectors are for training only.
     names = [name for name in stored if not name.startswith("foresight.")]
-    model.load_state_dict({name: stored[name] for name in names})
+    kept = {name: stored[name] for name in names}
+    check_fits(model, kept, str(folder))
+    model.load_state_dict(kept)
+    if weights == "ema" and checkpoint.state.get("ema_key", "ema") is None:
+        log.warning(f"{folder} was imported from a file without an EMA: its trained weights stand for it")
     model.requires_grad_(False).to(device)
     tokenizer = load_tokenizer(config, device)
     return LoadedRun(config, model, tokenizer, checkpoint.state["step"])

@@ -124,6 +124,8 @@ def read_plans(runs: Path) -> list[dict[str, Any]]:
     for path in sorted((runs / "sweeps").glob("*.json")):
         try:
             plan = json.loads(path.read_bytes())
+            if not isinstance(plan, dict) or "cells" not in plan:  # such as the results of a search
+                continue
             wrong = problem(PlanFields, plan)
         except (OSError, ValueError, RecursionError) as error:
             wrong = str(error)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
-from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.errors import UserError, shortened
 
 # What training scripts save beside tensors, and what holds nothing but plain values.
 PLAIN: list[Any] = [argparse.Namespace]
@@ -50,3 +51,31 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no tensors by name, but a {type(content).__name__}")
     return content
+
+
+def check_fits(module: nn.Module, state: dict[str, Any], what: str) -> None:
+    """Raises UserError if the names or shapes of a state dict are not those of a module.
+
+    The message holds the first difference of each kind.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}
+    missing = sorted(wanted.keys() - found.keys())
+    extra = sorted(found.keys() - wanted.keys(), key=str)
+    misshapen = [name for name in wanted if name in found and wanted[name] != found[name]]
+    differences = []
+    if missing:
+        differences.append(f"it lacks {len(missing)} tensors ({shortened(missing[0])}, …)")
+    if extra:
+        differences.append(f"it has {len(extra)} that the model has not ({shortened(str(extra[0]))}, …)")
+    for name in misshapen[:1]:
+        differences += [f"{name} is {found[name]}, but the model's is {wanted[name]}"]
+    if differences:
+        raise UserError(f"{what} does not fit the config: {'; '.join(differences)}")
+
+
+def load_into(module: nn.Module, path: Path) -> None:
+    """Loads a weight file into a module. Raises UserError if it is damaged, or does not fit."""
+    state = read_tensors(path)
+    check_fits(module, state, str(path))
+    module.load_state_dict(state)

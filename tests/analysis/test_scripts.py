@@ -23,6 +23,7 @@ import speedup
 import yaml
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from mirai_bench.results.cost import AXES
 from mirai_bench.results.paper import read_paper
@@ -479,3 +480,32 @@ if __name__ == "__main__":
     table = speedup.speedup_table(found[0], "FD-digits")
     (FIXTURES / "speedup.md").write_text(table, encoding="utf-8")
     (FIXTURES / "claims.md").write_text(claims.report(CLAIMS, found), encoding="utf-8")
+
+
+# ---- sweeps and words that nobody expects
+
+
+def one_sweep(runs, *arms, question=None):
+    sweep = injection_level(only=arms, seeds=[0, 1])
+    sweep = sweep if question is None else replace(sweep, question=question)
+    write_plan(runs, sweep)
+    for cell in sweep.cells:
+        path = write_run(runs, cell.config, lambda epoch: {"FD-digits": 20 / epoch + 1, "recall": 0.5})
+        for grid in (path / "samples").glob("*.png"):
+            imsave(grid, np.zeros((8, 8, 3)))
+    return runs
+
+
+@pytest.mark.parametrize("name", ["fid_table", "plot_convergence", "sample_grid"])
+def test_a_sweep_without_its_baseline_is_shown(name, tmp_path):
+    runs = one_sweep(tmp_path / "runs", "internal-2d")
+    assert cli.run(SCRIPTS[name].command, ["--runs", str(runs), "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    "question", ["Does $\\foo$ help?", "Worth $100 or $200_?", "$", "$$", "a_b^c {", "100 %"]
+)
+@pytest.mark.parametrize("name", ["fid_table", "plot_convergence"])
+def test_a_question_is_text_and_no_formula(name, question, tmp_path):
+    runs = one_sweep(tmp_path / "runs", "baseline", "internal-2d", question=question)
+    assert cli.run(SCRIPTS[name].command, ["--runs", str(runs), "--out", str(tmp_path / "out")]) == 0

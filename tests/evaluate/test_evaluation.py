@@ -306,3 +306,21 @@ def test_a_config_that_cannot_be_evaluated_is_known_before_training(
     check_evaluation(make_config())
     with pytest.raises(UserError, match=message):
         check_evaluation(make_config(evaluation={"protocol": protocol}))
+
+
+def test_a_run_that_was_moved_writes_nothing_where_it_once_was(make_config, tmp_path, capsys):
+    from tests.support.small_run import train
+
+    config = make_config(machine={"runs": str(tmp_path / "old")})
+    train(config, config.run_path)
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "old").touch()  # a place that cannot be written any more
+    moved = tmp_path / "new" / config.run_path.name
+    assert run(command, [str(moved), "--device", "cpu"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+def test_weights_of_an_extractor_that_are_none_are_a_message(trained_run, tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"hello")
+    assert run(command, [str(trained_run), "--weights", str(tmp_path / name), "--device", "cpu"]) == 2
+    assert name in capsys.readouterr().err

@@ -32,6 +32,18 @@ def test_differences_are_paired_by_seed():
     assert differences(a[:1], b)[0] == ("FD-digits", "1", "10", "9", "-1", "—", "—")
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), None, "0.5", [1]])
+def test_a_metric_is_compared_where_both_sides_are_finite(odd):
+    a = [record(seed, 4, 10.0 * seed) for seed in (1, 2)]
+    b = [record(seed, 4, 10.0 * seed - 1) for seed in (1, 2)]
+    b[1]["metrics"]["FD-digits"] = odd
+    for one in b:
+        one["metrics"]["recall"] = odd
+    rows = {row[0]: row[1:] for row in differences(a, b)}
+    assert rows["FD-digits"][:4] == ("1", "10", "9", "-1")
+    assert rows["recall"] == ("0", *["—"] * 5)
+
+
 def test_the_last_epoch_that_both_reached_is_compared():
     a = [record(0, 1, 1), record(0, 2, 1), record(1, 1, 1), record(1, 2, 1)]
     assert last_common_epoch(a, a[:3]) == 1

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mirai_bench.config.run_config import RunConfig
@@ -28,6 +28,7 @@ from mirai_bench.model.transformer import INIT_STD, Block, RMSNorm
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.files import cached
 from mirai_bench.utils.hashing import digest
+from mirai_bench.utils.tensors import load_into
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def load_or_train(config: RunConfig, codes: Codes, device: torch.device) -> Mask
     if file is None:
         file = cache_folder(config, codes, device) / "model.safetensors"
     model = MaskedTokens(config)
-    model.load_state_dict(load_file(file))
+    load_into(model, file)
     return model.requires_grad_(False).to(device)
 
 
