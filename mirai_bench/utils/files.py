@@ -105,14 +105,16 @@ def cached(folder: Path, build: Callable[[Path], None], *, resumes: bool = False
     A second process waits for the first, and a half-built folder is never seen. The folder's name
     should contain the digest of everything that its content depends on. The files are compared with
     the hashes that were taken when they were made, and made again if they differ: a damaged network
-    gives other metrics, and nothing else would tell.
+    gives other metrics, and nothing else would tell. Folders of earlier versions get their hashes now.
     """
-    if folder in _checked or _is_intact(folder):
+    if (folder in _checked and folder.is_dir()) or _is_intact(folder):
         return folder
     with locked(Path(f"{folder}.lock"), wait=True):
+        if folder.is_dir() and not (folder / DIGESTS).exists():
+            write_json(folder / DIGESTS, _facts(folder))
         if not _is_intact(folder):  # another process may have built it while this one waited
             if folder.is_dir():
-                log.warning(f"{folder} is damaged, or older than the hashes of its files: it is made again")
+                log.warning(f"{folder} is damaged: it is made again")
             remove_leftovers(folder)
             with atomic(folder, resumes=resumes) as temporary:
                 temporary.mkdir(exist_ok=resumes)

@@ -120,6 +120,24 @@ def test_a_cached_folder_that_was_damaged_is_made_again(tmp_path, damage):
     assert len(built) == 2, "what is intact is kept"
 
 
+def test_a_cached_folder_of_an_earlier_version_is_kept_and_hashed(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "weights").write_bytes(b"old")
+    folder = cached(tmp_path / "made", lambda folder: pytest.fail("it is there"))
+    assert json.loads((folder / files.DIGESTS).read_text()).keys() == {"weights"}
+    (folder / "weights").write_bytes(b"odd")
+    files._checked.clear()
+    cached(folder, lambda folder: (folder / "weights").write_bytes(b"new"))
+    assert (folder / "weights").read_bytes() == b"new"
+
+
+def test_a_cached_folder_that_was_removed_is_made_again(tmp_path):
+    for _ in range(2):
+        folder = cached(tmp_path / "made", lambda folder: (folder / "x").touch())
+        assert (folder / "x").exists()
+        files.remove(folder)
+
+
 def test_files_are_as_open_to_others_as_the_umask_says(tmp_path):
     with atomic(tmp_path / "weights") as temporary:
         temporary.touch(0o600)  # as safetensors makes them
