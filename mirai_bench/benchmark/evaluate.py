@@ -5,11 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import nn
 
 from mirai_bench.benchmark.options import Options
 from mirai_bench.benchmark.targets import Row
@@ -21,6 +19,7 @@ from mirai_bench.evaluate import networks
 from mirai_bench.evaluate.evaluation import Evaluator
 from mirai_bench.evaluate.extractors import EXTRACTORS, Extractor, FeatureCollector, open_extractor
 from mirai_bench.evaluate.image_classifier import ImageClassifier
+from mirai_bench.evaluate.inception import inception_layers
 from mirai_bench.evaluate.metrics import Moments, frechet, square_root
 from mirai_bench.evaluate.references import Reference, open_reference
 from mirai_bench.model.transformer import build_model
@@ -85,11 +84,8 @@ def noise(count: int, side: int, seed: int = 0) -> np.ndarray:
 
 
 def _random_inception(path: Path) -> None:
-    torch.save({}, path)
-    # The network's constructor loads a file. It keeps its random weights if loading does nothing.
-    with patch.object(nn.Module, "load_state_dict"):
-        network = networks.InceptionCompat(path).network
-    torch.save(network.state_dict(), path)
+    head = {"fc.weight": torch.randn(1008, DIMENSIONS), "fc.bias": torch.zeros(1008)}
+    torch.save(inception_layers().state_dict() | head, path)
 
 
 def _random_dinov2(path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.evaluate import networks
+from mirai_bench.evaluate import inception, networks
 from mirai_bench.evaluate.digits_classifier import classifier_file, load_classifier
 from mirai_bench.evaluate.image_classifier import load_image_classifier, locate_classifier
 from mirai_bench.evaluate.metrics import Array, InceptionScore, Moments
@@ -105,14 +105,14 @@ EXTRACTORS = {
     "cifar10": _image_classifier("cifar10", "cifar10", 32),
     "fashion_mnist": _image_classifier("fashion_mnist", "fashion", 28),
     "inception": Entry(
-        networks.InceptionCompat,
+        inception.load_compat,
         _among_assets(networks.locate_compat),
         features=("pool", "spatial", "logits"),
         frechet="FID",
         kernel="KID",
     ),
     "inception_2015": Entry(
-        networks.Inception2015,
+        inception.load_2015,
         _among_assets(networks.locate_2015),
         features=("pool", "spatial"),
         frechet="FID",

@@ -1,4 +1,4 @@
-"""The pretrained networks that give features, and where their weights come from.
+"""Where the weights of pretrained networks come from, and DINOv2.
 
 A network maps images uint8 (B, 3, h, w) to {feature: (B, d)}. A file that claims to be the 2015
 Inception is checked by its sha256, so that "FID" means one network. Downloads are always announced
@@ -8,7 +8,6 @@ on stderr.
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,6 @@ from mirai_bench.utils.hashing import file_sha256
 from mirai_bench.utils.tensors import read_tensors
 
 log = logging.getLogger(__name__)
-
-INCEPTION_SIDE = 299  # pixels
-# Channels of mixed_6's first branch, 17x17 each: 2,023 dimensions (ADM's sFID, after arXiv
-# 2103.03841).
-SPATIAL_CHANNELS = 7
 
 COMPAT_FILE = "weights-inception-2015-12-05-6726825d.pth"
 COMPAT_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{COMPAT_FILE}"
@@ -44,80 +38,7 @@ DINOV2_FILES = ("dinov2_vitl14.safetensors", "dinov2_vitl14_pretrain.pth")
 DINOV2_SIDE = 224  # pixels
 
 
-# ---- the 2015 Inception, in torch-fidelity's implementation and as a TorchScript file
-
-
-def _tensorflow_resize(images: Tensor, side: int) -> Tensor:
-    """Resizes bilinearly as TensorFlow 1 does, which is part of the network's own graph.
-
-    Corners are not aligned, and there is no antialiasing.
-    """
-    from torch_fidelity import interpolate_compat_tensorflow as tensorflow
-
-    resize = tensorflow.interpolate_bilinear_2d_like_tensorflow1x
-    return resize(images.float(), size=(side, side), align_corners=False)
-
-
-def _spatial(mixed_6: Tensor) -> Tensor:
-    """Maps (B, C, 17, 17) to (B, 2023), in the order height, width, channel of ADM's files."""
-    return mixed_6[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
-
-
-class InceptionCompat(nn.Module):
-    """torch-fidelity's own 2015 Inception.
-
-    Its features are pool, spatial, and the logits without their bias, which the Inception Score is
-    made of.
-    """
-
-    def __init__(self, weights: Path) -> None:
-        from torch_fidelity import FeatureExtractorInceptionV3
-
-        super().__init__()
-        features = ["2048", "logits_unbiased"]
-        self.network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", features, feature_extractor_weights_path=str(weights)
-        )
-        self.mixed_6 = torch.empty(0)
-        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.mixed_6 = output
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Returns pool (B, 2048), spatial (B, 2023) and logits (B, 1008)."""
-        pool, logits = self.network(images)
-        return {"pool": pool, "spatial": _spatial(self.mixed_6), "logits": logits}
-
-
-class Inception2015(nn.Module):
-    """The TorchScript file that StyleGAN, EDM and clean-fid use.
-
-    It gives no logits here, so no Inception Score.
-    """
-
-    def __init__(self, weights: Path) -> None:
-        super().__init__()
-        with warnings.catch_warnings():
-            # torch.jit is deprecated, but the file is TorchScript.
-            warnings.simplefilter("ignore", FutureWarning)
-            network = torch.jit.load(str(weights), map_location="cpu").eval()
-        self.layers = (network.net if hasattr(network, "net") else network).layers
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Returns pool (B, 2048) and spatial (B, 2023)."""
-        x = (_tensorflow_resize(images, INCEPTION_SIDE) - 128) / 128
-        if x.device.type == "cpu":
-            # 1.3x as fast on a CPU; features differ by 1e-5.
-            x = x.contiguous(memory_format=torch.channels_last)
-        spatial = x
-        for name, layer in self.layers.named_children():
-            if name == "output":  # the classification head, in the files that have it
-                break
-            x = layer(x)
-            if name == "mixed_6":
-                spatial = _spatial(x)
-        return {"pool": x.flatten(1), "spatial": spatial}
+# ---- the two files of the 2015 Inception, whose network is in inception.py
 
 
 def locate_compat(assets: Path | None, weights: Path | None) -> Path:

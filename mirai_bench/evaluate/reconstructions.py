@@ -56,6 +56,7 @@ def reconstructed_images(
         "sha256": f"sha256:{dataset.sha256}",
         "image_size": config.data.image_size,
         "resize": resize,
+        "images": codes.num_images,  # those that could be read when the codes were prepared
         "tokenizer": tokenizer.identity,
     }
     return ReferenceImages(batches(), codes.num_images, identity, keep=0, label="reconstructions")

@@ -9,11 +9,12 @@ import torch
 from mirai_bench.config.protocol import PROTOCOLS
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.datasets import open_dataset
-from mirai_bench.evaluate import networks
+from mirai_bench.evaluate import inception, networks
 from mirai_bench.evaluate.digits_classifier import RECIPE, classifier_file, load_classifier, train_classifier
 from mirai_bench.evaluate.extractors import EXTRACTORS, entry_of, open_extractor
+from mirai_bench.evaluate.inception import inception_layers, load_2015, load_compat, resize_as_tensorflow
 from mirai_bench.evaluate.measure import StoredImages, measure
-from mirai_bench.evaluate.networks import TORCHSCRIPT_FILES, Dinov2, Inception2015, InceptionCompat
+from mirai_bench.evaluate.networks import TORCHSCRIPT_FILES, Dinov2
 from mirai_bench.evaluate.references import open_reference
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
@@ -115,24 +116,63 @@ def test_a_failed_download_says_what_to_do(make_config, tmp_path, monkeypatch, c
 # ---- the networks
 
 
-def test_spatial_features_are_mixed_6s_first_seven_channels(monkeypatch):
-    """7 · 17 · 17 = 2,023 numbers in the order height, width, channel, as ADM flattens them."""
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory):
+    """A file of random weights in torch-fidelity's form, whose norms are no identities."""
+    torch.manual_seed(0)
+    layers = inception_layers()
+    for name, value in layers.state_dict().items():
+        if name.endswith(("bn.weight", "running_var")):
+            value.uniform_(0.8, 1.2)
+        elif name.endswith(("bn.bias", "running_mean")):
+            value.normal_(std=0.2)
+    head = {"fc.weight": torch.randn(1008, 2048) / 50, "fc.bias": torch.ones(1008)}
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    torch.save(dict(layers.state_dict()) | head, path)
+    return path
+
+
+@torch.inference_mode()
+def test_the_inception_is_torch_fidelitys(random_inception):
+    """Its own forward pass on the same file, without norms that are folded; 7 · 17 · 17 = 2,023 spatial
+    numbers in the order height, width, channel, as ADM flattens them."""
     from torch_fidelity import FeatureExtractorInceptionV3
 
-    monkeypatch.setattr(torch, "load", lambda *_, **__: {})
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-    torch.manual_seed(0)
-    network = InceptionCompat(Path("no file"))
-    seen = []
-    network.network.Mixed_6d.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    features = network(torch.from_numpy(noise(2, side=32)).permute(0, 3, 1, 2))
-    assert {name: value.shape[1] for name, value in features.items()} == {
-        "pool": 2048,
-        "spatial": 2023,
-        "logits": 1008,
-    }
-    expected = seen[0][:, :7].permute(0, 2, 3, 1).reshape(2, -1)
-    assert torch.equal(features["spatial"], expected) and expected.std() > 0
+    names = ["2048", "logits_unbiased"]
+    path = str(random_inception)
+    theirs = FeatureExtractorInceptionV3("oracle", names, feature_extractor_weights_path=path)
+    mixed_6 = []
+    theirs.Mixed_6d.register_forward_hook(lambda module, inputs, output: mixed_6.append(output))
+    images = torch.from_numpy(noise(2, side=40)[:, :32]).permute(0, 3, 1, 2)
+    pool, logits = theirs(images)
+    found = load_compat(random_inception)(images)
+    assert list(found) == ["spatial", "pool", "logits"]
+    for name, value in (("pool", pool), ("logits", logits)):
+        assert (found[name] - value).norm() < 1e-5 * value.norm()
+    expected = mixed_6[0][:, :7].permute(0, 2, 3, 1).reshape(2, 2023)
+    assert (found["spatial"] - expected).norm() < 1e-5 * expected.norm()
+    assert expected.std() > 0
+
+
+@torch.inference_mode()
+def test_parts_of_a_batch_are_the_batch(random_inception, monkeypatch):
+    network = load_compat(random_inception)
+    images = torch.from_numpy(noise(3, side=32)).permute(0, 3, 1, 2)
+    whole = network(images)
+    monkeypatch.setattr(inception, "CPU_BATCH", 2)
+    for name, value in network(images).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (299, 299), (400, 300), (7, 512)])
+def test_images_are_resized_as_tensorflow_does(size):
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    images = torch.randint(
+        0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    theirs = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
+    assert torch.equal(resize_as_tensorflow(images, 299), theirs)
 
 
 def test_dinov2_reads_a_file_of_its_model_and_no_other(tmp_path):
@@ -162,7 +202,8 @@ def torch_fidelitys_network(weights: Path) -> torch.nn.Module:
     """Returns its own implementation of the network, with the TorchScript file's weights."""
     from torch_fidelity import FeatureExtractorInceptionV3
 
-    script = Inception2015(weights).layers.state_dict()
+    script = torch.jit.load(str(weights), map_location="cpu")
+    script = (script.net if hasattr(script, "net") else script).layers.state_dict()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch, "load", lambda *_, **__: {})
         patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
@@ -194,28 +235,11 @@ def test_the_torchscript_inception_is_torch_fidelitys():
     mixed_6 = []
     network.Mixed_6d.register_forward_hook(lambda module, inputs, output: mixed_6.append(output))
     images = torch.from_numpy(noise(4, side=48)).permute(0, 3, 1, 2)
-    ours = Inception2015(asset(*TORCHSCRIPT_FILES))(images)
+    ours = load_2015(asset(*TORCHSCRIPT_FILES))(images)
     (theirs,) = network(images)
-    torch.testing.assert_close(ours["pool"], theirs, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(ours["spatial"], networks._spatial(mixed_6[0]), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.slow
-@torch.inference_mode()
-def test_channels_last_leaves_the_features_as_they_are():
-    """What the forward pass does on a CPU against the same layers on tensors in the usual order."""
-    network = Inception2015(asset(*TORCHSCRIPT_FILES))
-    images = torch.from_numpy(noise(4, side=48)).permute(0, 3, 1, 2)
-    x = (networks._tensorflow_resize(images, networks.INCEPTION_SIDE) - 128) / 128
-    layers = dict(network.layers.named_children())
-    first = []
-    for name, layer in layers.items():
-        x = x if name == "output" else layer(x)
-    watch = torch.nn.Identity()  # hooks are not for scripted layers
-    watch.register_forward_hook(lambda module, inputs, output: first.append(output))
-    network.layers = torch.nn.ModuleDict({"watch": watch} | layers)
-    torch.testing.assert_close(network(images)["pool"], x.flatten(1), rtol=1e-4, atol=1e-5)
-    assert first[0].is_contiguous(memory_format=torch.channels_last)
+    spatial = mixed_6[0][:, :7].permute(0, 2, 3, 1).flatten(1)
+    assert (ours["pool"] - theirs).norm() < 1e-5 * theirs.norm()
+    assert (ours["spatial"] - spatial).norm() < 1e-5 * spatial.norm()
 
 
 @pytest.mark.slow
