@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mirai_bench.config.run_config import RunConfig
@@ -139,7 +139,7 @@ def classifier_file(config: RunConfig) -> Path:
         finally:
             torch.set_num_threads(threads)
         weights = {name: tensor.float() for name, tensor in model.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
+        (folder / "model.safetensors").write_bytes(save(weights))  # an OSError if the disk is full
 
     identity = digest([RECIPE._asdict(), SEED, open_dataset(config, "train").identity])
     folder = config.machine.runs / "cache" / f"classifier-{identity}"

@@ -8,6 +8,7 @@ that has grown.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import signal
@@ -105,6 +106,18 @@ class Report:
         )
 
 
+def ensure_home(folder: Path) -> None:
+    """Gives a user without a name and a home, as containers have, what Ray asks for when it is imported."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(folder.absolute())
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())
+
+
 def run_sweep(plan: Plan, options: Options) -> Report:
     """Trains what is missing.
 
@@ -151,6 +164,7 @@ def train_missing(cells: list[Cell], options: Options, shipper: Shipper, report:
     job = Job.beside(configs, plan.runs / "sweeps", plan.name)
     job.begin()
     machine = cells[0].config.machine  # the same for all cells of a sweep
+    ensure_home(plan.runs)
     with report.phase("ray import"):
         from mirai_bench.sweep import ray_session, ray_tune
     with contextlib.ExitStack() as stack:
