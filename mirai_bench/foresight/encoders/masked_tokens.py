@@ -139,6 +139,7 @@ def load_or_train(config: RunConfig, codes: Codes, device: torch.device) -> Mask
     if file is None:
         file = cache_folder(config, codes, device) / "model.safetensors"
     model = MaskedTokens(config)
+    assert isinstance(file, Path), "the config has refused random weights"
     load_into(model, file)
     return model.requires_grad_(False).to(device)
 
