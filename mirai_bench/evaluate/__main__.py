@@ -87,7 +87,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     # Imported here, so that --help needs no torch.
     import torch
 
-    from mirai_bench.evaluate.evaluation import Request, evaluate_request
+    from mirai_bench.evaluate.request import Request, evaluate_request
     from mirai_bench.utils.device import resolve_device
     from mirai_bench.utils.distributed import Ranks, process_group, rank_and_world
 
