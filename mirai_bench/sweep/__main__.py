@@ -201,7 +201,8 @@ def train(plan: Plan, args: argparse.Namespace) -> int:
 
 def search(plan: Plan, args: argparse.Namespace) -> int:
     """Tunes an arm and prints a row per drawn configuration. Returns 1 if nothing was measured."""
-    from mirai_bench.sweep.driver import Options, ensure_home
+    from mirai_bench.sweep.driver import Options
+    from mirai_bench.utils.home import ensure_home
 
     ensure_home(plan.runs)
     from mirai_bench.sweep.search import describe_search, run_search  # which imports Ray

@@ -8,7 +8,6 @@ that has grown.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import logging
 import os
 import signal
@@ -24,6 +23,7 @@ from mirai_bench.sweep.plan import Plan, folder_of, in_order_of_execution
 from mirai_bench.sweep.progress import Screen
 from mirai_bench.tracking.run_folder import Failure
 from mirai_bench.utils.files import locked
+from mirai_bench.utils.home import ensure_home
 from mirai_bench.utils.signals import on_signals
 
 log = logging.getLogger(__name__)
@@ -104,18 +104,6 @@ class Report:
             f"{self.ready_seconds:.1f} s, the rest of them {rest:.1f} s. Overhead: "
             f"{100 * overhead:.0f} % of {self.slots} x {wall:.1f} s"
         )
-
-
-def ensure_home(folder: Path) -> None:
-    """Gives a user without a name and a home, as containers have, what Ray asks for when it is imported."""
-    try:
-        Path.home()
-    except RuntimeError:
-        os.environ["HOME"] = str(folder.absolute())
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):
-        os.environ["LOGNAME"] = str(os.getuid())
 
 
 def run_sweep(plan: Plan, options: Options) -> Report:

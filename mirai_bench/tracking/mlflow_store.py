@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import locked
+from mirai_bench.utils.home import ensure_home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -168,6 +169,7 @@ def connect(uri: str) -> MlflowClient:
     """Returns a client of the store."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    ensure_home(Path.cwd())
     import mlflow
 
     for name in NOISY_LOGGERS:

@@ -1,4 +1,4 @@
-"""What the driver gives Ray before it is imported."""
+"""What libraries ask of a user, who may have neither a home nor a name."""
 
 import getpass
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mirai_bench.sweep.driver import ensure_home
+from mirai_bench.utils.home import ensure_home
 
 
 @pytest.mark.parametrize("has_home", [True, False])
