@@ -61,14 +61,19 @@ def parser(script: str, description: str, example: str) -> argparse.ArgumentPars
     add("--protocol", metavar="DIGEST", help="only evaluations under this protocol (digest or name)")
     add("--records", nargs="+", type=Path, metavar="FILE", help=frozen)
     add("--runs", type=Path, metavar="FOLDER", help="read the journals in this folder of runs")
-    add(
+    add_out(result)
+    return result
+
+
+def add_out(options: argparse.ArgumentParser) -> None:
+    """Adds the option that says where to write."""
+    options.add_argument(
         "--out",
         type=output_folder,
         default="reports",
         metavar="FOLDER",
         help="where to write; default reports",
     )
-    return result
 
 
 def add_one_off(options: argparse.ArgumentParser) -> None:

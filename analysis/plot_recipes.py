@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from common import STYLE, draw_change, look, percent_axis, save
+from common import STYLE, add_out, draw_change, look, percent_axis, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,7 +25,6 @@ from mirai_bench.results.table import Table, build_table
 from mirai_bench.results.writers import p_value
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.outputs import output_folder
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +79,7 @@ def command(argv: list[str]) -> int:
     parser.add_argument(
         "records", nargs=2, type=Path, metavar="FILE", help="frozen records of one sweep each"
     )
-    parser.add_argument(
-        "--out", type=output_folder, default="reports", help="where to write; default reports"
-    )
+    add_out(parser)
     args = parser.parse_args(argv)
     # Read one by one: files of one sweep would be joined, and these have two recipes.
     sweeps = [read_jsonl([path])[0] for path in args.records]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import MAIN_JOB
+from common import MAIN_JOB, add_out
 from scipy.special import chdtri
 
 from mirai_bench.config.load import build_run, load_run, merge
@@ -33,7 +33,6 @@ from mirai_bench.utils.cli import progress, run
 from mirai_bench.utils.device import resolve_device
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_text
-from mirai_bench.utils.outputs import output_folder
 from mirai_bench.utils.text_table import markdown_table
 
 Cell = dict[str, Any]  # a line of the file
@@ -271,13 +270,7 @@ def command(argv: list[str]) -> None:
     )
     add("--axis", help="only this axis, for instance injection_level")
     add("--profile", default="digits", help="only this profile; default digits")
-    add(
-        "--out",
-        type=output_folder,
-        default="reports",
-        metavar="FOLDER",
-        help="where to write; default reports",
-    )
+    add_out(parser)
     args = parser.parse_args(argv)
     cells = read(args.records) if args.records else measured(args)
     text = report(cells)

@@ -16,6 +16,7 @@ from mirai_bench.config.foresight import ForesightConfig
 from mirai_bench.config.load import SWEEPS
 from mirai_bench.config.sweep_file import load_sweep
 from mirai_bench.model.cost import IMAGES, num_parameters, training_flops
+from mirai_bench.results.configs import foresight_of
 from mirai_bench.results.cost import with_one_off
 from mirai_bench.results.frame import RECONSTRUCTIONS, Results
 from mirai_bench.results.looks import decide
@@ -122,7 +123,7 @@ def points_of(results: Results, metric: str) -> list[Point]:
             continue
         runs = [record["run"] for record in last if record["arm"] == arm]
         config = runs[0]["config"]
-        known_as = NAMES.get(identity(ForesightConfig.model_validate(config.get("foresight", {}))))
+        known_as = NAMES.get(identity(foresight_of(runs[0])))
         if known_as is None:
             log.info(
                 f"{results.axis}/{arm} ({results.profile}) is left out: ARMS in rungs.py has no such arm"

@@ -68,7 +68,7 @@ further range adds ten views."""
     @property
     def needs_preparation(self) -> bool:
         """Tells whether images are encoded once, before training, and not when they are used."""
-        return self.dataset in ("cifar10", "fashion_mnist", "folder")
+        return self.dataset == "folder" or self.dataset in OFFICIAL_SIZES
 
     @property
     def title(self) -> str:

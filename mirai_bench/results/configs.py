@@ -1,15 +1,24 @@
-"""The guard that seeds of an arm are of one configuration: an average over two would be of nothing."""
+"""The configurations that records carry: what their foresight is, and that an arm has one only.
+
+An average over seeds of two configurations would be of nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mirai_bench.config.foresight import ForesightConfig
 from mirai_bench.utils.errors import UserError
 
 # Sections and fields in which runs of one arm may differ: the seeds, where and how a run was
 # computed, how it was evaluated (which is compared on its own), and names.
 FREE = ("seed", "seeds.", "machine.", "evaluation.", "profile", "model.size", "train.recipe")
+
+
+def foresight_of(run: Mapping[str, Any]) -> ForesightConfig:
+    """Returns the foresight of the run of a record. What an older record lacks has its default."""
+    return ForesightConfig.model_validate(run["config"].get("foresight", {}))
 
 
 def refuse_other_configs(axis: str, records: Sequence[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from mirai_bench.config.foresight import ForesightConfig
+from mirai_bench.results.configs import foresight_of
 from mirai_bench.results.controls import SOLVED
 from mirai_bench.results.frame import Results, is_distance, value_of
 from mirai_bench.tracking.records import COSTS, ONE_OFF
@@ -43,11 +44,7 @@ def one_off(record: Record, cost: str) -> float | None:
     if field in record:
         value: float | None = record[field]
         return value
-    return None if _made_beforehand(_foresight_of(record)) else 0.0
-
-
-def _foresight_of(record: Record) -> ForesightConfig:
-    return ForesightConfig.model_validate(record["run"]["config"].get("foresight", {}))
+    return None if _made_beforehand(foresight_of(record["run"])) else 0.0
 
 
 def _made_beforehand(foresight: ForesightConfig) -> bool:
@@ -124,7 +121,7 @@ def one_off_notes(results: Results, included: bool = True, timing: bool = True) 
 
 
 def _trained_elsewhere(record: Record) -> bool:
-    foresight = _foresight_of(record)
+    foresight = foresight_of(record["run"])
     if foresight.internal and foresight.source == "frozen":
         return foresight.teacher is not None
     encoder = foresight.encoder

@@ -6,6 +6,7 @@ them, whether or not anything else would notice.
 
 from __future__ import annotations
 
+from mirai_bench.results.configs import foresight_of
 from mirai_bench.results.frame import Results, is_of_features
 
 TEACHER = "teacher"  # stands where the verdict would
@@ -20,21 +21,20 @@ def taught_by_judge(results: Results, metric: str) -> set[str]:
     found = set()
     for record in results.records:
         run = record["run"]
-        foresight = run["config"].get("foresight", {})
-        is_aligned = foresight.get("level") == "internal"
-        # Source `shuffled` gives the features of the same network to the wrong image.
-        source = foresight.get("source")
-        provider = foresight.get("shuffled_of") if source == "shuffled" else source
-        encoder = foresight.get("encoder", {})
-        is_judge = encoder.get("name") in SAME_NETWORK.get(run["extractor"]["name"], ())
-        if is_aligned and provider == "encoder" and is_judge and encoder.get("weights") != "random":
+        judges = SAME_NETWORK.get(run["extractor"]["name"])
+        if judges is None:
+            continue
+        foresight = foresight_of(run)
+        encoder = foresight.encoder
+        if foresight.uses_encoder and encoder.name in judges and encoder.weights != "random":
             found.add(record["arm"])
     return found
 
 
 def teachers_note(results: Results, metric: str) -> str | None:
     """Returns a sentence on the arms that this metric cannot judge, or None if there are none."""
-    arms = [arm for arm in results.arms if arm in taught_by_judge(results, metric)]
+    barred = taught_by_judge(results, metric)
+    arms = [arm for arm in results.arms if arm in barred]
     if not arms:
         return None
     extractor = results.records[0]["run"]["extractor"]["name"]
