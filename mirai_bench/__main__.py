@@ -16,6 +16,7 @@ COMMANDS = {
     "sweep": "trains and evaluates all arms of a sweep file with all seeds; status, search, schema",
     "train": "trains one run",
     "sample": "samples images from a run",
+    "diagnose": "looks into the weights of finished runs: why does an arm help?",
     "evaluate": "evaluates a run or a folder of images under a protocol; compare, reference",
     "data.prepare": "turns images into codes, once",
     "tokenizer": "trains and measures the small VQ tokenizer",

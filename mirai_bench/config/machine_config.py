@@ -37,8 +37,8 @@ class MachineConfig(Section):
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints that are kept. Two, so that a damaged one can be passed over."""
     keep_at: tuple[Positive, ...] = ()
-    """Epochs after which the EMA weights are kept for good, for diagnostics: files of their own, in \
-the run's folder `kept`."""
+    """Epochs after which the EMA and the trained weights with their heads are kept for good, for \
+diagnostics: files of their own, in the run's folder `kept`."""
     compile: Literal["auto"] | bool = "auto"
     """Whether model, teacher and losses are compiled with torch.compile. `auto` compiles on a GPU \
 for widths of 384 and more, where the run outweighs the minute or two that it takes."""

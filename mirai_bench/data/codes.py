@@ -134,6 +134,11 @@ class Codes:
             tokens = send(rows.view(np.int16), self.device)
         return tokens.long() & 0xFFFF  # codes above 32,767 are negative as int16
 
+    def images(self, index: Tensor) -> Batch:
+        """Returns view 0 of these images, (B,) on the device."""
+        view = torch.zeros_like(index)
+        return Batch(self._tokens_of(index, view), self.labels[index], index, view)
+
     def of_view(self, view: int) -> Iterator[Tensor]:
         """Yields the tokens long (B, T) of this view of every image, in the order of the images."""
         for index in torch.arange(self.num_images, device=self.device).split(ENCODE_BATCH):

@@ -273,8 +273,12 @@ def num_steps(config: RunConfig) -> int | None:
 
 
 def kept_bytes(config: RunConfig) -> int:
-    """Returns the size of the EMA weights of one epoch of `machine.keep_at`, in float32."""
-    return 4 * num_parameters(config)[0]
+    """Returns the size of what is kept of one epoch of `machine.keep_at`.
+
+    It is the generator's EMA, and the weights of generator and heads, in float32.
+    """
+    generator, heads = num_parameters(config)
+    return 4 * (2 * generator + heads)
 
 
 def checkpoint_bytes(config: RunConfig) -> int:

@@ -7,6 +7,8 @@ checkpoints/      step_00000690/ and so on (checkpoint/store.py)
 samples/          one grid of images per evaluation
 done.json         written when the last step is trained and evaluated
 failed.json       why the last attempt ended; the next attempt removes it
+kept/             weights of the epochs of machine.keep_at
+diagnosis.jsonl   what diagnostics found out about its checkpoints (records of mirai_bench.diagnose)
 run.lock          held by the process that trains the run
 mlflow.lock       held by the process that sends the run to MLflow
 log.txt           what the run said while a sweep trained it
@@ -94,6 +96,11 @@ class RunFolder:
         return Journal(self.path / "journal.jsonl")
 
     @property
+    def diagnosis_file(self) -> Path:
+        """Returns the path of what diagnostics found out."""
+        return self.path / "diagnosis.jsonl"
+
+    @property
     def done_file(self) -> Path:
         """Returns the path of the file that a finished run has."""
         return self.path / "done.json"
@@ -121,6 +128,10 @@ class RunFolder:
     def kept_file(self, epoch: int) -> Path:
         """Returns the path of the EMA weights that are kept of an epoch (`machine.keep_at`)."""
         return self.path / "kept" / f"epoch_{epoch:04d}.safetensors"
+
+    def kept_student_file(self, epoch: int) -> Path:
+        """Returns the path of the trained weights and heads that are kept beside them."""
+        return self.path / "kept" / f"epoch_{epoch:04d}_student.safetensors"
 
     @property
     def grids(self) -> Path:
@@ -205,6 +216,11 @@ class RunFolder:
         except FileNotFoundError:
             return None
         return done.get("seconds")
+
+    @property
+    def has_weights(self) -> bool:
+        """Tells whether there is a checkpoint, or weights that were kept of an epoch."""
+        return self.checkpoints.is_dir() or (self.path / "kept").is_dir()
 
     def reopen_without_weights(self) -> None:
         """Makes a finished run pending if it has no checkpoint, because somebody needs its weights."""

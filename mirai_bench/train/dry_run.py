@@ -109,7 +109,7 @@ def describe(config: RunConfig, hardware: Hardware, measure: bool) -> str:
     of_codes = f"; {codes} of codes, if they fit in half of what is free" if codes else ""
     facts |= {
         "checkpoints on disk": f"{config.machine.keep_checkpoints} x {checkpoint}",
-        "kept EMA weights on disk": f"{len(config.machine.keep_at)} x {kept}",
+        "kept weights on disk": f"{len(config.machine.keep_at)} x {kept}",
         "codes on disk": codes or "known once the data is prepared",
         "device memory": f"{gigabytes(memory.fixed)} of weights, gradients, moments and EMA; about "
         f"{gigabytes(memory.activations)} of activations per process{of_codes}; an encoder is not "

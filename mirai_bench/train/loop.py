@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 
 from mirai_bench.checkpoint.store import (
     Checkpoint,
@@ -24,6 +23,7 @@ from mirai_bench.checkpoint.store import (
     save_checkpoint,
 )
 from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.images.grid import write_image
 from mirai_bench.evaluate.evaluation import Evaluator
 from mirai_bench.model.cost import training_flops
 from mirai_bench.model.one_off import one_off_flops
@@ -138,8 +138,9 @@ class Run:
             return
         # Before the checkpoint, from which a run that is killed here would go on.
         if step in self.kept:
-            path = self.folder.kept_file(self.kept[step])
-            keep_weights(path, dict(self.trainer.ema.state_dict()))
+            epoch = self.kept[step]
+            keep_weights(self.folder.kept_student_file(epoch), self.trainer.student_weights())
+            keep_weights(self.folder.kept_file(epoch), dict(self.trainer.ema.state_dict()))
         self.journal.sync()
         counters = {"train_seconds": self.seconds, "journal": self.journal.counts()}
         state = self.trainer.checkpoint(counters)
@@ -274,7 +275,7 @@ class Run:
             return
         grid = self.folder.grid_file(step / self.trainer.steps_per_epoch)
         self.folder.grids.mkdir(exist_ok=True)
-        Image.fromarray(result.grid).save(self.folder.path / grid)
+        write_image(self.folder.path / grid, result.grid)
         seconds = {
             "sample_seconds": result.sample_seconds,
             "evaluate_seconds": result.evaluate_seconds,

@@ -252,28 +252,38 @@ class Trainer:
             total += torch.stack([loss.detach() for loss in losses]) / num_parts
         return total
 
+    def student_weights(self) -> dict[str, Tensor]:
+        """Returns the trained weights and the heads, which are under `foresight.`."""
+        # Without the prefix a checkpoint has LlamaGen's names, and the heads have their own.
+        parameters = self.objective.named_parameters()
+        return {name.removeprefix("model."): parameter.detach() for name, parameter in parameters}
+
+    def load(self, student: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
+        """Loads trained weights, as `student_weights` returns them, and their EMA."""
+        weights = {}
+        for name, tensor in student.items():
+            weights[name if name.startswith("foresight.") else f"model.{name}"] = tensor
+        self.objective.load_state_dict(weights)
+        self.ema.load_state_dict(ema)
+
     def checkpoint(self, counters: dict[str, Any]) -> Checkpoint:
         """Returns the state of the run. `counters` is stored with it."""
-        parameters = dict(self.objective.named_parameters())
         moments = {}
-        weights = {}
-        for name, parameter in parameters.items():
+        for name, parameter in self.objective.named_parameters():
             # Heads that have not been used yet have no moments.
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 moments[f"{key}.{name}"] = value
-            # Without the prefix a checkpoint has LlamaGen's names, and the heads have their own.
-            weights[name.removeprefix("model.")] = parameter.detach()
         skipped = {"skipped": self.skipped.item(), "skipped_in_a_row": self.skipped_in_a_row.item()}
-        tensors = {"model": weights, "ema": dict(self.ema.state_dict()), "optimizer": moments}
+        tensors = {
+            "model": self.student_weights(),
+            "ema": dict(self.ema.state_dict()),
+            "optimizer": moments,
+        }
         return Checkpoint(tensors, counters | skipped)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restores the state of a checkpoint."""
-        weights = {}
-        for name, tensor in checkpoint.tensors["model"].items():
-            weights[name if name.startswith("foresight.") else f"model.{name}"] = tensor
-        self.objective.load_state_dict(weights)
-        self.ema.load_state_dict(checkpoint.tensors["ema"])
+        self.load(checkpoint.tensors["model"], checkpoint.tensors["ema"])
         parameters = dict(self.objective.named_parameters())
         for key, tensor in checkpoint.tensors["optimizer"].items():
             moment, name = key.split(".", 1)

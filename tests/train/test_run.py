@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirai_bench.checkpoint.store import load_weights
+from mirai_bench.checkpoint.store import load_latest, load_weights
 from mirai_bench.tracking.journal import read_journal
 from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
 from mirai_bench.train import loop
 from mirai_bench.train import trainer as trainer_module
 from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.tensors import read_tensors
 from tests.support.small_run import new_trainer, saved, train
 
 
@@ -354,7 +355,9 @@ def test_weights_of_chosen_epochs_are_kept(make_config, tmp_path):
     train(config, tmp_path)
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
         "epoch_0001.safetensors",
+        "epoch_0001_student.safetensors",
         "epoch_0002.safetensors",
+        "epoch_0002_student.safetensors",
     ]
     shorter = tmp_path / "two_epochs_of_three"
     stopped = RunFolder(shorter)
@@ -366,6 +369,9 @@ def test_weights_of_chosen_epochs_are_kept(make_config, tmp_path):
     kept = load_weights(RunFolder(tmp_path).kept_file(2))
     found = load_weights(stopped.path)
     assert kept.keys() == found.keys() and all(torch.equal(kept[name], found[name]) for name in kept)
+    student = read_tensors(RunFolder(tmp_path).kept_student_file(2))
+    trained = load_latest(stopped).tensors["model"]
+    assert student.keys() == trained.keys() and all(torch.equal(student[n], trained[n]) for n in student)
     with pytest.raises(UserError, match=r"machine.keep_at holds epoch 4, after train.epochs = 3"):
         make_config(train={"epochs": 3}, machine={"keep_at": [4]})
 

@@ -1,0 +1,1 @@
+"""Why an arm helps: diagnostics of trained runs."""

@@ -1,0 +1,68 @@
+"""The command `python -m mirai_bench.diagnose`: why does an arm help?"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from mirai_bench.utils.cli import add_device, add_settings, progress, run
+from mirai_bench.utils.errors import unknown
+
+log = logging.getLogger("mirai_bench.diagnose")  # __name__ is "__main__" here
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m mirai_bench.diagnose",
+        description="Looks into the weights of finished runs, and writes what it finds beside them. What "
+        "was measured before is not measured again. `python analysis/diagnose.py` draws it.",
+        epilog="example: python -m mirai_bench.diagnose sweeps/injection_level.yaml --only spatial gradients",
+    )
+    add = result.add_argument
+    add("what", type=Path, metavar="RUN|SWEEP.yaml", help="a run folder, or a sweep file: its finished runs")
+    add("--only", nargs="+", default=[], metavar="NAME", help="only these diagnostics")
+    epochs = "only the weights of these epochs; default all that were kept, and the newest"
+    add("--at", nargs="+", type=float, default=[], metavar="EPOCH", help=epochs)
+    add("--arms", nargs="+", default=[], metavar="ARM", help="of a sweep: only these arms")
+    add("--seeds", nargs="+", type=int, default=[], metavar="N", help="of a sweep: only these seeds")
+    add("--profile", metavar="NAME", help="of a sweep: this profile instead of the file's")
+    add("--full", action="store_true", help="the whole foresight map, and t-SNE")
+    add_settings(result, "machine.runs=/data/runs")
+    add_device(result)
+    return result
+
+
+def command(argv: list[str]) -> int:
+    """Runs the command and returns its exit code."""
+    args = parser().parse_args(argv)
+    # Imported here, so that --help needs no torch.
+    import torch
+
+    from mirai_bench.diagnose.registry import DIAGNOSTICS
+    from mirai_bench.diagnose.run import Choice, Report, diagnose_run
+    from mirai_bench.diagnose.runs import runs_of
+    from mirai_bench.utils.device import resolve_device
+
+    for name in args.only:
+        if name not in DIAGNOSTICS:
+            raise unknown("diagnostic", name, DIAGNOSTICS)
+    names = [name for name in DIAGNOSTICS if name in args.only or not args.only]
+    device = resolve_device(args.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    chosen = {"arms": args.arms, "seeds": args.seeds, "profile": args.profile, "settings": args.settings}
+    folders = runs_of(args.what, **chosen)
+    choice = Choice(names, args.at, args.full, device)
+    report = Report()
+    for folder in progress(folders, "diagnosing", len(folders), "runs"):
+        diagnose_run(folder, choice, report)
+    for line in report.lines():
+        log.info(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))

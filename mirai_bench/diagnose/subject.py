@@ -1,0 +1,136 @@
+"""What is looked at: one checkpoint of one run, with its states on held-out images.
+
+Letters: N images, T tokens, D width, L blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.codes import Batch, Codes, has_heldout_codes, open_codes
+from mirai_bench.diagnose.scope import Scope
+from mirai_bench.diagnose.snapshots import Snapshot
+from mirai_bench.model.transformer import ARModel, Grid, build_model
+from mirai_bench.train.trainer import Objective, Trainer
+from mirai_bench.utils.device import Hardware
+from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.tensors import check_fits
+
+# Images per forward pass. It is fixed, so that the numbers do not depend on the memory of a device.
+BATCH = 64
+
+
+class NotMeasurable(Exception):
+    """A diagnostic does not apply to this run, or what it needs is gone. The message says why."""
+
+
+@dataclass
+class Subject:
+    """One checkpoint of one run, and the images that it is looked at with.
+
+    States are those of the EMA weights, which are what is sampled and evaluated. All computation is in
+    float32 and without dropout.
+    """
+
+    config: RunConfig
+    snapshot: Snapshot
+    scope: Scope
+    device: torch.device
+    codes: Codes
+    """The codes of the training split, which the snapshots of a run share."""
+
+    @property
+    def grid(self) -> Grid:
+        """Returns the rows and columns of the tokens."""
+        return self.config.grid
+
+    @property
+    def depth(self) -> int:
+        """Returns the number of blocks L."""
+        return self.config.model.depth
+
+    @property
+    def middle(self) -> int:
+        """Returns the block whose values stand in tables: the one that the paper aligns, 8 of 12."""
+        return max(1, round(self.depth * 8 / 12))
+
+    @cached_property
+    def model(self) -> ARModel:
+        """The model with the EMA weights, without gradients."""
+        model = build_model(self.config)
+        check_fits(model, self.snapshot.ema, "the EMA weights")
+        model.load_state_dict(self.snapshot.ema)
+        return model.requires_grad_(False).to(self.device)
+
+    @cached_property
+    def heldout_codes(self) -> Codes:
+        """The codes of the held-out split."""
+        if not has_heldout_codes(self.config):
+            raise NotMeasurable("its data has no held-out split")
+        return open_codes(self.config, "heldout", self.device)
+
+    @cached_property
+    def heldout(self) -> Batch:
+        """The held-out images that everything is measured on."""
+        return evenly_spaced(self.heldout_codes, self.scope.heldout_images)
+
+    @cached_property
+    def fit(self) -> Batch:
+        """The training images that probes are fitted to."""
+        return evenly_spaced(self.codes, self.scope.fit_images)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The trained weights with their foresight heads and teacher, as the training step has them.
+
+        Raises NotMeasurable if the checkpoint holds the EMA only, or the teacher is gone.
+        """
+        student = self.snapshot.student
+        if student is None:
+            raise NotMeasurable("only the EMA weights of this epoch were kept")
+        try:
+            trainer = Trainer(self.config, Hardware(self.device), codes=self.codes)
+        except UserError as error:
+            raise NotMeasurable(f"its teacher cannot be opened: {error}") from None
+        trainer.load(student, self.snapshot.ema)
+        return trainer.objective
+
+    # ---- states
+
+    def states(self, images: Batch, *, null_class: bool = False) -> list[Tensor]:
+        """Returns the states (N, T, D) before the first block and after each of them, L + 1 in all.
+
+        State s has consumed the class and the first s tokens. With `null_class` the class is the null
+        class, so that only the tokens tell what the image shows.
+        """
+        kept = self._states.get((id(images), null_class))
+        if kept is None:
+            kept = self._states[id(images), null_class] = self._compute_states(images, null_class)
+        return kept
+
+    @cached_property
+    def _states(self) -> dict[tuple[int, bool], list[Tensor]]:
+        return {}
+
+    @torch.inference_mode()
+    def _compute_states(self, images: Batch, null_class: bool) -> list[Tensor]:
+        labels = torch.full_like(images.labels, self.config.data.classes) if null_class else images.labels
+        parts: list[list[Tensor]] = [[] for _ in range(self.depth + 1)]
+        for tokens, of_tokens in zip(images.tokens.split(BATCH), labels.split(BATCH), strict=True):
+            x = self.model.embed(tokens[:, :-1], of_tokens)
+            parts[0].append(x)
+            for number, block in enumerate(self.model.layers, 1):
+                x = block(x, self.model.rope[: x.shape[1]])
+                parts[number].append(x)
+        return [torch.cat(part) for part in parts]
+
+
+def evenly_spaced(codes: Codes, most: int) -> Batch:
+    """Returns view 0 of at most `most` images of a split, evenly spaced."""
+    n = min(most, codes.num_images)
+    return codes.images(torch.arange(n, device=codes.device) * codes.num_images // n)

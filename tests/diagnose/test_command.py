@@ -1,0 +1,81 @@
+"""The command, its records, and the weights that it finds."""
+
+import json
+
+import pytest
+import torch
+
+from mirai_bench.diagnose.__main__ import command
+from mirai_bench.diagnose.records import journal_of
+from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.utils.errors import UserError
+from tests.diagnose.conftest import subject_of
+
+
+@pytest.fixture
+def folder(mirai_e):
+    found = RunFolder(mirai_e.run_path)
+    found.diagnosis_file.unlink(missing_ok=True)
+    return found
+
+
+def lines(folder):
+    return list(journal_of(folder).lines("diagnosis"))
+
+
+def test_kept_and_newest_weights_are_measured_once_with_provenance(folder, mirai_e):
+    words = [str(folder), "--only", "spatial", "--device", "cpu"]
+    assert command(words) == 0
+    first = lines(folder)
+    assert [(line["diagnostic"], line["epoch"]) for line in first] == [("spatial", 1), ("spatial", 2)]
+    assert first[0]["values"] != first[1]["values"]
+    for line in first:
+        assert line["fingerprint"] == mirai_e.fingerprint()
+        assert {"device", "git", "versions", "scope", "seconds", "seed", "profile"} <= line.keys()
+    assert command(words) == 0
+    assert lines(folder) == first  # nothing was missing
+
+
+def test_epochs_are_chosen(folder, capfd):
+    assert command([str(folder), "--only", "spatial", "--at", "2"]) == 0
+    assert [line["epoch"] for line in lines(folder)] == [2]
+    with pytest.raises(UserError, match=r"--at 3: .* has weights of epoch 1, 2"):
+        command([str(folder), "--at", "3"])
+
+
+def test_a_half_written_line_is_measured_again(folder):
+    words = [str(folder), "--only", "spatial", "--at", "2"]
+    command(words)
+    whole = folder.diagnosis_file.read_text()
+    folder.diagnosis_file.write_text(whole[: len(whole) // 2])
+    command(words)
+    (line,) = lines(folder)
+    assert line["values"] == json.loads(whole)["values"]
+
+
+def test_a_wrong_name_and_a_wrong_place_are_refused(tmp_path, folder):
+    with pytest.raises(UserError, match="spatial"):
+        command([str(folder), "--only", "spatail"])
+    with pytest.raises(UserError, match="not a run folder"):
+        command([str(tmp_path)])
+    with pytest.raises(UserError, match="is a run"):
+        command([str(folder), "--seeds", "1"])
+
+
+def test_the_objective_is_that_of_the_training_step(subject):
+    student = subject.snapshot.student
+    objective = subject.objective
+    for name, parameter in objective.named_parameters():
+        assert torch.equal(parameter, student[name.removeprefix("model.")])
+    for name, tensor in subject.model.named_parameters():
+        assert torch.equal(tensor, subject.snapshot.ema[name])
+
+
+def test_states_are_those_of_the_model(subject, mirai_e):
+    again = subject_of(mirai_e)
+    states = subject.states(subject.heldout)
+    assert len(states) == subject.depth + 1
+    expected = again.model.states(again.heldout.tokens, again.heldout.labels, subject.depth)
+    assert torch.allclose(states[-1], expected, atol=1e-5)
+    null = subject.states(subject.heldout, null_class=True)
+    assert not torch.equal(null[-1], states[-1])
