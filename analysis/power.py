@@ -9,41 +9,42 @@ other random numbers. What is measured is in data/power_PROFILE.jsonl, and is no
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import MAIN_JOB, add_out
+from again import (
+    Again,
+    FinalWeights,
+    Key,
+    Line,
+    add_sources,
+    finished,
+    folder_of,
+    last_record,
+    made_by,
+    measured,
+    named,
+    read,
+)
 from scipy.special import chdtri
 
-from mirai_bench.config.load import build_run, load_run, merge
-from mirai_bench.config.run_config import RunConfig
-from mirai_bench.evaluate.evaluation import Evaluator
 from mirai_bench.results.frame import Results, is_distance
-from mirai_bench.results.reading import read_journals
 from mirai_bench.results.stats import POWER, paired, seeds_needed
-from mirai_bench.sample.sampler import load_for_sampling
-from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.cli import progress, run
-from mirai_bench.utils.device import resolve_device
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_text
 from mirai_bench.utils.text_table import markdown_table
 
-Cell = dict[str, Any]  # a line of the file
-Key = tuple[str, str, str]
-
 EFFECT = 0.15  # the difference that is to be shown, as a share of the baseline's value
 LEVEL = 0.05
 TIMES = (1, 2, 4)  # as many samples as the protocol says
-OTHER = 10_000  # is added to the sampling seed for other random numbers
 AVERAGED = (1, 2, 3)  # of the last evaluations
 UNKNOWN = "—"
+NAME = "power"  # of the files
+HAS = "again"  # a field of their lines
 
 
 class Outcome(NamedTuple):
@@ -57,62 +58,43 @@ class Outcome(NamedTuple):
 # ---- what is measured
 
 
-def measure(results: Results, known: dict[Key, Cell]) -> Iterator[Cell]:
+def measure(results: Results, known: dict[Key, Line]) -> Iterator[Line]:
     """Yields a line for each finished cell of a sweep; `known` are the lines of an earlier call."""
-    done = [cell for cell in results.cells if cell["status"] == "done"]
-    evaluators: dict[int, Evaluator] = {}  # by number of samples
-    for cell in progress(done, f"{results.axis}: evaluating", len(done), "runs"):
-        arm, seed, fingerprint = cell["arm"], cell["seed"], cell["fingerprint"]
-        line = next((line for line in known.values() if line["fingerprint"] == fingerprint), None)
+    cells = finished(results)
+    evaluate = Again()
+    by_run = {line["fingerprint"]: line for line in known.values()}
+    for cell in progress(cells, f"{results.axis}: evaluating", len(cells), "runs"):
+        line = by_run.get(cell["fingerprint"])
         if line is None:
-            folder = RunFolder(Path(results.sources[fingerprint]))
-            config = load_run(folder.config_file)
-            again = list(evaluate_again(folder, config, evaluators))
-            line = along(results, arm, seed) | {"threads": config.machine.threads, "again": again}
-        who = {"kind": "cell", "axis": results.axis, "profile": results.profile, "baseline": results.baseline}
-        yield line | who | {"arm": arm, "seed": seed, "fingerprint": fingerprint, "metric": results.primary}
+            final = FinalWeights.of(folder_of(results, cell))
+            threads = final.config.machine.threads
+            again = list(evaluate_again(final, evaluate))
+            line = along(results, cell) | {"threads": threads, "again": again}
+        yield line | named(results, cell)
 
 
-def along(results: Results, arm: str, seed: int) -> Cell:
+def along(results: Results, cell: dict[str, Any]) -> Line:
     """Returns the evaluations along the training of a cell, and what the training took."""
-    own = [record for record in results.records if (record["arm"], record["seed"]) == (arm, seed)]
+    who = (cell["arm"], cell["seed"])
+    own = [record for record in results.records if (record["arm"], record["seed"]) == who]
     points = [{"epoch": record["epoch"], "metrics": record["metrics"]} for record in own]
-    last = own[-1]
-    names = ("device", "protocol_digest", "versions", "git")
-    made_by = {name: last["run"][name] for name in names}
-    return made_by | {"epochs": last["epoch"], "train_seconds": last["train_seconds"], "along": points}
+    last = last_record(results, cell)
+    cost = {"epochs": last["epoch"], "train_seconds": last["train_seconds"]}
+    return made_by(last) | cost | {"along": points}
 
 
-def evaluate_again(
-    folder: RunFolder, config: RunConfig, evaluators: dict[int, Evaluator]
-) -> Iterator[dict[str, Any]]:
+def evaluate_again(final: FinalWeights, evaluate: Again) -> Iterator[dict[str, Any]]:
     """Yields evaluations of the final weights: with more samples, and with other random numbers."""
-    device = resolve_device(config.machine.device)
-    protocol = config.evaluation.protocol
-    model = load_for_sampling(folder, protocol.weights, device).model
-    own = config.seed_of("sampling")
-    for times, seed in (*((times, own) for times in TIMES), (1, own + OTHER)):
-        n = times * protocol.num_samples
-        if n not in evaluators:
-            evaluators[n] = Evaluator(with_samples(config, n), device)
-            evaluators[n].open()
-        before = time.process_time()
-        found = evaluators[n].evaluate_model(model, sampling_seed=seed)
-        assert found is not None, "there is one rank"
-        seconds = time.process_time() - before
-        yield {"times": times, "other": seed != own, "seconds": seconds, "metrics": found.metrics}
-
-
-def with_samples(config: RunConfig, n: int) -> RunConfig:
-    """Returns the config with n samples per evaluation."""
-    fields = {"evaluation": {"protocol": {"num_samples": n}}}
-    return build_run(merge(config.model_dump(mode="json"), fields), "power")
+    n = final.config.evaluation.protocol.num_samples
+    for times, other in (*((times, False) for times in TIMES), (1, True)):
+        found = evaluate(final, other, num_samples=times * n)
+        yield {"times": times, "other": other, "seconds": found.seconds, "metrics": found.metrics}
 
 
 # ---- what each variant shows and costs
 
 
-def variants(cell: Cell, in_log: bool) -> dict[str, Outcome]:
+def variants(cell: Line, in_log: bool) -> dict[str, Outcome]:
     """Returns the outcome of a cell under each variant of the protocol; the first is as it is."""
     metric = cell["metric"]
     again = {(found["times"], found["other"]): found for found in cell["again"]}
@@ -146,7 +128,7 @@ def average(values: Sequence[float], in_log: bool) -> float:
     return float(np.exp(np.log(values).mean()) if in_log else np.mean(values))
 
 
-def table(cells: Sequence[Cell]) -> str:
+def table(cells: Sequence[Line]) -> str:
     """Returns the table of one sweep at one length of training."""
     metric, baseline = cells[0]["metric"], cells[0]["baseline"]
     in_log = is_distance(metric)
@@ -190,9 +172,9 @@ def pooled_deviation(
     return (math.sqrt(squares / freedom) if freedom else 0.0), freedom
 
 
-def report(cells: Sequence[Cell]) -> str:
+def report(cells: Sequence[Line]) -> str:
     """Returns the tables of all sweeps, with what their columns mean."""
-    groups: dict[tuple[str, float], list[Cell]] = {}
+    groups: dict[tuple[str, float], list[Line]] = {}
     for cell in cells:
         groups.setdefault((cell["axis"], cell["epochs"]), []).append(cell)
     parts = [f"# Power per CPU-minute of {cells[0]['profile']}\n"]
@@ -222,57 +204,12 @@ def report(cells: Sequence[Cell]) -> str:
 # ---- command line
 
 
-def read(path: Path) -> list[Cell]:
-    """Returns the lines of a file of an earlier call. Raises UserError if it is no such file."""
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if lines and all(line["kind"] == "cell" and "again" in line for line in lines):
-            return lines
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as records of this script: {error!r}") from None
-    raise UserError(f"{path} holds no records of this script")
-
-
-def key_of(line: Cell) -> Key:
-    """Returns what names a line: a run may be a cell of several sweeps."""
-    return line["axis"], line["arm"], line["fingerprint"]
-
-
-def measured(args: argparse.Namespace) -> list[Cell]:
-    """Returns the lines of all finished cells in a folder of runs, and writes them to their file."""
-    sweeps = [results for runs in args.runs for results in read_journals(runs, args.axis, args.profile)]
-    sweeps = [results for results in sweeps if any(cell["status"] == "done" for cell in results.cells)]
-    if not sweeps:
-        folders = ", ".join(map(str, args.runs))
-        raise UserError(f"{folders}: no finished run of such a sweep. Run one first: {MAIN_JOB}")
-    file = args.out / "data" / f"power_{args.profile}.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    earlier = read(file) if file.is_file() else []
-    lines = {key_of(line): line for line in earlier}
-    for results in sweeps:
-        for line in measure(results, lines):
-            lines[key_of(line)] = line
-            write_text(file, "".join(json.dumps(each) + "\n" for each in lines.values()))
-    return list(lines.values())
-
-
 def command(argv: list[str]) -> None:
     """Measures what is missing, and writes the tables."""
     parser = argparse.ArgumentParser(prog="python analysis/power.py", description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    source = parser.add_mutually_exclusive_group()
-    folders = "folders of runs, for instance one for each length of training; default runs"
-    source.add_argument(
-        "--runs", nargs="+", type=Path, default=[Path("runs")], metavar="FOLDER", help=folders
-    )
-    source.add_argument(
-        "--records", type=Path, metavar="FILE", help="data/power_PROFILE.jsonl: measures nothing"
-    )
-    add("--axis", help="only this axis, for instance injection_level")
-    add("--profile", default="digits", help="only this profile; default digits")
-    add_out(parser)
+    add_sources(parser, NAME)
     args = parser.parse_args(argv)
-    cells = read(args.records) if args.records else measured(args)
+    cells = read(args.records, HAS) if args.records else measured(args, NAME, HAS, measure)
     text = report(cells)
     path = args.out / f"power_{args.profile}.md"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,16 @@
 """What buys power: known answers come back from made-up records, and real runs are evaluated again."""
 
-import json
 import math
 
 import numpy as np
 import power
 import pytest
-from power import command, read, report, run, variants
+from again import read
+from power import HAS, command, report, run, variants
 
 from mirai_bench.results.stats import seeds_needed
 from mirai_bench.utils.errors import UserError
-from tests.support.small_run import train
+from tests.support.small_run import finished_pair
 
 
 def cell(arm, seed, values, last, other, *, metric="FD-digits", axis="injection_level"):
@@ -127,32 +127,16 @@ def test_other_files_are_refused(tmp_path, text):
     path = tmp_path / "records.jsonl"
     path.write_text(text)
     with pytest.raises(UserError, match="records of this script"):
-        read(path)
+        read(path, HAS)
     assert run(command, ["--records", str(path), "--out", str(tmp_path)]) == 2
 
 
 def test_a_finished_sweep_is_measured_once(make_config, tmp_path, shared_runs, monkeypatch, capsys):
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    (shared_runs / "cache").mkdir(exist_ok=True)
-    (runs / "cache").symlink_to(shared_runs / "cache")
-    cells = []
-    for seed in (0, 1):
-        for arm, foresight in (("baseline", {"level": "none"}), ("output", {"level": "output", "k": 2})):
-            evaluation = {"at": [1], "protocol": {"base": "digits", "num_samples": 20}}
-            config = make_config(
-                seed=seed, foresight=foresight, evaluation=evaluation, machine={"runs": str(runs)}
-            )
-            train(config, config.run_path)
-            cells.append({"arm": arm, "seed": seed, "fingerprint": config.fingerprint()})
-    plan = {"axis": "small", "profile": "digits", "question": "?", "baseline": "baseline"}
-    plan |= {"arms": ["baseline", "output"], "cells": cells}
-    (runs / "sweeps").mkdir()
-    (runs / "sweeps" / "small-digits.json").write_text(json.dumps(plan))
+    runs = finished_pair(make_config, tmp_path, shared_runs)
     words = ["--runs", str(runs), "--out", str(tmp_path / "reports")]
     assert run(command, words) == 0
     file = tmp_path / "reports" / "data" / "power_digits.jsonl"
-    lines = read(file)
+    lines = read(file, HAS)
     for line in lines:
         own, twice, _, other = [found["metrics"]["FD-digits"] for found in line["again"]]
         assert own == line["along"][-1]["metrics"]["FD-digits"]

@@ -1,6 +1,8 @@
 """Small runs: the sections that shrink the shipped digits profile, and what tests do with the
 folder of a run."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 from mirai_bench.checkpoint import store
@@ -30,3 +32,28 @@ def train(config: RunConfig, path: Path, **options) -> None:
 def saved(path: Path) -> list[Path]:
     """Returns the checkpoints of the run in the folder `path`, oldest first."""
     return store.saved(RunFolder(path))
+
+
+def finished_pair(make_config: Callable[..., RunConfig], folder: Path, shared_runs: Path) -> Path:
+    """Trains two arms with two seeds as the sweep `small`, whose baseline is `baseline`.
+
+    Returns its folder of runs, in `folder`. The classifier is that of the session.
+    """
+    runs = folder / "runs"
+    runs.mkdir()
+    (shared_runs / "cache").mkdir(exist_ok=True)
+    (runs / "cache").symlink_to(shared_runs / "cache")
+    cells = []
+    for seed in (0, 1):
+        for arm, foresight in (("baseline", {"level": "none"}), ("output", {"level": "output", "k": 2})):
+            evaluation = {"at": [1], "protocol": {"base": "digits", "num_samples": 20}}
+            config = make_config(
+                seed=seed, foresight=foresight, evaluation=evaluation, machine={"runs": str(runs)}
+            )
+            train(config, config.run_path)
+            cells.append({"arm": arm, "seed": seed, "fingerprint": config.fingerprint()})
+    plan = {"axis": "small", "profile": "digits", "question": "?", "baseline": "baseline"}
+    plan |= {"arms": ["baseline", "output"], "cells": cells}
+    (runs / "sweeps").mkdir()
+    (runs / "sweeps" / "small-digits.json").write_text(json.dumps(plan))
+    return runs
