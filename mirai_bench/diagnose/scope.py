@@ -15,6 +15,8 @@ fewer."""
     """Number of training images that probes and regressions are fitted to, evenly spaced, or all."""
     reach: Positive = 3
     """Rows and columns that the foresight map looks in each direction."""
+    gradient_batches: Positive = 16
+    """Number of held-out batches, of the run's size, whose gradients are compared."""
     pictures: bool = False
     """Whether t-SNE colours are computed, which takes longest."""
     seed: Seed = 0

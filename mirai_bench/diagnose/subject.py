@@ -5,6 +5,7 @@ Letters: N images, T tokens, D width, L blocks.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,8 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import Batch, Codes, has_heldout_codes, open_codes
 from mirai_bench.diagnose.scope import Scope
 from mirai_bench.diagnose.snapshots import Snapshot
+from mirai_bench.foresight import SourceContext
+from mirai_bench.foresight.source import SOURCES
 from mirai_bench.model.transformer import ARModel, Grid, build_model
 from mirai_bench.train.trainer import Objective, Trainer
 from mirai_bench.utils.device import Hardware
@@ -99,6 +102,26 @@ class Subject:
             raise NotMeasurable(f"its teacher cannot be opened: {error}") from None
         trainer.load(student, self.snapshot.ema)
         return trainer.objective
+
+    @cached_property
+    def heldout_objective(self) -> Objective:
+        """`objective` for held-out images: a source that reads pixels reads theirs.
+
+        It shares the weights and the heads of `objective`.
+        """
+        objective = self.objective
+        level = objective.foresight
+        foresight = self.config.foresight
+        of_encoder = foresight.internal and foresight.provider == "encoder"
+        if not of_encoder or foresight.encoder.name == "masked_tokens":
+            return objective  # what its source sees are tokens
+        # Cached features are those of the training images.
+        uncached = {"encoder": foresight.encoder.model_copy(update={"cache": False})}
+        config = self.config.model_copy(update={"foresight": foresight.model_copy(update=uncached)})
+        context = SourceContext(config, self.model, self.heldout_codes, lambda: self.model, self.device)
+        level = copy.copy(level)
+        level.source = SOURCES[foresight.source](context)  # type: ignore[union-attr]
+        return Objective(objective.model, level)
 
     # ---- states
 

@@ -41,9 +41,13 @@ class Level(nn.Module):
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialises the heads. Those that start at zero are made so."""
 
-    @abstractmethod
     def forward(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the loss of one batch, a scalar, before it is multiplied by λ."""
+        return reduce_heads(self.losses(states, batch, labels), self.valid, self.config.reduce)
+
+    @abstractmethod
+    def losses(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the loss of each head, (K,). A head without a pair has loss 0."""
 
 
 class OutputLevel(Level):
@@ -61,8 +65,8 @@ class OutputLevel(Level):
         shape = (foresight.k - 1, config.tokenizer.vocabulary, config.model.width)
         self.heads = nn.Parameter(torch.zeros(shape))
 
-    def forward(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
-        """Returns the cross-entropy of the foresight tokens, reduced over the heads."""
+    def losses(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the cross-entropy of each head's tokens, (K-1,)."""
         # 1. Each head's tokens, and the weights that average over the pairs that exist.
         targets = batch.tokens[:, self.index].permute(2, 0, 1).flatten(1)  # (K-1, B·T)
         num_valid = self.valid.T.sum(1, keepdim=True).clamp(min=1)  # (K-1, 1)
@@ -73,7 +77,7 @@ class OutputLevel(Level):
         losses = []
         for head, head_targets, head_weights in zip(self.heads, targets, weights, strict=True):
             losses.append(linear_cross_entropy(final, head, head_targets, head_weights))
-        return reduce_heads(torch.stack(losses), self.valid, self.config.reduce)
+        return torch.stack(losses)
 
 
 class InternalLevel(Level):
@@ -99,17 +103,13 @@ class InternalLevel(Level):
         """Initialises the projectors."""
         self.projector.init_weights(generator)
 
-    def forward(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
-        """Returns 1 - cosine of projected states and features.
-
-        It is averaged over the pairs and reduced over the heads.
-        """
+    def losses(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns 1 - cosine of projected states and features, averaged over each head's pairs, (K,)."""
         assert states.hidden is not None, "the trunk was asked for the states after block `tap`"
         with torch.no_grad():
             features = self.source(batch, labels).float()  # (B, T, Z), under autocast in bf16
             targets = TARGET_NORMS[self.config.target_norm](features)
-        losses = cosine_loss(self.projector(states.hidden), targets, self.index, self.valid)
-        return reduce_heads(losses, self.valid, self.config.reduce)
+        return cosine_loss(self.projector(states.hidden), targets, self.index, self.valid)
 
 
 LEVELS: dict[str, Callable[[SourceContext], Level] | None] = {
