@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 from mirai_bench.diagnose.diagnostic import Finding
 from mirai_bench.diagnose.subject import Subject
 from mirai_bench.tracking import provenance
+from mirai_bench.tracking.diagnoses import KIND
 from mirai_bench.tracking.journal import Journal
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.device import device_name
-
-KIND = "diagnosis"
 
 
 class Key(NamedTuple):

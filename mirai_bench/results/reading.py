@@ -185,13 +185,18 @@ def fetch_grid(results: Results, record: dict[str, Any], scratch: Path) -> Path 
 
 
 def freeze(results: Results, path: Path) -> None:
-    """Writes the records behind a table or figure as JSON lines.
+    """Writes the records behind a table or figure as JSON lines."""
+    write_lines(path, frozen_lines(results, "sweep"))
 
-    The sweep comes first, then each run once, followed by its evaluations.
+
+def frozen_lines(results: Results, kind: str) -> list[dict[str, Any]]:
+    """Returns the lines of a frozen file.
+
+    The sweep comes first, in a line of this kind, then each run once, followed by its evaluations.
     """
     refuse_mixed_protocols(results)
     fields = {key: getattr(results, key) for key in PLAN}
-    lines = [{"kind": "sweep"} | {key: value for key, value in fields.items() if value != {}}]
+    lines = [{"kind": kind} | {key: value for key, value in fields.items() if value != {}}]
     # What the evaluations of a run share is one object (`unpack`), which is written when it changes.
     last = None
     for record in results.records:
@@ -202,6 +207,11 @@ def freeze(results: Results, path: Path) -> None:
         # Without the grid, an image in a run folder that a reader of the file does not have.
         own = {key: record[key] for key in MEASURED if key in record and key != "grid"}
         lines.append({"kind": "evaluation", "axis": results.axis} | cell | own)
+    return lines
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Writes JSON lines, and makes their folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -215,42 +225,51 @@ def read_jsonl(paths: Iterable[Path]) -> list[Results]:
     """
     found: dict[tuple[str, str], Results] = {}
     for path in paths:
-        more = _read_frozen(path)
+        with frozen_file(path) as (head, lines):
+            more = thawed(head, lines)
         key = (more.axis, more.profile)
-        found[key] = _joined(found[key], more, path) if key in found else more
+        found[key] = joined(found[key], more, path) if key in found else more
     for results in found.values():
         refuse_other_configs(results.axis, results.records)
     return list(found.values())
 
 
-def _read_frozen(path: Path) -> Results:
+@contextmanager
+def frozen_file(path: Path) -> Iterator[tuple[Any, list[Any]]]:
+    """Yields the first line and the others. Whatever the block finds wrong with them becomes a UserError."""
     if not path.is_file():
         raise UserError(f"there is no file {str(path)!r}: frozen records are in reports/data/")
     try:
         head, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-        _refuse(PlanFields, head)
-        results = Results(**{key: head[key] for key in PLAN if key in head})
-        run: dict[str, Any] = {}
-        for line in lines:
-            if line["kind"] == "run":  # that of the evaluations that follow
-                _refuse(RunFields, line)
-                run = {key: line[key] for key in PROVENANCE if key in line}
-            else:
-                _refuse(EvaluationFields, line)
-                own = {key: line[key] for key in (*MEASURED, "arm", "seed") if key in line}
-                results.records.append(own | {"run": run})
+        yield head, lines
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a file of frozen records ({type(error).__name__}: {error})") from None
+
+
+def thawed(head: Any, lines: Iterable[Any]) -> Results:
+    """Returns the sweep of a frozen file. Raises ValueError, KeyError or TypeError for other lines."""
+    refuse_others(PlanFields, head)
+    results = Results(**{key: head[key] for key in PLAN if key in head})
+    run: dict[str, Any] = {}
+    for line in lines:
+        if line["kind"] == "run":  # that of the evaluations that follow
+            refuse_others(RunFields, line)
+            run = {key: line[key] for key in PROVENANCE if key in line}
+        else:
+            refuse_others(EvaluationFields, line)
+            own = {key: line[key] for key in (*MEASURED, "arm", "seed") if key in line}
+            results.records.append(own | {"run": run})
     return results
 
 
-def _refuse(model: type[BaseModel], line: Any) -> None:
+def refuse_others(model: type[BaseModel], line: Any) -> None:
+    """Raises ValueError if a line has not the fields of a model."""
     wrong = problem(model, line)
     if wrong is not None:
         raise ValueError(wrong)
 
 
-def _joined(first: Results, more: Results, path: Path) -> Results:
+def joined(first: Results, more: Results, path: Path) -> Results:
     """Returns the results of both files.
 
     If both know a cell, the one in which it has come further counts.
