@@ -6,9 +6,11 @@ is wrong with a file is reported as one UserError.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,8 @@ from mirai_bench.config.protocol import PROTOCOLS
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.utils.assets import shipped
 from mirai_bench.utils.errors import UserError, shortened, unknown
+
+log = logging.getLogger(__name__)
 
 SWEEPS = shipped("sweeps")
 MOST_VALUES = 100_000  # in one YAML file, once its aliases are written out
@@ -266,8 +270,36 @@ def build_run(
     """Returns the RunConfig of these fields, which come from `where`, under `settings`."""
     # Protocols are expanded before the settings are merged, which may change single fields of one,
     # and after it, because they may also name another one.
-    expanded = merge(_expand_protocol(expand(fields)), expand(settings or {}))
-    return checked(RunConfig, _expand_protocol(expanded), where)
+    own = expand(settings or {})
+    expanded = merge(_expand_protocol(expand(fields)), own)
+    return checked(RunConfig, _expand_protocol(_fit_evaluations(fields, own, expanded)), where)
+
+
+def _fit_evaluations(
+    fields: Mapping[str, Any], settings: Mapping[str, Any], merged: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the merged fields with the evaluations of a training that the settings shorten.
+
+    They keep their places as shares of the training, and a message says so. Nothing changes if the
+    settings name evaluations of their own. What is no number is left to the check.
+    """
+    try:
+        before, after = fields["train"]["epochs"], settings["train"]["epochs"]
+        epochs = fields["evaluation"]["at"]
+        fits = "at" in settings.get("evaluation", {}) or epochs[-1] <= after or after < 1
+        scaled = [] if fits else [float(f"{epoch * after / before:.4g}") for epoch in epochs]
+    except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError):
+        return merged
+    if not scaled:
+        return merged
+    _say_once(f"train.epochs is {after}, so the evaluations are at epochs {scaled} instead of {epochs}")
+    return merge(merged, {"evaluation": {"at": scaled}})
+
+
+@lru_cache
+def _say_once(message: str) -> None:
+    """Logs a message, and not again for every cell of a sweep."""
+    log.info(message)
 
 
 def load_run(source: str | Path, settings: Iterable[str] = ()) -> RunConfig:

@@ -17,7 +17,7 @@ from mirai_bench.sweep.pace import timed_rate
 from mirai_bench.sweep.plan import Plan, folder_of, make_plan
 from mirai_bench.utils.cli import add_settings, run
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.outputs import output_folder
+from mirai_bench.utils.outputs import OUT, output_folder
 from mirai_bench.utils.text_table import console_table
 
 log = logging.getLogger("mirai_bench.sweep")
@@ -94,7 +94,7 @@ def _add_panel(add: Callable[..., Any]) -> None:
     add("--trainings", type=int, default=10, metavar="N", help="of each source; default 10")
     add("--samplings", type=int, default=5, metavar="N", help="evaluations of each; default 5")
     add("--first-seed", type=int, default=10, metavar="N", help="of the trainings; default 10")
-    add("--out", type=output_folder, default="reports", help="folder of the tables; default reports")
+    add("--out", type=output_folder, default=OUT, help=f"folder of the tables; default {OUT}")
 
 
 def _add_trials(add: Callable[..., Any]) -> None:

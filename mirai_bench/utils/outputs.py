@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mirai_bench.utils.errors import UserError
 
+OUT = "out"  # the folder for a user's tables and figures, which git ignores
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 

@@ -223,3 +223,21 @@ def test_a_profile_that_cannot_build_on_another_one_says_why(tmp_path, base, mes
     write_profiles(tmp_path, slow={"profile": "digits"}, itself={"profile": base})
     with pytest.raises(UserError, match=message):
         read_profile("itself", tmp_path)
+
+
+def test_a_shorter_training_keeps_the_places_of_its_evaluations_and_says_so(caplog):
+    caplog.set_level("INFO")
+    profile = load_run("digits")
+    assert (profile.train.epochs, profile.evaluation.at) == (6, (2, 4, 5, 6))
+    shorter = load_run("digits", ["train.epochs=3"])
+    assert shorter.evaluation.at == (1, 2, 2.5, 3)
+    assert "train.epochs is 3, so the evaluations are at epochs [1.0, 2.0, 2.5, 3.0]" in caplog.text
+    # What is said with --set counts, and a longer training evaluates where the profile says.
+    assert load_run("digits", ["train.epochs=2", "evaluation.at=[2]"]).evaluation.at == (2,)
+    assert load_run("digits", ["train.epochs=12"]).evaluation.at == (2, 4, 5, 6)
+    with pytest.raises(UserError, match="evaluation.at ends at epoch 6, after train.epochs = 2"):
+        load_run("digits", ["train.epochs=2", "evaluation.at=[4, 6]"])
+    with pytest.raises(UserError, match=r"train.epochs is 0"):
+        load_run("digits", ["train.epochs=0"])
+    with pytest.raises(UserError, match=r"train.epochs is 'two'"):
+        load_run("digits", ["train.epochs=two"])
