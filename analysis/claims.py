@@ -27,6 +27,7 @@ from mirai_bench.results.teachers import taught_by_judge
 from mirai_bench.results.writers import difference
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
+from mirai_bench.utils.files import write_text
 from mirai_bench.utils.text_table import markdown_table
 
 log = logging.getLogger(__name__)
@@ -261,7 +262,7 @@ def command(argv: list[str]) -> int:
     text = report(read_yaml(args.claims)["claims"], load(args))
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "claims.md"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     log.info(f"wrote {path}")
     print(text)
     return 0

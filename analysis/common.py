@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +25,8 @@ from mirai_bench.results.frame import Results, with_protocol
 from mirai_bench.results.reading import read_journals, read_jsonl, read_mlflow
 from mirai_bench.results.stats import Estimate
 from mirai_bench.utils.errors import UserError, unknown
-from mirai_bench.utils.outputs import output_folder
+from mirai_bench.utils.files import write_bytes
+from mirai_bench.utils.outputs import OUT, output_folder
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +73,9 @@ def add_out(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--out",
         type=output_folder,
-        default="reports",
+        default=OUT,
         metavar="FOLDER",
-        help="where to write; default reports",
+        help=f"where to write; default {OUT}",
     )
 
 
@@ -140,8 +143,13 @@ def _read(args: argparse.Namespace) -> tuple[list[Results], str]:
 
 def look(results: Results) -> dict[str, tuple[str, str]]:
     """Returns (colour, marker) of each arm. An arm looks the same in every figure of its sweep."""
-    looks = {results.baseline: (BLACK, MARKERS[0])}
-    others = [arm for arm in results.arms if arm != results.baseline]
+    return looks_of(results.arms, results.baseline)
+
+
+def looks_of(arms: Sequence[str], baseline: str) -> dict[str, tuple[str, str]]:
+    """Returns (colour, marker) of each of these arms, in the order of their sweep."""
+    looks = {baseline: (BLACK, MARKERS[0])}
+    others = [arm for arm in arms if arm != baseline]
     for i, arm in enumerate(others):
         # The baseline's marker, number 0, is left out.
         marker = 1 + i // ARMS_PER_MARKER % (len(MARKERS) - 1)
@@ -181,5 +189,8 @@ def save(figure: Figure, out: Path, stem: str, kinds: tuple[str, ...] = ("svg", 
     with matplotlib.rc_context(STYLE):
         for kind in kinds:
             path = out / f"{stem}.{kind}"
-            figure.savefig(path, metadata=NO_DATES[kind], dpi=160)
+            # In memory: on a full disk matplotlib's own writers fail with errors that do not say so.
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=kind, metadata=NO_DATES[kind], dpi=160)
+            write_bytes(path, drawn.getvalue())
             log.info(f"wrote {path}")

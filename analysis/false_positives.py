@@ -25,7 +25,7 @@ from mirai_bench.results.frame import Results, file_stem, is_distance
 from mirai_bench.results.looks import LEVEL, levels
 from mirai_bench.results.stats import CONFIDENCE, fisher_exact
 from mirai_bench.utils.cli import run
-from mirai_bench.utils.files import write_json
+from mirai_bench.utils.files import write_json, write_text
 from mirai_bench.utils.text_table import markdown_table
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def command(argv: list[str]) -> int:
         text = report(results)
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f"false_positives_{file_stem(results.profile)}.md"
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         log.info(f"wrote {path}")
         print(text)
     # 3. With both, what stands at the foot of other tables.

@@ -27,6 +27,7 @@ from mirai_bench.results.table import Table, build_table
 from mirai_bench.results.writers import WRITERS, markdown, p_value
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
+from mirai_bench.utils.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def command(argv: list[str]) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         for kind, write in WRITERS.items():
             path = args.out / f"{stem}.{kind}"
-            path.write_text(write(table), encoding="utf-8")
+            write_text(path, write(table))
             log.info(f"wrote {path}")
         # 2. The figure, unless there is nothing to compare, and the records behind both.
         if len(table.rows) > 1:

@@ -34,6 +34,7 @@ from mirai_bench.results.writers import difference
 from mirai_bench.utils.assets import shipped
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import write_text
 from mirai_bench.utils.text_table import markdown_table
 
 log = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ def command(argv: list[str]) -> int:
     save(draw(points), args.out, stem)
     for kind, text in {"md": report(points), "csv": comma_separated(points)}.items():
         path = args.out / f"{stem}.{kind}"
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         log.info(f"wrote {path}")
     print(report(points))
     return 0

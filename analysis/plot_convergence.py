@@ -30,6 +30,7 @@ from mirai_bench.results.paper import is_papers, paper_size, read_paper
 from mirai_bench.results.stats import t_interval
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import unknown
+from mirai_bench.utils.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +284,7 @@ def command(argv: list[str]) -> int:
             text += "\n" + target_table(results, metric, target, timing=not args.no_timing)
         text += "".join(f"\n{note}\n" for note in notes)
         path = args.out / f"{stem}_speedup.md"
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         log.info(f"wrote {path}")
         print(text)
     return 0

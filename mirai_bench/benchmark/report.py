@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 from mirai_bench.benchmark.targets import TARGETS, Row
-from mirai_bench.utils.files import write_text
+from mirai_bench.utils.files import write_bytes, write_text
 from mirai_bench.utils.text_table import markdown_table
 
 UNKNOWN = "—"
@@ -159,7 +160,9 @@ def chart(rows: list[Row], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as fast as the official training step (median, quartiles)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    write_bytes(path, drawn.getvalue())
     plt.close(figure)
 
 

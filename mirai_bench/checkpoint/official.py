@@ -21,8 +21,7 @@ from mirai_bench.foresight.loss import Projector
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import atomic
-from mirai_bench.utils.tensors import check_fits, read_tensors
+from mirai_bench.utils.tensors import check_fits, read_tensors, write_torch
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +186,5 @@ def export_official(folder: RunFolder, path: Path, weights: str = "raw") -> dict
     ema = checkpoint.tensors["ema"]
     model = checkpoint.tensors["model"] if weights == "raw" else ema
     content = {"model": to_official(model), "ema": ema, "steps": checkpoint.state["step"]}
-    with atomic(path) as temporary:
-        torch.save(content, temporary)
+    write_torch(path, content)
     return content

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import atomic, remove, remove_leftovers
+from mirai_bench.utils.files import atomic, remove, remove_leftovers, write_bytes
 from mirai_bench.utils.tensors import read_tensors
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ def keep_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            temporary.write_bytes(save(weights))
+        write_bytes(path, save(weights))
     except OSError as error:
         raise UserError(f"Weights could not be kept in {path}: {error}") from error
 

@@ -44,7 +44,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Writes an .npy file, whole or not at all."""
-    with atomic(path) as temporary, open(temporary, "wb") as file:
+    # Not "wb": there numpy writes by itself, and a full disk has no number of an error.
+    with atomic(path) as temporary, open(temporary, "wb+") as file:
         np.save(file, array, allow_pickle=False)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from mirai_bench.utils.cli import add_config, add_device, add_settings, run
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import append_line
 from mirai_bench.utils.outputs import output_file, output_folder
 
 log = logging.getLogger(__name__)
@@ -75,10 +76,9 @@ def command(argv: list[str]) -> int:
         return 0
     _describe(record)
     line = json.dumps(record)
+    print(line, flush=True)  # first: it is there if the disk is full
     if args.record is not None:
-        with open(args.record, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    print(line)
+        append_line(args.record, line)
     return 0
 
 

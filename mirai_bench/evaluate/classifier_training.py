@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mirai_bench.config.run_config import RunConfig
@@ -27,8 +26,9 @@ from mirai_bench.tracking import provenance
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import device_name
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import atomic, write_json
+from mirai_bench.utils.files import write_json
 from mirai_bench.utils.hashing import file_sha256
+from mirai_bench.utils.tensors import write_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +144,7 @@ def save_classifier(model: ImageClassifier, dataset: Dataset, file: Path) -> Non
         kept = tensor.half() if tensor.is_floating_point() else tensor  # a count of batches is no float
         tensors[name] = kept.contiguous().cpu()
     about = {"dataset": dataset.name, "sha256": dataset.sha256}
-    with atomic(file) as temporary:
-        save_file(tensors, temporary, metadata={"about": json.dumps(about)})
+    write_safetensors(file, tensors, {"about": json.dumps(about)})
 
 
 @torch.inference_mode()

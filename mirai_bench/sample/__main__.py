@@ -66,14 +66,14 @@ def write_samples(args: argparse.Namespace, changes: dict[str, Any]) -> None:
     # Imported here, so that --help needs no torch.
     import numpy as np
     import torch
-    from PIL import Image
 
     from mirai_bench.config.load import checked
     from mirai_bench.config.protocol import Protocol
-    from mirai_bench.data.images.grid import image_grid
+    from mirai_bench.data.images.grid import image_grid, write_image
     from mirai_bench.sample.sampler import ImageSampler, equal_parts, load_for_sampling, to_sample
     from mirai_bench.tracking.run_folder import RunFolder
     from mirai_bench.utils.device import resolve_device
+    from mirai_bench.utils.files import atomic
 
     # 1. The run, and its protocol under the options.
     device = resolve_device(args.device)
@@ -90,10 +90,11 @@ def write_samples(args: argparse.Namespace, changes: dict[str, Any]) -> None:
     labels = torch.cat([labels for _, labels in parts]).numpy()  # (n,)
     # 3. The files.
     if args.npz:
-        np.savez(args.npz, arr_0=images, arr_1=labels)
+        with atomic(args.npz) as temporary, open(temporary, "wb") as file:
+            np.savez(file, arr_0=images, arr_1=labels)
     if args.grid:
         columns = min(10, model.classes)  # of ten classes or fewer, one per column
-        Image.fromarray(image_grid(images, columns)).save(args.grid)
+        write_image(args.grid, image_grid(images, columns))
     how = f"{protocol.weights} weights, CFG {protocol.cfg_scale:g}, seed {protocol.seed}"
     log.info(f"{args.num} images from step {step} ({how})")
     for path in filter(None, (args.npz, args.grid)):

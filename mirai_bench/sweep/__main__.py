@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,7 @@ def command(argv: list[str]) -> int:
     action = argv[0] if argv and argv[0] in ACTIONS else "run"
     words = argv[1:] if argv[:1] == [action] else argv
     args = parser(action).parse_intermixed_args(words)
+    args.words = argv  # for the command that goes on
     if action == "schema":
         from mirai_bench.config.json_schema import write_schemas
 
@@ -192,7 +194,7 @@ def train(plan: Plan, args: argparse.Namespace) -> int:
         folder = folder_of(cell)
         reason = f"{folder.reason()} (log: {folder.log_file})"
         log.info(f"failed: {cell.arm}, seed {cell.seed}: {reason}")
-    again = f"the same command tries them again: python -m mirai_bench.sweep {args.files[0]}"
+    again = f"the same command tries them again: python -m mirai_bench.sweep {shlex.join(args.words)}"
     log.info(f"{len(failed)} cells failed; {again}" if failed else "next:")
     log.info(f"  {ui_command()}   # every run: parameters, curves, grids")
     log.info(f"  python analysis/plot_convergence.py   # {plan.sweep.axis}: metric against epochs")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.sweep.job import Job
-from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
-from mirai_bench.utils.errors import UserError
+from mirai_bench.tracking.run_folder import Failure, RunFolder
 from mirai_bench.utils.log import configure_logging
 
 
@@ -36,7 +36,8 @@ def train_cell(
 ) -> None:
     """Trains in this process, which may be one rank of a group. Returns early if asked to stop.
 
-    Raises RunFailed or UserError for permanent errors, after writing failed.json.
+    If training fails, failed.json says why, and the log has the traceback. Raises the error if another
+    attempt may go better.
     """
     # Imported here, because they import torch: each process of a trial does so once.
     from mirai_bench.train import run
@@ -50,6 +51,9 @@ def train_cell(
             # `wait`: another sweep may be training the same run, which both of them then share.
             options: dict[str, Any] = {"on_evaluation": on_evaluation, "stop": stop_file.exists}
             run.train(config, folder, hardware, wait=True, **options)
-        except (RunFailed, UserError) as error:
-            folder.write_failure(Failure.of(error))  # unless the run has already done so
-            raise
+        except Exception as error:
+            failure = Failure.of(error)
+            folder.write_failure(failure)  # unless the run has already done so
+            print(failure.traceback or failure.reason, file=sys.stderr)  # which is the log
+            if not failure.final:
+                raise

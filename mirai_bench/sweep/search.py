@@ -7,7 +7,6 @@ fingerprint like any other, so what an earlier search or a sweep has trained is 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -33,7 +32,7 @@ from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.sweep.job import Job
 from mirai_bench.sweep.plan import Plan, with_absolute_paths
 from mirai_bench.tracking.mlflow_store import create_store
-from mirai_bench.tracking.run_folder import RunFailed, RunFolder
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.ship import ship
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import locked, write_json
@@ -99,8 +98,7 @@ def run_trial(values: dict[str, Any], *, job: Job, metric: str) -> None:
                 tune.report(found | {"seconds": line["train_seconds"]})
 
     report()  # the evaluations of earlier attempts come first
-    with contextlib.suppress(RunFailed, UserError):  # recorded in failed.json
-        train_cell(config, job.stop_file, report)
+    train_cell(config, job.stop_file, report)  # a lasting failure is in failed.json
 
 
 # ---- in the driver

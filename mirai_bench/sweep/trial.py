@@ -5,22 +5,20 @@ Torch is imported inside functions only: the driver imports this module, too, an
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Any
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.sweep.cell import ready, train_cell
 from mirai_bench.sweep.job import Job
-from mirai_bench.tracking.run_folder import RunFailed, RunFolder
-from mirai_bench.utils.errors import UserError
+from mirai_bench.tracking.run_folder import RunFolder
 
 
 def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, float]:
     """Trains cell number trial["cell"] from its newest checkpoint.
 
-    Permanent errors are written to failed.json and do not raise. Transient errors (a lost worker,
-    a broken device) raise, so that Ray Tune retries the trial.
+    Lasting errors are written to failed.json and do not raise. Others (a lost worker, a broken device)
+    raise, so that Ray Tune tries again.
 
     Returns the seconds of the whole call (`seconds`), of imports and the check (`ready_seconds`),
     and of what the journal measured: steps, sampling, evaluation (`measured_seconds`).
@@ -40,8 +38,7 @@ def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, float]:
         accepted = ready(config, job)
         began = time.time()
         if accepted:
-            with contextlib.suppress(RunFailed, UserError):
-                train_cell(config, job.stop_file)
+            train_cell(config, job.stop_file)
     # 3. Where the time went.
     return {
         "seconds": time.time() - start,

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,9 +35,9 @@ from mirai_bench.tokenizer.recipe import Recipe
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import device_name
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import atomic, write_json
+from mirai_bench.utils.files import write_json
 from mirai_bench.utils.hashing import digest, file_sha256
-from mirai_bench.utils.tensors import read_tensors
+from mirai_bench.utils.tensors import read_tensors, write_safetensors, write_torch
 
 log = logging.getLogger(__name__)
 
@@ -230,8 +229,7 @@ class Training:
             "done": self.done,
             "seconds": self.seconds,
         }
-        with atomic(path) as temporary:
-            torch.save(state, temporary)
+        write_torch(path, state)
 
     def load(self, path: Path) -> None:
         """Restores the state that `save` wrote."""
@@ -311,5 +309,4 @@ def train(
 def save_weights(model: SmallVQ, path: Path) -> None:
     """Writes the tensors in fp16, with the sizes of the network as JSON in the file's metadata."""
     tensors = {name: value.half().contiguous().cpu() for name, value in model.state_dict().items()}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"sizes": json.dumps(model.sizes)})
+    write_safetensors(path, tensors, {"sizes": json.dumps(model.sizes)})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirai_bench.tracking.mlflow_store import sqlite_file, store_uri
-from mirai_bench.utils.files import atomic
+from mirai_bench.utils.files import write_bytes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,8 +56,7 @@ def send_artifact(client: MlflowClient, run: Run, name: str, content: str | Path
     here = artifacts_here(run)
     if here is not None:
         (here / name).parent.mkdir(parents=True, exist_ok=True)
-        with atomic(here / name) as temporary:
-            temporary.write_bytes(content.read_bytes() if isinstance(content, Path) else content.encode())
+        write_bytes(here / name, content.read_bytes() if isinstance(content, Path) else content.encode())
     elif isinstance(content, Path):
         client.log_artifact(run.info.run_id, str(content), str(Path(name).parent))
     else:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import write_text
+from mirai_bench.utils.files import append_line, write_text
 
 log = logging.getLogger(__name__)
 
@@ -96,15 +96,11 @@ class Journal:
     def append(self, line: dict[str, Any], *, durable: bool = False) -> None:
         """Appends one line. With `durable` it is on the disk before this returns.
 
-        Raises UserError if the disk is full. Readers ignore the half-written line.
+        That is a wait for the disk, which a line every few steps is not worth. Raises UserError if the
+        disk is full.
         """
         try:
-            # Opened for each line: whoever moves or rewinds the file finds no open handle on it.
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                if durable:  # a wait for the disk, which a line every few steps is not worth
-                    file.flush()
-                    os.fsync(file.fileno())
+            append_line(self.path, json.dumps(line), durable=durable)
         except OSError as error:
             raise UserError(
                 f"{self.path} could not be written: {error}. The last checkpoint is intact."

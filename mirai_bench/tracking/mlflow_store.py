@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import locked
+from mirai_bench.utils.files import atomic, locked, remove_leftovers
 from mirai_bench.utils.home import ensure_home
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ NOISY_LOGGERS = ("mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_stor
 REPLAY = "Later runs of this sweep send it, or: python -m mirai_bench.tracking replay RUN…"
 # What MLflow and Alembic say of a database of another version.
 OTHER_VERSION = ("out-of-date database schema", "Can't locate revision")
+# What SQLite says of a full disk.
+FULL = ("database or disk is full", "disk I/O error")
 
 _away: set[str] = set()  # stores about which a warning has been logged
 
@@ -144,13 +146,11 @@ def create_store() -> str:
         )
     # 3. An sqlite file gets its tables from MLflow, one process at a time.
     with locked(Path(f"{path}.lock"), wait=True):
-        is_new = not path.exists()
         try:
-            retry_while_locked(lambda: experiment_id(connect(uri), uri))
-            if is_new:  # the file of another project keeps what it was made with
-                with sqlite3.connect(path, timeout=PATIENCE_SECONDS) as connection:
-                    connection.execute("PRAGMA journal_mode=WAL")  # writes cost a third
-                connection.close()
+            if path.exists():
+                retry_while_locked(lambda: experiment_id(connect(uri), uri))
+            else:
+                _create_sqlite(path, uri)
         except UserError:
             raise
         except Exception as error:  # MLflow, SQLAlchemy and Alembic each raise their own
@@ -161,8 +161,24 @@ def create_store() -> str:
                     "it was made by another version of MLflow: make a copy and run `mlflow db upgrade "
                     f"{SQLITE}{path}`, or install the newer version"
                 )
+            elif any(word in str(error) for word in FULL):
+                advice = "make room on its disk and run the same command again"
             raise UserError(f"{path} is not usable as MLflow's store ({reason}): {advice}") from error
     return uri
+
+
+def _create_sqlite(path: Path, uri: str) -> None:
+    """Creates the sqlite file of a store: with all of its tables, or not at all.
+
+    MLflow cannot go on with a file of which it has made some tables when the disk was full.
+    """
+    remove_leftovers(path)
+    with atomic(path) as temporary:
+        experiment_id(connect(f"{SQLITE}{temporary.absolute()}"), uri)
+    # The file of another project keeps what it was made with.
+    with sqlite3.connect(path, timeout=PATIENCE_SECONDS) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")  # writes cost a third
+    connection.close()
 
 
 def connect(uri: str) -> MlflowClient:

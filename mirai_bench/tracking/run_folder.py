@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,35 @@ class RunFailed(Exception):
         return RunFailed, (str(self), self.step)
 
 
+# Errors of the code, or of what it is given: the same step would end in the same way again.
+LASTING = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    NameError,
+    AssertionError,
+    ArithmeticError,
+    NotImplementedError,
+    ImportError,
+    RecursionError,
+)
+# Of other errors of torch, which is mostly right to try again, those that say that shapes do not fit.
+SHAPES = re.compile(
+    r"size of tensor|shapes? .*cannot be|must match|mat1 and mat2|expected .* dtype|same dtype"
+)
+
+
+def is_final(error: BaseException) -> bool:
+    """Tells whether another attempt would end in the same way.
+
+    A worker that is lost, a device that is broken, or storage that is away may be well again.
+    """
+    if isinstance(error, (RunFailed, UserError, *LASTING)):
+        return True
+    return type(error) is RuntimeError and SHAPES.search(str(error)) is not None
+
+
 class Failure(NamedTuple):
     """The content of failed.json: why an attempt ended, and what the next one should change."""
 
@@ -62,13 +92,22 @@ class Failure(NamedTuple):
     """Whether another attempt would end in the same way."""
     micro_batches: int | None = None
     """After an out-of-memory error: the number of micro-batches that the next attempt uses."""
+    traceback: str | None = None
+    """Where the error arose, unless its message is meant for the user."""
 
     @classmethod
     def of(cls, error: BaseException, micro_batches: int | None = None) -> Failure:
-        """Describes an error. A UserError or RunFailed is final; any other may be gone next time."""
-        final = isinstance(error, (RunFailed, UserError))
-        reason = str(error) if final else f"{type(error).__name__}: {error}"
-        return cls(reason, getattr(error, "step", None), final, micro_batches)
+        """Describes an error, with the place in the code where it arose if it was not foreseen."""
+        step = getattr(error, "step", None)
+        final = is_final(error)
+        if isinstance(error, (RunFailed, UserError)):
+            return cls(str(error), step, final, micro_batches)
+        reason = f"{type(error).__name__}: {error}"
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames:
+            last = frames[-1]
+            reason += f" ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
+        return cls(reason, step, final, micro_batches, "".join(traceback.format_exception(error)))
 
     def __str__(self) -> str:
         return self.reason if self.step is None else f"{self.reason} (step {self.step})"
@@ -284,8 +323,9 @@ class RunFolder:
         if self.failure_file.exists():
             return
         content = failure._asdict()
-        if failure.micro_batches is None:
-            del content["micro_batches"]
+        for name in ("micro_batches", "traceback"):
+            if content[name] is None:
+                del content[name]
         with contextlib.suppress(OSError):  # a full disk, which is then what `failure` says
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.failure_file, json.dumps(content))

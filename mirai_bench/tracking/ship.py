@@ -9,6 +9,7 @@ taking note can therefore neither lose nor double a point.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,19 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mirai_bench.tracking.artifacts import artifact_sizes, send_artifact
+from mirai_bench.tracking.diagnoses import diagnoses_of
 from mirai_bench.tracking.mlflow_store import experiment_id, send_or_skip
 from mirai_bench.tracking.records import MEASURED, pack
 from mirai_bench.tracking.run_folder import GRIDS, RunFolder
 from mirai_bench.utils.assets import LOCAL_FOLDERS
+from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
+
+log = logging.getLogger(__name__)
 
 Lines = list[dict[str, Any]]
 """The lines of a journal."""
@@ -122,6 +127,7 @@ def ship(folder: RunFolder, *, parent: str | None, axis: str | None, arm: str, s
         for batch in _batches(_new_lines(run, lines)):
             client.log_batch(run.info.run_id, metrics=batch)
         _send_artifacts(client, run, folder, config, lines)
+        _send_diagnoses(client, run, folder)
         _mark(client, run, folder, STATUS[state], lines)
         return True
 
@@ -205,10 +211,45 @@ def _points(line: dict[str, Any]) -> list[Metric]:
     for key, value in values.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if is_number and key not in ("time", "step"):
-            # MLflow refuses other characters, such as those of "precision@5".
-            name = PREFIX[line["kind"]] + re.sub(r"[^\w.\- :/]", "_", key)
+            name = PREFIX[line["kind"]] + _allowed(key)
             points.append(Metric(name, float(value), when, line["step"]))
     return points
+
+
+def _allowed(key: str) -> str:
+    """Returns a name without the characters that MLflow refuses, such as that of "precision@5"."""
+    return re.sub(r"[^\w.\- :/]", "_", key)
+
+
+def _send_diagnoses(client: MlflowClient, run: Run, folder: RunFolder) -> None:
+    """Sends the values of diagnoses as metrics diagnose/NAME/VALUE, each diagnosis once.
+
+    A tag diagnose.NAME.STEP, set in the same batch, has the digest of what was sent. Of several
+    digests (another scope, another version) the newest counts.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    try:
+        lines = diagnoses_of(folder)
+    except UserError as error:  # which holds up nothing else
+        log.warning(f"not sent to MLflow: {error}")
+        return
+    newest = {(line["diagnostic"], line["step"]): line for line in lines}
+    for (name, step), line in newest.items():
+        tag = RunTag(f"diagnose.{name}.{step}", line["digest"])
+        if run.data.tags.get(tag.key) == tag.value:
+            continue
+        when = int(line["time"] * 1000)
+        points = [
+            Metric(f"diagnose/{name}/{_allowed(key)}", float(value), when, step)
+            for key, value in line["values"].items()
+        ]
+        # The tag goes with the last part. A part that is sent twice has the same points, which the
+        # store keeps once.
+        parts = [points[start : start + MOST_POINTS] for start in range(0, len(points), MOST_POINTS)]
+        for part in parts[:-1]:
+            client.log_batch(run.info.run_id, metrics=part)
+        client.log_batch(run.info.run_id, metrics=parts[-1] if parts else [], tags=[tag])
 
 
 def _send_artifacts(
@@ -242,6 +283,8 @@ def _mark(client: MlflowClient, run: Run, folder: RunFolder, status: str, lines:
     failure = folder.failure()
     if status == "FAILED" and failure is not None:
         client.set_tag(run.info.run_id, "failed", failure.reason[:MOST_OF_TAG])
+        if failure.traceback is not None:
+            send_artifact(client, run, "traceback.txt", failure.traceback)
     if status == run.info.status:
         return
     if status == "RUNNING":

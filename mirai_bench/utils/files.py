@@ -53,9 +53,11 @@ def atomic(path: Path, *, resumes: bool = False) -> Iterator[Path]:
         if temporary.is_dir():
             remove(path)  # a folder takes only a name that is free. For a moment there is none.
         temporary.replace(path)
-    except BaseException:  # KeyboardInterrupt, too
+    except BaseException as error:  # KeyboardInterrupt, too
         if not resumes:
             remove(temporary)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk does not say which file it was
         raise
 
 
@@ -78,18 +80,46 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes temporary files that killed writers of `path` left.
+    """Removes temporary files that killed writers of `path` left, and what SQLite put beside them.
 
     The caller makes sure that nobody is writing `path`, for instance by a lock.
     """
-    for left in path.parent.glob(f"{path.name}.????????.tmp"):
+    for left in path.parent.glob(f"{path.name}.????????.tmp*"):
         remove(left)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
     """Writes a text file in UTF-8, whole or not at all."""
     with atomic(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
+
+
+def append_line(path: Path, line: str, *, durable: bool = False) -> None:
+    """Appends a line in UTF-8, whole or not at all. With `durable` it is then on the disk.
+
+    A last line that a killed process did not finish gets its end: two never run together.
+    """
+    # Opened for each line: whoever moves the file finds no open handle on it.
+    with open(path, "ab+", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        content = f"{line}\n".encode()
+        if before:
+            file.seek(-1, os.SEEK_END)
+            content = content if file.read(1) == b"\n" else b"\n" + content
+        try:
+            while content:  # a disk that is nearly full takes a part
+                content = content[file.write(content) :]
+            if durable:
+                os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Reading weight files without running any code that they may contain."""
+"""Weight files: written whole or not at all, and read without running code that they may contain."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from mirai_bench.utils.errors import UserError, shortened
+from mirai_bench.utils.files import atomic, write_bytes
 
 # What training scripts save beside tensors, and what holds nothing but plain values.
 PLAIN: list[Any] = [argparse.Namespace]
@@ -51,6 +52,24 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no tensors by name, but a {type(content).__name__}")
     return content
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a .safetensors file, whole or not at all. Raises OSError if the disk is full."""
+    # Not by save_file, whose error says only in words that a disk is full.
+    write_bytes(path, save(tensors, metadata))
+
+
+def write_torch(path: Path, content: dict[str, Any]) -> None:
+    """Writes a .pt file, whole or not at all. Raises UserError if the disk is full."""
+    try:
+        with atomic(path) as temporary:
+            torch.save(content, temporary)
+    except RuntimeError as error:  # of torch's own writer, which keeps no number of the error
+        if "inline_container" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} could not be written: is the disk full? ({reason})") from None
 
 
 def check_fits(module: nn.Module, state: dict[str, Any], what: str) -> None:

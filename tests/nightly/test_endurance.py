@@ -1,14 +1,18 @@
-"""A sweep that is killed at random, again and again, ends as if nothing had happened.
+"""Sweeps and runs that are killed at random, again and again, end as if nothing had happened.
 
 The victims are the driver, a process that trains a cell, one of its ranks, an idle worker, and the
 node itself (Ray's raylet). After each death of the driver the same command is given again. In the
 end the table is the same, the weights are the same bit for bit, and MLflow has every point once.
-Takes about 10 minutes. $MIRAI_BENCH_ENDURANCE_SEED draws other moments and victims; default 0.
+A single run is killed at moments that are spread over the whole of its life, imports and writes
+included. Together there are 110 kills, in about half an hour.
+$MIRAI_BENCH_ENDURANCE_SEED draws other moments and victims; default 0.
 """
 
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,11 +22,13 @@ import pytest
 
 from mirai_bench.results.reading import read_journals, read_mlflow
 from mirai_bench.sweep.plan import folder_of
+from mirai_bench.tracking.run_folder import RunFolder
 from tests.support.small_sweeps import (
     ARMS,
     LONGER,
     SAVES,
     descendants,
+    environment,
     finish,
     is_trial,
     plan_at,
@@ -34,7 +40,7 @@ from tests.support.small_sweeps import (
 pytestmark = pytest.mark.nightly
 
 SEED = int(os.environ.get("MIRAI_BENCH_ENDURANCE_SEED", "0"))
-PAUSE = (0.0, 6.0)  # seconds between the birth of a victim and its death
+PAUSE = (0.0, 10.0)  # seconds between the birth of a victim and its death
 PATIENCE = 30.0  # seconds to wait for a victim
 KILLED = -signal.SIGKILL
 CELL_FAILED = 1
@@ -119,15 +125,15 @@ def starts_of(file: Path) -> int:
 
 SWEEPS = {
     "cells of one process": {
-        "kills": 24,
+        "kills": 60,
         "victims": {"the driver": 3, "a trial": 8, "an idle worker": 1, "the node": 1},
-        "seeds": (0, 1, 2),
+        "seeds": (0, 1, 2, 3, 4),
         "arms": ARMS,
         **LONGER,
         **SAVES,
     },
     "cells of two processes": {
-        "kills": 8,
+        "kills": 10,
         "victims": {"the driver": 1, "a trial": 2, "a rank": 4},
         "seeds": (0,),
         "arms": {name: ARMS[name] for name in ("baseline", "frozen")},
@@ -165,3 +171,55 @@ def test_a_sweep_that_is_killed_again_and_again_ends_as_an_undisturbed_one(
     figures(f"seed {SEED}, killed: {victims}")
     figures(f"the command was given {starts} times, runs were started {starts_of(broken)} times")
     assert killed.total() == kills, "the sweep has ended before all kills: give it more to do"
+
+
+# ---- one run
+
+RUN_KILLS = 40
+
+
+def train_for(config, seconds: float | None) -> int:
+    """Gives the command that trains a run, and kills it after so many seconds. Returns its exit code."""
+    runs = config.machine.runs
+    file = runs.parent / f"{runs.name}.json"
+    file.write_text(config.model_dump_json())
+    words = [sys.executable, "-m", "mirai_bench.train", file.name]
+    with open(runs.parent / "train.log", "a") as log:
+        process = subprocess.Popen(
+            words, cwd=runs.parent, env=environment(runs.parent), stdout=log, stderr=log
+        )
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+
+def test_a_run_that_is_killed_at_any_moment_of_its_life_ends_as_an_undisturbed_one(
+    make_config, shared_runs, trained_run, tmp_path, figures
+):
+    draw = random.Random(SEED)
+    kills = starts = 0
+    for seed in range(RUN_KILLS):
+        if kills == RUN_KILLS:
+            break
+        arm = list(ARMS.values())[seed % len(ARMS)]
+        config = make_config(seed=seed, foresight=arm, model={"width": 16}, **LONGER, **SAVES)
+        for name in ("whole", "broken"):
+            (tmp_path / f"{name}{seed}").mkdir()
+            (tmp_path / f"{name}{seed}" / "cache").symlink_to(shared_runs / "cache")
+        whole = config.with_machine(runs=tmp_path / f"whole{seed}")
+        began = time.monotonic()
+        assert train_for(whole, None) == 0, (tmp_path / "train.log").read_text()[-4000:]
+        life = time.monotonic() - began
+        broken = config.with_machine(runs=tmp_path / f"broken{seed}")
+        code = None
+        while code != 0:
+            code = train_for(broken, draw.uniform(0, 1.2 * life) if kills < RUN_KILLS else None)
+            assert code in (0, KILLED), (tmp_path / "train.log").read_text()[-4000:]
+            kills += code == KILLED
+            starts += 1
+        assert RunFolder(broken.run_path).state == "done"
+        assert state(broken.run_path) == state(whole.run_path)
+    assert kills == RUN_KILLS
+    figures(f"seed {SEED}: {kills} kills of {seed} runs, the command was given {starts} times")

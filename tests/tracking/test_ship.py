@@ -22,6 +22,7 @@ from mirai_bench.tracking.journal import read_journal
 from mirai_bench.tracking.run_folder import Failure, RunFolder
 from mirai_bench.tracking.ship import end_sweep, ship, start_sweep
 from mirai_bench.utils.errors import UserError
+from tests.support.diagnosed import diagnosis_line, write_diagnoses
 from tests.support.synthetic import (
     START,
     evaluation_line,
@@ -158,11 +159,74 @@ def test_batches_hold_whole_lines_within_the_limit():
     assert not {p.step for p in batches[0]} & {p.step for p in batches[1]}
 
 
+def diagnosed(folder, *lines):
+    """Adds diagnoses, each given as what it changes in a line."""
+    config = injection_level(only=["baseline"], seeds=[7]).cells[0].config
+    runs = folder.path.parent
+    write_diagnoses(
+        runs, config, [diagnosis_line(config, **{"values": {"lds@1": 0.5}} | line) for line in lines]
+    )
+
+
+def sent_diagnoses(store, plan):
+    """Returns the values that MLflow has of each key and step, oldest first."""
+    (run,) = children(store, plan)
+    found = {}
+    for key in run.data.metrics:
+        if key.startswith("diagnose/"):
+            for point in sorted(store.get_metric_history(run.info.run_id, key), key=lambda p: p.timestamp):
+                found.setdefault((key, point.step), []).append(point.value)
+    return found
+
+
+def test_diagnoses_are_sent_once_however_often_they_are_sent(store, cell):
+    folder, plan = cell
+    labels = {"parent": start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 7}
+    spatial = {"diagnostic": "spatial", "values": {"lds": 0.25, "lds@1": 0.5}}
+    diagnosed(folder, spatial | {"step": 60}, spatial, {"diagnostic": "gradients"})
+    expected = {
+        ("diagnose/spatial/lds", 60): [0.25],
+        ("diagnose/spatial/lds_1", 60): [0.5],
+        ("diagnose/spatial/lds", 120): [0.25],
+        ("diagnose/spatial/lds_1", 120): [0.5],
+        ("diagnose/gradients/lds_1", 120): [0.5],
+    }
+    for _ in range(3):
+        assert ship(folder, **labels)
+        assert sent_diagnoses(store, plan) == expected
+    assert children(store, plan)[0].info.status == "FINISHED"
+    diagnosed(folder, {"diagnostic": "absorption"})  # of a run that has ended and was sent
+    assert ship(folder, **labels)
+    assert sent_diagnoses(store, plan) == expected | {("diagnose/absorption/lds_1", 120): [0.5]}
+
+
+def test_a_diagnosis_of_another_scope_is_a_newer_point(store, cell):
+    folder, plan = cell
+    labels = {"parent": start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 7}
+    diagnosed(folder, {"diagnostic": "spatial"})
+    assert ship(folder, **labels)
+    newer = {"time": START + 3000, "digest": "new", "values": {"lds@1": 0.75}}
+    diagnosed(folder, {"diagnostic": "spatial"} | newer)
+    for _ in range(2):
+        assert ship(folder, **labels)
+        assert sent_diagnoses(store, plan) == {("diagnose/spatial/lds_1", 120): [0.5, 0.75]}
+
+
+def test_a_damaged_diagnosis_holds_up_nothing_else(store, cell, capsys):
+    folder, plan = cell
+    diagnosed(folder, {"diagnostic": "spatial", "values": {"lds": "high"}})
+    assert ship(folder, parent=start_sweep(plan), axis=plan["axis"], arm="baseline", seed=7)
+    assert points(store, children(store, plan)[0]) == expected_points(folder)
+    assert "diagnosis of another form" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_at_any_call(store, cell, monkeypatch, moment):
     """Whichever call the sender dies before or after, the next attempt sends what is missing."""
     folder, plan = cell
     labels = {"parent": start_sweep(plan), "axis": plan["axis"], "arm": "baseline", "seed": 7}
+    values = {f"lds@{layer}": float(layer) for layer in range(50)}  # more than one batch
+    diagnosed(folder, {"diagnostic": "spatial", "values": values})
     monkeypatch.setattr(ship_module, "MOST_POINTS", 40)
     calls = {"left": 0}
 
@@ -193,7 +257,8 @@ def test_killed_at_any_call(store, cell, monkeypatch, moment):
     assert attempts > 4
     monkeypatch.setattr(mlflow_store, "connect", real)
     (run,) = children(store, plan)
-    assert points(store, run) == expected_points(folder)
+    of_diagnoses = {(f"diagnose/spatial/lds_{layer}", 120): 1 for layer in range(50)}
+    assert points(store, run) == expected_points(folder) | of_diagnoses
 
 
 @pytest.mark.parametrize(

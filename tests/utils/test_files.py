@@ -1,5 +1,6 @@
 """Files are written whole or not at all, made once, and locked."""
 
+import errno
 import json
 import threading
 
@@ -8,7 +9,15 @@ from filelock import FileLock
 
 from mirai_bench.utils import files
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import atomic, cached, locked, remove_leftovers, write_json, write_text
+from mirai_bench.utils.files import (
+    append_line,
+    atomic,
+    cached,
+    locked,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_only_when_the_new_one_is_whole(tmp_path):
@@ -148,3 +157,30 @@ def test_a_lock_that_cannot_be_opened_is_a_message(tmp_path):
     (tmp_path / "run.lock").mkdir()  # nobody can open a folder for writing, not even root
     with pytest.raises(UserError, match=r"run\.lock could not be opened"), locked(tmp_path / "run.lock"):
         pass
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "lines"
+    append_line(path, "one")
+    append_line(path, "zwei \u20ac", durable=True)
+    assert path.read_text(encoding="utf-8") == "one\nzwei \u20ac\n"
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        append_line(path, "three", durable=True)
+    assert path.read_text(encoding="utf-8") == "one\nzwei \u20ac\n"
+
+
+def test_a_line_never_runs_into_one_that_was_cut_off(tmp_path):
+    path = tmp_path / "lines"
+    path.write_text('{"a": 1}\n{"b": ')
+    append_line(path, '{"c": 3}')
+    assert path.read_text().splitlines() == ['{"a": 1}', '{"b": ', '{"c": 3}']
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device: '.*/x\.json'"), atomic(tmp_path / "x.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+from PIL import Image
+
+from mirai_bench.utils.files import atomic
 
 FEWEST_PIXELS = 32  # side of a cell: smaller images are enlarged to about that
 GREY = 96  # of the lines around the cells
@@ -31,3 +36,9 @@ def first_grid(images: np.ndarray, classes: int) -> np.ndarray:
     columns = min(10, classes)
     rows = 10 if images.shape[1] <= 64 else 4  # large images: fewer, so that the file stays small
     return image_grid(images[: rows * columns], columns)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Writes an image uint8 (h, w, 3) in the format of the file's ending, whole or not at all."""
+    with atomic(path) as temporary:
+        Image.fromarray(image).save(temporary, Image.registered_extensions()[path.suffix.lower()])

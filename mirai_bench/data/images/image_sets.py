@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import logging
 import math
+import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -226,7 +227,15 @@ class NpzWriter:
             self._file = self._archive.open("arr_0.npy", "w", force_zip64=True)
             header = {"descr": "|u1", "fortran_order": False, "shape": (self.n, *images.shape[1:])}
             np.lib.format.write_array_header_1_0(self._file, header)
-        self._file.write(np.ascontiguousarray(images).tobytes())
+        try:
+            self._file.write(np.ascontiguousarray(images).tobytes())
+        except OSError:
+            # Closed now, because what is left of it could not be written later either.
+            for part in (self._file, self._archive):
+                with suppress(OSError):
+                    part.close()
+            self._open_files.__exit__(*sys.exc_info())
+            raise
         self.seen += len(images)
         if labels is not None:
             self.labels.append(labels)

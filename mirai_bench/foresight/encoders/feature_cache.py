@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,10 @@ def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> float:
         out = np.lib.format.open_memmap(file, "r+")
     else:
         out = np.lib.format.open_memmap(file, "w+", np.float16, shape)
+        # The whole place is taken now: a mapped file that finds the disk full ends the process.
+        if sys.platform == "linux":
+            with open(file, "rb+") as opened:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
     rows = out.reshape(total, cells, encoder.width)
     # 3. The features, one batch of views at a time.
     began = time.perf_counter() - seconds
