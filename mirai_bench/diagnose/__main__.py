@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from mirai_bench.utils.cli import add_device, add_settings, progress, run
+from mirai_bench.utils.cli import add_device, add_settings, run
 from mirai_bench.utils.errors import unknown
 
 log = logging.getLogger("mirai_bench.diagnose")  # __name__ is "__main__" here
@@ -42,7 +42,7 @@ def command(argv: list[str]) -> int:
     import torch
 
     from mirai_bench.diagnose.registry import DIAGNOSTICS
-    from mirai_bench.diagnose.run import Choice, Report, diagnose_run
+    from mirai_bench.diagnose.run import Choice, diagnose_runs
     from mirai_bench.diagnose.runs import runs_of
     from mirai_bench.utils.device import resolve_device
 
@@ -55,11 +55,7 @@ def command(argv: list[str]) -> int:
         torch.cuda.set_device(device)
     chosen = {"arms": args.arms, "seeds": args.seeds, "profile": args.profile, "settings": args.settings}
     folders = runs_of(args.what, **chosen)
-    choice = Choice(names, args.at, args.full, device)
-    report = Report()
-    for folder in progress(folders, "diagnosing", len(folders), "runs"):
-        diagnose_run(folder, choice, report)
-    for line in report.lines():
+    for line in diagnose_runs(folders, Choice(names, args.at, args.full, device)).lines():
         log.info(line)
     return 0
 

@@ -17,7 +17,9 @@ from mirai_bench.diagnose.registry import DIAGNOSTICS
 from mirai_bench.diagnose.scope import Scope, full_scope
 from mirai_bench.diagnose.snapshots import Place, places
 from mirai_bench.diagnose.subject import NotMeasurable, Subject
+from mirai_bench.tracking.replay import end_ended, is_usable, replay
 from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.utils.cli import progress
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import locked
 
@@ -50,6 +52,21 @@ class Choice:
     """The epochs. Empty means every snapshot that there is."""
     full: bool
     device: torch.device
+
+
+def diagnose_runs(folders: Sequence[RunFolder], choice: Choice) -> Report:
+    """Makes what is missing of the diagnoses of runs, and sends each run to MLflow when it is done.
+
+    If MLflow is away, a warning says so, once, and nothing else happens: the run folders have everything.
+    """
+    report = Report()
+    sends = is_usable()
+    for folder in progress(folders, "diagnosing", len(folders), "runs"):
+        diagnose_run(folder, choice, report)
+        sends = sends and replay(folder) > 0
+    if sends:
+        end_ended(folders)
+    return report
 
 
 def diagnose_run(folder: RunFolder, choice: Choice, report: Report) -> None:

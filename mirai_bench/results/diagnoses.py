@@ -134,7 +134,7 @@ def read_diagnosed(runs: Path, axis: str | None = None, profile: str | None = No
     """
     sweeps = []
     for results in read_journals(runs, axis, profile):
-        found = []
+        found: list[Diagnosis] = []
         for cell in results.cells:
             lines = diagnoses_of(RunFolder(runs / cell["fingerprint"]))
             found += _found(lines, cell["arm"], cell["seed"])

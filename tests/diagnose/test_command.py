@@ -7,9 +7,19 @@ import torch
 
 from mirai_bench.diagnose.__main__ import command
 from mirai_bench.diagnose.records import journal_of
+from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
 from tests.diagnose.conftest import subject_of
+from tests.support.synthetic import shared_store
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path_factory, monkeypatch):
+    """A store of MLflow, which the command sends to."""
+    uri = shared_store(tmp_path_factory.getbasetemp())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return mlflow_store.connect(uri)
 
 
 @pytest.fixture
@@ -34,6 +44,31 @@ def test_kept_and_newest_weights_are_measured_once_with_provenance(folder, mirai
         assert {"device", "git", "versions", "scope", "seconds", "seed", "profile"} <= line.keys()
     assert command(words) == 0
     assert lines(folder) == first  # nothing was missing
+
+
+def test_findings_are_sent_to_mlflow_with_the_run(folder, store):
+    for _ in range(2):
+        assert command([str(folder), "--only", "spatial", "--device", "cpu"]) == 0
+    (run,) = store.search_runs(
+        [mlflow_store.experiment_id(store, "")], f"tags.fingerprint = '{folder.path.name}'"
+    )
+    sent = [
+        (point.step, point.value)
+        for point in store.get_metric_history(run.info.run_id, "diagnose/spatial/lds")
+    ]
+    assert sorted(sent) == [(line["step"], line["values"]["lds"]) for line in lines(folder)]
+    assert "eval/epoch" in run.data.metrics, "so is what was not sent before"
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"), [("http://127.0.0.1:9", "is away"), ("file:./mlruns", "nothing is sent to MLflow")]
+)
+def test_a_store_that_is_away_costs_one_warning(folder, monkeypatch, capsys, uri, said):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(mlflow_store, "_away", set())
+    assert command([str(folder), "--only", "spatial", "--device", "cpu"]) == 0
+    assert len(lines(folder)) == 2
+    assert capsys.readouterr().err.count(said) == 1
 
 
 def test_epochs_are_chosen(folder, capfd):
