@@ -88,6 +88,8 @@ def parser(action: str = "run") -> argparse.ArgumentParser:
         add("--records", type=Path, metavar="FILE", help=frozen, **several)
         further = "go on to the next of the file's looks, with the arms that have no verdict yet"
         add("--until-decided", action="store_true", help=further)
+        why = "afterwards, look into the weights of the finished cells: why does an arm help?"
+        add("--diagnose", action="store_true", help=why)
     return result
 
 
@@ -188,6 +190,10 @@ def train(plan: Plan, args: argparse.Namespace) -> int:
     report = run_sweep(plan, Options(args.max_concurrent, args.address, args.retries))
     log.info(report.line())
     show_table(plan)
+    if args.diagnose:
+        from mirai_bench.sweep.diagnosing import diagnose_finished
+
+        diagnose_finished(plan)
     # 2. What failed, and what to do next.
     failed = [cell for cell in plan.sweep.cells if folder_of(cell).state == "failed"]
     for cell in failed:
@@ -198,6 +204,8 @@ def train(plan: Plan, args: argparse.Namespace) -> int:
     log.info(f"{len(failed)} cells failed; {again}" if failed else "next:")
     log.info(f"  {ui_command()}   # every run: parameters, curves, grids")
     log.info(f"  python analysis/plot_convergence.py   # {plan.sweep.axis}: metric against epochs")
+    if args.diagnose:
+        log.info(f"  python analysis/diagnose.py --runs {plan.runs}   # why: one figure for each diagnostic")
     return 1 if failed else 0
 
 
