@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ def train_cell(
 ) -> None:
     """Trains in this process, which may be one rank of a group. Returns early if asked to stop.
 
-    If training fails, failed.json says why, and the log has the traceback. Raises the error if another
-    attempt may go better.
+    If training fails, failed.json says why, the log has the traceback, and the error is raised: other
+    ranks of the group wait for this one.
     """
     # Imported here, because they import torch: each process of a trial does so once.
     from mirai_bench.train import run
@@ -55,5 +55,18 @@ def train_cell(
             failure = Failure.of(error)
             folder.write_failure(failure)  # unless the run has already done so
             print(failure.traceback or failure.reason, file=sys.stderr)  # which is the log
-            if not failure.final:
-                raise
+            raise
+
+
+@contextlib.contextmanager
+def lasting_errors_stay_here(folder: RunFolder) -> Iterator[None]:
+    """Returns a context that an error leaves only if another attempt may go better.
+
+    failed.json holds the others.
+    """
+    try:
+        yield
+    except Exception:
+        failure = folder.failure()
+        if failure is None or not failure.final:
+            raise

@@ -26,7 +26,7 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Range, Search, SweepFile
 from mirai_bench.results.frame import is_distance, lower_is_better
 from mirai_bench.sweep import ray_session, ray_tune
-from mirai_bench.sweep.cell import train_cell
+from mirai_bench.sweep.cell import lasting_errors_stay_here, train_cell
 from mirai_bench.sweep.driver import DRIVER, WORKERS, Options, stop_file_on_signal
 from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.sweep.job import Job
@@ -98,7 +98,8 @@ def run_trial(values: dict[str, Any], *, job: Job, metric: str) -> None:
                 tune.report(found | {"seconds": line["train_seconds"]})
 
     report()  # the evaluations of earlier attempts come first
-    train_cell(config, job.stop_file, report)  # a lasting failure is in failed.json
+    with lasting_errors_stay_here(folder):
+        train_cell(config, job.stop_file, report)
 
 
 # ---- in the driver

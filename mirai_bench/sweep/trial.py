@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.sweep.cell import ready, train_cell
+from mirai_bench.sweep.cell import lasting_errors_stay_here, ready, train_cell
 from mirai_bench.sweep.job import Job
 from mirai_bench.tracking.run_folder import RunFolder
 
@@ -38,7 +38,8 @@ def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, float]:
         accepted = ready(config, job)
         began = time.time()
         if accepted:
-            train_cell(config, job.stop_file)
+            with lasting_errors_stay_here(folder):
+                train_cell(config, job.stop_file)
     # 3. Where the time went.
     return {
         "seconds": time.time() - start,

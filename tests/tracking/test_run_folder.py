@@ -2,11 +2,13 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 
 from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
 from mirai_bench.utils.errors import UserError
@@ -191,10 +193,34 @@ def test_a_failure_without_micro_batches_is_written_without_them(folder):
         (RunFailed("not finite", 7), Failure("not finite", 7, final=True)),
         (UserError("wrong config"), Failure("wrong config", final=True)),
         (MemoryError("too little"), Failure("MemoryError: too little", micro_batches=2)),
+        (ConnectionError("gone"), Failure("ConnectionError: gone")),
+        (RuntimeError("CUDA error: unspecified"), Failure("RuntimeError: CUDA error: unspecified")),
+        (IndexError("out of range"), Failure("IndexError: out of range", final=True)),
+        (KeyError("x"), Failure("KeyError: 'x'", final=True)),
     ],
 )
 def test_an_error_is_final_if_another_attempt_would_end_in_the_same_way(error, failure):
-    assert Failure.of(error, failure.micro_batches) == failure
+    assert Failure.of(error, failure.micro_batches)._replace(traceback=None) == failure
+
+
+def test_an_error_of_shapes_is_final():
+    with pytest.raises(RuntimeError) as caught:
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+    assert Failure.of(caught.value).final
+    with pytest.raises(RuntimeError) as caught:
+        torch.zeros(2) + torch.zeros(3)
+    assert Failure.of(caught.value).final
+
+
+def test_an_error_that_was_not_foreseen_says_where_it_arose(folder):
+    with pytest.raises(IndexError) as caught:
+        [][0]
+    folder.write_failure(Failure.of(caught.value))
+    found = folder.failure()
+    place = r"IndexError: list index out of range \(test_run_folder.py, line \d+, in test_an_error_that\w+\)"
+    assert re.fullmatch(place, found.reason)
+    assert found.traceback.startswith("Traceback") and "[][0]" in found.traceback
+    assert Failure.of(UserError("what the user reads")).traceback is None
 
 
 def test_a_failure_says_the_step_at_which_it_happened():

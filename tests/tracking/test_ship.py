@@ -142,10 +142,11 @@ def test_growing_and_rewound_journal_adds_no_duplicate(store, tmp_path, cell):
         assert ship(folder, **labels)
     (run,) = children(store, plan)
     assert points(store, run) == expected_points(folder)
-    folder.write_failure(Failure("not finite", 60))
+    folder.write_failure(Failure("not finite", 60, traceback="Traceback: all of it"))
     assert ship(folder, **labels)
     (run,) = children(store, plan)
     assert (run.info.status, run.data.tags["failed"]) == ("FAILED", "not finite")
+    assert "traceback.txt" in {artifact.path for artifact in store.list_artifacts(run.info.run_id)}
     folder.take_failure()
     assert ship(folder, **labels)
     assert children(store, plan)[0].info.status == "RUNNING"
