@@ -79,3 +79,25 @@ def sweep_file(tmp_path, shared_runs):
     from tests.support.small_sweeps import sweep_writer
 
     return sweep_writer(tmp_path, shared_runs)
+
+
+@pytest.fixture
+def figures(record_property):
+    """Keeps a line that was measured for the end of the session. `pytest -s` also shows it at once."""
+
+    def add(line: str) -> None:
+        record_property("figures", line)
+        print(line, flush=True)
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Prints the figures of all tests, which pytest would show for failed tests only."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    for report in reports:
+        lines = [value for name, value in getattr(report, "user_properties", ()) if name == "figures"]
+        if lines and report.when == "call":
+            terminalreporter.section(report.nodeid, sep="-")
+            for line in lines:
+                terminalreporter.line(line)
