@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mirai_bench.checkpoint.store import Checkpoint, load_latest, save_checkpoint, unwrap
+from mirai_bench.checkpoint.store import HEADS, Checkpoint, load_latest, save_checkpoint, unwrap
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.foresight.loss import Projector
 from mirai_bench.model.transformer import ARModel
@@ -82,7 +82,7 @@ def to_official(tensors: StateDict) -> StateDict:
     for name, tensor in tensors.items():
         if name.startswith(OUR_PROJECTOR):
             stacks[name.removeprefix(OUR_PROJECTOR)] = tensor
-        elif not name.startswith("foresight."):  # no official file has heads of level `output`
+        elif not name.startswith(HEADS):  # no official file has other heads
             official[name] = tensor
     # 2. Each head gets its own layers 0, 2, 4, …: those between are SiLU.
     num_heads = max(map(len, stacks.values()), default=0)

@@ -1,7 +1,7 @@
 """Checkpoints: folders of safetensors and JSON, written whole or not at all, and checked when read.
 
-`step_00000690/` holds model.safetensors (the generator and, under `foresight.`, its training
-heads), ema.safetensors, optimizer.safetensors, and state.json with the step, the counters, the
+`step_00000690/` holds model.safetensors (the generator and, under HEADS, its training heads),
+ema.safetensors, optimizer.safetensors, and state.json with the step, the counters, the
 sha256 of the other files, and that of its own other fields. There is no pickle. Nothing random is
 stored: data order, dropout and samples are functions of (seed, step).
 """
@@ -28,6 +28,8 @@ from mirai_bench.utils.tensors import read_tensors
 
 log = logging.getLogger(__name__)
 
+# What the names of training heads begin with: the term of the objective that they belong to.
+HEADS = ("foresight.", "regularizer.")
 # Of a checkpoint, each with the ending .safetensors.
 FILES = ("model", "ema", "optimizer")
 # Put before names by torch.compile, DDP and FSDP, in any order.

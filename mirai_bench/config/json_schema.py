@@ -30,6 +30,8 @@ def profile_schema() -> dict[str, Any]:
             if field.get("default", "kept") in ({}, None):
                 del field["default"]
     sections["BlockCausal"]["required"] = ["block_causal"]  # it is told from `full` by this field
+    for rival in schema["properties"]["regularizer"]["discriminator"]["mapping"].values():
+        sections[rival.rpartition("/")[2]]["required"] = ["name"]
     # 2. What a file may say besides the fields: the preset, and protocols by their names.
     sections["ModelConfig"]["properties"]["size"]["enum"] = list(MODEL_SIZES)
     sections["ForesightConfig"]["properties"]["official"] = {
@@ -51,13 +53,19 @@ def sweep_schema() -> dict[str, Any]:
     fields = schema["properties"]
     arms = fields["arms"]
     arms.pop("additionalProperties", None)
-    # The names of arms are checked by a pattern, and their fields are those of foresight.
+    # The names of arms are checked by a pattern, and their fields are those of foresight, and
+    # `regularizer`.
     for pattern in arms.get("patternProperties", {}):
-        arms["patternProperties"][pattern] = {"$ref": "#/$defs/ForesightConfig"}
+        arms["patternProperties"][pattern] = {"$ref": "#/$defs/Arm"}
     arms |= {"minProperties": 1, "additionalProperties": False}
     description = fields["machine"]["description"]
     fields["machine"] = {"$ref": "#/$defs/MachineConfig", "description": description}
-    definitions = schema["$defs"] | profile_schema()["$defs"]
+    profile = profile_schema()
+    definitions = schema["$defs"] | profile["$defs"]
+    foresight = definitions["ForesightConfig"]
+    regularizer = {"regularizer": profile["properties"]["regularizer"]}
+    arm = {"title": "Arm", "description": "What an arm changes about the profile."}
+    definitions["Arm"] = foresight | arm | {"properties": foresight["properties"] | regularizer}
     return {"$schema": DIALECT} | schema | {"title": "mirai_bench sweep", "$defs": definitions}
 
 

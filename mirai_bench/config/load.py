@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -45,8 +45,13 @@ BAD_YAML = (
 NO_TEXT = (bool, int, float, date, type(None))
 # Pydantic names its own validators among the fields that lead to an error. No user knows them.
 INTERNAL_NAMES = ("function-", "constrained-", "lax-or-strict")
+REGULARIZER = "regularizer"  # the section of which there are several, told apart by their `name`
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class Unfit(UserError):
+    """The data of a configuration cannot carry what an arm asks for."""
 
 
 # ---- YAML
@@ -173,10 +178,16 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     """Returns one of pydantic's errors in the words of this project."""
     names = [str(part) for part in error["loc"]]
     path = [name for name in names if not name.startswith(INTERNAL_NAMES)]
-    where = ".".join(path)
+    shown = path[:1] + path[2:] if path[:1] == [REGULARIZER] else path  # without the regularizer's name
+    where = ".".join(shown)
     if error["type"] == "extra_forbidden":
         message = str(unknown("field", path[-1], _fields_at(model, path[:-1])))
-        return f"{message} (in {'.'.join(path[:-1])})" if path[:-1] else message
+        return f"{message} (in {'.'.join(shown[:-1])})" if path[:-1] else message
+    if error["type"] == "union_tag_invalid":
+        names = error["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return str(unknown(REGULARIZER, error["ctx"]["tag"], names))
+    if error["type"] == "union_tag_not_found":
+        return f"{where}.name is missing: write which regularizer is meant"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":  # raised by a validator of ours, which names the field
         return message
@@ -196,13 +207,17 @@ def _was_meant_as_text(error: Any) -> bool:
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     """Returns the names of the fields of the section that `path` leads to."""
+    sections: list[type[BaseModel]] = []  # that the field before may hold
     for part in path:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        # The section itself, or the section in a union such as `Search | None`.
-        for item in (annotation, *getattr(annotation, "__args__", ())):
-            if isinstance(item, type) and issubclass(item, BaseModel):
-                model = item
-                break
+        if part not in model.model_fields:  # a name, by which one of several sections is chosen
+            named = [each for each in sections if part in get_args(each.model_fields["name"].annotation)]
+            model = named[0] if named else model
+            continue
+        annotation = model.model_fields[part].annotation
+        # The section itself, or those in a union such as `Search | None`.
+        items = (annotation, *get_args(annotation))
+        sections = [item for item in items if isinstance(item, type) and issubclass(item, BaseModel)]
+        model = sections[0] if sections else model
     return list(model.model_fields)
 
 
@@ -267,12 +282,19 @@ def build_run(
     where: str,
     settings: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """Returns the RunConfig of these fields, which come from `where`, under `settings`."""
+    """Returns the RunConfig of these fields, which come from `where`, under `settings`.
+
+    Raises UserError for whatever is wrong, and Unfit if the data cannot carry the regularizer.
+    """
     # Protocols are expanded before the settings are merged, which may change single fields of one,
     # and after it, because they may also name another one.
     own = expand(settings or {})
     expanded = merge(_expand_protocol(expand(fields)), own)
-    return checked(RunConfig, _expand_protocol(_fit_evaluations(fields, own, expanded)), where)
+    config = checked(RunConfig, _expand_protocol(_fit_evaluations(fields, own, expanded)), where)
+    reason = config.regularizer.unfit(config.grid, config.data.num_views)
+    if reason is not None:
+        raise Unfit(f"{where}: regularizer.name is {config.regularizer.name}, {reason}")
+    return config
 
 
 def _fit_evaluations(

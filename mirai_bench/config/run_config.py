@@ -18,6 +18,7 @@ from mirai_bench.config.data_config import DataConfig, TokenizerConfig
 from mirai_bench.config.foresight import ForesightConfig, resolve_layer
 from mirai_bench.config.machine_config import MachineConfig
 from mirai_bench.config.protocol import Protocol
+from mirai_bench.config.regularizer import NoRegularizer, RegularizerConfig
 from mirai_bench.config.sections import Amount, Name, Positive, PositiveAmount, Rate, Section, Seed
 from mirai_bench.utils.assets import LOCAL_FOLDERS
 from mirai_bench.utils.hashing import digest, file_sha256
@@ -184,6 +185,8 @@ class RunConfig(Section):
     """The model."""
     foresight: ForesightConfig = ForesightConfig()
     """The foresight: one value of each axis."""
+    regularizer: RegularizerConfig = NoRegularizer()
+    """The regularizer: a rival of foresight, by its `name`. By default `none`."""
     train: TrainConfig
     """The training recipe."""
     evaluation: EvaluationConfig
@@ -206,6 +209,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"data.image_size is {size}, not a multiple of tokenizer.downsample = {downsample}"
             )
+        for of_rival in self.regularizer.layers:
+            resolve_layer(of_rival, self.model.depth)  # for its ValueError
         foresight = self.foresight
         if foresight.level == "none":  # its other fields have no effect
             return
@@ -217,7 +222,7 @@ class RunConfig(Section):
             )
         for layer in (foresight.layer, foresight.teacher_layer):
             if layer is not None:
-                resolve_layer(layer, self.model.depth)  # for its ValueError
+                resolve_layer(layer, self.model.depth)
 
     def _check_files(self) -> None:
         files = {
@@ -248,10 +253,22 @@ class RunConfig(Section):
                 f"machine.micro_batches = {machine.workers} x {machine.micro_batches} does not "
                 "divide"
             )
+        self.check_groups(machine.workers * machine.micro_batches)
         if machine.workers > 1 and machine.gpus not in (0, machine.workers):
             raise ValueError(
                 f"machine.gpus is {machine.gpus:g} with machine.workers = {machine.workers}: each "
                 f"process of several takes one GPU, write gpus: {machine.workers}, or 0 on CPUs"
+            )
+
+    def check_groups(self, parts: int) -> None:
+        """Raises ValueError if the batch in so many parts cuts a group of compared images."""
+        size = self.train.batch_size
+        group = self.regularizer.group_of(size)
+        if group is not None and size // parts % group:
+            raise ValueError(
+                f"regularizer.name is {self.regularizer.name}, which compares {group} images with each "
+                f"other, but a process has {size // parts} of the {size} images at a time: write a "
+                "regularizer.group that divides them, or fewer machine.workers or micro_batches"
             )
 
     @property
@@ -292,6 +309,8 @@ class RunConfig(Section):
         fields["seeds"] = {name: self.seed_of(name) for name in SeedsConfig.model_fields}
         fields["foresight"] = self.foresight.relevant()
         # 1. Names, and fields that have no effect, are left out.
+        if self.regularizer.name == "none":  # as in the fingerprints of runs before there was any
+            del fields["regularizer"]
         del fields["model"]["size"]
         del fields["evaluation"]["protocol"]["name"]
         del fields["evaluation"]["primary"]

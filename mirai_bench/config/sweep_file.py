@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mirai_bench.config.load import build_run, checked, merge, parse_sets, read_profile, read_yaml
+from mirai_bench.config.load import Unfit, build_run, checked, merge, parse_sets, read_profile, read_yaml
 from mirai_bench.config.official import expand_official
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sections import Amount, Name, Positive, PositiveAmount, Section, Seed
@@ -137,7 +137,8 @@ class SweepFile(Decision):
     baseline: Name = "baseline"
     """The arm that tables compare the others with."""
     arms: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
-    """Foresight fields of each arm, which override those of the profile."""
+    """Foresight fields of each arm, which override those of the profile, and under `regularizer` the \
+section of that name. An arm whose regularizer the data of the profile cannot carry is left out."""
     # Not MachineConfig: what it leaves out is the profile's, and not the default.
     machine: dict[str, Any] = Field(default={})
     """Fields of `machine`, which override those of the profile."""
@@ -219,6 +220,8 @@ class Sweep:
 still be compared."""
     registered: dict[str, Any] = field(default_factory=dict)
     """What decides, as the file says now: the fields of `Decision`, baseline, arms, seeds, and a hash."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """The arms that the data of the profile cannot carry, and why."""
 
     @property
     def arms(self) -> list[str]:
@@ -238,8 +241,8 @@ def load_sweep(
 
     `profile` and `seeds` replace those of the file, of which by default those of the pilot or the first
     look are taken. `only` keeps these arms; the baseline is kept
-    only if it is among them. `settings` are `--set` options of every cell. Raises UserError for
-    whatever is wrong.
+    only if it is among them. `settings` are `--set` options of every cell. An arm that the data cannot
+    carry is left out, unless `only` names it. Raises UserError for whatever is wrong.
     """
     # 1. The file, and what the command line chooses of it.
     file = checked(SweepFile, read_yaml(path), str(path))
@@ -255,13 +258,27 @@ def load_sweep(
     arms = [arm for arm in file.arms if arm in only or not only]
     # 2. A cell per seed and arm. Here the fields of an arm are checked, with the profile's.
     cells = []
+    left_out = {}
     for seed in dict.fromkeys(seeds or file.first_seeds):  # a seed that is given twice is trained once
         for arm in arms:
-            fields = merge(base, {"foresight": expand_official(file.arms[arm]), "seed": seed})
-            cells.append(Cell(arm, build_run(fields, f"{path}, arm {arm}", overrides)))
+            fields = merge(base, {"seed": seed} | sections_of(file.arms[arm]))
+            try:
+                cells.append(Cell(arm, build_run(fields, f"{path}, arm {arm}", overrides)))
+            except Unfit as error:
+                if arm in only:
+                    raise
+                left_out[arm] = str(error)
     _refuse_twins(path, cells)
     registered = file.registered(cells[0].config.evaluation.primary)
-    return Sweep(file.axis, file.question, file.baseline, tuple(cells), registered)
+    return Sweep(file.axis, file.question, file.baseline, tuple(cells), registered, left_out)
+
+
+def sections_of(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the sections of a configuration that an arm of a sweep file fills."""
+    foresight = dict(arm)
+    regularizer = foresight.pop("regularizer", None)
+    sections = {"foresight": expand_official(foresight)}
+    return sections if regularizer is None else sections | {"regularizer": regularizer}
 
 
 def _refuse_twins(path: Path, cells: list[Cell]) -> None:

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from mirai_bench.config.data_config import OFFICIAL_SIZES
 from mirai_bench.config.foresight import resolve_layer
-from mirai_bench.config.run_config import ModelConfig, RunConfig, ffn_width
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.model.parts import block_flops, block_parameters, output_flops
+from mirai_bench.model.regularizer_cost import regularizer_cost
 
 # ---- image encoders
 
@@ -98,23 +100,6 @@ def encoder_width(name: str, side: int) -> int | None:
 # ---- floating-point operations
 
 
-def block_flops(model: ModelConfig, tokens: int) -> float:
-    """Returns the operations of one block over a sequence of `tokens`.
-
-    Attention is counted in full, not halved for causality, as flop counters do.
-    """
-    head_width = model.width // model.heads
-    qkv = model.width * (model.heads + 2 * model.kv_heads) * head_width
-    matrices = qkv + model.width**2 + 3 * model.width * ffn_width(model.width)
-    attention = 4.0 * tokens**2 * model.width  # queries by keys, and weights by values
-    return 2.0 * tokens * matrices + attention
-
-
-def output_flops(config: RunConfig) -> float:
-    """Returns the operations of one image through one output head."""
-    return 2.0 * config.num_tokens * config.model.width * config.tokenizer.vocabulary
-
-
 def forward_flops(config: RunConfig) -> float:
     """Returns the operations of one image through the generator (teacher forcing)."""
     blocks = config.model.depth * block_flops(config.model, config.num_tokens)
@@ -172,14 +157,14 @@ def teacher_flops(config: RunConfig) -> float | None:
 def step_flops(config: RunConfig) -> float | None:
     """Returns the operations of one image in one training step, or None.
 
-    They are those of the forward and backward pass of the generator and the heads, and of the
-    teacher's forward pass.
+    They are those of the forward and backward pass of the generator and the heads, of the teacher's
+    forward pass, and of the regularizer.
     """
     heads = head_flops(config)
     teacher = teacher_flops(config)
     if heads is None or teacher is None:
         return None
-    return 3 * forward_flops(config) + (3 * heads + teacher)
+    return 3 * forward_flops(config) + (3 * heads + teacher) + regularizer_cost(config).flops
 
 
 def training_flops(config: RunConfig, steps: int, total_steps: int) -> float | None:
@@ -191,25 +176,15 @@ def training_flops(config: RunConfig, steps: int, total_steps: int) -> float | N
     warmup = 0
     if config.foresight.level != "none":
         warmup = min(steps, math.ceil(config.foresight.warmup * total_steps))
-    without = 3 * forward_flops(config)
+    without = 3 * forward_flops(config) + regularizer_cost(config).flops
     return config.train.batch_size * (warmup * without + (steps - warmup) * with_foresight)
 
 
 # ---- parameters
 
 
-def block_parameters(model: ModelConfig) -> int:
-    """Returns the parameters of one block."""
-    width = model.width
-    head_width = width // model.heads
-    attention = width * (model.heads + 2 * model.kv_heads) * head_width + width**2
-    feed_forward = 3 * width * ffn_width(width)
-    norms = 2 * width
-    return attention + feed_forward + norms
-
-
 def num_parameters(config: RunConfig) -> tuple[int, int]:
-    """Returns the parameters of the generator and of the foresight heads."""
+    """Returns the parameters of the generator, and of the heads of foresight and the regularizer."""
     model = config.model
     foresight = config.foresight
     # + 1 is the null class. The last norm has `width` scales, and the output head is not tied to
@@ -217,12 +192,12 @@ def num_parameters(config: RunConfig) -> tuple[int, int]:
     embeddings = (config.tokenizer.vocabulary + config.data.classes + 1) * model.width
     output = config.tokenizer.vocabulary * model.width
     generator = embeddings + model.depth * block_parameters(model) + model.width + output
-    if foresight.level == "none":
-        return generator, 0
+    heads = regularizer_cost(config).parameters
     if foresight.level == "output":
-        return generator, (foresight.k - 1) * output
-    shapes = projector_shapes(config)
-    return generator, sum(copies * (inputs + 1) * outputs for copies, inputs, outputs in shapes)
+        heads += (foresight.k - 1) * output
+    elif foresight.level == "internal":
+        heads += sum(copies * (inputs + 1) * outputs for copies, inputs, outputs in projector_shapes(config))
+    return generator, heads
 
 
 def teacher_parameters(config: RunConfig) -> int | None:

@@ -186,8 +186,9 @@ def chunk_rows(vocabulary: int, kind: str) -> int:
 def linear_cross_entropy(x: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Returns Σ weight · cross-entropy(x @ headᵀ, target), a scalar, without storing the logits.
 
-    x is (N, D), head (V, D), targets (N) long and weights (N) float32. The products have autocast's
-    precision, the rest is float32. It cannot be differentiated twice.
+    x is (N, D), head (V, D), targets (N) long and weights (N) float32. Targets (N, K) are K of each
+    row, of equal weight. The products have autocast's precision, the rest is float32. It cannot be
+    differentiated twice.
 
     2,048 tokens of width 768 with 16,384 codes in fp32 keep 54 MiB for the backward pass instead of
     182, and peak at 149 MiB instead of 384. Time of the loss alone: 0.75 with 4,096 codes, 0.98
@@ -196,27 +197,34 @@ def linear_cross_entropy(x: Tensor, head: Tensor, targets: Tensor, weights: Tens
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     # Inside, the precision of each product is written out, so autocast must not change it again.
+    targets = targets if targets.dim() == 2 else targets[:, None]
     with torch.autocast(kind, enabled=False):
-        return LinearCrossEntropy.apply(x, head, targets, weights, dtype)
+        return LinearCrossEntropy.apply(x, head, targets, weights[:, None], dtype)
 
 
-def _gradient_of_logits(log_p: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Returns weight · (softmax - one-hot), (n, V). Overwrites `log_p` (n, V).
+def _gradient_of_logits(log_p: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """Returns weight · Σ_k (softmax - one-hot_k), (n, V). Overwrites `log_p` (n, V).
 
-    target and weight are (n, 1).
+    targets is (n, K) and weight (n, 1).
     """
+    num_targets = targets.shape[1]
+    total = weight if num_targets == 1 else num_targets * weight
     if torch.compiler.is_compiling():
         # A scatter would first write all of it to memory in float32: 8.6 GB per step at size B.
-        is_target = torch.arange(log_p.shape[1], device=log_p.device) == target  # (n, V)
-        return log_p.exp() * weight - is_target * weight
-    return log_p.exp_().mul_(weight).scatter_add_(1, target, -weight)
+        gradient = log_p.exp() * total
+        codes = torch.arange(log_p.shape[1], device=log_p.device)
+        for target in targets.split(1, 1):
+            gradient = gradient - (codes == target) * weight
+        return gradient
+    return log_p.exp_().mul_(total).scatter_add_(1, targets, -weight.expand_as(targets))
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """Cross-entropy of a linear head, computed chunk by chunk.
 
     The forward pass computes each chunk's gradient while its logits are in memory. What is kept for
-    the backward pass is (N, D) and (V, D). Letters: N rows, D width, V codes, n rows of a chunk.
+    the backward pass is (N, D) and (V, D). Letters: N rows, D width, V codes, K targets, n rows of a
+    chunk. targets is (N, K) and weights (N, 1).
     """
 
     @staticmethod
@@ -229,8 +237,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         loss = weights.new_zeros(())
         grad_x = []
         grad_head = torch.zeros_like(head)
-        columns = (targets[:, None], weights[:, None])  # (N, 1) each
-        chunks = zip(*(column.split(rows) for column in (x, *columns)), strict=True)
+        chunks = zip(*(tensor.split(rows) for tensor in (x, targets, weights)), strict=True)
         for chunk, target, weight in chunks:
             narrow = chunk.to(dtype)
             log_p = (narrow @ narrow_head.T).float().log_softmax(-1)  # (n, V)

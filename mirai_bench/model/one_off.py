@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from mirai_bench.config.foresight import ForesightConfig
+from mirai_bench.config.regularizer import NoRegularizer
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.model.cost import block_flops, encoder_flops, output_flops, training_flops
+from mirai_bench.model.cost import encoder_flops, training_flops
+from mirai_bench.model.parts import block_flops, output_flops
 
 MASKED_TOKENS_BATCH = 64  # images in a training step of the masked-token encoder
 
@@ -27,7 +29,8 @@ def one_off_flops(config: RunConfig, images: int | None) -> float | None:
         return None
     # 1. A finished baseline run.
     if foresight.trains_teacher:
-        teacher = config.model_copy(update={"foresight": ForesightConfig()})
+        plain = {"foresight": ForesightConfig(), "regularizer": NoRegularizer()}
+        teacher = config.model_copy(update=plain)
         steps = config.train.epochs * (images // config.train.batch_size)
         return training_flops(teacher, steps, steps)
     # 2. The masked-token encoder: it predicts from all tokens, and the backward pass costs twice the

@@ -9,7 +9,7 @@ that its weights load as they are. Nothing here depends on train/eval mode: drop
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -139,7 +139,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """Maps the residual stream x (B, T, D) to the next one.
 
-        `mask` (T, T) bool replaces the causal mask. `rope` is (T, d/2, 2).
+        `mask` (T, T) bool, or (B, 1, T, T), replaces the causal mask. `rope` is (T, d/2, 2).
         """
         q, k, v = self.attention.project(self.attention_norm(x), rope)
         x = x + drop(self.attention.attend(q, k, v, mask, causal), self.residual_dropout, dropout)
@@ -221,13 +221,33 @@ class ARModel(nn.Module):
         so the last token is never an input. labels is (B,); the null class is `classes`. `tap` is
         the 1-based block whose residual stream is returned as `hidden`.
         """
-        x = drop(self.embed(tokens[:, :-1], labels), self.config.token_dropout, dropout)
-        hidden = None
+        taps = () if tap is None else (tap,)
+        final, streams = self.run(self.embed(tokens[:, :-1], labels), taps=taps, dropout=dropout)
+        return States(None if tap is None else streams[tap], final)
+
+    def run(
+        self,
+        x: Tensor,
+        *,
+        taps: Collection[int] = (),
+        rope: Tensor | None = None,
+        mask: Tensor | None = None,
+        dropout: bool = False,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Returns the final states (B, t, D) of embedded inputs x (B, t, D), and streams by block.
+
+        The streams are the residual streams (B, t, D) after the blocks `taps`; 0 is the embedded
+        input. `rope` (t, d/2, 2) replaces the rotations of the token grid, and `mask` (B, 1, t, t)
+        bool the causal mask.
+        """
+        rope = self.rope[: x.shape[1]] if rope is None else rope
+        x = drop(x, self.config.token_dropout, dropout)
+        streams = {0: x} if 0 in taps else {}
         for index, block in enumerate(self.layers, 1):
-            x = block(x, self.rope[: x.shape[1]], dropout=dropout)
-            if index == tap:
-                hidden = x
-        return States(hidden, self.norm(x))
+            x = block(x, rope, mask=mask, causal=mask is None, dropout=dropout)
+            if index in taps:
+                streams[index] = x
+        return self.norm(x), streams
 
     def forward(
         self, tokens: Tensor, labels: Tensor, *, dropout: bool = False, tap: int | None = None

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirai_bench.checkpoint.store import load_latest
+from mirai_bench.checkpoint.store import HEADS, load_latest
 from mirai_bench.config.load import load_run
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.run_config import RunConfig
@@ -265,13 +265,13 @@ def load_for_sampling(folder: RunFolder, weights: str, device: torch.device) -> 
     """
     folder.check()
     config = load_run(folder.config_file)
+    folder.check_config()
     checkpoint = load_latest(folder)
     if checkpoint is None:
         raise UserError(f"{folder} has no checkpoint yet")
     stored = checkpoint.tensors["ema" if weights == "ema" else "model"]
     model = build_model(config)
-    # Foresight's heads and projectors are for training only.
-    names = [name for name in stored if not name.startswith("foresight.")]
+    names = [name for name in stored if not name.startswith(HEADS)]  # heads are for training only
     kept = {name: stored[name] for name in names}
     check_fits(model, kept, str(folder))
     model.load_state_dict(kept)

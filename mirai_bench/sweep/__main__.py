@@ -139,6 +139,8 @@ def command(argv: list[str]) -> int:
     path = Path(args.files[0])
     choices = {"profile": args.profile, "seeds": args.seeds, "only": args.only}
     plan = make_plan(path, settings=args.settings, **choices)
+    for reason in plan.sweep.left_out.values():
+        log.info(f"left out: {reason}")
     if action == "status":
         print(status(plan))
         return 0

@@ -94,8 +94,7 @@ def describe(config: RunConfig, hardware: Hardware, measure: bool) -> str:
     generator, heads = cost.num_parameters(config)
     facts = {
         "fingerprint": config.fingerprint(),
-        "parameters": f"{generator:,} of the generator, {heads:,} of foresight heads (dropped "
-        "after training)",
+        "parameters": f"{generator:,} of the generator, {heads:,} of heads (dropped after training)",
         "FLOPs per image and training step": number(cost.step_flops(config)),
         "tokens per step": f"{config.train.batch_size * config.num_tokens:,}",
     }

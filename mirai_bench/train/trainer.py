@@ -13,19 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mirai_bench.checkpoint.store import Checkpoint, load_weights
+from mirai_bench.checkpoint.store import HEADS, Checkpoint, load_weights
 from mirai_bench.config.foresight import ForesightConfig
+from mirai_bench.config.regularizer import NoRegularizer
 from mirai_bench.config.run_config import RunConfig, SeedsConfig
 from mirai_bench.data.codes import Batch, Codes, open_codes
 from mirai_bench.foresight import Level, SourceContext, build_foresight
-from mirai_bench.model.kernels import linear_cross_entropy
-from mirai_bench.model.transformer import ARModel, build_model
+from mirai_bench.model.transformer import ARModel, States, build_model
+from mirai_bench.regularizer.registry import build_regularizer
+from mirai_bench.regularizer.regularizer import Moment, Prepared, Regularizer
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train import optim
 from mirai_bench.utils.device import Hardware, dropout_generator, send
 from mirai_bench.utils.errors import UserError
 
-Losses = tuple[Tensor, Tensor, Tensor]
+Losses = tuple[Tensor, Tensor, Tensor, Tensor]
 
 BUCKET_MIB = 256  # of the gradients that processes reduce at a time; torch's 25 would be many
 
@@ -44,8 +46,8 @@ def teacher_run(config: RunConfig) -> RunConfig | None:
     """
     if not config.foresight.trains_teacher:
         return None
-    changes = {"foresight": ForesightConfig(), "seed": config.foresight.teacher_seed}
-    changes |= {"seeds": SeedsConfig()}
+    changes: dict[str, Any] = {"foresight": ForesightConfig(), "regularizer": NoRegularizer()}
+    changes |= {"seed": config.foresight.teacher_seed, "seeds": SeedsConfig()}
     return config.model_copy(update=changes)
 
 
@@ -62,33 +64,45 @@ def dropped_labels(config: RunConfig, step: int, rank: int, world: int) -> np.nd
 
 
 class Objective(nn.Module):
-    """The loss L = NTP + λ · foresight of one batch (arXiv 2601.14671).
+    """The loss L = NTP + λ · foresight (arXiv 2601.14671) + λ' · regularizer of one batch.
 
-    Its parameters are what is trained: those of the generator and of its foresight heads.
+    Its parameters are what is trained: those of the generator and of the heads of both terms.
     """
 
-    def __init__(self, model: ARModel, level: Level | None) -> None:
+    def __init__(self, model: ARModel, level: Level | None, regularizer: Regularizer | None = None) -> None:
         super().__init__()
         self.model = model
         self.foresight = level
+        self.regularizer = regularizer or Regularizer()
 
-    def forward(self, batch: Batch, labels: Tensor, weight: Tensor | None) -> Losses:
-        """Returns (loss, NTP in nats per token, foresight before λ), three scalars.
+    def forward(
+        self,
+        batch: Batch,
+        labels: Tensor,
+        weight: Tensor | None,
+        extra: tuple[Tensor, ...] = (),
+        penalty: Tensor | None = None,
+    ) -> Losses:
+        """Returns (loss, NTP in nats per token, foresight and regularizer before λ), four scalars.
 
-        `weight` is λ. With None foresight is off: its loss is zero, and its heads see no gradient
-        and no decay.
+        `weight` is the λ of foresight, `penalty` that of the regularizer. With None a term is off:
+        its loss is zero, and its heads see no gradient and no decay. `extra` is what the
+        regularizer has prepared.
         """
         level = None if weight is None else self.foresight
-        tap = None if level is None else level.tap
-        states = self.model.trunk(batch.tokens, labels, dropout=True, tap=tap)
-        final = states.final.flatten(0, 1)  # (B·T, D)
-        targets = batch.tokens.flatten()  # (B·T,): state s predicts token s
-        mean = final.new_full(targets.shape, 1 / len(targets), dtype=torch.float32)  # (B·T,)
-        ntp = linear_cross_entropy(final, self.model.output.weight, targets, mean)
+        prepared = Prepared(batch, extra)
+        # 1. The states, as the regularizer has the model read the batch.
+        taps = () if penalty is None else self.regularizer.taps
+        if level is not None and level.tap is not None:
+            taps = (*taps, level.tap)
+        reading = self.regularizer.read(self.model, prepared, labels, taps)
+        # 2. The losses.
+        loss, ntp, regularizer = self.regularizer(self.model, reading, prepared, labels, penalty)
         if level is None:
-            return ntp, ntp, ntp.new_zeros(())
-        foresight = level(states, batch, labels)
-        return ntp + weight * foresight, ntp, foresight
+            return loss, ntp, ntp.new_zeros(()), regularizer
+        hidden = None if level.tap is None else reading.streams[level.tap]
+        foresight = level(States(hidden, reading.final), batch, labels)
+        return loss + weight * foresight, ntp, foresight, regularizer
 
 
 def compile_forward(objective: Objective, graphs: bool) -> Callable[..., Losses]:
@@ -139,11 +153,16 @@ class Trainer:
                 f"train.batch_size is {size}, which {world} processes x machine.micro_batches = "
                 f"{world} x {parts} does not divide"
             )
+        try:
+            config.check_groups(world * parts)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         # 1. What is trained, and the EMA that follows it.
         self.model = build_model(config).to(self.device)
         self.ema = optim.clone_as_ema(self.model)
         context = SourceContext(config, self.ema, self.codes, self._load_teacher, self.device)
-        self.objective = Objective(self.model, build_foresight(context))
+        self.objective = Objective(self.model, build_foresight(context), build_regularizer(context))
+        self.regularizer = self.objective.regularizer
         self.optimizer = optim.build_optimizer(config.train, self.objective.parameters())
         # 2. The forward pass, compiled and distributed if the hardware calls for it.
         self.forward: Callable[..., Losses] = self.objective
@@ -201,7 +220,9 @@ class Trainer:
         config = self.config
         progress = step / self.total_steps
         weight = optim.foresight_weight(config.foresight, progress)
-        lr = optim.learning_rate(config.train, progress, 1 / self.total_steps)
+        lr = self.regularizer.learning_rate(progress, 1 / self.total_steps)
+        if lr is None:
+            lr = optim.learning_rate(config.train, progress, 1 / self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # 2. Gradients. As in the official code, the norm includes those of the foresight heads.
@@ -216,44 +237,51 @@ class Trainer:
         self.skipped += bad
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * bad
         optim.update_ema(self.ema, self.model, config.train.ema_decay)
-        values = dict(zip(("loss", "ntp", "foresight"), losses, strict=True))
+        loss, ntp, foresight, regularizer = losses
+        values = {"loss": loss, "ntp": ntp, "foresight": foresight}
+        if config.regularizer.name != "none":
+            values |= {"regularizer": regularizer, "regularizer_weight": self.regularizer.weight}
         return values | {"foresight_weight": weight, "grad_norm": norm, "lr": lr}
 
     def _accumulate(self, step: int, weight: float) -> Tensor:
         """Accumulates the gradients of the global batch over micro-batches and ranks.
 
-        Returns (3,): mean loss, NTP and foresight of this rank.
+        Returns (4,): mean loss, NTP, foresight and regularizer of this rank.
         """
         # 1. This rank's share of the batch, B images, and its labels after label dropout.
         config = self.config
         ranks = {"rank": self.rank, "world": self.world}
         size = config.train.batch_size
-        batch = self.codes.batch(seed=config.seed_of("order"), step=step, batch_size=size, **ranks)
+        images = self.codes.batch(seed=config.seed_of("order"), step=step, batch_size=size, **ranks)
+        moment = Moment(config.seed_of("dropout"), step, step / self.total_steps, **ranks)
+        prepared = self.regularizer.prepare(images, moment)
         dropped = send(dropped_labels(config, step, **ranks), self.device)  # (B,)
-        labels = batch.labels.masked_fill(dropped, config.data.classes)  # the null class
+        labels = prepared.batch.labels.masked_fill(dropped, config.data.classes)  # the null class
         # 2. The dropout masks: a function of (seed, step, rank), so that a resumed run draws the
         #    same. The shift makes the unsigned 64-bit number fit in a signed one.
         sequence = np.random.SeedSequence([config.seed_of("dropout"), step, self.rank])
         self.dropout_generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
         # 3. The gradients. λ is a tensor, because a compiler makes one graph per Python number, and
         #    on the device, because a CUDA graph reads nothing else.
-        weights = send(np.array([weight], np.float32), self.device)
+        penalty = self.regularizer.weight
+        weights = send(np.array([weight, penalty], np.float32), self.device)
         weight_tensor = weights[0] if weight > 0 else None
-        total = torch.zeros(3, device=self.device)
+        penalty_tensor = weights[1] if penalty > 0 else None
+        total = torch.zeros(4, device=self.device)
         num_parts = config.machine.micro_batches
-        parts = zip(batch.split(num_parts), labels.chunk(num_parts), strict=True)
-        for index, (part, part_labels) in enumerate(parts, 1):
+        parts = zip(prepared.split(num_parts), labels.chunk(num_parts), strict=True)
+        for index, ((part, extra), part_labels) in enumerate(parts, 1):
             # DDP reduces gradients in every backward pass, unless told to wait for the last one.
             wait = self.world > 1 and index < num_parts
             with self.forward.no_sync() if wait else nullcontext():  # type: ignore[attr-defined]
                 with torch.autocast(self.hardware.kind, torch.bfloat16, enabled=self.hardware.half):
-                    losses = self.forward(part, part_labels, weight_tensor)
+                    losses = self.forward(part, part_labels, weight_tensor, extra, penalty_tensor)
                 (losses[0] / num_parts).backward()
             total += torch.stack([loss.detach() for loss in losses]) / num_parts
         return total
 
     def student_weights(self) -> dict[str, Tensor]:
-        """Returns the trained weights and the heads, which are under `foresight.`."""
+        """Returns the trained weights and the heads, which are under the prefixes HEADS."""
         # Without the prefix a checkpoint has LlamaGen's names, and the heads have their own.
         parameters = self.objective.named_parameters()
         return {name.removeprefix("model."): parameter.detach() for name, parameter in parameters}
@@ -262,7 +290,7 @@ class Trainer:
         """Loads trained weights, as `student_weights` returns them, and their EMA."""
         weights = {}
         for name, tensor in student.items():
-            weights[name if name.startswith("foresight.") else f"model.{name}"] = tensor
+            weights[name if name.startswith(HEADS) else f"model.{name}"] = tensor
         self.objective.load_state_dict(weights)
         self.ema.load_state_dict(ema)
 

@@ -132,7 +132,7 @@ def unbounded(schema, definitions, name, seen=()):
         if not all(any(key in schema for key in keys) for keys in bounds):
             yield name
     inner = list(schema.get("properties", {}).items())
-    inner += [("", part) for key in ("anyOf", "prefixItems") for part in schema.get(key, [])]
+    inner += [("", part) for key in ("anyOf", "oneOf", "prefixItems") for part in schema.get(key, [])]
     inner += [
         ("[]", schema[key]) for key in ("items", "additionalProperties") if isinstance(schema.get(key), dict)
     ]

@@ -54,7 +54,7 @@ def test_dictionaries_and_config_name_the_same_values():
 @pytest.mark.parametrize("variant", VARIANTS, ids=names)
 def test_foresight_never_reaches_above_its_layer_nor_into_the_teacher(make_config, variant):
     _, objective, teacher, batch = assemble(make_config, variant)
-    loss, ntp, foresight = objective(batch, batch.labels, torch.tensor(1.0))
+    loss, ntp, foresight, _ = objective(batch, batch.labels, torch.tensor(1.0))
     if variant["level"] == "none":
         assert (
             loss is ntp

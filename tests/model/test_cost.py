@@ -24,7 +24,7 @@ from tests.support.small_run import new_trainer, saved
 
 CPU = Hardware(torch.device("cpu"))
 HALF = Hardware(torch.device("cpu"), "bf16")
-AXES = ["injection_level", "foresight_layout", "foresight_source"]
+AXES = ["injection_level", "foresight_layout", "foresight_source", "regularizer"]
 # The length of training that the known costs belong to.
 RECIPE = ["train.epochs=10", "train.batch_size=8", "evaluation.at=[10]"]
 
@@ -131,17 +131,20 @@ def test_parameters_are_those_built(axis, here, monkeypatch):
     from mirai_bench.foresight.level import LEVELS
     from mirai_bench.foresight.source import SOURCES
     from mirai_bench.model.transformer import build_model
+    from mirai_bench.regularizer.registry import build_regularizer
 
     for cell in make_plan(SWEEPS / f"{axis}.yaml", seeds=[0]).sweep.cells:
         config = cell.config
         generator, heads = cost.num_parameters(config)
         assert generator == sum(p.numel() for p in build_model(config).parameters())
         level = LEVELS[config.foresight.level]
+        context = SourceContext(config, None, None, None, CPU.device)
+        built = list(build_regularizer(context).parameters())
         if level is not None:
             source = type("Source", (), {"width": config.model.width, "one_off_seconds": 0.0})
             monkeypatch.setitem(SOURCES, config.foresight.source, lambda context, source=source: source)
-            built = level(SourceContext(config, None, None, None, CPU.device))
-            assert heads == sum(p.numel() for p in built.parameters() if isinstance(p, torch.nn.Parameter))
+            built += level(context).parameters()
+        assert heads == sum(p.numel() for p in built)
 
 
 def test_disk_and_flops_of_a_real_run(trained_run, make_config, monkeypatch):

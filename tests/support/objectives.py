@@ -1,4 +1,4 @@
-"""A whole training objective with its teacher and one batch, for any variant of foresight."""
+"""A whole training objective with its teacher and one batch, for any foresight and regularizer."""
 
 import torch
 
@@ -6,14 +6,16 @@ from mirai_bench.data.codes import open_codes
 from mirai_bench.foresight import build_foresight
 from mirai_bench.foresight.source import SourceContext
 from mirai_bench.model.transformer import build_model
+from mirai_bench.regularizer.registry import build_regularizer
 from mirai_bench.train.optim import clone_as_ema
 from mirai_bench.train.trainer import Objective
 
 CPU = torch.device("cpu")
 
 
-def assemble(make_config, variant):
-    config = make_config(foresight=variant)
+def assemble(make_config, variant, **sections):
+    """Returns (config, objective, teacher, batch). `variant` is the foresight, `sections` the rest."""
+    config = make_config(foresight=variant, **sections)
     codes = open_codes(config, "train", CPU)
     model = build_model(config)
     torch.nn.init.normal_(model.output.weight, std=0.1, generator=torch.Generator().manual_seed(5))
@@ -21,5 +23,6 @@ def assemble(make_config, variant):
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(6))
-    objective = Objective(model, build_foresight(SourceContext(config, teacher, codes, lambda: teacher, CPU)))
+    context = SourceContext(config, teacher, codes, lambda: teacher, CPU)
+    objective = Objective(model, build_foresight(context), build_regularizer(context))
     return config, objective, teacher, codes.batch(seed=0, step=0, rank=0, world=1, batch_size=8)

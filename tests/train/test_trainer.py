@@ -29,7 +29,7 @@ RECIPE = ["train.epochs=10", "train.lr=0.004", "train.lr_warmup=0.0", "train.ema
 SETTINGS = [*RECIPE, "model.ffn_dropout=0.0", "foresight.encoder.epochs=1", "foresight.warmup=0.0"]
 ARMS = {
     cell.arm: cell.config
-    for axis in ("injection_level", "foresight_layout", "foresight_source")
+    for axis in ("injection_level", "foresight_layout", "foresight_source", "regularizer")
     for cell in load_sweep(SWEEPS / f"{axis}.yaml", seeds=[0], settings=SETTINGS).cells
 }
 
@@ -108,7 +108,12 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(make_config):
         new_trainer(make_config(machine={"micro_batches": 2}), world=3)
 
 
-@pytest.mark.parametrize("arm", ["baseline", "output-2d", "internal-2d", "mirai-e-k9", "mirai-i-k1"])
+REGULARIZED = [arm for arm, config in ARMS.items() if config.regularizer.name != "none"]
+
+
+@pytest.mark.parametrize(
+    "arm", ["baseline", "output-2d", "internal-2d", "mirai-e-k9", "mirai-i-k1", *REGULARIZED]
+)
 def test_counted_flops_equal_torchs_counter(arm, shared_runs):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode

@@ -1,0 +1,181 @@
+"""What holds for every regularizer: nothing leaks, teachers stay as they are, runs resume bit for bit."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from mirai_bench.config.regularizer import RegularizerConfig
+from mirai_bench.data.codes import open_codes
+from mirai_bench.model.regularizer_cost import COSTS
+from mirai_bench.regularizer.registry import REGULARIZERS
+from mirai_bench.regularizer.regularizer import Moment
+from tests.support.objectives import assemble
+from tests.support.small_run import new_trainer
+
+VARIANTS = [
+    {"name": "dispersive", "group": 4},
+    {"name": "dispersive", "group": 8, "distance": "sum", "self_pairs": False, "layer": 3},
+]
+MOMENT = Moment(seed=0, step=3, progress=0.25, rank=0, world=1)
+ONE = torch.tensor(1.0)
+
+
+def names(variant):
+    return "-".join(str(value) for value in variant.values())
+
+
+every = pytest.mark.parametrize("variant", VARIANTS, ids=names)
+
+
+def built(make_config, variant, **foresight):
+    return assemble(make_config, foresight or {"level": "none"}, regularizer=variant)
+
+
+def test_dictionaries_and_config_name_the_same_regularizers():
+    sections = get_args(get_args(RegularizerConfig)[0])
+    named = {get_args(section.model_fields["name"].annotation)[0] for section in sections}
+    assert named == set(REGULARIZERS) == set(COSTS)
+    assert named - {"none"} == {variant["name"] for variant in VARIANTS}
+
+
+@every
+def test_no_regularizer_lets_a_logit_see_a_token_it_has_not_consumed(make_config, variant):
+    """Neither in the model that samples, nor in the states that are trained."""
+    _, objective, _, batch = built(make_config, variant)
+    regularizer = objective.regularizer
+    prepared = regularizer.prepare(batch, MOMENT)
+    finals = []
+    for position in (None, 20):
+        tokens = prepared.batch.tokens.clone()
+        extra = tuple(tensor.clone() for tensor in prepared.extra)
+        if position is not None:
+            tokens[:, position] = (tokens[:, position] + 1) % 17
+            if extra and extra[0].shape == tokens.shape and not extra[0].is_floating_point():
+                extra[0][:, position] = (extra[0][:, position] + 1) % 17  # what it reads instead
+        changed = prepared._replace(batch=type(batch)(tokens, *_others(prepared.batch)), extra=extra)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            reading = regularizer.read(objective.model, changed, batch.labels, ())
+            finals.append((reading.final, objective.model(tokens, batch.labels).logits))
+    (trained, sampled), (other_trained, other_sampled) = finals
+    assert torch.equal(sampled[:, :21], other_sampled[:, :21])
+    seen = trained.shape[1] if trained.shape[1] == 64 else 0  # a sequence of patches has its own test
+    assert torch.equal(trained[:, :21][:, :seen], other_trained[:, :21][:, :seen])
+    assert not torch.equal(trained, other_trained)
+
+
+def _others(batch):
+    return batch.labels, batch.index, batch.view
+
+
+@every
+def test_the_teacher_gets_no_gradient_and_all_heads_do(make_config, variant):
+    _, objective, teacher, batch = built(make_config, variant)
+    prepared = objective.regularizer.prepare(batch, MOMENT)
+    penalty = ONE if objective.regularizer.weight else None
+    loss, ntp, foresight, extra = objective(
+        prepared.batch, prepared.batch.labels, None, prepared.extra, penalty
+    )
+    assert foresight == 0 and loss.item() == pytest.approx(ntp.item() + extra.item(), rel=1e-6)
+    loss.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad.abs().max() > 0 for p in objective.regularizer.parameters())
+    assert objective.model.layers[0].attention.wqkv.weight.grad.abs().max() > 0
+    assert torch.isfinite(loss)
+
+
+@every
+def test_a_run_that_resumes_equals_one_that_does_not(make_config, variant):
+    config = make_config(regularizer=variant)
+    whole, first = new_trainer(config), new_trainer(config)
+    for step in range(4):
+        whole.step(step)
+    for step in range(2):
+        first.step(step)
+    second = new_trainer(config)
+    second.restore(first.checkpoint({}))
+    for step in range(2, 4):
+        values = second.step(step)
+    weights = second.student_weights()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.student_weights().items())
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.ema.parameters(), second.ema.parameters(), strict=True)
+    )
+    assert float(values["regularizer_weight"]) == second.regularizer.weight
+
+
+@every
+def test_micro_batches_give_the_same_update(make_config, variant):
+    no_dropout = {"token_dropout": 0, "residual_dropout": 0, "ffn_dropout": 0}
+    trainers = [
+        new_trainer(make_config(model=no_dropout, regularizer=variant, machine={"micro_batches": parts}))
+        for parts in (1, 2)
+    ]
+    for step in range(3):
+        for trainer in trainers:
+            trainer.step(step)
+    one, two = (trainer.objective.parameters() for trainer in trainers)
+    for whole, parts in zip(one, two, strict=True):
+        torch.testing.assert_close(whole, parts, atol=3e-4, rtol=1e-3)
+
+
+@every
+def test_two_processes_draw_what_one_draws(make_config, variant):
+    config, objective, _, _ = built(make_config, variant)
+    codes = open_codes(config, "train", torch.device("cpu"))
+    prepared = []
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        batch = codes.batch(seed=0, step=3, rank=rank, world=world, batch_size=16)
+        prepared.append(objective.regularizer.prepare(batch, Moment(0, 3, 0.25, rank, world)))
+    whole, *halves = prepared
+    assert torch.equal(whole.batch.tokens, torch.cat([half.batch.tokens for half in halves]))
+    for one, *two in zip(whole.extra, *(half.extra for half in halves), strict=True):
+        assert torch.equal(one, torch.cat(two))
+
+
+@every
+def test_a_step_is_one_graph(make_config, variant):
+    """There is no graph break. The eager backend captures the graph and compiles nothing."""
+    _, objective, _, batch = built(make_config, variant)
+    prepared = objective.regularizer.prepare(batch, MOMENT)
+    penalty = ONE if objective.regularizer.weight else None
+    inputs = (prepared.batch, prepared.batch.labels, None, prepared.extra, penalty)
+    compiled = torch.compile(objective, backend="eager", fullgraph=True, dynamic=False)
+    losses = []
+    for forward in (objective, compiled):
+        torch.manual_seed(0)
+        losses.append([loss.item() for loss in forward(*inputs)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+# What a regularizer changes besides its loss, switched off.
+UNCHANGED = [{"name": "dispersive"}]
+
+
+@pytest.mark.parametrize("variant", UNCHANGED, ids=names)
+def test_weight_0_is_the_baseline_bit_for_bit(make_config, variant):
+    dropout = {"token_dropout": 0.1, "ffn_dropout": 0.1}  # whose draws nothing may shift
+    baseline = new_trainer(make_config(model=dropout))
+    other = new_trainer(make_config(model=dropout, regularizer=variant | {"weight": 0}))
+    for step in range(3):
+        losses = [trainer.step(step)["loss"] for trainer in (baseline, other)]
+        assert torch.equal(*losses)
+    weights = other.student_weights()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in baseline.student_weights().items())
+    assert weights.keys() == baseline.student_weights().keys(), "there are no heads without a loss"
+
+
+@every
+def test_every_regularizer_starts_from_the_same_model(make_config, variant):
+    ours = new_trainer(make_config(regularizer=variant)).model.state_dict()
+    plain = new_trainer(make_config()).model.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in plain.items())
+
+
+def test_none_is_not_in_the_fingerprint(make_config):
+    plain = make_config()
+    assert "regularizer" not in plain.identity()
+    assert plain.fingerprint() == make_config(regularizer={"name": "none"}).fingerprint()
+    prints = {make_config(regularizer=variant).fingerprint() for variant in VARIANTS}
+    assert len(prints | {plain.fingerprint()}) == len(VARIANTS) + 1
