@@ -255,7 +255,7 @@ def command(argv: list[str]) -> int:
     options.add_argument("--metric", help="what is to be reached; default the metric that decides")
     options.add_argument("--replace", action="store_true", help=again)
     # A target is fixed for all who come after, in the file that plot_convergence.py reads.
-    options.set_defaults(out=TARGETS.parent)
+    options.set_defaults(out=Path(TARGETS.parent.name))
     args = options.parse_args(argv)
     path = args.out / TARGETS.name
     for results in load(args):

@@ -14,6 +14,7 @@ from mirai_bench.config.load import Unfit, build_run, checked, merge, parse_sets
 from mirai_bench.config.official import expand_official
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sections import Amount, Name, Positive, PositiveAmount, Section, Seed
+from mirai_bench.config.variation import varied_name, varying
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.hashing import digest
 
@@ -222,6 +223,8 @@ still be compared."""
     """What decides, as the file says now: the fields of `Decision`, baseline, arms, seeds, and a hash."""
     left_out: dict[str, str] = field(default_factory=dict)
     """The arms that the data of the profile cannot carry, and why."""
+    settings: tuple[str, ...] = ()
+    """The `--set` options by which its runs differ from the file's, and which its name tells."""
 
     @property
     def arms(self) -> list[str]:
@@ -270,7 +273,9 @@ def load_sweep(
                 left_out[arm] = str(error)
     _refuse_twins(path, cells)
     registered = file.registered(cells[0].config.evaluation.primary)
-    return Sweep(file.axis, file.question, file.baseline, tuple(cells), registered, left_out)
+    varied = varying(settings)
+    axis = varied_name(file.axis, varied)
+    return Sweep(axis, file.question, file.baseline, tuple(cells), registered, left_out, varied)
 
 
 def sections_of(arm: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ fields PROVENANCE. `run` is one object for all evaluations of a run that share i
     registered: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What decides (`Sweep.registered`): `first`, before the first run, and `now`. Empty in older \
 records."""
+    settings: list[str] = field(default_factory=list)
+    """The `--set` options by which its runs differ from those of the sweep file."""
     sources: dict[str, Path | str] = field(repr=False, default_factory=dict)
     """For each fingerprint the local folder of the run or its artifacts, or its MLflow run id."""
 

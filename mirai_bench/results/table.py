@@ -223,6 +223,8 @@ def _notes(
         f"classes, CFG {protocol['cfg_scale']:g}, {protocol['weights']} weights, extractor "
         f"{run['extractor']['name']}, reference {run['reference']['name']}."
     )
+    if results.settings:
+        notes.append(f"Not as the sweep file has it: {', '.join(results.settings)} (--set).")
     # 2. What decides, and what these seeds can show.
     notes += _registered(results)
     if floor is not None:

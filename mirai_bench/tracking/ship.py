@@ -63,6 +63,8 @@ def start_sweep(plan: Mapping[str, Any]) -> str | None:
         run_id = parent.info.run_id
         client.set_tag(run_id, "question", plan["question"])
         client.set_tag(run_id, "baseline", plan["baseline"])
+        if plan.get("settings"):
+            client.set_tag(run_id, "set", " ".join(plan["settings"])[:MOST_OF_TAG])
         client.set_tag(run_id, "mlflow.note.content", plan["question"])
         send_artifact(client, parent, "plan.json", json.dumps(dict(plan), indent=1))
         client.update_run(run_id, status="RUNNING")

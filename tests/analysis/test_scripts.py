@@ -435,7 +435,7 @@ def test_every_script_reads_mlflow_and_run_folders(main_job, tmp_path, tmp_path_
         from_mlflow = capsys.readouterr().out.replace("_analysis", "").replace("analysis", "digits")
         assert script.command(["--runs", str(runs)]) == 0, name
         assert from_mlflow == capsys.readouterr().out, name
-    written = {path.name for path in (tmp_path / "reports").glob("injection_level*")}
+    written = {path.name for path in (tmp_path / "out").glob("injection_level*")}
     written = {name for name in written if "analysis" not in name}
     figures = ("svg", "pdf", "png")
     expected = {f"injection_level.{kind}" for kind in ("md", "csv", "tex", "html", *figures)}

@@ -114,7 +114,7 @@ def substituted(command: Command) -> Command:
 
 def in_copy(command: Command, copy: Path) -> Command:
     """Returns the command as a shell runs it in the copy: with an existing run, and globs expanded."""
-    plan = copy / "runs" / "sweeps" / "injection_level-digits.json"
+    (plan,) = (copy / "runs" / "sweeps").glob("injection_level+*-digits.json")
     fingerprint = json.loads(plan.read_text(encoding="utf-8"))["cells"][-1]["fingerprint"]
     words: list[str] = []
     for word in command.words:

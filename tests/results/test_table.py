@@ -56,6 +56,12 @@ def test_runs_that_solved_a_planted_task_are_counted(frozen):
     )
 
 
+def test_what_was_set_on_the_command_line_is_said(frozen):
+    varied = replace(frozen, settings=["train.epochs=2"])
+    assert "Not as the sweep file has it: train.epochs=2 (--set)." in build_table(varied).notes
+    assert not [note for note in build_table(frozen).notes if "--set" in note]
+
+
 def build_step(results):
     return max(record["step"] for record in results.records)
 

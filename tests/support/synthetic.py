@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -130,7 +131,8 @@ def injection_level(**choices):
         "evaluation.protocol={base: digits}",
         "train.lr=0.002",
     ]
-    return load_sweep(SWEEPS / "injection_level.yaml", settings=fixed, **{"seeds": [0, 1, 2]} | choices)
+    found = load_sweep(SWEEPS / "injection_level.yaml", settings=fixed, **{"seeds": [0, 1, 2]} | choices)
+    return replace(found, axis="injection_level", settings=())  # as if the file said it all
 
 
 @lru_cache
