@@ -278,6 +278,12 @@ class RunConfig(Section):
         return side, side
 
     @property
+    def regularizer_hidden(self) -> int:
+        """Returns the hidden width of the regularizer's heads: its own, or that of foresight's."""
+        own: int | None = getattr(self.regularizer, "hidden", None)
+        return self.foresight.projector.hidden if own is None else own
+
+    @property
     def num_tokens(self) -> int:
         """Returns T = H·W, the number of tokens of an image."""
         height, width = self.grid
@@ -311,6 +317,8 @@ class RunConfig(Section):
         # 1. Names, and fields that have no effect, are left out.
         if self.regularizer.name == "none":  # as in the fingerprints of runs before there was any
             del fields["regularizer"]
+        elif "hidden" in fields["regularizer"]:
+            fields["regularizer"]["hidden"] = self.regularizer_hidden
         del fields["model"]["size"]
         del fields["evaluation"]["protocol"]["name"]
         del fields["evaluation"]["primary"]

@@ -9,6 +9,8 @@ import torch
 
 from mirai_bench.foresight.context import SourceContext
 from mirai_bench.regularizer.dispersive import Dispersive
+from mirai_bench.regularizer.iar import Iar
+from mirai_bench.regularizer.rear import Rear
 from mirai_bench.regularizer.regularizer import Regularizer
 
 # The heads are seeded apart from the model and from foresight's heads.
@@ -18,6 +20,8 @@ HEAD_SEED_OFFSET = 2**32
 REGULARIZERS: dict[str, Callable[[SourceContext, Any], Regularizer]] = {
     "none": lambda context, config: Regularizer(),
     "dispersive": Dispersive,
+    "iar": Iar,
+    "rear": Rear,
 }
 
 

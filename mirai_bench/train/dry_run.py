@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import yaml
 
+from mirai_bench.config.regularizer import NoRegularizer
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.synthetic import random_codes
 from mirai_bench.model import cost
@@ -29,8 +30,8 @@ class MeasuredStep(NamedTuple):
     images: int
     """Number of images of the measured step."""
     flops_share: float | None
-    """FLOPs of the run's own step divided by those of the measured step, which omits teachers that
-    would have to be loaded. None if they are not known."""
+    """FLOPs of the run's own step divided by those of the measured step, which omits a regularizer and
+    teachers that would have to be loaded. None if they are not known."""
 
 
 def measured_step(config: RunConfig, hardware: Hardware) -> MeasuredStep:
@@ -48,6 +49,7 @@ def measured_step(config: RunConfig, hardware: Hardware) -> MeasuredStep:
         "train": config.train.model_copy(update={"batch_size": size}),
         # Without the warm-up, so that the first steps compute foresight.
         "foresight": foresight.model_copy(update={"level": level, "warmup": 0.0}),
+        "regularizer": NoRegularizer(),  # which may need the weights of the tokenizer
     }
     smaller = config.model_copy(update=changes).with_machine(workers=1, micro_batches=1)
     trainer = Trainer(smaller, hardware, codes=random_codes(smaller, hardware.device))
@@ -75,7 +77,8 @@ def pace(config: RunConfig, hardware: Hardware) -> dict[str, str]:
     if share is None:
         left_out = ", without foresight, whose FLOPs are not known"
     elif share != 1:
-        left_out = f", without foresight: the run's own step has {share:.2f} times the FLOPs"
+        term = "foresight" if config.regularizer.name == "none" else "regularizer"
+        left_out = f", without {term}: the run's own step has {share:.2f} times the FLOPs"
     facts = {"measured step": f"{seconds:.3g} s for {size} images on {where}{left_out}"}
     steps = cost.num_steps(config)
     if steps is not None and share is not None:

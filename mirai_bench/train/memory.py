@@ -14,6 +14,7 @@ import torch
 from mirai_bench.config.run_config import RunConfig, ffn_width
 from mirai_bench.model.cost import num_parameters, teacher_parameters
 from mirai_bench.model.kernels import chunk_rows
+from mirai_bench.model.regularizer_cost import regularizer_cost
 from mirai_bench.utils.device import Hardware, gigabytes, machine_bytes
 from mirai_bench.utils.errors import UserError
 
@@ -53,7 +54,7 @@ def device_bytes(config: RunConfig, hardware: Hardware, world: int | None = None
     processes = world or config.machine.workers
     rows = config.num_tokens * config.train.batch_size // (processes * config.machine.micro_batches)
     of_blocks = model.depth * _block_bytes(model.width, num_bytes)
-    per_token = of_blocks + _projector_bytes(config, num_bytes)
+    per_token = of_blocks + _projector_bytes(config, num_bytes) + num_bytes * regularizer_cost(config).values
     kept, transient = logit_bytes(config, rows, num_bytes, hardware.kind)
     return DeviceBytes(fixed, rows * per_token + kept + transient)
 

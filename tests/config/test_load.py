@@ -127,7 +127,7 @@ def unbounded(schema, definitions, name, seen=()):
         if kind not in seen:
             yield from unbounded(definitions[kind], definitions, name, (*seen, kind))
         return
-    if schema.get("type") in ("number", "integer") and "enum" not in schema:
+    if schema.get("type") in ("number", "integer") and not schema.keys() & {"enum", "const"}:
         bounds = (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
         if not all(any(key in schema for key in keys) for keys in bounds):
             yield name

@@ -1,7 +1,7 @@
 """Images to codes and back. Each tokenizer is one entry of TOKENIZERS.
 
 A tokenizer is frozen, and its codes depend on nothing but its weights. Letters: B batch; h, w
-pixels; H, W tokens, T = H·W; V codes.
+pixels; H, W tokens, T = H·W; V codes of Z dimensions.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ class Tokenizer(Protocol):
     """Whether decoded codes are the encoded images, of a data set that it is made for."""
     identity: dict[str, str]
     """Name, and sha256 of the weights. Two tokenizers of one identity give the same codes."""
+    codebook: Tensor
+    """What each code stands for, float (V, Z): like codes are near."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Returns the codes long (B, T), in raster order, of images uint8 (B, h, w, 3), RGB."""
 
     def decode(self, codes: Tensor) -> Tensor:
         """Returns the images uint8 (B, h, w, 3), RGB, of codes long (B, T) of square grids."""
+
+    def vectors(self) -> Tensor:
+        """Returns the vectors float32 (V, Z) that the codes stand for. Near vectors look alike."""
 
 
 # Each is a module with two functions: load(config, device) → Tokenizer, and identity(config), which

@@ -22,6 +22,7 @@ class Pixel:
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary
         self.identity = {"name": f"pixel-{vocabulary}", "sha256": "no weights"}
+        self.codebook = torch.linspace(0, 1, vocabulary)[:, None]  # grey levels
 
     def encode(self, images: Tensor) -> Tensor:
         """Returns the codes long (B, T) of images uint8 (B, h, w, 3)."""
@@ -34,6 +35,14 @@ class Pixel:
         side = round(codes.shape[1] ** 0.5)
         # One channel becomes three equal ones.
         return grey.unflatten(1, (side, side)).unsqueeze(-1).expand(-1, -1, -1, 3).contiguous()
+
+    def vectors(self) -> Tensor:
+        """Returns the grey levels as points (V, 2) of half a circle, from black to white.
+
+        A level by itself would be a vector of one dimension, whose cosine is but a sign.
+        """
+        angles = torch.linspace(0, torch.pi, self.vocabulary)
+        return torch.stack([angles.cos(), angles.sin()], 1)
 
 
 def load(config: RunConfig, device: torch.device) -> Pixel:

@@ -189,6 +189,7 @@ class VQ16:
     def __init__(self, model: VQ16Model, sha256: str) -> None:
         self.model = model.eval().requires_grad_(False)
         self.identity = {"name": "vq16", "sha256": sha256}
+        self.codebook = self.model.codebook()
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -200,6 +201,11 @@ class VQ16:
     def decode(self, codes: Tensor) -> Tensor:
         """Returns the images uint8 (B, h, w, 3) of codes long (B, T)."""
         return torch.cat([to_uint8(self.model.images(part)) for part in codes.split(BATCH)])
+
+    @torch.no_grad()
+    def vectors(self) -> Tensor:
+        """Returns the codes (V, 8), of unit length."""
+        return self.model.codebook()
 
 
 def read_model(path: Path) -> VQ16Model:

@@ -135,6 +135,7 @@ class VQSmall:
         self.vocabulary = model.sizes["vocabulary"]
         self.downsample = model.sizes["downsample"]
         self.identity = {"name": "vq_small", "sha256": sha256}
+        self.codebook = model.codebook
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -150,6 +151,10 @@ class VQSmall:
             rows = self.model.codebook[part.flatten()]
             parts.append(to_uint8(self.model.images(rows, len(part))))
         return torch.cat(parts)
+
+    def vectors(self) -> Tensor:
+        """Returns the codes (V, Z)."""
+        return self.model.codebook
 
 
 def read_model(path: Path) -> SmallVQ:
