@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mirai_bench.diagnose import spatial
+from mirai_bench.diagnose import absorption, attention, exposure, gradients, pictures, spatial
 from mirai_bench.diagnose.diagnostic import Diagnostic
 
 DIAGNOSTICS: dict[str, Diagnostic] = {
@@ -10,5 +10,30 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
         "Are the states of neighbouring cells alike, and how many directions do they use?",
         spatial.measure,
         spatial.HEADLINE,
+    ),
+    "gradients": Diagnostic(
+        "Does foresight pull the shared parameters where next-token prediction does?",
+        gradients.measure,
+        gradients.HEADLINE,
+    ),
+    "absorption": Diagnostic(
+        "Does the trained head do the aligning, or the states that it reads?",
+        absorption.measure,
+        absorption.HEADLINE,
+    ),
+    "attention": Diagnostic(
+        "How far does a state look on the grid, and how much at the class token?",
+        attention.measure,
+        attention.HEADLINE,
+    ),
+    "exposure": Diagnostic(
+        "Is the model less sure of how to go on after its own samples than after real images?",
+        exposure.measure,
+        exposure.HEADLINE,
+    ),
+    "pictures": Diagnostic(
+        "What do the states of a few images look like on the grid?",
+        pictures.measure,
+        pictures.HEADLINE,
     ),
 }
