@@ -23,5 +23,5 @@ def varied_name(axis: str, settings: Sequence[str]) -> str:
     # `train.epochs=2` becomes `epochs-2`: the name is that of files and of MLflow's tags, too.
     fields = [setting.partition("=") for setting in settings]
     words = [f"{path.rpartition('.')[2]}-{value}" for path, _, value in fields]
-    name = "+".join([axis, *(re.sub(r"[^A-Za-z0-9_.-]+", "-", word).strip("-") for word in words)])
+    name = "+".join([axis, *(re.sub(r"[^A-Za-z0-9_.]+", "-", word).strip("-") for word in words)])
     return name if len(name) <= MOST_OF_NAME else f"{axis[:50]}+{digest(list(settings))[:6]}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mirai_bench.config.load import SWEEPS
+from mirai_bench.sweep.commands import commands
 from mirai_bench.sweep.estimate import concurrent_trials, measured_rate
 from mirai_bench.sweep.overview import dry_run, number, status
 from mirai_bench.sweep.pace import timed_rate
@@ -37,6 +38,7 @@ EPILOG = """examples:
   python -m mirai_bench.sweep sweeps/injection_level.yaml --seeds 10 11 12 13
   python -m mirai_bench.sweep sweeps/foresight_source.yaml --only mirai-e-k3 --set foresight.k=9
   python -m mirai_bench.sweep sweeps/injection_level.yaml --profile cifar10 --address auto
+  python -m mirai_bench.sweep sweeps/injection_level.yaml --commands | xargs -P 2 -I CELL sh -c CELL
 
 other commands (each has its own --help):
   python -m mirai_bench.sweep status sweeps/injection_level.yaml      shows how far the cells are
@@ -88,6 +90,8 @@ def parser(action: str = "run") -> argparse.ArgumentParser:
         add("--records", type=Path, metavar="FILE", help=frozen, **several)
         further = "go on to the next of the file's looks, with the arms that have no verdict yet"
         add("--until-decided", action="store_true", help=further)
+        single = "print a command of `train` for each missing cell, for a job array or xargs; start nothing"
+        add("--commands", action="store_true", help=single)
         why = "afterwards, look into the weights of the finished cells: why does an arm help?"
         add("--diagnose", action="store_true", help=why)
     return result
@@ -163,6 +167,11 @@ def run_looks(plan: Plan, path: Path, args: argparse.Namespace) -> int:
     if args.dry_run:
         print(dry_run(plan, rate_of(plan, args), args.max_concurrent, set(recorded_cells(plan, known))))
         print(can_show(plan))
+        return 0
+    if args.commands:
+        if known:
+            log.info(f"{restore(plan, known)} cells are taken from records")
+        print("\n".join(commands(plan)))
         return 0
     # 2. The looks.
     looking: Plan | None = plan

@@ -12,7 +12,7 @@ from mirai_bench.utils.cli import add_config, run
 log = logging.getLogger("mirai_bench.train")  # __name__ is "__main__" here
 
 EPILOG = """examples:
-  python -m mirai_bench.train digits --set train.epochs=2 --set 'evaluation.at=[2]'
+  python -m mirai_bench.train digits --set train.epochs=2
   python -m mirai_bench.train digits --set foresight.level=internal --dry-run
   torchrun --nproc-per-node 8 -m mirai_bench.train imagenet256_b"""
 
