@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -115,6 +116,16 @@ def load(args: argparse.Namespace) -> list[Results]:
     return kept
 
 
+def first_kind(path: Path) -> str | None:
+    """Returns the kind of the first line of a frozen file, or None if it does not say one."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            head = json.loads(file.readline())
+    except (OSError, ValueError, RecursionError):
+        return None  # which its reader will refuse
+    return head.get("kind") if isinstance(head, dict) else None
+
+
 def _counted(record: dict[str, Any]) -> dict[str, Any]:
     """Returns a record with the one-off FLOPs that it is too old to have.
 
@@ -132,7 +143,10 @@ def _counted(record: dict[str, Any]) -> dict[str, Any]:
 def _read(args: argparse.Namespace) -> tuple[list[Results], str]:
     """Returns all sweeps, and in words where they were read."""
     if args.records:
-        return read_jsonl(args.records), "these files"
+        sweeps = [path for path in args.records if first_kind(path) in ("sweep", None)]
+        for path in sorted(set(args.records) - set(sweeps)):
+            log.info(f"{path} holds no sweep, left out")
+        return read_jsonl(sweeps), "these files"
     if args.runs:
         return read_journals(args.runs), f"{args.runs} (no planned sweep)"
     return read_mlflow(args.sweep), "MLflow (MLFLOW_TRACKING_URI, or mlflow.db in this folder)"
@@ -150,15 +164,18 @@ def looks_of(arms: Sequence[str], baseline: str) -> dict[str, tuple[str, str]]:
     """Returns (colour, marker) of each of these arms, in the order of their sweep."""
     looks = {baseline: (BLACK, MARKERS[0])}
     others = [arm for arm in arms if arm != baseline]
-    for i, arm in enumerate(others):
-        # The baseline's marker, number 0, is left out.
-        marker = 1 + i // ARMS_PER_MARKER % (len(MARKERS) - 1)
-        looks[arm] = (COLOURS[i % len(COLOURS)], MARKERS[marker])
-    return looks
+    return looks | {arm: nth_look(i) for i, arm in enumerate(others)}
+
+
+def nth_look(i: int) -> tuple[str, str]:
+    """Returns (colour, marker) of the i-th arm that is no baseline."""
+    # The baseline's marker, number 0, is left out.
+    marker = 1 + i // ARMS_PER_MARKER % (len(MARKERS) - 1)
+    return COLOURS[i % len(COLOURS)], MARKERS[marker]
 
 
 def draw_change(
-    axes: Axes, place: int, change: Estimate, colour: str, marker: str, filled: bool = True
+    axes: Axes, place: float, change: Estimate, colour: str, marker: str, filled: bool = True
 ) -> None:
     """Draws a difference to the baseline and its interval, at a height."""
     reach = None if math.isnan(change.half) else change.half  # one seed has no interval

@@ -6,6 +6,8 @@ import csv
 import html
 import io
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from mirai_bench.results.frame import is_distance, lower_is_better
 from mirai_bench.results.paper import papers_name
@@ -80,6 +82,19 @@ def _ratio(estimate: Estimate | None) -> str:
 # ---- the table as grids of texts
 
 
+class Document(NamedTuple):
+    """Grids of texts with a title above and notes below."""
+
+    title: str
+    grids: Sequence[Grid]
+    notes: Sequence[str]
+
+
+def document(table: Table) -> Document:
+    """Returns the texts of a table."""
+    return Document(table.title, _grids(table), table.notes)
+
+
 def _grids(table: Table) -> list[Grid]:
     """Returns the primary metric against the baseline and then the other metrics, if any."""
     # Two grids, because one with differences, tests and costs besides would not fit a page.
@@ -129,9 +144,14 @@ def _with_arrow(metric: str) -> str:
 
 def markdown(table: Table) -> str:
     """Returns the table in Markdown."""
-    grids = "\n".join(markdown_table(header, rows) for header, *rows in _grids(table))
-    notes = "".join(f"- {markdown_escape(note)}\n" for note in table.notes)
-    return f"**{markdown_escape(table.title)}**\n\n{grids}\n{notes}"
+    return in_markdown(document(table))
+
+
+def in_markdown(texts: Document) -> str:
+    """Returns a document in Markdown."""
+    grids = "\n".join(markdown_table(header, rows) for header, *rows in texts.grids)
+    notes = "".join(f"- {markdown_escape(note)}\n" for note in texts.notes)
+    return f"**{markdown_escape(texts.title)}**\n\n{grids}\n{notes}"
 
 
 def comma_separated(table: Table) -> str:
@@ -187,13 +207,15 @@ def latex_escape(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """Returns a `table` with booktabs rules.
+    """Returns the table in LaTeX. The other metrics are in a second tabular below the first."""
+    return in_latex(document(table))
 
-    The other metrics are in a second tabular below the first.
-    """
-    caption = latex_escape(" ".join([table.title, *table.notes]))
+
+def in_latex(texts: Document) -> str:
+    """Returns a `table` with booktabs rules: a tabular for each grid."""
+    caption = latex_escape(" ".join([texts.title, *texts.notes]))
     tabulars = []
-    for grid in _grids(table):
+    for grid in texts.grids:
         header, *rows = [" & ".join(map(latex_escape, line)) + r" \\" for line in grid]
         columns = "l" + "r" * (len(grid[0]) - 1)
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows]
@@ -211,22 +233,27 @@ STYLE = (
 
 
 def html_page(table: Table) -> str:
+    """Returns the table as a page."""
+    return in_html(document(table))
+
+
+def in_html(texts: Document) -> str:
     """Returns a page that needs no other file."""
     # Everything that comes from a record or a sweep file is escaped: an arm may be named <script>.
-    title = html.escape(table.title)
+    title = html.escape(texts.title)
     parts = [
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n<h1>{title}</h1>\n"
     ]
-    for grid in _grids(table):
+    for grid in texts.grids:
         header, *rows = grid
         head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
         parts.append(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n")
-        for arm, *texts in rows:
-            cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
-            parts.append(f"<tr><th>{html.escape(arm)}</th>{cells}</tr>\n")
+        for first, *others in rows:
+            cells = "".join(f"<td>{html.escape(text)}</td>" for text in others)
+            parts.append(f"<tr><th>{html.escape(first)}</th>{cells}</tr>\n")
         parts.append("</tbody>\n</table>\n")
-    parts += [f"<p>{html.escape(note)}</p>\n" for note in table.notes]
+    parts += [f"<p>{html.escape(note)}</p>\n" for note in texts.notes]
     return "".join(parts) + "</html>\n"
 
 

@@ -28,6 +28,7 @@ from matplotlib.image import imsave
 from mirai_bench.results.cost import AXES
 from mirai_bench.results.paper import read_paper
 from mirai_bench.results.reading import read_jsonl
+from mirai_bench.results.stats import paired
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.ship import ship, start_sweep
 from mirai_bench.utils import cli
@@ -327,7 +328,7 @@ def test_contradiction_is_corrected_for_the_number_of_comparisons(frozen):
     d = np.array([-0.9, 0.1, 0.8])  # s = 0.854
     values = results_with(frozen, baseline=[0.0] * 3, a=list(5 * np.exp(d + 2.7)), b=[5.0] * 3)
     shifted = {i: float(x) + 2.7 for i, x in enumerate(d)}
-    assert claims.paired(shifted, dict.fromkeys(range(3), 0.0)).p == pytest.approx(0.032, abs=0.002)
+    assert paired(shifted, dict.fromkeys(range(3), 0.0)).p == pytest.approx(0.032, abs=0.002)
     assert claims.judge(claim_of(test), [values])[0][3] == "contradicted"
     assert claims.judge(claim_of(test, test), [values])[0][3] == "undecided"
 
@@ -372,7 +373,7 @@ def test_shipped_claims_name_arms_that_a_sweep_has():
             path = ROOT / "sweeps" / f"{test['axis']}.yaml"
             if path.is_file():
                 arms = yaml.safe_load(path.read_text())["arms"]
-                named = [test[key] for key in ("better", "than", "arm") if key in test]
+                named = [test[key] for key in ("better", "more", "than", "arm") if key in test]
                 assert all(arm in arms or arm.startswith("mirai-e-frozen-k") for arm in named), test
 
 
