@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from mirai_bench.diagnose import absorption, attention, exposure, gradients, pictures, spatial
+from mirai_bench.diagnose import absorption, attention, exposure, foresight_map, gradients, pictures, spatial
 from mirai_bench.diagnose.diagnostic import Diagnostic
 
 DIAGNOSTICS: dict[str, Diagnostic] = {
+    "foresight_map": Diagnostic(
+        "Which cells of the image, past and future, can be read off the state of a cell?",
+        foresight_map.measure,
+        foresight_map.HEADLINE,
+    ),
     "spatial": Diagnostic(
         "Are the states of neighbouring cells alike, and how many directions do they use?",
         spatial.measure,
