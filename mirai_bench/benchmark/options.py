@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -19,6 +18,7 @@ from mirai_bench.benchmark.timing import WARMUP_ROUNDS
 from mirai_bench.tracking import provenance
 from mirai_bench.utils.device import cpu_name, device_name, resolve_device
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import read_json
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Options:
         """Returns the options with the rows of `file`, if this machine and code measured them."""
         if file is None or not file.is_file():
             return self
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file, "name another file, or remove it to measure again")
         now = self.head()
         same = all(found.get(name) == now[name] for name in ("versions", "git"))
         names = ("cpu", "gpu", "threads")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 from mirai_bench.benchmark.targets import TARGETS, Row
-from mirai_bench.utils.files import write_bytes, write_text
+from mirai_bench.utils.files import read_json, write_bytes, write_text
 from mirai_bench.utils.text_table import markdown_table
 
 UNKNOWN = "—"
@@ -21,7 +20,8 @@ TRAIN_HEADER += ["x peer bf16", "wall: x fp32", "wall: x bf16", "memory / peer",
 
 def read_rows(folder: Path) -> list[Row]:
     """Returns the rows of all measurements of speed in the folder, in the order of file names."""
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    advice = "remove it to measure again"
+    files = [read_json(path, advice) for path in sorted(folder.glob("*.json"))]
     rows: list[Row] = []
     for file in files:
         if "rounds" in file:  # which a file of `benchmark parity` has not

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import atomic, remove, remove_leftovers, write_bytes
-from mirai_bench.utils.tensors import read_tensors
+from mirai_bench.utils.files import atomic, remove, remove_leftovers
+from mirai_bench.utils.tensors import SHA256, content_sha256, read_tensors, write_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def keep_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, save(weights))
+        write_safetensors(path, weights, {SHA256: content_sha256(weights)})
     except OSError as error:
         raise UserError(f"Weights could not be kept in {path}: {error}") from error
 
@@ -176,10 +176,21 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Mirai's projectors; `read_official` of checkpoint/official.py returns the rest.
     """
     if path.is_dir():
-        checkpoints = saved(RunFolder(path)) or [path]  # without any it is a checkpoint itself
-        path = checkpoints[-1] / "ema.safetensors"
-    weights = unwrap(read_tensors(path))
+        weights = _ema_of(path)
+    else:
+        weights = unwrap(read_tensors(path))
     return {name: tensor for name, tensor in weights.items() if not name.startswith("projectors.")}
+
+
+def _ema_of(path: Path) -> dict[str, Tensor]:
+    """Returns the EMA of a run's newest undamaged checkpoint, or of a checkpoint."""
+    checkpoint = load_latest(RunFolder(path))
+    if checkpoint is None:  # without any it is a checkpoint itself
+        try:
+            checkpoint = _read(path)
+        except ValueError as error:
+            raise UserError(f"{path} holds no whole checkpoint ({error})") from None
+    return checkpoint.tensors["ema"]
 
 
 def unwrap(content: dict[str, Any], key: str = "model") -> dict[str, Tensor]:

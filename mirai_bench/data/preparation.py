@@ -26,7 +26,7 @@ from mirai_bench.data.codes import encode_bases
 from mirai_bench.data.images.crops import base_sizes, center_crop
 from mirai_bench.data.images.datasets import Dataset, Split, open_dataset
 from mirai_bench.data.images.decoding import UNREADABLE
-from mirai_bench.data.shards import check_fields, expected, is_intact, read_json, split_data, write_array
+from mirai_bench.data.shards import check_fields, expected, is_intact, read_part, split_data, write_array
 from mirai_bench.data.tokenizers import load_tokenizer
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import resolve_device
@@ -68,7 +68,7 @@ class Job:
     def is_complete(self, number: int) -> bool:
         """Tells whether a shard is written, and its codes are as they were."""
         try:
-            sha256 = read_json(self.file(number, ".json"))["sha256"][".npy"]
+            sha256 = read_part(self.file(number, ".json"))["sha256"][".npy"]
         except (UserError, KeyError, TypeError):  # not written, damaged, or of an earlier version
             return False
         return is_intact(self.file(number, ".npy"), sha256)
@@ -229,7 +229,7 @@ def _begin(job: Job, dataset: Dataset) -> None:
     file = job.folder / "plan.json"
     if file.is_file():
         advice = "this folder was begun with other settings; remove it, or set machine.codes to another"
-        check_fields(file, read_json(file), plan, advice)
+        check_fields(file, read_part(file), plan, advice)
     (job.folder / "shards").mkdir(parents=True, exist_ok=True)
     write_json(file, plan)
 
@@ -239,7 +239,7 @@ def _finish(job: Job, dataset: Dataset, num_shards: int) -> dict[str, Any]:
     # 1. What the shards hold. Temporary files were left by processes that were killed.
     for abandoned in (job.folder / "shards").glob("*.tmp"):
         abandoned.unlink(missing_ok=True)
-    shards = [read_json(job.file(i, ".json")) for i in range(num_shards)]
+    shards = [read_part(job.file(i, ".json")) for i in range(num_shards)]
     rows = np.array([row for shard in shards for row in shard["rows"]], np.int64)
     skipped = [image for shard in shards for image in shard["skipped"]]
     if not len(rows):
@@ -252,7 +252,7 @@ def _finish(job: Job, dataset: Dataset, num_shards: int) -> dict[str, Any]:
     # 2. The manifest comes last: it marks the split as complete.
     write_array(job.folder / "rows.npy", rows)
     write_array(job.folder / "labels.npy", dataset.labels[rows])
-    manifest = read_json(job.folder / "plan.json")
+    manifest = read_part(job.folder / "plan.json")
     manifest["num_images"] = len(rows)
     manifest["skipped"] = skipped
     manifest["left_out"] = dataset.left_out

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from mirai_bench.data.images.crops import crop_rule
 from mirai_bench.data.images.datasets import Split, check_size
 from mirai_bench.data.tokenizers import tokenizer_identity
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import atomic
+from mirai_bench.utils.files import atomic, read_json
 from mirai_bench.utils.hashing import digest, file_sha256
 
 # Raised when the files of prepared codes change. Codes of another format are refused.
@@ -34,12 +33,9 @@ FORMAT = 1
 # ---- files
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the content of a JSON file. Raises UserError if it is missing or damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable ({error}): remove it and prepare the codes again") from None
+def read_part(path: Path) -> dict[str, Any]:
+    """Returns the content of a JSON file of prepared codes. Raises UserError if it is damaged."""
+    return read_json(path, "remove it and prepare the codes again")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -112,7 +108,7 @@ def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]
             f"The codes of {config.data.dataset} ({split}) {state} in {folder}: run python -m "
             f"mirai_bench.data.prepare {profile} --data {config.machine.data or 'PATH'}"
         )
-    manifest = read_json(file)
+    manifest = read_part(file)
     advice = "prepare codes for this config, or set machine.codes to a folder that has them"
     check_fields(file, manifest, expected(config, split), advice)
     check_size(config.data, split, manifest["dataset"]["images"], file)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mirai_bench.tracking.journal import encoded
 from mirai_bench.utils.cli import add_config, add_device, add_settings, run
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import append_line
@@ -75,10 +76,9 @@ def command(argv: list[str]) -> int:
     if record is None:  # this is not rank 0
         return 0
     _describe(record)
-    line = json.dumps(record)
-    print(line, flush=True)  # first: it is there if the disk is full
+    print(json.dumps(record), flush=True)  # first: it is there if the disk is full
     if args.record is not None:
-        append_line(args.record, line)
+        append_line(args.record, encoded(record))
     return 0
 
 

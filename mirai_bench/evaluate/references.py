@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.datasets import Split, has_heldout_images
-from mirai_bench.data.images.image_sets import npz_arrays
+from mirai_bench.data.images.image_sets import npz_arrays, opened_npz
 from mirai_bench.evaluate.copies import CopyCheck
 from mirai_bench.evaluate.extractors import Extractor, FeatureCollector, evenly_spaced
 from mirai_bench.evaluate.metrics import Array, Gaussian, square_root
@@ -136,7 +136,7 @@ def _read_gaussians(path: Path, arrays: Any) -> dict[str, Gaussian]:
 
 
 def _read_own(path: Path, extractor: Extractor) -> Reference:
-    with np.load(path, allow_pickle=False) as arrays:
+    with opened_npz(path) as arrays:
         manifest = json.loads(str(arrays["manifest"]))
         if manifest["extractor"] != extractor.identity:
             raise UserError(
@@ -186,7 +186,7 @@ def _open_split(config: RunConfig, split: Split, extractor: Extractor) -> Refere
 
 def npz_features(path: Path) -> NDArray[np.float32]:
     """Returns the features (m, d) that our own file of statistics keeps."""
-    with np.load(path, allow_pickle=False) as arrays:
+    with opened_npz(path) as arrays:
         return arrays["features"]
 
 
@@ -260,7 +260,7 @@ def _read_statistics(runs: Path, path: Path, extractor: Extractor) -> Reference:
                 f"{path} is not statistics of the 2015 Inception: {name} is {dtype} {shape}, "
                 f"expected floating-point numbers {expected}"
             )
-    with np.load(path, allow_pickle=False) as file:
+    with opened_npz(path) as file:
         gaussians = _read_gaussians(path, file)
     # Without images there are no precision, recall, density, coverage and KID.
     features = None

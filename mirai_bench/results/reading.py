@@ -25,6 +25,7 @@ from mirai_bench.tracking.records import (
     RunFields,
     pack,
     problem,
+    read_plan,
     read_plans,
     unpack,
 )
@@ -41,8 +42,8 @@ log = logging.getLogger(__name__)
 
 PROGRESS = ("pending", "running", "failed", "done")  # states of a cell, the furthest one last
 STATUS = {"FINISHED": "done", "FAILED": "failed", "KILLED": "failed", "RUNNING": "running"}
-# Fields of Results in a plan and in a frozen file. Older ones have nothing registered.
-PLAN = ("axis", "profile", "question", "baseline", "arms", "cells", "registered")
+# Fields of Results in a plan and in a frozen file. Older ones have nothing registered and nothing set.
+PLAN = ("axis", "profile", "question", "baseline", "arms", "cells", "registered", "settings")
 
 
 class Found(NamedTuple):
@@ -86,6 +87,7 @@ def read_journals(runs: Path, axis: str | None = None, profile: str | None = Non
 
 
 def _in_folder(folder: RunFolder) -> Found:
+    folder.warn_of_lost_lines()
     return Found(folder.state, pack(folder.journal.lines("evaluation")), folder.path)
 
 
@@ -137,9 +139,8 @@ def _read_sweep(client: MlflowClient, experiment: str, parent: Run, scratch: Pat
     if not path.is_file():
         log.warning(f"{parent.info.run_name} is left out: it has no plan yet (looked at {path})")
         return None
-    plan = json.loads(path.read_bytes())
-    wrong = problem(PlanFields, plan)
-    if wrong is not None:
+    plan, wrong = read_plan(path)
+    if plan is None:
         log.warning(f"{parent.info.run_name} is left out: {path} is not the plan of a sweep ({wrong})")
         return None
     # 2. The child runs. An arm whose configuration was changed has children of both fingerprints.
@@ -196,7 +197,7 @@ def frozen_lines(results: Results, kind: str) -> list[dict[str, Any]]:
     """
     refuse_mixed_protocols(results)
     fields = {key: getattr(results, key) for key in PLAN}
-    lines = [{"kind": kind} | {key: value for key, value in fields.items() if value != {}}]
+    lines = [{"kind": kind} | {key: value for key, value in fields.items() if value not in ({}, [])}]
     # What the evaluations of a run share is one object (`unpack`), which is written when it changes.
     last = None
     for record in results.records:

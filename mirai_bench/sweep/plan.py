@@ -7,7 +7,6 @@ and a run that two sweeps share is trained once. Neither torch nor ray is import
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +17,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from mirai_bench.config.sweep_file import Cell, Sweep, load_sweep
+from mirai_bench.tracking.records import read_plan
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_json
+from mirai_bench.utils.hashing import digest
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -75,6 +76,7 @@ class Plan:
                 "first": self.first_registered or self.sweep.registered,
                 "now": self.sweep.registered,
             },
+            "settings": list(self.sweep.settings),
             "arms": [arm for arm in order if arm in planned_arms],  # --only leaves some out
             "cells": listed,
         }
@@ -82,7 +84,8 @@ class Plan:
     def write(self) -> None:
         """Writes the plan, so that tables and later commands know of it."""
         self.file(".json").parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.file(".json"), self.content())
+        content = self.content()
+        write_json(self.file(".json"), content | {"sha256": digest(content)})
 
 
 def make_plan(
@@ -118,15 +121,13 @@ def make_plan(
 def _left(plan: Plan) -> dict[str, Any]:
     """Returns the content of the plan that an earlier command left, with no cells if there is none."""
     file = plan.file(".json")
-    try:
-        content = json.loads(file.read_bytes())
-        _ = content["cells"]  # KeyError in a file of another kind
-        return content
-    except FileNotFoundError:
+    if not file.exists():
         return {"cells": []}  # this is the first command on the sweep
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    content, wrong = read_plan(file)
+    if content is None:
         advice = "remove it, the runs themselves are not touched"
-        raise UserError(f"{file} is not a readable plan ({error}): {advice}") from None
+        raise UserError(f"{file} is not a readable plan ({wrong or 'of another kind'}): {advice}")
+    return content
 
 
 def _absolute(sweep: Sweep) -> Sweep:

@@ -5,7 +5,6 @@ The record is a JSON file next to the weights of a vq_small, with the same name.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from mirai_bench.data.images.image_sets import NpzWriter
 from mirai_bench.data.tokenizers import Tokenizer
 from mirai_bench.data.tokenizers.vq_small import weight_file
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.files import read_json
 from mirai_bench.utils.hashing import file_sha256
 
 BATCH = 500  # images that are reconstructed at a time
@@ -69,8 +69,8 @@ def record_file(weights: Path) -> Path:
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """Returns the content of a record."""
-    return json.loads(file.read_text())
+    """Returns the content of a record. Raises UserError if it is damaged."""
+    return read_json(file, "train the tokenizer again, or put the record back from a copy")
 
 
 def find_record(config: RunConfig) -> Path:

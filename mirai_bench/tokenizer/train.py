@@ -37,7 +37,7 @@ from mirai_bench.utils.device import device_name
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_json
 from mirai_bench.utils.hashing import digest, file_sha256
-from mirai_bench.utils.tensors import read_tensors, write_safetensors, write_torch
+from mirai_bench.utils.tensors import SHA256, content_sha256, read_tensors, write_safetensors, write_torch
 
 log = logging.getLogger(__name__)
 
@@ -229,11 +229,13 @@ class Training:
             "done": self.done,
             "seconds": self.seconds,
         }
-        write_torch(path, state)
+        write_torch(path, state | {SHA256: content_sha256(state)})
 
     def load(self, path: Path) -> None:
         """Restores the state that `save` wrote."""
         state = read_tensors(path)
+        if state.pop(SHA256, None) != content_sha256(state):
+            raise UserError(f"{path} is damaged: remove it to begin the training again")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

@@ -1,7 +1,8 @@
 """The journal of a run: one JSON object per line, of which MLflow, tables and figures are views.
 
 Every line has `kind` (start, train, evaluation or end), `time` (seconds since 1970), `step` and
-`epoch`. How far a run is, and what it spent its time on, is read from these lines.
+`epoch`. How far a run is, and what it spent its time on, is read from these lines. The last field of
+a line, `crc`, is the CRC-32 of the line without it: a damaged number is still a number.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import json
 import logging
 import math
 import os
+import re
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +24,30 @@ from mirai_bench.utils.files import append_line, write_text
 log = logging.getLogger(__name__)
 
 _warned: set[Path] = set()  # journals whose damaged lines have been mentioned
+
+
+# The end of a line with a checksum, and without one.
+_CHECKED = re.compile(rb', "crc": "([0-9a-f]{8})"\}\n$')
+
+
+def encoded(line: dict[str, Any]) -> str:
+    """Returns a line as it is written, without its line end."""
+    text = json.dumps(line)
+    return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}'
+
+
+def _decoded(line: bytes) -> dict[str, Any] | None:
+    """Returns the content of a line, or None if it is damaged. Older lines have no checksum."""
+    checked = _CHECKED.search(line)
+    if checked is not None:
+        line = line[: checked.start()] + b"}"
+        if zlib.crc32(line) != int(checked[1], 16):
+            return None
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("kind"), str) else None
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
@@ -36,14 +63,11 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):  # only the last line can be cut off
                 break
-            try:
-                found = json.loads(line)
-            except (ValueError, RecursionError):
-                found = None
-            if isinstance(found, dict) and isinstance(found.get("kind"), str):
-                yield found
-            else:
+            found = _decoded(line)
+            if found is None:
                 damaged.append(number)
+            else:
+                yield found
     if damaged and path not in _warned:
         _warned.add(path)
         log.warning(f"{path}: {len(damaged)} damaged lines are left out, the first is line {damaged[0]}")
@@ -91,7 +115,7 @@ class Journal:
             return
         # A line `end` at that very step would say that the run is over.
         kept = [line for line in self.lines() if line["step"] <= step and line["kind"] != "end"]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self.path, "".join(encoded(line) + "\n" for line in kept))
 
     def append(self, line: dict[str, Any], *, durable: bool = False) -> None:
         """Appends one line. With `durable` it is on the disk before this returns.
@@ -100,7 +124,7 @@ class Journal:
         disk is full.
         """
         try:
-            append_line(self.path, json.dumps(line), durable=durable)
+            append_line(self.path, encoded(line), durable=durable)
         except OSError as error:
             raise UserError(
                 f"{self.path} could not be written: {error}. The last checkpoint is intact."

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from mirai_bench.utils.hashing import digest
+
 log = logging.getLogger(__name__)
 
 COSTS = ("train_flops", "train_seconds", "sample_seconds", "evaluate_seconds")
@@ -81,6 +83,7 @@ class PlanFields(BaseModel):
     arms: list[str]
     cells: list[PlannedCell]
     registered: dict[str, dict[str, Any]] = {}
+    settings: list[str] = []
 
 
 class RunFields(BaseModel):
@@ -114,6 +117,25 @@ def problem(model: type[BaseModel], fields: Any) -> str | None:
     return None
 
 
+def read_plan(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Returns the plan of a file, or None and what is wrong with it: nothing in a file of another kind.
+
+    Plans of earlier versions have no hash of their own.
+    """
+    try:
+        plan = json.loads(path.read_bytes())
+        if not isinstance(plan, dict) or not {"arms", "cells"} & plan.keys():
+            return None, ""  # such as the results of a search
+        wrong = problem(PlanFields, plan)
+        if wrong is None:
+            content = {key: value for key, value in plan.items() if key != "sha256"}
+            if digest(content) != plan.get("sha256", digest(content)):
+                wrong = "its content is not what was written"
+    except (OSError, ValueError, RecursionError) as error:
+        wrong = str(error)
+    return (plan, "") if wrong is None else (None, wrong)
+
+
 def read_plans(runs: Path) -> list[dict[str, Any]]:
     """Returns the plans of all sweeps in this folder of runs.
 
@@ -122,15 +144,9 @@ def read_plans(runs: Path) -> list[dict[str, Any]]:
     """
     found = []
     for path in sorted((runs / "sweeps").glob("*.json")):
-        try:
-            plan = json.loads(path.read_bytes())
-            if not isinstance(plan, dict) or "cells" not in plan:  # such as the results of a search
-                continue
-            wrong = problem(PlanFields, plan)
-        except (OSError, ValueError, RecursionError) as error:
-            wrong = str(error)
-        if wrong is None:
+        plan, wrong = read_plan(path)
+        if plan is not None:
             found.append(plan)
-        else:
+        elif wrong:
             log.warning(f"{path} is passed over: it is not the plan of a sweep ({wrong})")
     return found

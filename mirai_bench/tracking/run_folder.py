@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import traceback
 from collections.abc import Iterator
@@ -27,9 +28,11 @@ from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from mirai_bench.tracking.journal import Journal
+from mirai_bench.tracking.journal import Counts, Journal
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import locked, write_text
+
+log = logging.getLogger(__name__)
 
 State = Literal["done", "running", "failed", "pending"]
 
@@ -218,6 +221,21 @@ class RunFolder:
             pass
         raise UserError(f"{self.config_file} is no configuration of a run: it is damaged, or of another kind")
 
+    def check_config(self) -> None:
+        """Raises UserError if the configuration is not the one that the run was last started with.
+
+        The journal has it, too: a damaged number is still a number.
+        """
+        started: dict[str, Any] = {}
+        for line in self.journal.lines("start"):
+            started = line.get("config", {})
+        for name, section in self.config_fields().items():
+            if name != "machine" and started.get(name, section) != section:
+                raise UserError(
+                    f"{self.config_file} was changed: {name} is {section}, but the journal says that the run "
+                    f"was started with {started[name]}"
+                )
+
     def write_config(self, text: str) -> None:
         """Writes the configuration (JSON), and makes the folder if there is none."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -246,7 +264,18 @@ class RunFolder:
 
     def mark_done(self, step: int, seconds: float) -> None:
         """Records that the run has ended at this step after so many seconds of training."""
-        write_text(self.done_file, json.dumps({"step": step, "seconds": seconds}))
+        done = {"step": step, "seconds": seconds, "journal": self.journal.counts()}
+        write_text(self.done_file, json.dumps(done))
+
+    def warn_of_lost_lines(self) -> None:
+        """Warns if the journal of a finished run holds fewer evaluations than it did at the end."""
+        try:
+            then = Counts(*json.loads(self.done_file.read_bytes())["journal"])
+            lost = then.evaluations - self.journal.counts().evaluations
+        except (OSError, ValueError, LookupError, TypeError):  # not finished, or by an earlier version
+            return
+        if lost > 0:
+            log.warning(f"{self.journal.path} has lost {lost} of {then.evaluations} evaluations")
 
     def training_seconds(self) -> float | None:
         """Returns how long the training of a finished run took, or None if it has not ended."""

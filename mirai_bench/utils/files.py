@@ -127,6 +127,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """Returns the object in a JSON file. Raises UserError with the advice if there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable ({error}): {advice}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not readable (it holds a {type(found).__name__}): {advice}")
+    return found
+
+
 def cached(folder: Path, build: Callable[[Path], None], *, resumes: bool = False) -> Path:
     """Returns `folder`, which `build(temporary folder)` makes first if it does not exist.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from mirai_bench.utils.files import atomic, write_bytes
 
 # What training scripts save beside tensors, and what holds nothing but plain values.
 PLAIN: list[Any] = [argparse.Namespace]
+SHA256 = "sha256"  # in the metadata of our own .safetensors files: `content_sha256` of the tensors
 # Torch names what it refused, among the colours of a terminal.
 _REFUSED = re.compile(r"GLOBAL (\w[\w.]*)")
 
@@ -31,11 +34,13 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"There is no checkpoint at {path}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _read_safetensors(path)
         with torch.serialization.safe_globals(PLAIN):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file: {error}") from None
+    except UserError:
+        raise
     except Exception as error:  # a damaged pickle can raise nearly everything
         refused = _REFUSED.search(str(error))
         if refused is not None:
@@ -52,6 +57,40 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no tensors by name, but a {type(content).__name__}")
     return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        sha256 = (file.metadata() or {}).get(SHA256)
+    if sha256 is not None and sha256 != content_sha256(tensors):
+        raise UserError(f"{path} is damaged: its content is not what was written")
+    return tensors
+
+
+def content_sha256(content: Any) -> str:
+    """Returns the sha256 of tensors and plain values in dicts and lists, whatever the dicts' order."""
+    sha256 = hashlib.sha256()
+    for name, value in sorted(_leaves(content), key=lambda leaf: leaf[0]):
+        sha256.update(name.encode())
+        if isinstance(value, Tensor):
+            sha256.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            whole = value.detach().cpu().contiguous().flatten()
+            sha256.update(memoryview(whole.view(torch.uint8).numpy()))
+        else:
+            sha256.update(repr(value).encode())
+    return sha256.hexdigest()
+
+
+def _leaves(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _leaves(value, f"{name}/{key}")
+    elif isinstance(content, (list, tuple)):
+        for number, value in enumerate(content):
+            yield from _leaves(value, f"{name}/{number}")
+    else:
+        yield name, content
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -164,3 +164,22 @@ def test_measured_seconds_are_those_of_training_steps_sampling_and_evaluation(em
     write(empty, {"kind": "start"}, train, evaluation, evaluation, {"kind": "end", "train_seconds": 60.0})
     assert empty.measured_seconds() == {"training steps": 60.0, "sampling": 4.0, "evaluation": 1.0}
     assert empty.counts().evaluations == 2
+
+
+@pytest.mark.parametrize("place", range(0, 60, 3))
+def test_a_flipped_bit_of_a_line_is_seen(tmp_path, place):
+    """A damaged number is still a number, which only a checksum tells."""
+    path = tmp_path / "journal.jsonl"
+    line = {"kind": "evaluation", "step": 6, "metrics": {"FD-digits": 3.25, "recall": 0.5}}
+    for _ in range(2):
+        Journal(path).append(line)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert list(read_journal(path)) == [line]
+
+
+def test_a_line_of_an_earlier_version_has_no_checksum(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"kind": "train", "step": 1}\n')
+    assert list(read_journal(path)) == [{"kind": "train", "step": 1}]

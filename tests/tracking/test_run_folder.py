@@ -132,7 +132,33 @@ def test_a_run_that_is_done_stays_done(folder):
     with folder.lock(wait=False):
         assert folder.state == "done"
     assert folder.is_done
-    assert json.loads(folder.done_file.read_text()) == {"step": 90, "seconds": 12.5}
+    done = json.loads(folder.done_file.read_text())
+    assert done == {"step": 90, "seconds": 12.5, "journal": [0, 0]}
+
+
+def test_a_finished_run_whose_journal_lost_evaluations_says_so(folder, capsys):
+    folder.path.mkdir()
+    for step in (1, 2):
+        folder.journal.append({"kind": "evaluation", "step": step})
+    folder.mark_done(step=2, seconds=1.0)
+    folder.warn_of_lost_lines()
+    assert capsys.readouterr().err == ""
+    text = folder.journal.path.read_text().splitlines(keepends=True)
+    folder.journal.path.write_text(text[0])
+    folder.warn_of_lost_lines()
+    assert "journal.jsonl has lost 1 of 2 evaluations" in capsys.readouterr().err
+
+
+def test_a_configuration_that_is_not_the_one_of_the_start_is_refused(folder):
+    folder.write_config(json.dumps({"profile": "x", "seed": 3, "train": {"lr": 0.1}, "machine": {"a": 1}}))
+    folder.check_config()  # an imported run has no journal
+    config = {"profile": "x", "seed": 3, "train": {"lr": 0.1}, "machine": {}}
+    start = {"kind": "start", "time": 0.0, "step": 0, "epoch": 0.0}
+    folder.journal.append(start | {"config": config})
+    folder.check_config()
+    folder.journal.append(start | {"config": config | {"train": {"lr": 0.2}}})
+    with pytest.raises(UserError, match=r"train is \{'lr': 0\.1\}, but the journal says"):
+        folder.check_config()
 
 
 # ---- failures

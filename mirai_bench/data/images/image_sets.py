@@ -11,10 +11,11 @@ import logging
 import math
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -85,6 +86,21 @@ def npz_arrays(path: Path) -> dict[str, Header]:
     return arrays
 
 
+# What reading a member may raise, its checksum among the reasons.
+DAMAGED = (OSError, LookupError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+@contextmanager
+def opened_npz(path: Path) -> Iterator[Any]:
+    """Yields the arrays of an .npz file by their names. Raises UserError if one cannot be read."""
+    npz_arrays(path)  # whose headers are bounded
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except DAMAGED as error:
+        raise UserError(f"{path} is damaged, or is no file of this kind ({error})") from None
+
+
 class NpzImages:
     """The images `arr_0` uint8 (n, h, w, 3) of an .npz file, as ADM's batches have them."""
 
@@ -107,7 +123,7 @@ class NpzImages:
         self.labels: np.ndarray | None = None
         shape, dtype = arrays.get("arr_1", ((), np.dtype(np.float64)))
         if shape == (len(self),) and dtype.kind in "iu":
-            with np.load(path, allow_pickle=False) as file:
+            with opened_npz(path) as file:
                 self.labels = file["arr_1"]
         elif "arr_1" in arrays:
             found = f"arr_1 is {dtype} {shape}"
@@ -119,8 +135,11 @@ class NpzImages:
     def read(self, rows: range) -> np.ndarray:
         """Returns images. Fast for rows that follow those of the last call."""
         size = self.shape[1] * self.shape[2] * 3  # bytes per image
-        self._file.seek(self._start + rows.start * size)
-        content = self._file.read(len(rows) * size)
+        try:
+            self._file.seek(self._start + rows.start * size)
+            content = self._file.read(len(rows) * size)
+        except DAMAGED as error:
+            raise UserError(f"{self.path} is damaged ({error})") from None
         if len(content) < len(rows) * size:
             last = rows.start + len(content) // size
             raise UserError(f"{self.path} ends within image {last}: it is truncated")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from mirai_bench.data.images.decoding import SUFFIXES
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import atomic
+from mirai_bench.utils.files import write_bytes
 from mirai_bench.utils.hashing import digest, stamp
 
 log = logging.getLogger(__name__)
@@ -141,26 +141,29 @@ def _places(root: Path, runs: Path) -> tuple[Path, Path]:
 
 
 def _read_digests(path: Path) -> dict[tuple[str, str], str]:
-    """Returns the digests that are kept in a file, by name and stamp. A damaged line has none."""
-    kept = {}
+    """Returns the digests that are kept in a file, by name and stamp. A damaged file has none."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            for line in file:
-                sha256, _, rest = line.rstrip("\n").partition("\t")
-                facts, _, name = rest.partition("\t")
-                kept[name, facts] = sha256
+        content = path.read_bytes()
     except OSError:
         return {}
+    lines, _, checksum = content.removesuffix(b"\n").rpartition(b"\n")
+    if checksum.decode(errors="replace") != hashlib.sha256(lines).hexdigest():
+        return {}  # damaged, or by an earlier version: all files are read again
+    kept = {}
+    for line in lines.decode("utf-8", "surrogateescape").split("\n"):
+        sha256, _, rest = line.partition("\t")
+        facts, _, name = rest.partition("\t")
+        kept[name, facts] = sha256
     return kept
 
 
 def _keep(places: Iterable[Path], lines: Iterable[tuple[str, str, str]]) -> None:
-    content = "".join("\t".join(line) + "\n" for line in lines)
+    content = "\n".join("\t".join(line) for line in lines).encode("utf-8", "surrogateescape")
+    content += f"\n{hashlib.sha256(content).hexdigest()}\n".encode()
     for path in places:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(path) as temporary:
-                temporary.write_text(content, encoding="utf-8", errors="surrogateescape", newline="\n")
+            write_bytes(path, content)
             return
         except OSError:  # images may lie where nobody but their owner writes
             continue

@@ -7,6 +7,7 @@ Letters: N images, R views, B batch, T cells, Z feature width.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -110,7 +111,7 @@ def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> float:
     cells = encoder.grid[0] * encoder.grid[1]
     shape = (codes.num_images, codes.num_views, cells, encoder.width)
     total = codes.num_images * codes.num_views
-    done, seconds = _read_mark(folder, shape)
+    done, seconds, hashed = _read_mark(folder, shape)
     # 1. The disk.
     num_bytes = (total - done) * cells * encoder.width * 2
     free = shutil.disk_usage(folder).free
@@ -148,21 +149,33 @@ def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> float:
                 "foresight.encoder.cache: false"
             )
         rows[start : start + len(features)] = features
+        hashed.update(features)
         batches = start // BATCH_SIZE + 1
         if batches % BATCHES_PER_MARK == 0:
             out.flush()  # first, so that the mark never counts what is not on the disk
-            write_json(folder / MARK, {"views": batches * BATCH_SIZE, "seconds": time.perf_counter() - began})
+            mark = {"views": batches * BATCH_SIZE, "seconds": time.perf_counter() - began}
+            write_json(folder / MARK, mark | {"sha256": hashed.hexdigest()})
     out.flush()
     (folder / MARK).unlink(missing_ok=True)
     return time.perf_counter() - began
 
 
-def _read_mark(folder: Path, shape: tuple[int, ...]) -> tuple[int, float]:
-    """Returns how many views are written, and the seconds that they took. Both are 0 at first."""
+def _read_mark(folder: Path, shape: tuple[int, ...]) -> tuple[int, float, hashlib._Hash]:
+    """Returns how many views are written, the seconds that they took, and the hash of these views.
+
+    Both numbers are 0 at first, and if what is written is not what was.
+    """
+    hashed = hashlib.sha256()
     try:
         mark = json.loads((folder / MARK).read_bytes())
         stored = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
-        is_whole = stored.shape == shape and stored.dtype == np.float16
-        return (mark["views"], mark["seconds"]) if is_whole else (0, 0.0)
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0, 0.0
+        if stored.shape == shape and stored.dtype == np.float16:
+            rows = stored.reshape(-1, *shape[2:])[: mark["views"]]
+            for start in range(0, len(rows), BATCH_SIZE):
+                hashed.update(np.ascontiguousarray(rows[start : start + BATCH_SIZE]))
+            if hashed.hexdigest() == mark["sha256"]:
+                return mark["views"], mark["seconds"], hashed
+        log.warning(f"{folder} is damaged: it is begun again")
+    except (OSError, ValueError, LookupError, TypeError, EOFError):
+        pass  # nothing is written yet, or by an earlier version
+    return 0, 0.0, hashlib.sha256()

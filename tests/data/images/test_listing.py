@@ -135,14 +135,14 @@ def test_a_file_that_is_replaced_by_another_of_its_size_and_times_is_seen(many, 
 
 
 def test_digests_are_kept_in_the_runs_where_the_images_cannot_be_written(many, images, monkeypatch):
-    real = listing.atomic
+    real = listing.write_bytes
 
-    def refuses(path):
+    def refuses(path, content):
         if path.parent == images:
             raise PermissionError(13, "Permission denied")
-        return real(path)
+        real(path, content)
 
-    monkeypatch.setattr(listing, "atomic", refuses)
+    monkeypatch.setattr(listing, "write_bytes", refuses)
     first, _ = many()
     assert not (images / listing.DIGESTS).exists()
     assert many() == (first, 0)
