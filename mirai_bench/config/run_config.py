@@ -214,6 +214,11 @@ class RunConfig(Section):
         foresight = self.foresight
         if foresight.level == "none":  # its other fields have no effect
             return
+        if self.regularizer.name == "npp":
+            raise ValueError(
+                f"regularizer.name is npp with foresight.level: {foresight.level}, but states of patches "
+                "have no cells to look ahead from: write level: none"
+            )
         height, width = self.grid
         if foresight.k > self.num_tokens:
             raise ValueError(

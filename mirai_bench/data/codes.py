@@ -123,9 +123,9 @@ class Codes:
         start = position * batch_size + rank * share
         index = order[start : start + share]
         view = views[index]
-        return Batch(self._tokens_of(index, view), self.labels[index], index, view)
+        return Batch(self.tokens_of(index, view), self.labels[index], index, view)
 
-    def _tokens_of(self, index: Tensor, view: Tensor) -> Tensor:
+    def tokens_of(self, index: Tensor, view: Tensor) -> Tensor:
         """Returns the tokens long (B, T) of images (B,) and their views (B,)."""
         if self._tokens is not None:
             tokens = self._tokens[index, view]
@@ -137,12 +137,12 @@ class Codes:
     def images(self, index: Tensor) -> Batch:
         """Returns view 0 of these images, (B,) on the device."""
         view = torch.zeros_like(index)
-        return Batch(self._tokens_of(index, view), self.labels[index], index, view)
+        return Batch(self.tokens_of(index, view), self.labels[index], index, view)
 
     def of_view(self, view: int) -> Iterator[Tensor]:
         """Yields the tokens long (B, T) of this view of every image, in the order of the images."""
         for index in torch.arange(self.num_images, device=self.device).split(ENCODE_BATCH):
-            yield self._tokens_of(index, torch.full_like(index, view))
+            yield self.tokens_of(index, torch.full_like(index, view))
 
     def all(self) -> tuple[Tensor, Tensor]:
         """Returns the tokens (N, T) of view 0 and the labels (N,), for held-out losses."""

@@ -176,8 +176,13 @@ def training_flops(config: RunConfig, steps: int, total_steps: int) -> float | N
     warmup = 0
     if config.foresight.level != "none":
         warmup = min(steps, math.ceil(config.foresight.warmup * total_steps))
-    without = 3 * forward_flops(config) + regularizer_cost(config).flops
-    return config.train.batch_size * (warmup * without + (steps - warmup) * with_foresight)
+    regularizer = regularizer_cost(config)
+    without = 3 * forward_flops(config) + regularizer.flops
+    of_all = warmup * without + (steps - warmup) * with_foresight
+    # No foresight stands beside shorter sequences.
+    early = min(steps, math.ceil(regularizer.early_share * total_steps))
+    of_all += early * (regularizer.early_flops - without)
+    return config.train.batch_size * of_all
 
 
 # ---- parameters

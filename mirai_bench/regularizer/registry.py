@@ -10,8 +10,11 @@ import torch
 from mirai_bench.foresight.context import SourceContext
 from mirai_bench.regularizer.dispersive import Dispersive
 from mirai_bench.regularizer.iar import Iar
+from mirai_bench.regularizer.mtar import Mtar
+from mirai_bench.regularizer.npp import Npp
 from mirai_bench.regularizer.rear import Rear
 from mirai_bench.regularizer.regularizer import Regularizer
+from mirai_bench.regularizer.st_ar import StAr
 
 # The heads are seeded apart from the model and from foresight's heads.
 HEAD_SEED_OFFSET = 2**32
@@ -22,6 +25,9 @@ REGULARIZERS: dict[str, Callable[[SourceContext, Any], Regularizer]] = {
     "dispersive": Dispersive,
     "iar": Iar,
     "rear": Rear,
+    "mtar": Mtar,
+    "st-ar": StAr,
+    "npp": Npp,
 }
 
 

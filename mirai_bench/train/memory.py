@@ -53,8 +53,9 @@ def device_bytes(config: RunConfig, hardware: Hardware, world: int | None = None
     # 2. Per token: the blocks, and the projectors of foresight. The losses are chunked.
     processes = world or config.machine.workers
     rows = config.num_tokens * config.train.batch_size // (processes * config.machine.micro_batches)
-    of_blocks = model.depth * _block_bytes(model.width, num_bytes)
-    per_token = of_blocks + _projector_bytes(config, num_bytes) + num_bytes * regularizer_cost(config).values
+    extra = regularizer_cost(config)
+    of_blocks = (model.depth + extra.blocks) * _block_bytes(model.width, num_bytes)
+    per_token = of_blocks + _projector_bytes(config, num_bytes) + num_bytes * extra.values
     kept, transient = logit_bytes(config, rows, num_bytes, hardware.kind)
     return DeviceBytes(fixed, rows * per_token + kept + transient)
 
@@ -91,6 +92,7 @@ def logit_bytes(config: RunConfig, rows: int, num_bytes: int, kind: str) -> tupl
     vocabulary = config.tokenizer.vocabulary
     width = config.model.width
     heads = config.foresight.k if config.foresight.level == "output" else 1
+    heads += regularizer_cost(config).outputs
     # The gradients of the states and of the head.
     kept = heads * width * (num_bytes * rows + FLOAT32 * vocabulary)
     chunk = min(rows, chunk_rows(vocabulary, kind)) * vocabulary  # logits

@@ -12,7 +12,7 @@ import torch
 
 from mirai_bench.config.load import SWEEPS
 from mirai_bench.config.sweep_file import load_sweep
-from mirai_bench.model.cost import step_flops
+from mirai_bench.model.cost import training_flops
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train.trainer import dropped_labels, teacher_run
 from mirai_bench.utils.errors import UserError
@@ -125,7 +125,9 @@ def test_counted_flops_equal_torchs_counter(arm, shared_runs):
     # recomputed scores, or nothing at all.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.step(0)
-    assert counter.get_total_flops() / config.train.batch_size == pytest.approx(step_flops(config), rel=1e-3)
+    assert counter.get_total_flops() == pytest.approx(
+        training_flops(config, 1, trainer.total_steps), rel=1e-3
+    )
 
 
 def test_each_source_of_randomness_has_its_seed(make_config):
