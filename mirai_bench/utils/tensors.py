@@ -76,7 +76,7 @@ def content_sha256(content: Any) -> str:
         if isinstance(value, Tensor):
             sha256.update(f"{value.dtype} {tuple(value.shape)}".encode())
             whole = value.detach().cpu().contiguous().flatten()
-            sha256.update(memoryview(whole.view(torch.uint8).numpy()))
+            sha256.update(whole.view(torch.uint8).numpy().data)
         else:
             sha256.update(repr(value).encode())
     return sha256.hexdigest()

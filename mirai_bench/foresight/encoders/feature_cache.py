@@ -149,7 +149,7 @@ def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> float:
                 "foresight.encoder.cache: false"
             )
         rows[start : start + len(features)] = features
-        hashed.update(features)
+        hashed.update(features.data)
         batches = start // BATCH_SIZE + 1
         if batches % BATCHES_PER_MARK == 0:
             out.flush()  # first, so that the mark never counts what is not on the disk
@@ -172,7 +172,7 @@ def _read_mark(folder: Path, shape: tuple[int, ...]) -> tuple[int, float, hashli
         if stored.shape == shape and stored.dtype == np.float16:
             rows = stored.reshape(-1, *shape[2:])[: mark["views"]]
             for start in range(0, len(rows), BATCH_SIZE):
-                hashed.update(np.ascontiguousarray(rows[start : start + BATCH_SIZE]))
+                hashed.update(np.ascontiguousarray(rows[start : start + BATCH_SIZE]).data)
             if hashed.hexdigest() == mark["sha256"]:
                 return mark["views"], mark["seconds"], hashed
         log.warning(f"{folder} is damaged: it is begun again")
