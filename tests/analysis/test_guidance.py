@@ -8,6 +8,7 @@ import pytest
 from again import read
 from guidance import HAS, best_scale, command, report, rows, run
 
+from tests.support.paths import ROOT
 from tests.support.small_run import finished_pair
 
 
@@ -91,3 +92,10 @@ def test_a_finished_sweep_is_measured_once_and_its_own_evaluation_is_not_repeate
     assert (tmp_path / "again" / "guidance_digits.md").read_text() == (
         tmp_path / "reports" / "guidance_digits.md"
     ).read_text()
+
+
+def test_the_committed_table_is_rebuilt_byte_for_byte(tmp_path):
+    records = ROOT / "reports" / "data" / "guidance_digits.jsonl"
+    assert run(command, ["--records", str(records), "--out", str(tmp_path)]) == 0
+    for name in ("guidance_digits.md", "guidance_injection_level_digits.svg"):
+        assert (tmp_path / name).read_bytes() == (ROOT / "reports" / name).read_bytes()
