@@ -27,6 +27,7 @@ from mirai_bench.results.cost import AXES
 from mirai_bench.results.frame import Results, is_distance, lower_is_better, refuse_mixed_protocols
 from mirai_bench.results.stats import t_interval
 from mirai_bench.results.table import MISSING
+from mirai_bench.utils.assets import shipped
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.files import write_text
@@ -34,7 +35,7 @@ from mirai_bench.utils.text_table import markdown_escape, markdown_table
 
 log = logging.getLogger(__name__)
 
-TARGETS = Path(__file__).resolve().parents[1] / "reports" / "fd_targets.yaml"
+TARGETS = shipped("reports", "fd_targets.yaml")
 HEAD = """\
 # Values that a run has to reach, for each profile and metric. They were fixed before the runs that
 # are compared with them: each is the median of the baseline's last values over these seeds.

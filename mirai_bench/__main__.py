@@ -1,19 +1,24 @@
 """The command `mirai-bench COMMAND …`, which is `python -m mirai_bench.COMMAND …`.
 
-Only the command's own modules are imported.
+Only the command's own modules are imported. The scripts of analysis/ are commands, too.
 """
 
 from __future__ import annotations
 
 import runpy
 import sys
+from pathlib import Path
 
+from mirai_bench import __version__
+from mirai_bench.utils.assets import shipped
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import unknown
 
 # What --help says of each command. It is the module of its name in mirai_bench.
 COMMANDS = {
     "sweep": "trains and evaluates all arms of a sweep file with all seeds; status, search, schema",
+    "sweep.list": "lists sweeps, arms, profiles, protocols, extractors, encoders and diagnostics",
+    "sweep.init": "writes a commented sweep or profile file to begin with",
     "train": "trains one run",
     "sample": "samples images from a run",
     "diagnose": "looks into the weights of finished runs: why does an arm help?",
@@ -25,7 +30,17 @@ COMMANDS = {
     "benchmark": "measures throughput, memory and utilisation, also of a peer's code",
 }
 # Short names of commands that lie in a room of others.
-ALIASES = {"prepare": "data.prepare"}
+ALIASES = {"prepare": "data.prepare", "list": "sweep.list", "init": "sweep.init"}
+# The scripts of analysis/, by the names of their commands, and what --help says of each.
+SCRIPTS = {
+    "table": ("fid_table", "writes the table of a sweep as Markdown, CSV, LaTeX and HTML"),
+    "plot": ("plot_convergence", "draws the metric against epochs, FLOPs or seconds"),
+    "grid": ("sample_grid", "puts samples of all arms side by side"),
+    "claims": ("claims", "gives a verdict on each claim of the paper"),
+    "ladder": ("ladder", "draws what each arm changes against the size of the model"),
+    "why": ("diagnose", "draws what diagnostics found, and whether it goes with the gain"),
+    "guidance": ("guidance", "compares the arms at their best scale of classifier-free guidance"),
+}
 
 
 def command(argv: list[str]) -> int:
@@ -33,21 +48,37 @@ def command(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
+    if argv[0] == "--version":
+        print(f"mirai-bench {__version__}")
+        return 0
     name = ALIASES.get(argv[0], argv[0])
-    if name not in COMMANDS:
-        raise unknown("command", argv[0], COMMANDS)
+    if name not in COMMANDS and name not in SCRIPTS:
+        raise unknown("command", argv[0], [*COMMANDS, *ALIASES, *SCRIPTS])
     # As if the module were the script: its parser reads sys.argv, and its `__name__` is "__main__".
     sys.argv = [f"mirai-bench {argv[0]}", *argv[1:]]
-    runpy.run_module(f"mirai_bench.{name}", run_name="__main__", alter_sys=True)
+    if name in SCRIPTS:
+        script = script_of(name)
+        sys.path.insert(0, str(script.parent))  # as for a script: they share modules beside them
+        runpy.run_path(str(script), run_name="__main__")
+    else:
+        runpy.run_module(f"mirai_bench.{name}", run_name="__main__", alter_sys=True)
     return 0  # only if the command does not end the process itself
+
+
+def script_of(name: str) -> Path:
+    """Returns the path of the script behind a command."""
+    return shipped("analysis", f"{SCRIPTS[name][0]}.py")
 
 
 def usage() -> str:
     """Returns the text of --help."""
-    width = max(map(len, COMMANDS))
+    short = {module: name for name, module in ALIASES.items()}
+    shown = {short.get(name, name): what for name, what in COMMANDS.items()}
+    shown |= {name: what for name, (_, what) in SCRIPTS.items()}
+    width = max(map(len, shown))
     lines = ["usage: mirai-bench COMMAND …        (mirai-bench COMMAND --help says more)", ""]
-    lines += [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
-    lines += ["", "example: mirai-bench sweep sweeps/injection_level.yaml --dry-run"]
+    lines += [f"  {name:{width}}  {what}" for name, what in shown.items()]
+    lines += ["", "example: mirai-bench sweep injection_level --dry-run"]
     return "\n".join(lines)
 
 

@@ -131,4 +131,4 @@ def blocks(page):
 def test_other_commands_than_python_in_bash_blocks_are_known():
     """What the nightly test does not run: the installation and the tests themselves."""
     words = {line.split()[0] for page in PAGES for block in blocks(page) for line in block.splitlines()}
-    assert words <= {"python", "pip", "pytest", "pre-commit"}
+    assert words <= {"python", "mirai-bench", "pip", "pytest", "pre-commit"}

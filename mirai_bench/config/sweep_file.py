@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mirai_bench.config.load import Unfit, build_run, checked, merge, parse_sets, read_profile, read_yaml
+from mirai_bench.config.load import (
+    SWEEPS,
+    Unfit,
+    build_run,
+    checked,
+    merge,
+    parse_sets,
+    read_profile,
+    read_yaml,
+)
 from mirai_bench.config.official import expand_official
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sections import Amount, Name, Positive, PositiveAmount, Section, Seed
@@ -230,6 +239,22 @@ still be compared."""
     def arms(self) -> list[str]:
         """Returns the names of the arms, in the order of the file."""
         return list(dict.fromkeys(cell.arm for cell in self.cells))
+
+
+def find_sweep(name: str) -> Path:
+    """Returns the path of a sweep file, which is given as a path, or by its name if it ships with us.
+
+    Raises UserError, with the names that there are, if there is no such file.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = {file.stem: file for file in sorted(SWEEPS.glob("*.yaml"))}
+    if path.parent == Path() and path.suffix in ("", ".yaml") and path.stem in known:
+        return known[path.stem]
+    if path.suffix == "":
+        raise unknown("sweep", name, known)
+    raise UserError(f"There is no file {name!r}. By their names you can write {', '.join(known)}")
 
 
 def load_sweep(

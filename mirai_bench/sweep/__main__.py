@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mirai_bench.config.load import SWEEPS
+from mirai_bench.config.sweep_file import find_sweep
 from mirai_bench.sweep.commands import commands
 from mirai_bench.sweep.estimate import concurrent_trials, measured_rate
 from mirai_bench.sweep.overview import dry_run, number, status
@@ -125,7 +126,9 @@ def command(argv: list[str]) -> int:
 
         if args.files:
             raise UserError(f"schema takes no file, found {args.files[0]!r}")
-        print(*write_schemas(SWEEPS / "schema"), sep="\n")
+        # Those of an installed package stay as they are.
+        folder = Path("schema") if SWEEPS.parent.name == "shipped" else SWEEPS / "schema"
+        print(*write_schemas(folder), sep="\n")
         return 0
     if len(args.files) != 1:
         what = "profile" if action == "noise" else "sweep file"
@@ -140,7 +143,7 @@ def command(argv: list[str]) -> int:
     if action == "noise":
         return measure_noise(args)
     # 2. What starts nothing.
-    path = Path(args.files[0])
+    path = find_sweep(args.files[0])
     choices = {"profile": args.profile, "seeds": args.seeds, "only": args.only}
     plan = make_plan(path, settings=args.settings, **choices)
     for reason in plan.sweep.left_out.values():
@@ -214,7 +217,7 @@ def train(plan: Plan, args: argparse.Namespace) -> int:
     again = f"the same command tries them again: python -m mirai_bench.sweep {shlex.join(args.words)}"
     log.info(f"{len(failed)} cells failed; {again}" if failed else "next:")
     log.info(f"  {ui_command()}   # every run: parameters, curves, grids")
-    log.info(f"  python analysis/plot_convergence.py   # {plan.sweep.axis}: metric against epochs")
+    log.info(f"  mirai-bench plot   # {plan.sweep.axis}: metric against epochs")
     if args.diagnose:
         log.info(f"  python analysis/diagnose.py --runs {plan.runs}   # why: one figure for each diagnostic")
     return 1 if failed else 0

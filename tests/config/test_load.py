@@ -235,7 +235,7 @@ def test_a_shorter_training_keeps_the_places_of_its_evaluations_and_says_so(capl
     # What is said with --set counts, and a longer training evaluates where the profile says.
     assert load_run("digits", ["train.epochs=2", "evaluation.at=[2]"]).evaluation.at == (2,)
     assert load_run("digits", ["train.epochs=12"]).evaluation.at == (2, 4, 5, 6)
-    with pytest.raises(UserError, match="evaluation.at ends at epoch 6, after train.epochs = 2"):
+    with pytest.raises(UserError, match=r"evaluation.at ends at epoch 6, after train.epochs = 2"):
         load_run("digits", ["train.epochs=2", "evaluation.at=[4, 6]"])
     with pytest.raises(UserError, match=r"train.epochs is 0"):
         load_run("digits", ["train.epochs=0"])

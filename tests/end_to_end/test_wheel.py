@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mirai_bench.__main__ import SCRIPTS
 from mirai_bench.config.load import SWEEPS, load_run
 from mirai_bench.config.sweep_file import load_sweep
 from tests.nightly.environments import build_wheel, clean_environment, run
@@ -83,7 +84,8 @@ def python(unpacked, here):
 def test_it_holds_the_package_the_sweeps_and_what_tables_read_and_nothing_else(wheel):
     files = set(repository_files())
     expected = {name for name in files if name.startswith("mirai_bench/")}
-    expected |= {f"mirai_bench/shipped/{name}" for name in files if name.startswith("sweeps/")}
+    expected |= {f"mirai_bench/shipped/{name}" for name in files if name.startswith(("sweeps/", "analysis/"))}
+    expected |= {f"mirai_bench/shipped/reports/{name}" for name in ("claims.yaml", "fd_targets.yaml")}
     shipped_data = ("controls.json", "noise_cifar10_cpu.jsonl", "noise_digits.jsonl", "paper_values.csv")
     expected |= {f"mirai_bench/shipped/reports/data/{name}" for name in shipped_data}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
@@ -113,3 +115,11 @@ def test_a_shipped_sweep_is_planned_from_an_empty_folder(python, unpacked, here)
 def test_mirai_bench_is_a_command_of_the_wheel(unpacked, python):
     assert (unpacked / "bin" / "mirai-bench").is_file()
     assert "mirai-bench COMMAND" in python(str(unpacked / "bin" / "mirai-bench"), "--help")
+    assert python(str(unpacked / "bin" / "mirai-bench"), "--version").startswith("mirai-bench 0.")
+
+
+def test_scripts_of_the_analysis_are_commands_of_the_wheel(unpacked, python):
+    command = str(unpacked / "bin" / "mirai-bench")
+    for name in SCRIPTS:
+        assert "usage:" in python(command, name, "--help"), name
+    assert "internal-2d" in python(command, "list", "injection_level")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirai_bench.__main__ import ALIASES, COMMANDS, usage
+from mirai_bench.__main__ import SCRIPTS as COMMANDS_OF_ANALYSIS
 from tests.support.paths import ROOT
 
 PAGES = [
@@ -200,6 +201,8 @@ def read(text: str) -> Command:
     words = [word for word in shlex.split(text, comments=True) if word not in ("…", "...")]
     launcher = words[0]
     if launcher == "mirai-bench":
+        if words[1] in COMMANDS_OF_ANALYSIS:
+            return Command(launcher, f"analysis/{COMMANDS_OF_ANALYSIS[words[1]][0]}.py", tuple(words[2:]))
         module = f"mirai_bench.{ALIASES.get(words[1], words[1])}"
         return Command(launcher, module, tuple(words[2:]))
     if launcher == "sbatch":  # the words after the script are those of a sweep

@@ -36,7 +36,7 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nowhere.yaml"], "no file 'nowhere.yaml'"),
+        (["nowhere.yaml"], "There is no file 'nowhere.yaml'"),
         ([FILE, "--only", "internal2d"], "Did you mean 'internal-2d'"),
         ([FILE, "--profile", "digit"], "Did you mean 'digits'"),
         ([FILE, "--set", "train.epoch=5"], "Did you mean 'epochs'"),

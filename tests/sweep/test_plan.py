@@ -9,8 +9,10 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from mirai_bench.config.load import SWEEPS
+from mirai_bench.config.load import SWEEPS, load_run
+from mirai_bench.config.variation import varied_name
 from mirai_bench.sweep.__main__ import command
+from mirai_bench.sweep.commands import commands
 from mirai_bench.sweep.driver import missing
 from mirai_bench.sweep.estimate import measured_rate
 from mirai_bench.sweep.looks import can_show
@@ -117,10 +119,22 @@ def test_the_plan_keeps_earlier_cells_that_still_stand(here):
     assert len(extended.sweep.cells) == 2 and len(content["cells"]) == 17
     assert content["arms"] == ["baseline", "output-1d", "output-2d", "internal-1d", "internal-2d"]
     assert [cell["seed"] for cell in content["cells"]] == sorted(cell["seed"] for cell in content["cells"])
-    changed = plan_of(settings=["train.epochs=12", "evaluation.at=[12]"], seeds=[0])
-    assert len(json.loads(changed.file(".json").read_text())["cells"]) == 5, (
-        "cells of another config are no part of the table"
-    )
+
+
+def test_a_sweep_under_set_is_another_sweep_and_takes_nothing_from_the_first(here):
+    first = plan_of()
+    before = first.file(".json").read_text()
+    varied = plan_of(settings=["train.epochs=12", "machine.threads=2", "evaluation.at=[12]"], seeds=[0])
+    assert varied.sweep.axis == "injection_level+at-12+epochs-12"
+    content = json.loads(varied.file(".json").read_text())
+    assert content["settings"] == ["evaluation.at=[12]", "train.epochs=12"] and len(content["cells"]) == 5
+    assert first.file(".json").read_text() == before
+    # Their order does not matter, the last of two counts, and where it runs makes no difference.
+    again = plan_of(settings=["evaluation.at=[12]", "train.epochs=3", "train.epochs=12"], seeds=[1])
+    assert again.file(".json") == varied.file(".json")
+    assert plan_of(settings=["machine.threads=2"]).file(".json") == first.file(".json")
+    long = varied_name("injection_level", [f"foresight.encoder.weights=/a/long/path/{'x' * 80}"])
+    assert re.fullmatch(r"injection_level\+[0-9a-f]{6}", long)
 
 
 def test_a_damaged_plan_is_named(here):
@@ -300,3 +314,21 @@ def test_until_decided_goes_on_with_the_arms_that_need_it(here, tmp_path, monkey
 
 def test_a_dry_run_says_what_the_seeds_can_show(here, tmp_path):
     assert "there is no noise panel of staircase" in can_show(plan_of(SWEEPS / "controls.yaml"))
+
+
+def test_commands_for_what_is_missing(here, capfd):
+    plan = plan_of(seeds=[10])
+    finish(plan.sweep.cells[1])
+    first = commands(plan)
+    assert len(first) == 4
+    for line, arm in zip(first, ("baseline", "output-2d", "internal-1d", "internal-2d"), strict=True):
+        (cell,) = [cell for cell in plan.sweep.cells if cell.arm == arm]
+        assert line == f"python -m mirai_bench.train {cell.run_path / 'config.json'}"
+        # The command trains the very run that the sweep means.
+        assert load_run(cell.run_path / "config.json").fingerprint() == cell.fingerprint
+        assert RunFolder(cell.run_path).state == "pending"
+    finish(plan.sweep.cells[0])
+    assert commands(plan_of(seeds=[10])) == first[1:]
+    assert json.loads(plan.file(".json").read_text())["cells"]
+    (several,) = commands(plan_of(seeds=[10], only=["output-2d"], settings=["machine.workers=2"]))
+    assert several.startswith("torchrun --nproc-per-node 2 -m mirai_bench.train ")

@@ -1,0 +1,58 @@
+"""What a newcomer asks first: what is there, and a file to begin with."""
+
+import json
+
+import pytest
+
+from mirai_bench import __main__ as main
+from mirai_bench.config.load import load_run
+from mirai_bench.config.sweep_file import find_sweep, load_sweep
+from mirai_bench.sweep import init
+from mirai_bench.sweep import list as listing
+from mirai_bench.utils.errors import UserError
+
+TITLES = {"sweep", "profile", "protocol", "extractor", "encoder", "regularizer", "diagnostic"}
+
+
+def test_everything_that_a_file_can_name_is_listed(capsys):
+    assert listing.command(["--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == TITLES
+    for title, entries in found.items():
+        assert entries and all(entries.values()), f"each {title} has a line"
+    assert "8x8 tokens, 3 blocks x 64" in found["profile"]["digits"]
+    assert listing.command(["injection_level"]) == 0
+    assert "output-2d    level: output, layout: grid_2d" in capsys.readouterr().out
+
+
+def test_a_sweep_is_found_by_its_name_from_anywhere(here):
+    for name in ("injection_level", "injection_level.yaml"):
+        assert find_sweep(name).name == "injection_level.yaml"
+    (here / "injection_level.yaml").write_text("axis: mine")
+    assert str(find_sweep("injection_level.yaml")) == "injection_level.yaml", "the user's own comes first"
+    with pytest.raises(UserError, match="Did you mean 'injection_level'"):
+        find_sweep("injecton_level")
+    with pytest.raises(UserError, match=r"There is no file 'elsewhere/injection_level.yaml'"):
+        find_sweep("elsewhere/injection_level.yaml")
+
+
+def test_files_to_begin_with_can_be_read(here, capsys):
+    assert init.command(["sweep", "mine.yaml"]) == 0
+    assert capsys.readouterr().out == "mirai-bench sweep mine.yaml --dry-run\n"
+    sweep = load_sweep(here / "mine.yaml")
+    assert sweep.axis == "my_sweep" and len(sweep.cells) == 6 * len(sweep.arms)
+    assert init.command(["profile", "own.yaml"]) == 0
+    # Nothing is changed yet but what its comments say.
+    assert load_run("own.yaml").train == load_run("digits").train.model_copy(update={"recipe": "untuned"})
+    with pytest.raises(UserError, match="is there already"):
+        init.command(["sweep", "mine.yaml"])
+
+
+def test_scripts_of_the_analysis_are_commands(capsys):
+    for name in main.SCRIPTS:
+        assert main.script_of(name).is_file(), name
+        assert f"\n  {name}" in main.usage()
+    with pytest.raises(UserError, match="Did you mean 'plot'"):
+        main.command(["plott"])
+    assert main.command(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("mirai-bench ")
