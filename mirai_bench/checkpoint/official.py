@@ -139,7 +139,7 @@ def read_official(path: Path, config: RunConfig) -> Official:
         last = projector.get(f"weights.{foresight.projector.layers - 1}")  # (K, hidden, Z)
         target_width = 0 if last is None else last.shape[-1]  # 0: it is missing, and so refused
         with torch.device("meta"):
-            ours = Projector(foresight.projector, foresight.k, config.model.width, target_width)
+            ours = Projector(foresight.projector, foresight.num_heads, config.model.width, target_width)
         check_fits(ours, projector, f"{path} (projectors)")
     steps = content.get("steps", 0)
     if type(steps) is not int or not 0 <= steps < 2**31:

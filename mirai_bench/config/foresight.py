@@ -139,6 +139,12 @@ a final norm. A fraction of the depth means the same at every model size."""
     reduce: Literal["mean", "sum"] = "mean"
     """How the losses of the K heads are combined: the paper's text averages them, the official \
 code sums them."""
+    loss: Literal["cosine", "smooth_l1"] = "cosine"
+    """How a projected state is compared with its target: 1 - cosine, or the smooth L1 distance of SRA \
+(arXiv 2505.02831), whose elbow is at 0.05. Level `internal` only."""
+    pooled: bool = False
+    """Whether one head aims at the mean of the K cells' features, as in Video-Mirai, instead of one head \
+at each of them. Level `internal` only."""
     projector: ProjectorConfig = ProjectorConfig()
     """The projector of each head. Level `internal` only."""
 
@@ -153,9 +159,10 @@ that is about to predict it (the paper's formula)."""
     share_label_drop: bool = True
     """Sources ema and frozen: whether the teacher sees the null class where the student does \
 (official code: no)."""
-    target_norm: Literal["none", "layer_norm", "center"] = "none"
-    """What is done to the target before the cosine: nothing, LayerNorm without affine parameters, \
-or subtracting the mean over the batch."""
+    target_norm: Literal["none", "layer_norm", "center", "z_score"] = "none"
+    """What is done to the target before it is compared: nothing, LayerNorm without affine parameters, \
+subtracting the mean over the batch, or giving each channel mean 0 and deviation 1 over the cells of an \
+image (iREPA, arXiv 2512.10794)."""
 
     # ---- what each source needs
 
@@ -195,6 +202,11 @@ weights (source random)."""
         return self.level == "internal"
 
     @property
+    def num_heads(self) -> int:
+        """Returns the number of heads: K, or 1 if their targets are pooled."""
+        return 1 if self.internal and self.pooled else self.k
+
+    @property
     def provider(self) -> str:
         """Returns the source that computes the features.
 
@@ -216,6 +228,11 @@ weights (source random)."""
     def trains_teacher(self) -> bool:
         """Tells whether the teacher is a run of the project that has to be trained first."""
         return self.internal and self.source == "frozen" and self.teacher is None
+
+    @property
+    def stops(self) -> bool:
+        """Tells whether foresight is off after `step_at`."""
+        return self.schedule == "step" and self.final_weight == 0
 
     def relevant(self) -> dict[str, Any]:
         """Returns the fields that can change a number, for the fingerprint.
@@ -240,7 +257,10 @@ weights (source random)."""
             "encoder": self.uses_encoder,
             "final_weight": self.schedule != "constant",
             "step_at": self.schedule == "step",
-            "reduce": self.k > 1,  # the mean and the sum of one head are the same
+            "reduce": self.num_heads > 1,  # the mean and the sum of one head are the same
+            # Fields that came later are left out where they say what runs before them did.
+            "loss": internal and self.loss != "cosine",
+            "pooled": internal and self.pooled and self.k > 1,  # the mean of one cell is the cell
         }
         left_out: dict[str, Any] = {name: True for name, effect in matters.items() if not effect}
         if self.encoder.name != "masked_tokens":

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from mirai_bench.config.foresight import ForesightConfig, resolve_layer
 from mirai_bench.data.codes import Batch
 from mirai_bench.foresight.context import SourceContext
 from mirai_bench.foresight.layout import LAYOUTS, Layout
-from mirai_bench.foresight.loss import TARGET_NORMS, Projector, cosine_loss, pair, reduce_heads
+from mirai_bench.foresight.loss import LOSSES, TARGET_NORMS, Projector, pair, pool, reduce_heads
 from mirai_bench.foresight.source import SOURCES
 from mirai_bench.model.kernels import linear_cross_entropy
 from mirai_bench.model.transformer import States
@@ -84,32 +85,43 @@ class InternalLevel(Level):
     """The paper's level: hidden states are projected and aligned with the source's features.
 
     The hidden states are the residual stream after block `layer`. Head k of a state is aligned with
-    the feature of the state's k-th foresight cell.
+    the feature of the state's k-th foresight cell, or the only head with the mean of all of them.
     """
+
+    pooled_index: Tensor  # (T, K) long, the cells whose mean is the target if `pooled`
+    pooled_valid: Tensor  # (T, K) bool
 
     def __init__(self, context: SourceContext) -> None:
         config = context.config
         foresight = config.foresight
         layout = LAYOUTS[foresight.layout](*config.grid, foresight.k)
         pairs = pair(layout, foresight.pairing, foresight.explicit, foresight.class_token)
+        cells = pairs
+        if foresight.pooled:  # feature s is then the mean of what state s looks at
+            pairs = Layout(np.arange(len(cells.valid))[:, None], cells.valid.max(1, keepdims=True))
         super().__init__(foresight, pairs)
+        if foresight.pooled:
+            self.register_buffer("pooled_index", torch.from_numpy(cells.targets), persistent=False)
+            self.register_buffer("pooled_valid", torch.from_numpy(cells.valid), persistent=False)
         self.tap = resolve_layer(foresight.layer, config.model.depth)
         self.source = SOURCES[foresight.source](context)
         self.one_off_seconds = self.source.one_off_seconds
         width = config.model.width
-        self.projector = Projector(foresight.projector, foresight.k, width, self.source.width)
+        self.projector = Projector(foresight.projector, foresight.num_heads, width, self.source.width)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialises the projectors."""
         self.projector.init_weights(generator)
 
     def losses(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
-        """Returns 1 - cosine of projected states and features, averaged over each head's pairs, (K,)."""
+        """Returns the distance of projected states and features, averaged over each head's pairs, (K,)."""
         assert states.hidden is not None, "the trunk was asked for the states after block `tap`"
         with torch.no_grad():
             features = self.source(batch, labels).float()  # (B, T, Z), under autocast in bf16
             targets = TARGET_NORMS[self.config.target_norm](features)
-        return cosine_loss(self.projector(states.hidden), targets, self.index, self.valid)
+            if self.config.pooled:
+                targets = pool(targets, self.pooled_index, self.pooled_valid)
+        return LOSSES[self.config.loss](self.projector(states.hidden), targets, self.index, self.valid)
 
 
 LEVELS: dict[str, Callable[[SourceContext], Level] | None] = {

@@ -1,4 +1,4 @@
-"""Pairs of states and targets, the projector, and the cosine loss.
+"""Pairs of states and targets, the projector, and the losses.
 
 Letters: B batch, T states, K heads, D width of the student, Z width of the targets.
 """
@@ -71,12 +71,18 @@ class Projector(nn.Module):
         return x.unflatten(1, hidden.shape[:2])
 
 
+Z_SCORE_EPS = 1e-6  # iREPA's
+SMOOTH_L1_BETA = 0.05  # SRA's: below it the distance is quadratic
+
 # What is done to the targets (B, T, Z). The official code takes them as they are, although the
 # channels of large magnitude of a residual stream then decide the cosine.
 TARGET_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda target: target,
     "layer_norm": lambda target: F.layer_norm(target, target.shape[-1:]),
     "center": lambda target: target - target.mean((0, 1), keepdim=True),
+    "z_score": lambda target: (
+        (target - target.mean(1, keepdim=True)) / (target.std(1, keepdim=True) + Z_SCORE_EPS)
+    ),
 }
 
 
@@ -99,6 +105,39 @@ def cosine_loss(projected: Tensor, targets: Tensor, index: Tensor, valid: Tensor
         # An average over the valid pairs, and 0 instead of 0 / 0.
         weights = valid.T / valid.T.sum(1, keepdim=True).clamp(min=1)  # (K, T)
         return ((1 - torch.stack(cosines)) * weights).sum(1)
+
+
+def smooth_l1_loss(projected: Tensor, targets: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+    """Returns the smooth L1 distance of each head (K,), a mean over channels and valid pairs.
+
+    The arguments are those of `cosine_loss`.
+    """
+    with torch.autocast(projected.device.type, enabled=False):
+        distances = []
+        for k in range(len(projected)):
+            aims = targets[:, index[:, k]].float()
+            of_head = F.smooth_l1_loss(projected[k].float(), aims, reduction="none", beta=SMOOTH_L1_BETA)
+            distances.append(of_head.mean((0, 2)))  # (T,)
+        weights = valid.T / valid.T.sum(1, keepdim=True).clamp(min=1)  # (K, T)
+        return (torch.stack(distances) * weights).sum(1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "cosine": cosine_loss,
+    "smooth_l1": smooth_l1_loss,
+}
+
+
+def pool(features: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+    """Returns for each state the mean (B, T, Z) of the features (B, T, Z) of its valid cells.
+
+    index and valid are (T, K). A state without a valid cell gets zeros.
+    """
+    total = torch.zeros_like(features)
+    # Cell by cell, because the features of all cells at once would be K times as large.
+    for k in range(index.shape[1]):
+        total = total + features[:, index[:, k]] * valid[:, k, None]
+    return total / valid.sum(1, keepdim=True).clamp(min=1)
 
 
 def reduce_heads(losses: Tensor, valid: Tensor, how: Literal["mean", "sum"]) -> Tensor:

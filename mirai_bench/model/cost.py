@@ -122,7 +122,7 @@ def projector_shapes(config: RunConfig) -> list[tuple[int, int, int]]:
     """
     width = config.model.width
     foresight = config.foresight
-    return foresight.projector.shapes(foresight.k, width, target_width(config) or width)
+    return foresight.projector.shapes(foresight.num_heads, width, target_width(config) or width)
 
 
 def head_flops(config: RunConfig) -> float | None:
@@ -172,13 +172,15 @@ def training_flops(config: RunConfig, steps: int, total_steps: int) -> float | N
     with_foresight = step_flops(config)
     if with_foresight is None:
         return None
-    # Foresight costs nothing during its warm-up.
-    warmup = 0
-    if config.foresight.level != "none":
-        warmup = min(steps, math.ceil(config.foresight.warmup * total_steps))
+    # Foresight costs nothing during its warm-up, and after the step of a schedule to 0.
+    foresight = config.foresight
+    start = min(steps, math.ceil(foresight.warmup * total_steps))
+    end = steps
+    if foresight.stops:
+        end = max(start, min(steps, math.ceil(foresight.step_at * total_steps)))
     regularizer = regularizer_cost(config)
     without = 3 * forward_flops(config) + regularizer.flops
-    of_all = warmup * without + (steps - warmup) * with_foresight
+    of_all = (steps - (end - start)) * without + (end - start) * with_foresight
     # No foresight stands beside shorter sequences.
     early = min(steps, math.ceil(regularizer.early_share * total_steps))
     of_all += early * (regularizer.early_flops - without)

@@ -76,11 +76,11 @@ def _projector_bytes(config: RunConfig, num_bytes: int) -> int:
     if not foresight.internal:
         return 0
     # Input and output of each SiLU.
-    trunks = 1 if foresight.projector.shared_trunk else foresight.k
+    trunks = 1 if foresight.projector.shared_trunk else foresight.num_heads
     hidden_layers = trunks * (foresight.projector.layers - 1)
     hidden = hidden_layers * 2 * num_bytes * foresight.projector.hidden
     # Three vectors of the cosine of each head.
-    return hidden + foresight.k * 3 * FLOAT32 * config.model.width
+    return hidden + foresight.num_heads * 3 * FLOAT32 * config.model.width
 
 
 def logit_bytes(config: RunConfig, rows: int, num_bytes: int, kind: str) -> tuple[int, int]:

@@ -43,8 +43,7 @@ def foresight_can_be_off(config: ForesightConfig) -> bool:
     Such a step does not use the foresight heads.
     """
     # Linear and cosine schedules come to zero after the last step, not in it.
-    ends_at_zero = config.schedule == "step" and config.final_weight == 0
-    is_off = config.warmup > 0 or config.weight == 0 or ends_at_zero
+    is_off = config.warmup > 0 or config.weight == 0 or config.stops
     return config.level != "none" and is_off
 
 

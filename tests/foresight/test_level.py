@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from mirai_bench.foresight.layout import LAYOUTS
 from mirai_bench.foresight.level import LEVELS
-from mirai_bench.foresight.loss import TARGET_NORMS
+from mirai_bench.foresight.loss import LOSSES, TARGET_NORMS
 from mirai_bench.foresight.source import SOURCES
 from mirai_bench.model.kernels import linear_cross_entropy
 from mirai_bench.model.transformer import build_model
@@ -30,6 +30,9 @@ VARIANTS = [
     },
     {"level": "internal", "projector": {"shared_trunk": True, "hidden": 16}},
     *({"level": "internal", "target_norm": norm} for norm in TARGET_NORMS if norm != "none"),
+    *({"level": "internal", "loss": loss} for loss in LOSSES if loss != "cosine"),
+    {"level": "internal", "pooled": True, "k": 9},
+    {"level": "internal", "pooled": True, "source": "encoder", "layout": "raster_1d"},
 ]
 
 
@@ -47,6 +50,7 @@ def test_dictionaries_and_config_name_the_same_values():
         ("layout", LAYOUTS),
         ("source", SOURCES),
         ("target_norm", TARGET_NORMS),
+        ("loss", LOSSES),
     ):
         assert set(get_args(ForesightConfig.model_fields[field].annotation)) == set(entries)
 

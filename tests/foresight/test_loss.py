@@ -8,7 +8,15 @@ from torch import nn
 
 from mirai_bench.config.foresight import ProjectorConfig
 from mirai_bench.foresight.layout import grid_2d
-from mirai_bench.foresight.loss import TARGET_NORMS, Projector, cosine_loss, pair, reduce_heads
+from mirai_bench.foresight.loss import (
+    TARGET_NORMS,
+    Projector,
+    cosine_loss,
+    pair,
+    pool,
+    reduce_heads,
+    smooth_l1_loss,
+)
 
 
 def test_pairs_on_a_2x2_grid_by_hand():
@@ -40,6 +48,31 @@ def test_cosine_loss_equals_the_formula_pair_by_pair():
             F.cosine_similarity(projected[k, b, s], targets[b, t], dim=0) for b in range(2) for s, t in pairs
         ]
         assert losses[k].item() == pytest.approx(1 - torch.stack(cosines).mean().item(), abs=1e-6)
+
+
+def test_smooth_l1_by_hand():
+    """Distances 0.01 (quadratic: 0.01² / 0.1) and 1 (linear: 1 - 0.025), and a pair that does not count."""
+    projected = torch.tensor([[[[0.0, 0.0], [7.0, 7.0]]]])  # (1, 1, 2, 2)
+    targets = torch.tensor([[[5.0, 5.0], [0.01, 1.0]]])
+    index, valid = torch.tensor([[1], [0]]), torch.tensor([[True], [False]])
+    (loss,) = smooth_l1_loss(projected, targets, index, valid)
+    assert loss.item() == pytest.approx((0.001 + 0.975) / 2)
+
+
+def test_pooled_targets_by_hand():
+    """State 0 looks at cells 1 and 2, state 1 at cell 0 alone, state 2 at none."""
+    features = torch.tensor([[[1.0], [2.0], [6.0]]])
+    index = torch.tensor([[1, 2], [0, 0], [1, 1]])
+    valid = torch.tensor([[True, True], [True, False], [False, False]])
+    assert pool(features, index, valid).flatten().tolist() == [4.0, 1.0, 0.0]
+
+
+def test_z_scores_are_over_the_cells_of_an_image():
+    targets = torch.tensor([[[1.0, 5.0], [3.0, 5.0]], [[0.0, 2.0], [8.0, 4.0]]])
+    scores = TARGET_NORMS["z_score"](targets)
+    half = 2**-0.5
+    expected = [[[-half, 0], [half, 0]], [[-half, -half], [half, half]]]
+    torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_mean_and_sum_over_heads_leave_out_heads_without_a_pair():

@@ -147,6 +147,30 @@ def test_parameters_are_those_built(axis, here, monkeypatch):
         assert heads == sum(p.numel() for p in built)
 
 
+def test_foresight_that_stops_costs_nothing_afterwards(make_config):
+    fields = {"level": "internal", "warmup": 0.1, "schedule": "step", "step_at": 0.625}
+    whole = make_config(foresight=fields)
+    stopped = make_config(foresight=fields | {"final_weight": 0})
+    plain = make_config()
+
+    def flops(config, steps):
+        return cost.training_flops(config, steps, 1000)
+
+    assert flops(stopped, 50) == flops(plain, 50)
+    assert flops(stopped, 625) == flops(whole, 625) > flops(plain, 625)
+    assert flops(stopped, 1000) - flops(stopped, 625) == pytest.approx(flops(plain, 375))
+
+
+def test_training_on_patches_costs_less(make_config):
+    """A quarter of the tokens: less than a quarter of each block, whose attention grows with their square."""
+    plain = make_config()
+    patches = make_config(regularizer={"name": "npp", "share": 0.5})
+    half = cost.training_flops(plain, 500, 1000)
+    early = cost.training_flops(patches, 500, 1000)
+    assert 0.2 * half < early < 0.25 * half
+    assert cost.training_flops(patches, 1000, 1000) == pytest.approx(early + half)
+
+
 def test_disk_and_flops_of_a_real_run(trained_run, make_config, monkeypatch):
     from mirai_bench.data.images.datasets import open_dataset
     from mirai_bench.tracking.journal import read_journal
