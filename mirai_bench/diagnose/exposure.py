@@ -12,6 +12,7 @@ with the completed image's distance). A drift of the entropy is the sign of erro
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,8 +43,8 @@ def measure(subject: Subject) -> Finding:
     """
     real = subject.heldout
     model = subject.model
-    own = sampled(model, real.labels, subject.scope.seed)
-    of_own, _ = entropy_and_loss(model, Batch(own, real.labels, real.index, real.view))
+    own = replace(real, tokens=sampled(model, real.labels, subject.scope.seed))
+    of_own, _ = entropy_and_loss(model, own)
     of_real, loss = entropy_and_loss(model, real)
     gaps = gaps_by_length(of_own, of_real)
     values = {f"gap_{number}": gap.mean().item() for number, gap in enumerate(gaps, 1)}

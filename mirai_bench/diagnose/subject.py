@@ -46,6 +46,8 @@ class Subject:
     device: torch.device
     codes: Codes
     """The codes of the training split, which the snapshots of a run share."""
+    baseline: Subject | None = None
+    """The same checkpoint of the baseline of the same seed, if the run is an arm of a sweep."""
 
     @property
     def grid(self) -> Grid:
@@ -96,12 +98,21 @@ class Subject:
         student = self.snapshot.student
         if student is None:
             raise NotMeasurable("only the EMA weights of this epoch were kept")
+        if self._sees_pixels and self.config.foresight.encoder.weights == "random":
+            raise NotMeasurable("its teacher had random weights, which are not kept")
         try:
             trainer = Trainer(self.config, Hardware(self.device), codes=self.codes)
         except UserError as error:
             raise NotMeasurable(f"its teacher cannot be opened: {error}") from None
         trainer.load(student, self.snapshot.ema)
         return trainer.objective
+
+    @property
+    def _sees_pixels(self) -> bool:
+        """Tells whether the teacher reads images, and not tokens."""
+        foresight = self.config.foresight
+        of_encoder = foresight.internal and foresight.provider == "encoder"
+        return of_encoder and foresight.encoder.name != "masked_tokens"
 
     @cached_property
     def heldout_objective(self) -> Objective:
@@ -111,10 +122,9 @@ class Subject:
         """
         objective = self.objective
         level = objective.foresight
+        if not self._sees_pixels:
+            return objective
         foresight = self.config.foresight
-        of_encoder = foresight.internal and foresight.provider == "encoder"
-        if not of_encoder or foresight.encoder.name == "masked_tokens":
-            return objective  # what its source sees are tokens
         # Cached features are those of the training images.
         uncached = {"encoder": foresight.encoder.model_copy(update={"cache": False})}
         config = self.config.model_copy(update={"foresight": foresight.model_copy(update=uncached)})

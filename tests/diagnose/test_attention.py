@@ -83,3 +83,14 @@ def test_a_block_without_queries_attends_equally(subject):
     assert found.values["entropy@2"] == pytest.approx(0, abs=1e-5)
     assert before.values["entropy@2"] < -1e-4
     assert [len(heads) for heads in found.detail["distance"]] == [2, 2, 2]
+
+
+def test_a_block_attends_to_what_comes_before_it(subject):
+    images = subject.heldout
+    model = subject.model
+    x = model.embed(images.tokens[:, :-1], images.labels)
+    for number, block in enumerate(model.layers, 1):
+        weights = attention_weights(block, x, model.rope)
+        expected = weights[:, :, 1:, 0].mean().item()
+        assert measure(subject).values[f"class_mass@{number}"] == pytest.approx(expected, abs=1e-6)
+        x = block(x, model.rope[: x.shape[1]])

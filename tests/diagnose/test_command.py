@@ -1,14 +1,20 @@
 """The command, its records, and the weights that it finds."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from mirai_bench.config.foresight import EncoderConfig
 from mirai_bench.diagnose.__main__ import command
 from mirai_bench.diagnose.records import journal_of
+from mirai_bench.diagnose.subject import NotMeasurable
+from mirai_bench.foresight import SourceContext, build_foresight
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.train.trainer import Objective
 from mirai_bench.utils.errors import UserError
 from tests.diagnose.conftest import subject_of
 from tests.support.synthetic import shared_store
@@ -114,3 +120,35 @@ def test_states_are_those_of_the_model(subject, mirai_e):
     assert torch.allclose(states[-1], expected, atol=1e-5)
     null = subject.states(subject.heldout, null_class=True)
     assert not torch.equal(null[-1], states[-1])
+
+
+def with_encoder(subject, **fields):
+    """The subject, as if an image encoder had been its teacher."""
+    changes = {"source": "encoder", "k": 1, "encoder": EncoderConfig(**fields)}
+    foresight = subject.config.foresight.model_copy(update=changes)
+    return replace(subject, config=subject.config.model_copy(update={"foresight": foresight}))
+
+
+def test_a_source_that_reads_pixels_reads_those_of_the_heldout_images(subject, tmp_path):
+    timm = pytest.importorskip("timm", reason="needs the optional extra: pip install -e '.[encoders]'")
+    network = timm.create_model("test_vit", pretrained=False, num_classes=0, img_size=128)
+    save_file(network.state_dict(), tmp_path / "tiny.safetensors")
+    other = with_encoder(subject, name="timm:test_vit", weights=tmp_path / "tiny.safetensors")
+    context = SourceContext(other.config, subject.model, subject.codes, lambda: subject.model, subject.device)
+    other.objective = Objective(subject.objective.model, build_foresight(context))
+    images = other.heldout_codes.images(torch.arange(3))
+    of_heldout = other.heldout_objective.foresight.source(images, images.labels)
+    source = other.objective.foresight.source
+    pixels = other.heldout_codes.pixels(images.index, images.view)
+    assert torch.allclose(of_heldout, source.encoder.features(pixels), atol=1e-5)
+    # The objective of training still reads the pixels of the training images.
+    assert not torch.allclose(of_heldout, source(images, images.labels), atol=1e-5)
+    for name, parameter in other.heldout_objective.named_parameters():
+        assert parameter is other.objective.get_parameter(name)
+    # A source of states needs no pixels.
+    assert subject.heldout_objective is subject.objective
+
+
+def test_a_teacher_of_random_weights_is_gone(subject):
+    with pytest.raises(NotMeasurable, match="random weights"):
+        assert with_encoder(subject, name="timm:test_vit", weights="random").objective

@@ -1,6 +1,7 @@
 """The exposure gap, of models whose distribution is written down."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,5 +107,9 @@ def test_the_finding_has_a_gap_for_each_eighth_and_its_error(subject):
     own, real = torch.tensor(detail["own"]), torch.tensor(detail["real"])
     assert values["gap_8"] == pytest.approx((own - real)[-tokens // 8 :].mean().item(), abs=1e-5)
     assert len(detail["error"]) == 8
+    samples = sampled(subject.model, subject.heldout.labels, subject.scope.seed)
+    entropy, _ = entropy_and_loss(subject.model, replace(subject.heldout, tokens=samples))
+    assert detail["own"] == pytest.approx(entropy.mean(0).tolist(), abs=1e-6)
+    assert detail["own"] != detail["real"]
     # State 0 has seen no prefix.
     assert own[0].item() == pytest.approx(real[0].item(), abs=1e-6)

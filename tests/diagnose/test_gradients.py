@@ -87,6 +87,17 @@ def test_the_cosine_of_a_planted_gradient_is_found_in_each_block(planted, multip
     assert values["cross"] == pytest.approx(cosine * ((1 + values["ceiling"]) / 2) ** 0.5, abs=0.05)
 
 
+def test_noise_that_two_losses_share_is_no_agreement():
+    # Each half's foresight follows what is special about the images of that half.
+    first, second = torch.eye(2)
+    rows = torch.stack([first, first, second, second])  # NTP and foresight of either half
+    level = SimpleNamespace(valid=torch.ones(4, 1, dtype=torch.bool), config=SimpleNamespace(reduce="mean"))
+    grams = (rows @ rows.T).double()[None, None]
+    values, _ = summary(grams, grams[0], mixture_of(level, 1.0, 8))
+    assert values["cos"] == pytest.approx(1)
+    assert values["cross"] == values["pooled_cross"] == values["ceiling"] == 0
+
+
 def test_heads_are_told_apart(planted):
     values, detail = planted((1, 0), (-1, 0), (0, 1))
     assert [head[1] for head in detail["heads"]] == pytest.approx([1, -1, 0], abs=1e-4)
