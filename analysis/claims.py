@@ -109,9 +109,7 @@ def diagnosed_sweep(test: Test, profile: str, found: Sequence[Diagnoses]) -> Dia
     diagnostic, value = test[DIAGNOSED].split("/")
     for each in found:
         is_meant = (each.results.axis, each.results.profile) == (test["axis"], profile)
-        if not is_meant or diagnostic not in each.diagnostics:
-            continue
-        if all(each.by_seed(diagnostic, test[arm], value) for arm in ("more", "than")):
+        if is_meant and all(each.by_seed(diagnostic, test[arm], value) for arm in ("more", "than")):
             return each
     return None
 

@@ -189,10 +189,9 @@ def correlate(arms: Sequence[Arm], diagnostic: str, value: str, metric: str) -> 
     """
     pairs = {}
     for arm in arms:
-        if diagnostic in arm.sweep.diagnostics:
-            both = (changes_of(arm, diagnostic, value), gains_of(arm, diagnostic, metric))
-            if both[0].keys() & both[1].keys():
-                pairs[arm] = both
+        both = (changes_of(arm, diagnostic, value), gains_of(arm, diagnostic, metric))
+        if both[0].keys() & both[1].keys():
+            pairs[arm] = both
     common = [set(change) & set(gain) for change, gain in pairs.values()]
     seeds = sorted(set.intersection(*common)) if common else []
     if len(pairs) < FEWEST_ARMS or len(seeds) < FEWEST_SEEDS:

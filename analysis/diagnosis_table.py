@@ -130,7 +130,10 @@ def decimals(estimate: Estimate) -> int:
     """Returns how many decimals show two digits of the half width, or three of the mean without one."""
     has_half = estimate.half > 0  # False for nan
     size, digits = (estimate.half, 2) if has_half else (abs(estimate.mean), 3)
-    return 3 if size == 0 else min(6, max(0, digits - 1 - math.floor(math.log10(size))))
+    places = 3 if size == 0 else digits - 1 - math.floor(math.log10(size))
+    # More digits than are read would be digits of rounding.
+    known = DIGITS - 1 - math.floor(math.log10(abs(estimate.mean) or 1))
+    return max(0, min(places, known))
 
 
 def plus_minus(estimate: Estimate) -> str:

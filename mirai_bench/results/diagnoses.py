@@ -92,8 +92,8 @@ class Diagnoses:
         return dict(sorted((each.fields["step"], each.fields["epoch"]) for each in self.of(diagnostic)))
 
     def last_step(self, diagnostic: str) -> int:
-        """Returns the last step at which a diagnostic was made."""
-        return max(self.epochs(diagnostic))
+        """Returns the last step at which a diagnostic was made, or -1 if it was not."""
+        return max(self.epochs(diagnostic), default=-1)
 
     def values(self, diagnostic: str) -> list[str]:
         """Returns the names of all values of a diagnostic."""
