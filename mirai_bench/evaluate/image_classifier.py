@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.datasets import Split, open_dataset
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.tensors import read_tensors
+from mirai_bench.utils.tensors import load_foreign, read_tensors
 
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -109,11 +109,9 @@ def read_about(file: Path) -> dict[str, Any]:
 def load_image_classifier(file: Path) -> ImageClassifier:
     """Loads the weights of a file, which may be in fp16, into a network for inference in fp32."""
     tensors = read_tensors(file)
-    try:
-        model = ImageClassifier(len(tensors["output.bias"]))
-        model.load_state_dict(tensors)
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{file} does not hold the weights of an image classifier: {error}") from None
+    bias = tensors.get("output.bias")
+    model = ImageClassifier(bias.numel() if isinstance(bias, Tensor) else 1)
+    load_foreign(model, tensors, file, "a weight file of an image classifier")
     model.eval().requires_grad_(False)
     model.fold()
     return model.to(memory_format=torch.channels_last)

@@ -19,7 +19,7 @@ from mirai_bench.data.images.colors import IMAGENET
 from mirai_bench.utils.assets import assets_folder, find_asset
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
-from mirai_bench.utils.tensors import read_tensors
+from mirai_bench.utils.tensors import converted, load_foreign
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +112,8 @@ class Dinov2(nn.Module):
 
         super().__init__()
         vit: Any = timm.create_model(model, pretrained=False, num_classes=0, img_size=DINOV2_SIDE)
-        try:
-            vit.load_state_dict(checkpoint_filter_fn(read_tensors(weights), vit))
-        except (RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{weights} does not hold the weights of {model}: {reason}") from None
+        what = f"the weight file of {model}"
+        load_foreign(vit, converted(checkpoint_filter_fn, vit, weights, what), weights, what)
         self.model = vit
         mean, std = torch.tensor(IMAGENET).view(2, 3, 1, 1)
         self.register_buffer("mean", mean, persistent=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,25 +111,31 @@ def write_torch(path: Path, content: dict[str, Any]) -> None:
         raise UserError(f"{path} could not be written: is the disk full? ({reason})") from None
 
 
-def check_fits(module: nn.Module, state: dict[str, Any], what: str) -> None:
-    """Raises UserError if the names or shapes of a state dict are not those of a module.
+def differences(module: nn.Module, state: dict[str, Any], *, spare: bool = False) -> str:
+    """Returns how the names or shapes of a state dict differ from those of a module, or "".
 
-    The message holds the first difference of each kind.
+    It names the first difference of each kind. With `spare` the state dict may hold more.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}
+    found = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
     missing = sorted(wanted.keys() - found.keys())
-    extra = sorted(found.keys() - wanted.keys(), key=str)
+    extra = [] if spare else sorted(state.keys() - wanted.keys(), key=str)
     misshapen = [name for name in wanted if name in found and wanted[name] != found[name]]
-    differences = []
+    parts = []
     if missing:
-        differences.append(f"it lacks {len(missing)} tensors ({shortened(missing[0])}, …)")
+        parts.append(f"it lacks {len(missing)} tensors ({shortened(missing[0])}, …)")
     if extra:
-        differences.append(f"it has {len(extra)} that the model has not ({shortened(str(extra[0]))}, …)")
+        parts.append(f"it has {len(extra)} that the model has not ({shortened(str(extra[0]))}, …)")
     for name in misshapen[:1]:
-        differences += [f"{name} is {found[name]}, but the model's is {wanted[name]}"]
-    if differences:
-        raise UserError(f"{what} does not fit the config: {'; '.join(differences)}")
+        parts += [f"{name} is {found[name]}, but the model's is {wanted[name]}"]
+    return "; ".join(parts)
+
+
+def check_fits(module: nn.Module, state: dict[str, Any], what: str) -> None:
+    """Raises UserError if the names or shapes of a state dict are not those of a module."""
+    found = differences(module, state)
+    if found:
+        raise UserError(f"{what} does not fit the config: {found}")
 
 
 def load_into(module: nn.Module, path: Path) -> None:
@@ -137,3 +143,38 @@ def load_into(module: nn.Module, path: Path) -> None:
     state = read_tensors(path)
     check_fits(module, state, str(path))
     module.load_state_dict(state)
+
+
+def load_foreign(
+    module: nn.Module,
+    state: dict[str, Any],
+    path: Path,
+    what: str,
+    *,
+    assign: bool = False,
+    spare: bool = False,
+) -> None:
+    """Loads the state dict of a file that others have made into a module.
+
+    With `assign` the module takes the tensors as they are, and with `spare` the file may hold more.
+    Raises UserError if the file is not `what` it should be.
+    """
+    found = differences(module, state, spare=spare)
+    if found:
+        raise UserError(f"{path} is not {what}: {found}")
+    module.load_state_dict(state, strict=not spare, assign=assign)
+
+
+def converted(
+    convert: Callable[..., dict[str, Any]], module: nn.Module, path: Path, what: str
+) -> dict[str, Any]:
+    """Returns the state dict of a file under a module's own names, as timm converts it.
+
+    Raises UserError if that fails, because the file is of something else.
+    """
+    state = read_tensors(path)
+    try:
+        return convert(state, module)
+    except Exception as error:  # timm does not look at what it is given
+        reason = shortened(str(error).partition("\n")[0], 300)
+        raise UserError(f"{path} is not {what}: {type(error).__name__}: {reason}") from None

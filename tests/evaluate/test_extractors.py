@@ -191,7 +191,7 @@ def test_dinov2_reads_a_file_of_its_model_and_no_other(tmp_path):
     save_file(
         {name: tensor for name, tensor in state.items() if "norm" not in name}, tmp_path / "part.safetensors"
     )
-    with pytest.raises(UserError, match="does not hold the weights of"):
+    with pytest.raises(UserError, match="is not the weight file of"):
         Dinov2(tmp_path / "part.safetensors", small)
 
 

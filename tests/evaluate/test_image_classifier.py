@@ -84,7 +84,7 @@ def test_a_file_of_something_else_is_refused(weights, tmp_path):
     with pytest.raises(UserError, match="is not a weight file of"):
         read_about(tmp_path / "other.safetensors")
     torch.save({"output.bias": torch.zeros(10)}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="does not hold the weights of an image classifier"):
+    with pytest.raises(UserError, match="is not a weight file of an image classifier"):
         load_image_classifier(tmp_path / "other.pt")
 
 

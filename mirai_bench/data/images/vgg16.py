@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.tensors import read_tensors
+from mirai_bench.utils.tensors import load_foreign, read_tensors
 
 # Numbers of layers of torchvision's VGG16 .features, the last of each stage at one resolution.
 RELU1_2 = 3
@@ -32,12 +31,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     state = read_tensors(path)
     layers = build_layers()
-    try:
-        weights = {name: state[name] for name in layers.state_dict()}
-        layers.load_state_dict(weights, assign=True)  # the shapes
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a state dict of torchvision's VGG16 .features: {error}") from None
-    return weights
+    what = "a state dict of torchvision's VGG16 .features"
+    load_foreign(layers, state, path, what, assign=True, spare=True)
+    return {name: state[name] for name in layers.state_dict()}
 
 
 def weights_sha256(weights: dict[str, Tensor]) -> str:

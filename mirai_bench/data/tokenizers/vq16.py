@@ -20,7 +20,7 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.tokenizers.network import ResBlock, from_uint8, to_uint8
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
-from mirai_bench.utils.tensors import read_tensors
+from mirai_bench.utils.tensors import load_foreign, read_tensors
 
 WIDTHS = (128, 128, 256, 256, 512)  # C at full size, 1/2, 1/4, 1/8, 1/16
 LATENT = 256  # channels between the convolutions and the code space
@@ -220,12 +220,7 @@ def read_model(path: Path) -> VQ16Model:
     state.pop(UNUSED, None)
     with torch.device("meta"):  # the weights are assigned: random ones need no memory
         model = VQ16Model()
-    try:
-        model.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        # The first line says that there are errors, the next two name some.
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])[:300]
-        raise UserError(f"{path} is not LlamaGen's VQ-16: {reason}") from None
+    load_foreign(model, state, path, "LlamaGen's VQ-16", assign=True)
     return model.float()
 
 

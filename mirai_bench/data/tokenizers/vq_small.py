@@ -22,7 +22,7 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.tokenizers.network import ResBlock, from_uint8, to_uint8
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
-from mirai_bench.utils.tensors import read_tensors
+from mirai_bench.utils.tensors import load_foreign, read_tensors
 
 DECODE_BATCH = 512  # images per forward pass of the decoder
 
@@ -165,13 +165,25 @@ def read_model(path: Path) -> SmallVQ:
     try:
         with safe_open(path, framework="pt") as file:
             sizes = json.loads((file.metadata() or {})["sizes"])
-        model = SmallVQ(**sizes)
-        model.load_state_dict(read_tensors(path))  # copies fp16 into fp32
-    except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
+            if max(sizes.get("blocks", 0), sizes.get("decoder_blocks", 0)) > len(file.keys()):
+                raise ValueError(f"sizes are {sizes}")
+        with torch.device("meta"):  # the weights are assigned: sizes alone take no memory
+            model = SmallVQ(**sizes)
+    except (
+        OSError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ValueError,
+        SafetensorError,
+    ) as error:
         raise UserError(
             f"{path} is not a weight file of `python -m mirai_bench.tokenizer train`: {error}"
         ) from None
-    return model
+    what = "a weight file of a tokenizer of these sizes"
+    load_foreign(model, read_tensors(path), path, what, assign=True)
+    return model.float()
 
 
 def weight_file(config: RunConfig) -> Path:

@@ -19,7 +19,7 @@ from mirai_bench.data.images import vgg16
 from mirai_bench.data.images.colors import IMAGENET, Color
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.hashing import file_sha256
-from mirai_bench.utils.tensors import read_tensors
+from mirai_bench.utils.tensors import converted, load_foreign
 
 Weights = Path | Literal["random"] | None
 """A weight file, `random` weights (a control, and for benchmarks), or None: the published ones."""
@@ -211,19 +211,14 @@ def load_file_into(model: Any, path: Path) -> None:
     (classifier, decoder, mask token) is left out.
     """
     architecture = model.pretrained_cfg["architecture"]
-    state = official_lite0(read_tensors(path))
     convert = vars(import_module(type(model).__module__)).get("checkpoint_filter_fn")
-    try:
-        if convert is not None:
-            state = convert(state, model)
-        missing = model.load_state_dict(state, strict=False).missing_keys
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"{path} is of another architecture than {architecture}: {error}") from None
-    if missing:
-        raise UserError(
-            f"{path} lacks {len(missing)} of the tensors of {architecture}, for instance "
-            f"{missing[0]}: write the weight file of this encoder"
-        )
+
+    def named(state: dict[str, Any], model: Any) -> dict[str, Any]:
+        state = official_lite0(state)
+        return state if convert is None else convert(state, model)
+
+    what = f"a weight file of {architecture}"
+    load_foreign(model, converted(named, model, path, what), path, what, spare=True)
 
 
 class FirstLayers(nn.Module):
