@@ -81,10 +81,13 @@ def load(args: argparse.Namespace) -> list[Diagnoses]:
             raise unknown("diagnostic", name, made)
     # In the order in which they are declared; those that are not known here come last.
     order = [*DIAGNOSTICS, *made]
+    chosen = []
     for each in found:
-        each.found.sort(key=lambda one: order.index(one.fields["diagnostic"]))
-        each.found = [one for one in each.found if one.fields["diagnostic"] in (args.only or made)]
-    return [each for each in found if each.found]
+        own = [one for one in each.found if one.fields["diagnostic"] in (args.only or made)]
+        own.sort(key=lambda one: order.index(one.fields["diagnostic"]))
+        if own:
+            chosen.append(Diagnoses(each.results, own))
+    return chosen
 
 
 def figures_of(diagnoses: Diagnoses, diagnostic: str) -> dict[str, Figure]:

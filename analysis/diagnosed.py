@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from common import STYLE, draw_change, look, plain
+from interference import draw_gradients
 from maps import draw_maps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from pictures import draw_pictures
 from profiles import (
     COLUMNS,
@@ -21,19 +21,16 @@ from profiles import (
     Panel,
     detail_curves,
     draw,
-    draw_curve,
     layer_panel,
     layered,
     title,
     value_curves,
-    whole_ticks,
 )
 
 from mirai_bench.results.diagnoses import Diagnoses
 from mirai_bench.results.stats import t_interval
 
 CHANCE = "even attention"
-HEADS = "viridis"  # colours of the heads of foresight
 
 
 # ---- against layers
@@ -75,113 +72,19 @@ def draw_exposure(diagnoses: Diagnoses, diagnostic: str) -> Figure:
     return draw(diagnoses, diagnostic, panels, "gap: entropy after own samples minus after real images")
 
 
+def draw_sequence(diagnoses: Diagnoses, diagnostic: str) -> Figure:
+    """Draws the accuracy of the class probe against the tokens that the state has consumed."""
+    names = [name for name in diagnoses.values(diagnostic) if name.removeprefix("accuracy_").isdigit()]
+    detail = diagnoses.of(diagnostic)[0].fields["detail"]
+    curves = value_curves(diagnoses, diagnostic, names)
+    chance = {"the most frequent class": detail["most_frequent"]}
+    panel = Panel("accuracy", detail["consumed"], "tokens that the state has consumed", curves, chance)
+    return draw(diagnoses, diagnostic, [panel], "class null, linear probe of the middle layer")
+
+
 def averaged(values: Sequence[float], parts: int) -> list[float]:
     """Returns the means of so many parts of equal length, as nearly as they can be."""
     return [float(part.mean()) for part in np.array_split(np.asarray(values), parts)]
-
-
-# ---- gradients
-
-
-def draw_gradients(diagnoses: Diagnoses, diagnostic: str) -> Figure:
-    """Draws cosines block by block, with the noise ceiling in the same axes, head by head, and over training.
-
-    A panel is an arm that has a foresight gradient.
-    """
-    arms = [arm for arm in diagnoses.results.arms if diagnoses.by_seed(diagnostic, arm, "cos")]
-    epochs = list(diagnoses.epochs(diagnostic).values())
-    rows: list[Callable[[Axes, Diagnoses, str, str], None]] = [_draw_blocks, _draw_heads]
-    if len(epochs) > 1:
-        rows.append(_draw_training)
-    caption = (
-        "first row: cosine of the gradients of next-token prediction (NTP) and foresight on the "
-        "shared parameters\n"
-        "grey: NTP with NTP on two halves of a batch: what noise leaves of a cosine of 1, to be "
-        "compared with the "
-        "dashed line (dotted: the baseline's)\nsecond row: each head of foresight with NTP, mean over seeds"
-    )
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(2, len(arms)) * 2.5 + 0.4, 1.6 + 2.2 * len(rows)), layout="constrained")
-        grid = figure.subplots(len(rows), max(1, len(arms)), sharey="row", squeeze=False)
-        for column, arm in enumerate(arms):
-            grid[0, column].set_title(
-                plain(arm), fontsize=9, loc="left", color=look(diagnoses.results)[arm][0]
-            )
-            for row, fill in enumerate(rows):
-                axes = grid[row, column]
-                axes.axhline(0, color="black", linewidth=1)
-                axes.tick_params(labelsize=8)
-                fill(axes, diagnoses, diagnostic, arm)
-        for row in range(len(rows)):
-            grid[row, 0].set_ylabel("cosine", fontsize=8)
-        title(figure, diagnoses, diagnostic, caption)
-        handles = [
-            Line2D([], [], color="black", marker="o", markersize=4, label="NTP and foresight, same batch"),
-            Line2D([], [], color="black", linestyle="--", label="NTP and foresight, on different halves"),
-            Line2D([], [], color="0.55", label="NTP and NTP, on different halves (ceiling)"),
-        ]
-        figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5)
-    return figure
-
-
-def _blocks(
-    diagnoses: Diagnoses, diagnostic: str, arm: str, name: str
-) -> tuple[list[int], dict[int, list[float]]]:
-    """Returns the blocks in which an arm has a value, and its curve for each seed."""
-    parts = [value.partition("@") for value in diagnoses.values(diagnostic)]
-    blocks = sorted(int(block) for base, at, block in parts if at and base == name)
-    known = {block: diagnoses.by_seed(diagnostic, arm, f"{name}@{block}") for block in blocks}
-    known = {block: values for block, values in known.items() if values}
-    seeds = sorted({seed for values in known.values() for seed in values})
-    return list(known), {seed: [known[block][seed] for block in known] for seed in seeds}
-
-
-def _draw_blocks(axes: Axes, diagnoses: Diagnoses, diagnostic: str, arm: str) -> None:
-    colour, marker = look(diagnoses.results)[arm]
-    kinds: dict[str, dict[str, Any]] = {
-        "ceiling": {"marker": "", "linestyle": "-"},
-        "cross": {"marker": "", "linestyle": "--"},
-        "cos": {"marker": marker},
-    }
-    for name, style in kinds.items():
-        blocks, curves = _blocks(diagnoses, diagnostic, arm, name)
-        own = {"colour": "0.55" if name == "ceiling" else colour} | {"marker": style.pop("marker")}
-        draw_curve(axes, blocks, curves, **own, **style)
-    blocks, curves = _blocks(diagnoses, diagnostic, diagnoses.results.baseline, "ceiling")
-    if blocks:
-        draw_curve(axes, blocks, curves, "black", "", linestyle=":", linewidth=1)
-    whole_ticks(axes, blocks)
-    axes.set_xlabel("block (0: embeddings)", fontsize=8)
-
-
-def _draw_heads(axes: Axes, diagnoses: Diagnoses, diagnostic: str, arm: str) -> None:
-    details = list(diagnoses.details(diagnostic, arm).values())
-    heads = len(details[0]["heads"])
-    colours = matplotlib.colormaps[HEADS](np.linspace(0, 0.9, heads))
-    for head, colour in enumerate(colours):
-        curves = {seed: detail["heads"][head] for seed, detail in enumerate(details)}
-        label = str(head + 1) if heads > 1 else "the only head"
-        mean = np.mean(list(curves.values()), axis=0)
-        axes.plot(range(len(mean)), mean, color=tuple(colour), linewidth=1.2, label=label)
-    axes.legend(fontsize=6.5, frameon=False, ncols=3, title="head", title_fontsize=6.5, handlelength=1.2)
-    whole_ticks(axes, range(len(details[0]["heads"][0])))
-    axes.set_xlabel("block (0: embeddings)", fontsize=8)
-
-
-def _draw_training(axes: Axes, diagnoses: Diagnoses, diagnostic: str, arm: str) -> None:
-    colour, marker = look(diagnoses.results)[arm]
-    kinds = {"ceiling": ("0.55", "", "-"), "cross": (colour, "", "--"), "cos": (colour, marker, "-")}
-    for name, (of_line, of_point, line) in kinds.items():
-        epochs, curves = [], []
-        for step, epoch in diagnoses.epochs(diagnostic).items():
-            values = diagnoses.by_seed(diagnostic, arm, name, step)
-            if values:
-                epochs.append(epoch)
-                curves.append(values)
-        common = sorted(set.intersection(*(set(values) for values in curves)))
-        by_seed = {seed: [values[seed] for values in curves] for seed in common}
-        draw_curve(axes, epochs, by_seed, of_line, of_point, linestyle=line)
-    axes.set_xlabel("epoch (all shared parameters)", fontsize=8)
 
 
 # ---- one number for each arm
@@ -189,34 +92,61 @@ def _draw_training(axes: Axes, diagnoses: Diagnoses, diagnostic: str, arm: str) 
 
 def draw_absorption(diagnoses: Diagnoses, diagnostic: str) -> Figure:
     """Draws how well head, ridge and identity align, and what the head does beyond ridge."""
-    results = diagnoses.results
-    arms = [arm for arm in results.arms if diagnoses.by_seed(diagnostic, arm, "head")]
-    kinds = {"identity": ("s", "white"), "ridge": ("^", "white"), "head": ("o", None)}
+    kinds = {"identity": ("s", False), "ridge": ("^", False), "head": ("o", True)}
     caption = "cosine to the target by the states as they are, by the best linear map (ridge), by the head"
+    labels = ("mean cosine to the target", "head minus ridge\n(right of 0: more than a linear map)")
+    return _draw_kinds(diagnoses, diagnostic, kinds, "absorbed", labels, caption)
+
+
+def draw_triviality(diagnoses: Diagnoses, diagnostic: str) -> Figure:
+    """Draws the loss of constants beside the trained one, and the share that the heads remove."""
+    kinds = {"constant": ("s", False), "constant_center": ("^", False), "loss": ("o", True)}
+    caption = (
+        "foresight loss of the best constant of each cell, the same with target_norm: center, "
+        "and the trained loss"
+    )
+    labels = ("foresight loss on held-out images", "share of the constant's loss\nthat the heads remove")
+    return _draw_kinds(diagnoses, diagnostic, kinds, "removed", labels, caption)
+
+
+def _draw_kinds(
+    diagnoses: Diagnoses,
+    diagnostic: str,
+    kinds: dict[str, tuple[str, bool]],
+    outcome: str,
+    labels: tuple[str, str],
+    caption: str,
+) -> Figure:
+    """Draws some values of each arm in one pair of axes, and one value beside them.
+
+    `kinds` has the marker of each value, and whether it is filled.
+    """
+    results = diagnoses.results
+    arms = [arm for arm in results.arms if diagnoses.by_seed(diagnostic, arm, outcome)]
+    offsets = np.linspace(0.22, -0.22, len(kinds))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 1.7 + 0.42 * len(arms)), layout="constrained")
+        figure = Figure(figsize=(9, 1.8 + 0.42 * len(arms)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         right.axvline(0, color="black", linewidth=1)
         for place, arm in enumerate(arms):
             colour, marker = look(results)[arm]
-            for offset, (name, (shape, face)) in zip((0.22, 0, -0.22), kinds.items(), strict=True):
+            for offset, (name, (shape, filled)) in zip(offsets, kinds.items(), strict=True):
                 found = t_interval(diagnoses.by_seed(diagnostic, arm, name).values())
                 if found is not None:
-                    reach = None if math.isnan(found.half) else found.half
-                    style: dict[str, Any] = {"color": colour, "mfc": face or colour, "markersize": 5.5}
-                    left.errorbar(found.mean, place + offset, xerr=reach, marker=shape, capsize=2, **style)
-            absorbed = t_interval(diagnoses.by_seed(diagnostic, arm, "absorbed").values())
-            if absorbed is not None:
-                draw_change(right, place, absorbed, colour, marker)
+                    draw_change(left, place + float(offset), found, colour, shape, filled)
+            found = t_interval(diagnoses.by_seed(diagnostic, arm, outcome).values())
+            assert found is not None, "only such arms are drawn"
+            draw_change(right, place, found, colour, marker)
         left.set_yticks(range(len(arms)), [plain(arm) for arm in arms])
         left.set_ylim(len(arms) - 0.5, -0.5)
-        left.set_xlabel("mean cosine to the target, held-out images", fontsize=8.5)
-        right.set_xlabel(
-            "head minus ridge\n(right of 0: the head aligns more than a linear map)", fontsize=8.5
-        )
+        for axes, label in zip((left, right), labels, strict=True):
+            axes.set_xlabel(label, fontsize=8.5)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         handles = [
-            Line2D([], [], color="black", marker=shape, mfc=face or "black", linestyle="", label=name)
-            for name, (shape, face) in kinds.items()
+            Line2D(
+                [], [], color="black", marker=shape, mfc=None if filled else "white", linestyle="", label=name
+            )
+            for name, (shape, filled) in kinds.items()
         ]
         figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5)
         title(figure, diagnoses, diagnostic, caption)
@@ -272,6 +202,8 @@ FIGURES: dict[str, Callable[[Diagnoses, str], Figure]] = {
     "attention": draw_attention,
     "exposure": draw_exposure,
     "pictures": draw_pictures,
+    "sequence_probe": draw_sequence,
+    "triviality": draw_triviality,
 }
 # Those whose values are drawn against the layers besides.
 WITH_LAYERS = ("foresight_map", "gradients")
@@ -288,4 +220,5 @@ def draw_diagnostic(diagnoses: Diagnoses, diagnostic: str) -> dict[str, Figure]:
         layers = draw_layers(diagnoses, diagnostic)
         if layers is not None:
             figures["_layers" if figures else ""] = layers
-    return figures or {"": draw_headlines(diagnoses, diagnostic, diagnoses.values(diagnostic))}
+    names = diagnoses.values(diagnostic)
+    return figures or ({"": draw_headlines(diagnoses, diagnostic, names)} if names else {})

@@ -86,6 +86,15 @@ def test_what_rises_with_the_gain_is_correlated_with_it(runs, tmp_path):
     assert "4 arms cannot have a p below 0.083" in text and "output-1d, output-2d, internal-1d" in text
 
 
+def test_some_diagnostics_are_drawn_alone(runs, tmp_path):
+    for cell in injection_level(seeds=[0, 1, 2]).cells:
+        write_diagnoses(runs, cell.config, [diagnosis_line(cell.config, "other", {"a": float(cell.seed)})])
+    assert diagnose.command(["--runs", str(runs), "--only", "other", "--out", str(tmp_path / "out")]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "diagnose_injection_level_other.svg" in names, "one that is not known here, arm by arm"
+    assert not any("spatial" in name for name in names)
+
+
 def test_runs_that_two_sweeps_share_are_one_arm(runs):
     plan = json.loads((runs / "sweeps" / "injection_level-digits.json").read_text())
     names = {"internal-2d": "mirai-e-k3", "output-2d": "internal-1d"}  # the last one is another arm
