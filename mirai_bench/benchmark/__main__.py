@@ -14,7 +14,7 @@ from typing import Any
 from mirai_bench.config.run_config import MODEL_SIZES
 from mirai_bench.utils.cli import add_device, add_settings, run
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.outputs import output_folder
+from mirai_bench.utils.outputs import output_file, output_folder
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _add_parity(add: Add) -> None:
     add("--out", type=output_folder, help="folder for parity_<peer>.json and .md")
 
 
-def _add_shared(add: Add) -> None:
+def _add_shared(add: Add, out: Callable[[str], Path]) -> None:
     compile = argparse.BooleanOptionalAction
     add("--rounds", type=int, default=9, help="rounds that count, after two that do not; default 9")
     add("--threads", type=int, default=2, help="number of CPU threads; default 2")
@@ -94,7 +94,7 @@ def _add_shared(add: Add) -> None:
         help="checkout of Mirai or LlamaGen, whose code is run",
     )
     add("--seconds", type=float, default=math.inf, help="begin nothing after so many seconds")
-    add("--out", type=Path, help="JSON file to write, or to go on with; for `targets` a folder")
+    add("--out", type=out, help="JSON file to write, or to go on with; for `targets` a folder")
 
 
 # What adds the options of each measurement, and what --help says of it.
@@ -119,13 +119,13 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(dest="kind", required=True, metavar="COMMAND")
     for kind, (add_options, what) in MEASUREMENTS.items():
         sub = commands.add_parser(kind, help=what)
-        _add_shared(sub.add_argument)
+        _add_shared(sub.add_argument, output_file(".json", makes_folder=True))
         add_options(sub.add_argument)
         add_device(sub)
         if kind in ("evaluate", "sweep"):
             add_settings(sub)
     sub = commands.add_parser("targets", help="measures all that the targets need here")
-    _add_shared(sub.add_argument)
+    _add_shared(sub.add_argument, output_folder)
     add_device(sub)
     sub = commands.add_parser("report", help="writes tables and chart of a folder of JSON files")
     sub.add_argument("folder", type=Path)

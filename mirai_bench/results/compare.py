@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mirai_bench.results.configs import refuse_other_configs
 from mirai_bench.results.frame import MEASURED_WITH, bits_per_image, first_difference
 from mirai_bench.results.reading import read_journals, read_jsonl
 from mirai_bench.results.stats import CONFIDENCE, paired
@@ -90,6 +91,14 @@ def refuse_difference(records: Records) -> None:
                 f"records of two protocols cannot be compared: {key} is {one!r} in one and "
                 f"{other!r} in another; evaluate both alike"
             )
+
+
+def refuse_other_runs(what: str, records: Records) -> None:
+    """Raises UserError, which names the field, if the records of one side are of two configurations."""
+    of_runs = [record for record in records if "config" in record]  # images have none
+    refuse_other_configs(
+        what, [{"arm": "one side", "seed": record["seed"], "run": record} for record in of_runs]
+    )
 
 
 def last_common_epoch(a: Records, b: Records) -> float:
@@ -174,8 +183,10 @@ def command(argv: list[str]) -> int:
     b = [record for record in b if record["epoch"] == epoch]
     if not _pairs(a) & _pairs(b):
         raise UserError(f"--epoch is {epoch:g}, at which A and B have no seed in common")
-    # 2. Numbers of two protocols are not of one kind.
+    # 2. Numbers of two protocols are not of one kind, and a mean over two configurations is of nothing.
     refuse_difference([*a, *b])
+    refuse_other_runs(args.a, a)
+    refuse_other_runs(args.b, b)
     # 3. What is compared (stderr), and the differences (stdout).
     protocol = a[0]["protocol"]
     log.info(

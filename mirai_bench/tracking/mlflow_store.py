@@ -173,8 +173,11 @@ def _create_sqlite(path: Path, uri: str) -> None:
     MLflow cannot go on with a file of which it has made some tables when the disk was full.
     """
     remove_leftovers(path)
-    with atomic(path) as temporary:
-        experiment_id(connect(f"{SQLITE}{temporary.absolute()}"), uri)
+    if "?" in str(path):  # what follows is an option for SQLAlchemy, which then names the file itself
+        experiment_id(connect(uri), uri)
+    else:
+        with atomic(path) as temporary:
+            experiment_id(connect(f"{SQLITE}{temporary.absolute()}"), uri)
     # The file of another project keeps what it was made with.
     with sqlite3.connect(path, timeout=PATIENCE_SECONDS) as connection:
         connection.execute("PRAGMA journal_mode=WAL")  # writes cost a third

@@ -12,10 +12,11 @@ OUT = "out"  # the folder for a user's tables and figures, which git ignores
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def output_file(*endings: str) -> Callable[[str], Path]:
+def output_file(*endings: str, makes_folder: bool = False) -> Callable[[str], Path]:
     """Returns the `type` of an option of argparse: the path of a file that can be written.
 
-    Its name has one of `endings`, if there are any. Raises UserError otherwise.
+    Its name has one of `endings`, if there are any. Its folder is there or, with `makes_folder`, can be
+    made. Raises UserError otherwise.
     """
 
     def check(text: str) -> Path:
@@ -24,11 +25,14 @@ def output_file(*endings: str) -> Callable[[str], Path]:
             raise UserError(f"{text!r} cannot be written: write a name that ends in {' or '.join(endings)}")
         if path.is_dir():
             raise UserError(f"{text!r} cannot be written: it is a folder; write the name of a file")
-        if not path.absolute().parent.is_dir():
+        if makes_folder:
+            output_folder(str(path.parent))
+        elif not path.absolute().parent.is_dir():
             raise UserError(
                 f"{text!r} cannot be written: there is no folder {str(path.parent)!r}; make it first"
             )
-        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        there = path if path.exists() else path.absolute().parent
+        if there.exists() and not os.access(there, os.W_OK):
             raise UserError(f"{text!r} cannot be written: you have no right to; write another place")
         return path
 

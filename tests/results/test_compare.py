@@ -52,6 +52,22 @@ def test_the_last_epoch_that_both_reached_is_compared():
         last_common_epoch(a, [record(7, 1, 1)])
 
 
+@pytest.mark.parametrize(("section", "field"), [("train", "lr"), ("model", "width"), ("foresight", "weight")])
+def test_records_of_two_configurations_are_not_averaged(tmp_path, section, field, capsys):
+    lines = []
+    for seed, value in enumerate((1.0, 1.0, 2.0)):
+        config = {"seed": seed, section: {field: value}, "machine": {"threads": seed + 1}}
+        own = {"kind": "evaluation", "protocol_digest": "x", "config": config}
+        lines.append(json.dumps(record(seed, 4, 10.0) | own) + "\n")
+    (tmp_path / "mixed.jsonl").write_text("".join(lines))
+    (tmp_path / "one.jsonl").write_text("".join(lines[:2]))
+    one, mixed = str(tmp_path / "one.jsonl"), str(tmp_path / "mixed.jsonl")
+    assert run(command, ["compare", one, one]) == 0
+    for words in ([one, mixed], [mixed, one]):
+        assert run(command, ["compare", *words]) == 2
+        assert f"{section}.{field} is 1.0 with seed 0 and 2.0 with seed 2" in capsys.readouterr().err
+
+
 def test_records_of_two_protocols_are_refused_by_field():
     with pytest.raises(UserError, match=r"protocol.num_samples is 100 in one and 200 in another"):
         refuse_difference([record(0, 1, 1), record(1, 1, 1, num_samples=200)])

@@ -1,9 +1,13 @@
 """A place that cannot be written is known when the words of a command are read."""
 
+import argparse
+import importlib
 import os
 
 import pytest
 
+from mirai_bench.__main__ import COMMANDS
+from mirai_bench.benchmark.__main__ import parser as benchmark
 from mirai_bench.checkpoint.__main__ import parser as checkpoint
 from mirai_bench.evaluate.__main__ import parser as evaluate
 from mirai_bench.evaluate.__main__ import reference_parser
@@ -22,7 +26,10 @@ FILES = [
     (tokenizer, ["measure", "cifar10", "--reconstructions"], ".npz"),
     (checkpoint, ["export", "run"], ".pt"),
 ]
+BENCHMARKS = ["train", "sample", "evaluate", "data", "sweep"]
 FOLDERS = [
+    (benchmark, ["targets", "--out"]),
+    (benchmark, ["parity", "--peer", "x", "--out"]),
     (checkpoint, ["import", "file.pt", "digits"]),
     (lambda: sweep("noise"), ["digits", "--out"]),
 ]
@@ -36,6 +43,39 @@ def test_a_file_in_no_folder_is_refused_before_any_work(here, parser, words, end
     parser().parse_args([*words, f"x{ending}"])
     with pytest.raises(UserError, match="cannot be written"):
         parser().parse_args([*words, f"{place}{ending}"])
+
+
+@pytest.mark.parametrize("kind", BENCHMARKS)
+def test_a_measurement_makes_the_folder_of_its_file_and_refuses_what_cannot_be_one(here, kind):
+    (here / "folder.json").mkdir()
+    (here / "file").touch()
+    assert benchmark().parse_args([kind, "--out", "new/folder/x.json"]).out.name == "x.json"
+    for place in ("folder.json", "file/x.json", "x.csv"):
+        with pytest.raises(UserError, match="cannot be"):
+            benchmark().parse_args([kind, "--out", place])
+
+
+def options_that_name_outputs():
+    """Yields every option of a command that names what it writes, with its check."""
+    for module in COMMANDS:
+        try:
+            made = importlib.import_module(f"mirai_bench.{module}.__main__").parser
+        except (ModuleNotFoundError, AttributeError):
+            continue
+        parsers = [made("noise") if module == "sweep" else made()]
+        while parsers:
+            for action in (found := parsers.pop())._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += action.choices.values()
+                elif action.dest in ("out", "npz", "record", "grid", "reconstructions", "output"):
+                    yield found.prog, action
+
+
+def test_every_option_that_names_an_output_is_checked_by_this_module():
+    found = [each for each in options_that_name_outputs() if each[1].type is not int]  # --grid of parity
+    assert len(found) >= 12
+    for prog, action in found:
+        assert action.type.__module__ == "mirai_bench.utils.outputs", (prog, action.dest)
 
 
 @pytest.mark.parametrize(("parser", "words"), FOLDERS)
