@@ -17,7 +17,6 @@ from mirai_bench.data.codes import Batch
 from mirai_bench.diagnose.diagnostic import Finding
 from mirai_bench.diagnose.subject import NotMeasurable, Subject, evenly_spaced
 from mirai_bench.foresight.level import InternalLevel
-from mirai_bench.foresight.loss import TARGET_NORMS
 from mirai_bench.train.trainer import Objective
 
 PART = 64  # images of a forward pass; the control that takes the wrong image takes it from the same part
@@ -38,7 +37,7 @@ class Pairs(NamedTuple):
     states: Tensor
     """(N, T, D) after the block that foresight reads."""
     targets: Tensor
-    """(N, T, Z) after `target_norm`, of unit length."""
+    """(N, T, Z) as the loss has them, but of unit length."""
 
 
 def measure(subject: Subject) -> Finding:
@@ -47,7 +46,8 @@ def measure(subject: Subject) -> Finding:
     The states are those that the level reads in training: of the trained weights, not of the EMA, without
     dropout and with all labels. `target_norm: center` takes the mean of all images that are looked at.
     The ridge map (with a bias) is fitted to the unit targets of a third of the images that probes are
-    fitted to, head by head. A fifth of these choose its strength.
+    fitted to, head by head. A fifth of these choose its strength. It is the cosine whatever
+    `foresight.loss` is.
 
     `identity`, the cosine of the states themselves, is there if they are as wide as the targets.
 
@@ -99,7 +99,7 @@ def pairs_of(objective: Objective, images: Batch) -> Pairs:
     for part in images.split(-(-len(images.tokens) // PART)):
         states.append(objective.model.states(part.tokens, part.labels, level.tap))
         features.append(level.source(part, part.labels).float())
-    targets = TARGET_NORMS[level.config.target_norm](torch.cat(features))
+    targets = level.targets(torch.cat(features))
     return Pairs(torch.cat(states), F.normalize(targets, dim=-1))
 
 

@@ -118,10 +118,15 @@ class InternalLevel(Level):
         assert states.hidden is not None, "the trunk was asked for the states after block `tap`"
         with torch.no_grad():
             features = self.source(batch, labels).float()  # (B, T, Z), under autocast in bf16
-            targets = TARGET_NORMS[self.config.target_norm](features)
-            if self.config.pooled:
-                targets = pool(targets, self.pooled_index, self.pooled_valid)
+            targets = self.targets(features)
         return LOSSES[self.config.loss](self.projector(states.hidden), targets, self.index, self.valid)
+
+    def targets(self, features: Tensor) -> Tensor:
+        """Returns the targets (B, T, Z) that features (B, T, Z) of the source become."""
+        targets = TARGET_NORMS[self.config.target_norm](features)
+        if self.config.pooled:
+            targets = pool(targets, self.pooled_index, self.pooled_valid)
+        return targets
 
 
 LEVELS: dict[str, Callable[[SourceContext], Level] | None] = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mirai_bench.diagnose.absorption import Pairs, applied, compared, cosine, fit_ridge, measure
-from mirai_bench.foresight.loss import cosine_loss
+from mirai_bench.diagnose.absorption import Pairs, applied, compared, cosine, fit_ridge, measure, pairs_of
+from mirai_bench.foresight.loss import cosine_loss, pool
 
 STATES = 5
 WIDTH = 6
@@ -104,3 +104,15 @@ def test_the_alignment_is_that_of_the_training_loss(subject):
     assert index[1:] == list(range(1, len(index)))
     own = cosine(states[:, 1:].flatten(0, 1), features[:, 1:].flatten(0, 1))
     assert finding.detail["identity"][0] == pytest.approx(own, abs=1e-5)
+
+
+def test_pooled_targets_are_those_of_the_training_loss(subject):
+    level = subject.objective.foresight
+    before = pairs_of(subject.objective, subject.heldout).targets
+    level.config = level.config.model_copy(update={"pooled": True})
+    level.pooled_index, level.pooled_valid = level.index, level.valid
+    images = subject.heldout
+    expected = pool(level.source(images, images.labels), level.index, level.valid)
+    found = pairs_of(subject.objective, images).targets
+    assert torch.allclose(found, F.normalize(expected, dim=-1), atol=1e-5)
+    assert not torch.allclose(found, before, atol=1e-5)
