@@ -29,6 +29,7 @@ from mirai_bench.data.codes import open_codes
 from mirai_bench.data.images import listing
 from mirai_bench.data.images.image_sets import NpzImages, NpzWriter, parts
 from mirai_bench.data.images.listing import content_hash, list_images
+from mirai_bench.evaluate import digits_classifier
 from mirai_bench.evaluate.digits_classifier import classifier_file, load_classifier
 from mirai_bench.evaluate.extractors import open_extractor
 from mirai_bench.evaluate.reference_images import split_images
@@ -119,10 +120,7 @@ class Makers:
         return self.make_config(machine={"runs": str(folder)}, **sections)
 
     def classifier(self, folder):
-        """A cache as it is made, with the classifier of the other tests."""
-        source = classifier_file(self.make_config())
-        target = folder / "cache" / source.parent.name
-        files.cached(target, lambda made: shutil.copy(source, made / source.name))
+        classifier_file(self.config(folder))
 
     def classified(self, folder):
         model = load_classifier(classifier_file(self.config(folder)))
@@ -142,7 +140,7 @@ class Makers:
         return [parameter.tolist() for parameter in model.parameters()]
 
     def extractor(self):
-        return open_extractor(self.make_config(), "digits", CPU, None)
+        return open_extractor(self.make_config(), "digits", CPU, None)  # of the other tests
 
     def heldout(self):
         return split_images(self.make_config(), "heldout")
@@ -341,6 +339,26 @@ NAMES = list(kinds(Makers.__new__(Makers)))
 WITHOUT_CHECKSUM = ("frozen records", "measured speed")
 
 
+@pytest.fixture
+def quickly_made(monkeypatch):
+    """What a damaged cache is made again with: drawn, and not trained."""
+    generator = torch.Generator()
+
+    def drawn(module):
+        module.init_weights(generator.manual_seed(0))
+        return module
+
+    monkeypatch.setattr(
+        digits_classifier, "train_classifier", lambda config: drawn(digits_classifier.DigitsClassifier())
+    )
+    monkeypatch.setattr(
+        masked_tokens,
+        "train_masked_tokens",
+        lambda config, codes, device, seed: (drawn(masked_tokens.MaskedTokens(config)), 0.0),
+    )
+
+
+@pytest.mark.usefixtures("quickly_made")
 @pytest.mark.parametrize(
     "number",
     [
