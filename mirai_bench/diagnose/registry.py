@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from mirai_bench.diagnose import absorption, attention, exposure, foresight_map, gradients, pictures, spatial
+from mirai_bench.diagnose import (
+    absorption,
+    attention,
+    exposure,
+    foresight_map,
+    gradients,
+    pictures,
+    sequence_probe,
+    similarity,
+    spatial,
+    triviality,
+)
 from mirai_bench.diagnose.diagnostic import Diagnostic
 
 DIAGNOSTICS: dict[str, Diagnostic] = {
@@ -21,10 +32,25 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
         gradients.measure,
         gradients.HEADLINE,
     ),
+    "similarity": Diagnostic(
+        "Whose view of the images do the states have: the teacher's, the baseline's, a classifier's?",
+        similarity.measure,
+        similarity.HEADLINE,
+    ),
+    "sequence_probe": Diagnostic(
+        "How much of the image's class has been understood by when?",
+        sequence_probe.measure,
+        sequence_probe.HEADLINE,
+    ),
     "absorption": Diagnostic(
         "Does the trained head do the aligning, or the states that it reads?",
         absorption.measure,
         absorption.HEADLINE,
+    ),
+    "triviality": Diagnostic(
+        "How much of what foresight teaches is the position of the cell?",
+        triviality.measure,
+        triviality.HEADLINE,
     ),
     "attention": Diagnostic(
         "How far does a state look on the grid, and how much at the class token?",

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import torch
 
 from mirai_bench.config.load import load_run
-from mirai_bench.data.codes import open_codes
+from mirai_bench.data.codes import Codes, open_codes
 from mirai_bench.diagnose.diagnostic import Finding
 from mirai_bench.diagnose.records import Key, measured, write
 from mirai_bench.diagnose.registry import DIAGNOSTICS
+from mirai_bench.diagnose.runs import baseline_of
 from mirai_bench.diagnose.scope import Scope, full_scope
 from mirai_bench.diagnose.snapshots import Place, places
 from mirai_bench.diagnose.subject import NotMeasurable, Subject
@@ -89,9 +90,23 @@ def diagnose_run(folder: RunFolder, choice: Choice, report: Report) -> None:
             report.known += len(keys) - len(missing)
             if not missing:
                 continue
-            subject = Subject(config, place.load(), scope, choice.device, codes)
+            others = baseline_subject(folder, place.step, scope, choice.device, codes)
+            subject = Subject(config, place.load(), scope, choice.device, codes, others)
             for key in missing:
                 measure_one(folder, subject, key, report)
+
+
+def baseline_subject(
+    folder: RunFolder, step: int, scope: Scope, device: torch.device, codes: Codes
+) -> Subject | None:
+    """Returns the baseline of the sweep and seed of a run after the same step, if it has weights of it."""
+    baseline = baseline_of(folder)
+    if baseline is None:
+        return None
+    config = load_run(baseline.config_file).with_machine(runs=folder.path.absolute().parent)
+    found = places(baseline, config, codes.steps_per_epoch(config.train.batch_size))
+    loads = [place.load for place in found if place.step == step]
+    return Subject(config, loads[0](), scope, device, codes) if loads else None
 
 
 def chosen(found: Sequence[Place], epochs: Sequence[float], folder: RunFolder) -> list[Place]:

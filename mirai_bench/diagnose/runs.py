@@ -67,3 +67,19 @@ def planned(runs: Path, axis: str, profile: str) -> list[dict[str, Any]]:
     """Returns the cells {arm, seed, fingerprint} of a sweep that was started in this folder of runs."""
     plans = [plan for plan in read_plans(runs) if (plan["axis"], plan["profile"]) == (axis, profile)]
     return [cell for plan in plans for cell in plan["cells"]]
+
+
+def baseline_of(folder: RunFolder) -> RunFolder | None:
+    """Returns the finished baseline of the same sweep and seed with weights, or None if there is none.
+
+    The baseline itself has none. Of a run of several sweeps the first one counts.
+    """
+    runs = folder.path.absolute().parent
+    for plan in read_plans(runs):
+        arms = {(cell["arm"], cell["seed"]): cell["fingerprint"] for cell in plan["cells"]}
+        seeds = [seed for (_, seed), fingerprint in arms.items() if fingerprint == folder.path.name]
+        for seed in seeds:
+            found = RunFolder(runs / arms.get((plan["baseline"], seed), folder.path.name))
+            if found.path.name != folder.path.name and found.is_done and found.has_weights:
+                return found
+    return None
