@@ -19,6 +19,8 @@ from mirai_bench.results.diagnoses import Diagnoses
 
 GAINED = "RdBu_r"  # white is 0, red is more
 LOST = "Greys"
+KEPT = "PuOr_r"  # white is 0, orange is more
+FORESIGHT = "bits known of a later token, beyond the visible ones"
 INCHES = 0.85  # of a map
 
 Array = NDArray[np.float64]
@@ -42,7 +44,8 @@ def draw_maps(diagnoses: Diagnoses, diagnostic: str) -> Figure:
     scales = {
         "gained": largest([mean[:, later] for mean in means.values()]),
         "lost": largest([mean[:, ~later] for mean in means.values()]),
-        "changed": largest([change for change in changes.values() if change is not None]),
+        "more": largest([change[:, later] for change in changes.values() if change is not None]),
+        "kept": largest([change[:, ~later] for change in changes.values() if change is not None]),
     }
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         size = (1.4 + 2 * layers * INCHES, 2.4 + INCHES * len(maps))
@@ -58,27 +61,26 @@ def draw_maps(diagnoses: Diagnoses, diagnostic: str) -> Figure:
                 if arm == results.baseline or change is None:
                     more.set_axis_off()
                 else:
-                    _draw_map(more, offsets, change[layer], GAINED, scales["changed"])
+                    _draw_map(more, offsets, np.where(later, change[layer], np.nan), GAINED, scales["more"])
+                    _draw_map(more, offsets, np.where(later, np.nan, change[layer]), KEPT, scales["kept"])
                 if row == 0:
                     known.set_title(f"layer {layer}", fontsize=8)
                 if row == min(1, len(maps) - 1):
                     more.set_title(f"layer {layer}", fontsize=8)
             of_row: dict[str, Any] = {"rotation": 0, "ha": "right", "va": "center", "fontsize": 8.5}
             grid[row, 0].set_ylabel(plain(arm), color=look(results)[arm][0], **of_row)
-        bars = {
-            "bits known of a later token,\nbeyond the visible tokens": (GAINED, "gained", grid[:, :layers]),
-            f"bits, minus {results.baseline}": (GAINED, "changed", grid[:, layers:]),
-        }
-        for label, (colours, scale, axes) in bars.items():
-            _add_bar(figure, axes, colours, (-scales[scale], scales[scale]), label)
-        grey = "bits not known of a visible token"
-        _add_bar(figure, grid[:, :layers], LOST, (0, scales["lost"]), grey)
+        known, more = grid[:, :layers], grid[:, layers:]
+        minus = f"minus {results.baseline}"
+        _add_bar(figure, known, LOST, (0, scales["lost"]), "bits not known of a visible token")
+        _add_bar(figure, more, KEPT, (-scales["kept"], scales["kept"]), f"visible token: bits known, {minus}")
+        _add_bar(figure, known, GAINED, (-scales["gained"], scales["gained"]), FORESIGHT)
+        _add_bar(figure, more, GAINED, (-scales["more"], scales["more"]), f"later token: bits known, {minus}")
         caption = (
             "each square: offsets of the token that is read, rows down and columns to the right "
             "of the state's own "
             "cell (dot)\nleft: what the states know; right: the difference to the baseline of the same seed"
         )
-        title(figure, diagnoses, diagnostic, caption)
+        title(figure, diagnoses, diagnostic, caption, intervals=False)
     return figure
 
 

@@ -103,7 +103,7 @@ def differences(curves: Curves, baseline: str) -> Curves:
 def draw(diagnoses: Diagnoses, diagnostic: str, panels: Sequence[Panel], caption: str) -> Figure:
     """Returns a figure with two axes for each panel: its curves, and their differences to the baseline."""
     results = diagnoses.results
-    columns = min(COLUMNS, len(panels))
+    columns = 2 if len(panels) == 4 else min(COLUMNS, len(panels))
     blocks = -(-len(panels) // columns)  # rounded up
     # A block of panels without the baseline has no differences.
     has = [
@@ -189,23 +189,26 @@ def whole_ticks(axes: Axes, x: Iterable[float]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
-def title(figure: Figure, diagnoses: Diagnoses, diagnostic: str, caption: str) -> None:
+def title(
+    figure: Figure, diagnoses: Diagnoses, diagnostic: str, caption: str, intervals: bool = True
+) -> None:
     """Writes above a figure the question of the diagnostic, what is shown, and what was measured."""
     results = diagnoses.results
     question = f" {DIAGNOSTICS[diagnostic].question}" if diagnostic in DIAGNOSTICS else ""
-    lines = [f"{results.axis}, {diagnostic}.{question}", caption, measured(diagnoses, diagnostic)]
+    lines = [f"{results.axis}, {diagnostic}.{question}", caption, measured(diagnoses, diagnostic, intervals)]
     text = "\n".join(line for line in lines if line)
     figure.suptitle(plain(text), fontsize=9, x=0.01, ha="left", wrap=True)
 
 
-def measured(diagnoses: Diagnoses, diagnostic: str) -> str:
+def measured(diagnoses: Diagnoses, diagnostic: str, intervals: bool) -> str:
     """Returns in words what a diagnostic was measured on."""
     own = diagnoses.of(diagnostic)
     seeds = len({each.seed for each in own})
     epoch = diagnoses.epochs(diagnostic)[diagnoses.last_step(diagnostic)]
     images = own[0].subject["scope"].get("heldout_images")
     number = f"up to {images} held-out images, " if images else ""
-    spread = "mean over 1 seed" if seeds == 1 else f"mean and 95 % t-interval over {seeds} seeds"
+    shown = "mean and 95 % t-interval" if intervals and seeds > 1 else "mean"
+    spread = f"{shown} over {seeds} {'seed' if seeds == 1 else 'seeds'}"
     return f"{spread}; {number}weights of epoch {epoch:g}; profile {diagnoses.results.profile}"
 
 
