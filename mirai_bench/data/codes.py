@@ -97,6 +97,18 @@ class Codes:
             tokens[start : start + len(part)] = torch.from_numpy(np.array(part).view(np.int16))
         return tokens
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Returns how many files of the data were not encoded, by the reason, and how many classes are
+        empty.
+        """
+        found = {
+            **self.manifest.get("left_out", {}),  # of data that are encoded now, nothing is left out
+            "unreadable images": len(self.manifest.get("skipped", ())),
+            "classes without an image": len(self.manifest.get("empty_classes", ())),
+        }
+        return {reason: count for reason, count in found.items() if count}
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the number of whole batches. The rest of an epoch's order is dropped."""
         most = self.num_images  # a larger batch would make an epoch of no step

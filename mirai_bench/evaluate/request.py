@@ -128,7 +128,9 @@ def _evaluate_images(request: Request, device: torch.device, ranks: Ranks) -> di
     found = evaluator.evaluate(StoredImages(images), ranks=ranks, **request.measure_options(n))
     if found is None:
         return None
-    source = {"name": request.what.name, "sha256": file_sha256(request.what), "n": n}
+    source: dict[str, Any] = {"name": request.what.name, "sha256": file_sha256(request.what), "n": n}
+    if images.left_out:
+        source["left_out"] = images.left_out
     return _record(found, device) | {"source": source}
 
 

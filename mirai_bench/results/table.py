@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from mirai_bench.results.controls import SOLVED, controls_note, solved_counts
 from mirai_bench.results.cost import one_off_notes, with_one_off
 from mirai_bench.results.frame import Results, is_distance, refuse_mixed_protocols
+from mirai_bench.results.left_out import left_out_note
 from mirai_bench.results.looks import PILOT, Decisions, decide, departures
 from mirai_bench.results.machines import mixed_machines
 from mirai_bench.results.noise import deviation_of, noise_floor, read_panel
@@ -242,7 +243,12 @@ def _notes(
         )
     # 4. Whom the metric cannot judge, what the controls say, where the runs were computed, and what is
     #    still missing.
-    found = (teachers_note(results, metric), controls_note(results), mixed_machines(results))
+    found = (
+        teachers_note(results, metric),
+        controls_note(results),
+        mixed_machines(results),
+        left_out_note(results),
+    )
     notes += [note for note in found if note is not None]
     if SOLVED in results.metrics:
         notes.append(_solved(results, step))

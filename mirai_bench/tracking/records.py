@@ -27,7 +27,9 @@ MEASURED = ("step", "epoch", "metrics", *COSTS, *ONE_OFF, "grid")
 # Fields of its run: who it is, what it was measured with, what made it.
 _PROTOCOL = ("protocol", "protocol_digest", "extractor", "reference")
 _MADE_BY = ("device", "precision", "compiled", "parameters", "workers", "git", "versions", "config")
-PROVENANCE = ("fingerprint", "profile", *_PROTOCOL, *_MADE_BY)
+# What of its data the run has not seen, with counts by the reason. Absent if that is nothing.
+_LEFT_OUT = ("left_out",)
+PROVENANCE = ("fingerprint", "profile", *_PROTOCOL, *_MADE_BY, *_LEFT_OUT)
 
 
 def pack(evaluations: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

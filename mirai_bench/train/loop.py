@@ -164,7 +164,8 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """Returns what a record says about the run itself."""
-        return {
+        left_out = self.trainer.codes.left_out
+        return ({"left_out": left_out} if left_out else {}) | {
             "fingerprint": self.config.fingerprint(),
             "profile": self.config.profile,
             "seed": self.config.seed,

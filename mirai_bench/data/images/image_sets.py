@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -104,6 +104,8 @@ def opened_npz(path: Path) -> Iterator[Any]:
 class NpzImages:
     """The images `arr_0` uint8 (n, h, w, 3) of an .npz file, as ADM's batches have them."""
 
+    left_out: ClassVar[dict[str, int]] = {}
+
     def __init__(self, path: Path) -> None:
         arrays = npz_arrays(path)
         shape, dtype = arrays.get("arr_0", ((), np.dtype(np.uint8)))
@@ -156,8 +158,10 @@ class FolderImages:
         named = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
         # Copies that Jupyter and macOS leave are no samples.
         files = [file for file in named if not any(p.startswith(".") for p in file.relative_to(path).parts)]
-        if len(files) < len(named):
-            log.warning(f"{path}: {len(named) - len(files)} hidden images are left out")
+        # Number of images that are not read, by the reason.
+        self.left_out = {"hidden": len(named) - len(files)} if len(files) < len(named) else {}
+        if self.left_out:
+            log.warning(f"{path}: {self.left_out['hidden']} hidden images are left out")
         if not files:
             raise UserError(f"{path} holds no image (known endings: {', '.join(sorted(SUFFIXES))})")
         self.path = path
