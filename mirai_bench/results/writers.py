@@ -147,6 +147,11 @@ def markdown(table: Table) -> str:
     return in_markdown(document(table))
 
 
+def markdown_of_main(table: Table) -> str:
+    """Returns the part of the table with the primary metric in Markdown, without notes."""
+    return in_markdown(Document(table.title, _grids(table)[:1], []))
+
+
 def in_markdown(texts: Document) -> str:
     """Returns a document in Markdown."""
     grids = "\n".join(markdown_table(header, rows) for header, *rows in texts.grids)

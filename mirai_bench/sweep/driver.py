@@ -19,6 +19,7 @@ from pathlib import Path
 from mirai_bench.config.sweep_file import Cell
 from mirai_bench.sweep.job import Job, last_line
 from mirai_bench.sweep.mlflow_sync import Shipper
+from mirai_bench.sweep.page import send_summary
 from mirai_bench.sweep.plan import Plan, folder_of, in_order_of_execution
 from mirai_bench.sweep.progress import Screen
 from mirai_bench.tracking.run_folder import Failure
@@ -130,6 +131,8 @@ def run_sweep(plan: Plan, options: Options) -> Report:
         with report.phase("MLflow, after the last trial"):
             states = [folder_of(cell).state for cell in plan.sweep.cells]
             shipper.end(failed="failed" in states)
+            if shipper.parent is not None and shipper.error is None:
+                send_summary(plan, shipper.parent)
         return report
 
 

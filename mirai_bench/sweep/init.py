@@ -27,8 +27,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m mirai_bench.sweep.init sweep my_sweep.yaml",
     )
     result.add_argument("kind", choices=KINDS, help="what to write")
-    where = {"type": output_file(".yaml", ".yml"), "metavar": "FILE.yaml", "help": "where to write it"}
-    result.add_argument("file", **where)
+    checked = output_file(".yaml", ".yml")
+    result.add_argument("file", type=checked, metavar="FILE.yaml", help="where to write it")
     return result
 
 

@@ -8,6 +8,8 @@ taking note can therefore neither lose nor double a point.
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import json
 import logging
 import re
@@ -24,10 +26,11 @@ from mirai_bench.tracking.run_folder import GRIDS, RunFolder
 from mirai_bench.utils.assets import LOCAL_FOLDERS
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import locked
+from mirai_bench.utils.hashing import digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import DatasetInput, Metric, Run
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ def start_sweep(plan: Mapping[str, Any]) -> str | None:
         parent = _find_sweep(client, experiment, tags)
         if parent is None:
             name = f"{plan['axis']} ({plan['profile']})"
-            parent = client.create_run(experiment, tags=tags, run_name=name)
+            parent = client.create_run(experiment, tags=tags | made_by(), run_name=name)
         # What may have changed since the last command is sent again.
         run_id = parent.info.run_id
         client.set_tag(run_id, "question", plan["question"])
@@ -124,7 +127,7 @@ def ship(folder: RunFolder, *, parent: str | None, axis: str | None, arm: str, s
         # The state is read first: a run that ends now is sent once more.
         state = folder.state
         lines = list(folder.journal.lines())
-        run = _child_run(client, experiment_id(client, uri), tags, lines)
+        run = _child_run(client, experiment_id(client, uri), tags, lines, config)
         _send_params(client, run, config)
         for batch in _batches(_new_lines(run, lines)):
             client.log_batch(run.info.run_id, metrics=batch)
@@ -137,7 +140,9 @@ def ship(folder: RunFolder, *, parent: str | None, axis: str | None, arm: str, s
         return bool(send_or_skip(send))
 
 
-def _child_run(client: MlflowClient, experiment: str, tags: dict[str, str], lines: Lines) -> Run:
+def _child_run(
+    client: MlflowClient, experiment: str, tags: dict[str, str], lines: Lines, config: dict[str, Any]
+) -> Run:
     """Returns the run with these tags, which is created if there is none."""
     for found in client.search_runs([experiment], f"tags.fingerprint = '{tags['fingerprint']}'"):
         # Absent tags are compared, too: a run of no sweep is not one of a sweep.
@@ -147,7 +152,29 @@ def _child_run(client: MlflowClient, experiment: str, tags: dict[str, str], line
     of_git = {f"git_{key}": str(value) for key, value in git.items() if value is not None}
     name = f"{tags['arm']}-s{tags['seed']}" if "arm" in tags else tags["fingerprint"]
     start = int(lines[0]["time"] * 1000) if lines else None  # ms since 1970, as MLflow counts
-    return client.create_run(experiment, start_time=start, tags=tags | of_git, run_name=name)
+    all_tags = tags | of_git | made_by()
+    run = client.create_run(experiment, start_time=start, tags=all_tags, run_name=name)
+    client.log_inputs(run.info.run_id, [dataset_of(config)])
+    return run
+
+
+def made_by() -> dict[str, str]:
+    """Returns the tags from which MLflow's page takes who made a run, and with what."""
+    tags = {"mlflow.source.name": "mirai_bench", "mlflow.source.type": "LOCAL"}
+    with contextlib.suppress(OSError, KeyError, ImportError):  # a user without a name, as in containers
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
+
+
+def dataset_of(config: dict[str, Any]) -> DatasetInput:
+    """Returns what MLflow's page shows as the dataset: its name, and a digest of what decides the codes."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = config["data"]
+    name = data["name"] if data["dataset"] == "folder" else data["dataset"]
+    of_codes = digest({"data": data, "tokenizer": config["tokenizer"]})
+    dataset = Dataset(name, of_codes, "local", json.dumps({"dataset": name}), None, None)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -66,7 +66,10 @@ def _check_mlflow(plan, folder, monkeypatch):
     runs = client.search_runs([mlflow_store.experiment_id(client, mlflow_store.store_uri())])
     (parent,) = [run for run in runs if run.data.tags["kind"] == "sweep"]
     children = {run.data.tags["arm"]: run for run in runs if run.data.tags["kind"] == "run"}
-    assert parent.info.status == "FAILED" and len(runs) == 4
+    means = [run.data.tags["arm"] for run in runs if run.data.tags["kind"] == "summary"]
+    assert means == ["baseline", "frozen"], "the baseline first, and no arm without an evaluation"
+    assert parent.info.status == "FAILED" and len(runs) == 1 + len(children) + len(means)
+    assert "Group by: arm" in parent.data.tags["mlflow.note.content"]
     assert {arm: run.info.status for arm, run in children.items()} == {
         "frozen": "FINISHED",
         "baseline": "FINISHED",

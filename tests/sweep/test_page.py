@@ -1,0 +1,74 @@
+"""The page of a sweep in MLflow shows what a reader looks for first."""
+
+import math
+
+import pytest
+
+from mirai_bench.results.table import build_table
+from mirai_bench.sweep.page import curves, numbers, send_summary
+from mirai_bench.sweep.plan import Plan
+from mirai_bench.tracking import mlflow_store
+from mirai_bench.tracking.mlflow_store import children
+from mirai_bench.tracking.ship import start_sweep
+from tests.support.synthetic import injection_level, plan_of, shared_store, write_plan, write_run
+
+
+@pytest.fixture
+def plan(here, monkeypatch, tmp_path_factory):
+    """A finished sweep of two arms and three seeds, below the current folder."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_store(tmp_path_factory.getbasetemp()))
+    sweep = injection_level(only=["baseline", "output-2d"])
+    for cell in sweep.cells:
+        factor = (0.5 if cell.arm == "output-2d" else 1.0) * (1 + cell.seed / 10)
+        write_run("runs", cell.config, lambda epoch, factor=factor: {"FD-digits": 12 * factor / epoch})
+    write_plan("runs", sweep)
+    return Plan(sweep)
+
+
+def summaries(client, parent):
+    found = children(client, parent.info.experiment_id, parent)
+    return {run.data.tags["arm"]: run for run in found if run.data.tags["kind"] == "summary"}
+
+
+def test_numbers_and_curves_are_those_of_the_table(plan):
+    from mirai_bench.results.reading import read_journals
+
+    (results,) = read_journals(plan.runs)
+    found = numbers(build_table(results))
+    assert found["FD-digits/baseline"] == pytest.approx(1.1)  # the mean of 1.0, 1.1 and 1.2
+    assert found["FD-digits change/output-2d"] == pytest.approx(-0.5)
+    assert found["FD-digits/baseline/low"] < 1.1 < found["FD-digits/baseline/high"]
+    drawn = curves(results)
+    assert list(drawn) == ["baseline", "output-2d"]
+    means = {point.step: point.value for point in drawn["output-2d"] if point.name == "eval/FD-digits"}
+    assert len(means) == 5 and means[max(means)] == pytest.approx(0.55)
+    assert all(math.isfinite(point.value) for points in drawn.values() for point in points)
+
+
+def test_the_page_has_table_numbers_files_and_a_run_for_each_arm(plan):
+    parent_id = start_sweep(plan_of(plan.sweep) | {"axis": plan.sweep.axis})
+    send_summary(plan, parent_id)
+    client = mlflow_store.connect(mlflow_store.store_uri())
+    parent = client.get_run(parent_id)
+    note = parent.data.tags["mlflow.note.content"]
+    assert "| output-2d | 3 |" in note and "Group by: arm" in note
+    assert parent.data.metrics["FD-digits change/output-2d"] == pytest.approx(-0.5)
+    files = {artifact.path for artifact in client.list_artifacts(parent_id)}
+    assert {"plan.json", "injection_level.md", "injection_level.csv", "injection_level.svg"} <= files
+    assert "injection_level_speedup.md" in files
+    arms = summaries(client, parent)
+    assert list(arms) == ["baseline", "output-2d"], "the newest run is shown first"
+    assert arms["output-2d"].data.metrics["eval/FD-digits"] == pytest.approx(0.55)
+    history = client.get_metric_history(arms["output-2d"].info.run_id, "eval/FD-digits")
+    assert len(history) == 5
+    # The same again changes nothing, and another seed replaces the means.
+    send_summary(plan, parent_id)
+    assert {run.info.run_id for run in summaries(client, parent).values()} == {
+        run.info.run_id for run in arms.values()
+    }
+    cell = plan.sweep.cells[1]
+    write_run("runs", cell.config, lambda epoch: {"FD-digits": 24 / epoch})
+    send_summary(plan, parent_id)
+    renewed = summaries(client, parent)
+    assert renewed["output-2d"].data.metrics["eval/FD-digits"] == pytest.approx((2 + 0.55 + 0.6) / 3)
+    assert len(renewed) == 2
