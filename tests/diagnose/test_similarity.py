@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mirai_bench.diagnose import similarity
+from mirai_bench.diagnose import run, similarity
 from mirai_bench.diagnose.runs import baseline_of
 from mirai_bench.diagnose.similarity import cknna, hsic, kernel, mutual_neighbours, unbiased_cka
 from mirai_bench.tracking.run_folder import RunFolder
@@ -94,3 +94,13 @@ def test_the_baseline_is_that_of_the_sweep_and_seed(tmp_path, mirai_e):
         RunFolder(tmp_path / name).mark_done(1, 1.0)
     found = {name: baseline_of(RunFolder(tmp_path / name)) for name in ("aa", "bb", "cc", "ee", "ff")}
     assert found == {"aa": RunFolder(tmp_path / "bb"), "bb": None, "cc": None, "ee": None, "ff": None}
+
+
+def test_the_baseline_is_looked_at_after_the_same_step(subject, mirai_e, trained_run, monkeypatch):
+    monkeypatch.setattr(run, "baseline_of", lambda folder: RunFolder(trained_run))
+    step = subject.codes.steps_per_epoch(16)
+    what = (subject.scope, subject.device, subject.codes)
+    found = run.baseline_subject(RunFolder(mirai_e.run_path), step, *what)
+    assert found is not None
+    assert (found.config.foresight.level, found.snapshot.step) == ("none", step)
+    assert run.baseline_subject(RunFolder(mirai_e.run_path), 2 * step, *what) is None  # it ended before
