@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 from mirai_bench.benchmark.targets import TARGETS, Row
+from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import read_json, write_bytes, write_text
 from mirai_bench.utils.text_table import markdown_table
 
@@ -25,8 +26,11 @@ def read_rows(folder: Path) -> list[Row]:
     rows: list[Row] = []
     for file in files:
         if "rounds" in file:  # which a file of `benchmark parity` has not
-            machine = file["machine"]
-            rows += [row | {"machine": machine["gpu"] or machine["cpu"]} for row in file["rows"]]
+            try:
+                machine = file["machine"]
+                rows += [row | {"machine": machine["gpu"] or machine["cpu"]} for row in file["rows"]]
+            except (LookupError, TypeError) as error:
+                raise UserError(f"a file of {folder} is damaged ({error!r}): {advice}") from None
     return rows
 
 

@@ -99,9 +99,7 @@ class Codes:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Returns how many files of the data were not encoded, by the reason, and how many classes are
-        empty.
-        """
+        """Returns how many files of the data were not encoded, by the reason, and of empty classes."""
         found = {
             **self.manifest.get("left_out", {}),  # of data that are encoded now, nothing is left out
             "unreadable images": len(self.manifest.get("skipped", ())),

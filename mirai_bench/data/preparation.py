@@ -32,7 +32,7 @@ from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import resolve_device
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_json
-from mirai_bench.utils.hashing import file_sha256
+from mirai_bench.utils.hashing import digest, file_sha256
 from mirai_bench.utils.log import configure_logging
 
 log = logging.getLogger(__name__)
@@ -263,5 +263,5 @@ def _finish(job: Job, dataset: Dataset, num_shards: int) -> dict[str, Any]:
     for i, shard in enumerate(shards):
         hashes |= {f"shards/{i:05d}{ending}": sha256 for ending, sha256 in shard["sha256"].items()}
     manifest["sha256"] = hashes
-    write_json(job.folder / "manifest.json", manifest)
+    write_json(job.folder / "manifest.json", manifest | {"digest": digest(manifest)})
     return manifest

@@ -109,6 +109,9 @@ def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]
             f"mirai_bench.data.prepare {profile} --data {config.machine.data or 'PATH'}"
         )
     manifest = read_part(file)
+    found = manifest.pop("digest", None)  # older ones have none
+    if found not in (None, digest(manifest)):
+        raise UserError(f"{file} is damaged, its content is not what was prepared: {AGAIN}")
     advice = "prepare codes for this config, or set machine.codes to a folder that has them"
     check_fields(file, manifest, expected(config, split), advice)
     check_size(config.data, split, manifest["dataset"]["images"], file)
