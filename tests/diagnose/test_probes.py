@@ -66,5 +66,5 @@ def test_each_function_goes_to_its_own_minimum():
 
     # A first guess that is much too long for one of them.
     metric = torch.tensor([[5.0, 5.0], [1.0, 1.0]])
-    found = minimise(objective, torch.zeros(2, 2), metric, 30)
+    found = minimise(objective, torch.zeros(2, 2), metric, torch.ones(2), 30)
     assert torch.allclose(found, minima, rtol=1e-3, atol=1e-3)
