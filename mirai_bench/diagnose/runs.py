@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mirai_bench.config.sweep_file import load_sweep
+from mirai_bench.config.sweep_file import find_sweep, load_sweep
 from mirai_bench.tracking.records import read_plans
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError, unknown
@@ -36,7 +36,7 @@ def runs_of(
             )
         return [RunFolder(what)]
     # 1. The cells that were planned. The first configuration names the profile and the folder of runs.
-    sweep = load_sweep(what, profile=profile, settings=settings)
+    sweep = load_sweep(find_sweep(str(what)), profile=profile, settings=settings)
     config = sweep.cells[0].config
     runs = config.machine.runs
     cells = planned(runs, sweep.axis, config.profile)
