@@ -104,9 +104,8 @@ def caption(found: Sequence[Correlation], profile: str) -> str:
         f"Do the diagnostics go with the gain? {first.metric}, profile {profile}\n"
         "across: change of the diagnostic, arm minus baseline of the same seed; point: mean of "
         "an arm with its "
-        f"t-intervals; dot: a seed\nr: Pearson's over up to {arms} "
-        "arms (means "
-        f"over {len(first.seeds)} seeds), with a 95 % bootstrap interval over arms and seeds"
+        f"t-intervals; dot: a seed\nr: Pearson's over up to {arms} arms "
+        f"(means over {len(first.seeds)} seeds), with a 95 % bootstrap interval over arms and seeds"
     )
 
 
