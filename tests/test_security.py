@@ -2,10 +2,15 @@
 calls that would let it."""
 
 import ast
+import contextlib
 import os
 import pickle
+import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +27,7 @@ from mirai_bench.evaluate.references import _read_own
 from mirai_bench.foresight.encoders.feature_cache import CachedFeatures
 from mirai_bench.utils.errors import UserError
 from tests.support.paths import ROOT
-from tests.support.small_sweeps import environment
+from tests.support.small_sweeps import ARMS, descendants, environment, finish, start
 
 CPU = torch.device("cpu")
 
@@ -182,3 +187,47 @@ def test_a_ray_of_ours_lets_in_nobody_without_its_token(tmp_path):
         timeout=300,
     )
     assert done.stdout.split() == ["True", "False", "False"], done.stderr
+
+
+# How the processes call themselves that listen while a sweep runs: Ray's own, and the driver, which is
+# one of Ray's processes, too.
+OF_RAY = ("gcs_server", "raylet", "ray/", "ray::", "mirai_bench.sweep")
+
+
+def listening(pids):
+    """Yields (pid, address as the kernel writes it) of each socket of TCP that listens."""
+    addresses = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":  # LISTEN
+                addresses[f"socket:[{fields[9]}]"] = fields[1].split(":")[0]
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if (name := os.readlink(handle)) in addresses:
+                        yield pid, addresses[name]
+
+
+@pytest.mark.slow  # a start of Ray
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's table of sockets")
+def test_only_ray_listens_during_a_sweep(sweep_file, tmp_path, trained_run, figures):
+    """No MLflow and no page of Ray's. Ray's own ports want the token of the session (above)."""
+    file = sweep_file({"baseline": ARMS["baseline"]}, train={"epochs": 400}, evaluation={"at": [400]})
+    driver = start(file)
+    try:
+        while not list((tmp_path / "runs").glob("*/journal.jsonl")):
+            time.sleep(0.5)
+            assert driver.poll() is None, finish(driver)[2]
+        names = dict(descendants(driver.pid)) | {driver.pid: "mirai_bench.sweep"}
+        found = [(names[pid], address) for pid, address in listening(names)]
+        folders = {name for text in names.values() for name in re.findall(r"/\S*/ray-\w+", text)}
+        assert folders and {os.stat(folder).st_mode & 0o777 for folder in folders} == {0o700}
+    finally:
+        driver.send_signal(signal.SIGTERM)
+        finish(driver)
+    assert found and all(any(part in name for part in OF_RAY) for name, _ in found), found
+    assert not any("mlflow" in name for name, _ in found)
+    everywhere = sum(set(address) == {"0"} for _, address in found)
+    figures(f"{len(found)} sockets listen during a sweep, {everywhere} of them on all addresses, all Ray's")

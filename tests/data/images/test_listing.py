@@ -162,15 +162,16 @@ def test_a_file_that_cannot_be_read_is_named(many, images):
 
 
 @pytest.mark.slow  # 100,000 files
-def test_a_second_look_at_many_files_is_quick(tmp_path):
+def test_a_second_look_at_many_files_is_quick(tmp_path, figures):
     (tmp_path / "a").mkdir()
     for number in range(100_000):
         (tmp_path / "a" / f"{number:06d}.png").write_bytes(b"%d" % number)
     seconds = []
     hashes = set()
     for _ in range(2):
-        start = time.perf_counter()
+        start = time.process_time()  # not wall-clock: other work may share the machine
         hashes.add(content_hash(tmp_path, list_images(tmp_path, ["a"]).files, tmp_path))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert len(hashes) == 1
+    figures(f"100,000 files: {seconds[0]:.1f} s of CPU time at first, {seconds[1]:.1f} s the second time")
     assert seconds[1] < 2.0, np.round(seconds, 2)
