@@ -77,7 +77,8 @@ def draw_maps(diagnoses: Diagnoses, diagnostic: str) -> Figure:
         _add_bar(figure, more, GAINED, (-scales["more"], scales["more"]), f"later token: bits known, {minus}")
         caption = (
             "each square: offsets of the token that is read, rows down and columns to the right of the "
-            "state's own cell (dot)\nleft: what the states know; right: the difference to the baseline of the same seed"
+            "state's own cell (dot)\n"
+            "left: what the states know; right: the difference to the baseline of the same seed"
         )
         title(figure, diagnoses, diagnostic, caption, intervals=False)
     return figure
