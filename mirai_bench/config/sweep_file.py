@@ -289,7 +289,10 @@ def load_sweep(
     left_out = {}
     for seed in dict.fromkeys(seeds or file.first_seeds):  # a seed that is given twice is trained once
         for arm in arms:
-            fields = merge(base, {"seed": seed} | sections_of(file.arms[arm]))
+            sections = sections_of(file.arms[arm])
+            fields = merge(base, {"seed": seed} | sections)
+            if "regularizer" in sections:  # that of the profile is replaced, which may be another one
+                fields["regularizer"] = sections["regularizer"]
             try:
                 cells.append(Cell(arm, build_run(fields, f"{path}, arm {arm}", overrides)))
             except Unfit as error:

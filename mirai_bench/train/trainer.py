@@ -24,6 +24,7 @@ from mirai_bench.regularizer.registry import build_regularizer
 from mirai_bench.regularizer.regularizer import Moment, Prepared, Regularizer
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train import optim
+from mirai_bench.train.compiled import compile_forward
 from mirai_bench.utils.device import Hardware, dropout_generator, send
 from mirai_bench.utils.errors import UserError
 
@@ -85,9 +86,8 @@ class Objective(nn.Module):
     ) -> Losses:
         """Returns (loss, NTP in nats per token, foresight and regularizer before λ), four scalars.
 
-        `weight` is the λ of foresight, `penalty` that of the regularizer. With None a term is off:
-        its loss is zero, and its heads see no gradient and no decay. `extra` is what the
-        regularizer has prepared.
+        `weight` is the λ of foresight, `penalty` that of the regularizer, which prepared `extra`.
+        With None a term is off: its loss is zero, and its heads see no gradient and no decay.
         """
         level = None if weight is None else self.foresight
         prepared = Prepared(batch, extra)
@@ -103,26 +103,6 @@ class Objective(nn.Module):
         hidden = None if level.tap is None else reading.streams[level.tap]
         foresight = level(States(hidden, reading.final), batch, labels)
         return loss + weight * foresight, ntp, foresight, regularizer
-
-
-def compile_forward(objective: Objective, graphs: bool) -> Callable[..., Losses]:
-    """Returns the objective compiled with torch.compile: one graph of each shape and kind of step.
-
-    With `graphs` its kernels are recorded in CUDA graphs, forward and backward.
-
-    Compiled objectives of earlier trainers in this process are forgotten: they would be compiled
-    again if they were called.
-    """
-    # Graphs belong to the code, not to the trainer: after eight trainers in one process torch would
-    # let the ninth run eagerly without a word.
-    torch.compiler.reset()
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    # A graph for each bucket of gradients hides the reduction behind the backward pass, and takes
-    # 15 graphs at size B and 75 at XL. A reduction takes about a fiftieth of a step.
-    torch._dynamo.config.optimize_ddp = False
-    # With `fallback_random` a compiled run draws the same dropout masks as an eager one.
-    options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": graphs}
-    return torch.compile(objective, dynamic=False, options=options)
 
 
 class Trainer:

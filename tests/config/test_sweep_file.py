@@ -22,8 +22,11 @@ def test_every_value_of_every_axis_has_an_arm():
     from mirai_bench.foresight.layout import LAYOUTS
     from mirai_bench.foresight.level import LEVELS
     from mirai_bench.foresight.source import SOURCES
+    from mirai_bench.regularizer.registry import REGULARIZERS
 
-    arms = [cell.config.foresight for axis in AXES for cell in load_sweep(SWEEPS / f"{axis}.yaml").cells]
+    cells = [cell for axis in AXES for cell in load_sweep(SWEEPS / f"{axis}.yaml").cells]
+    assert {cell.config.regularizer.name for cell in cells} == set(REGULARIZERS)
+    arms = [cell.config.foresight for cell in cells]
     assert {arm.level for arm in arms} == set(LEVELS)
     assert {arm.layout for arm in arms if arm.level != "none"} == set(LAYOUTS)
     assert {arm.source for arm in arms if arm.level == "internal"} == set(SOURCES)
@@ -48,6 +51,69 @@ def test_a_wrong_sweep_says_what_to_write(tmp_path, text, message):
     with pytest.raises(UserError) as error:
         load_sweep(path)
     assert message in str(error.value)
+
+
+# ---- regularizers
+
+
+def test_no_arm_has_foresight_beside_a_regularizer():
+    for cell in load_sweep(SWEEPS / "regularizer.yaml", profile="imagenet256_b", seeds=[0]).cells:
+        assert cell.config.regularizer.name == "none" or cell.config.foresight.level == "none"
+
+
+def test_the_rivals_stand_beside_the_arms_of_the_other_sweeps():
+    """So that these are trained once."""
+    others = arms_of("foresight_source")
+    assert {arm: arms_of("regularizer")[arm] for arm in ("baseline", "mirai-e-k3", "mirai-i-k1")} == {
+        arm: others[arm] for arm in ("baseline", "mirai-e-k3", "mirai-i-k1")
+    }
+
+
+@pytest.mark.parametrize("profile", ["cifar10_cpu", "imagenet256_b", "imagenet256_l", "imagenet256_xl"])
+def test_real_images_carry_every_rival(profile):
+    sweep = load_sweep(SWEEPS / "regularizer.yaml", profile=profile, seeds=[0])
+    assert sweep.left_out == {} and {"st-ar", "npp"} <= set(sweep.arms)
+
+
+def test_an_arm_has_one_regularizer_not_two_mixed(tmp_path):
+    """That of the profile is replaced, and not merged with that of the arm."""
+    (tmp_path / "own.yaml").write_text(
+        yaml.safe_dump(yaml.safe_load((SWEEPS / "profiles/digits.yaml").read_text()) | {"regularizer": REAR})
+    )
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        f"axis: test\nquestion: what\nseeds: [0]\nprofile: {tmp_path / 'own.yaml'}\narms:\n"
+        "  baseline: {level: none}\n  other: {level: none, regularizer: {name: iar}}\n"
+    )
+    baseline, other = (cell.config.regularizer for cell in load_sweep(path).cells)
+    assert (baseline.name, baseline.noise_until) == ("rear", 0.5) and other.name == "iar"
+    tuned = load_sweep(path, only=["other"], settings=["regularizer.weight=0.3"]).cells[0].config
+    assert tuned.regularizer.weight == 0.3
+
+
+REAR = {"name": "rear", "noise_until": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("{name: raer}", "Unknown regularizer 'raer'. Did you mean 'rear'?"),
+        ("{weight: 1.0}", "regularizer.name is missing: write which regularizer is meant"),
+        ("{name: iar, wieght: 1.0}", "Unknown field 'wieght'. Did you mean 'weight'?"),
+        ("{name: rear, weight: -1}", "regularizer.weight is -1"),
+        ("{name: rear, deep: 4}", "layer 4 is outside the model, which has 3 blocks"),
+        ("3", "regularizer is 3"),
+    ],
+)
+def test_a_wrong_regularizer_says_what_to_write(tmp_path, fields, message):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "axis: test\nquestion: what\nseeds: [0]\nprofile: digits\narms:\n"
+        f"  baseline: {{level: none}}\n  rival: {{level: none, regularizer: {fields}}}\n"
+    )
+    with pytest.raises(UserError) as error:
+        load_sweep(path)
+    assert message in str(error.value) and "arm rival" in str(error.value)
 
 
 # ---- the controls

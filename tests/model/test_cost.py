@@ -16,6 +16,7 @@ from mirai_bench.model.cost import (
     teacher_flops,
 )
 from mirai_bench.model.one_off import one_off_flops
+from mirai_bench.regularizer.regularizer import Moment
 from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.sweep.plan import make_plan
 from mirai_bench.train.memory import device_bytes, logit_bytes
@@ -40,9 +41,8 @@ def test_memory_counts_five_floats_a_parameter_and_shrinks_with_micro_batches(ma
     )
 
 
-def kept_for_backward(config):
+def kept_for_backward(config, trainer):
     """Returns the bytes of the tensors that autograd keeps of a forward pass, without weights."""
-    trainer = new_trainer(config, codes=random_codes(config, torch.device("cpu")))
     weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.objective.parameters()}
     kept = {}
 
@@ -57,8 +57,36 @@ def kept_for_backward(config):
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"),
     ):
-        trainer.objective(batch, batch.labels, torch.tensor(1.0))
+        batch, extra = trainer.regularizer.prepare(batch, Moment(0, 0, 0.0, 0, 1))
+        penalty = torch.tensor(1.0) if trainer.regularizer.weight else None
+        trainer.objective(batch, batch.labels, torch.tensor(1.0), extra, penalty)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize(
+    "regularizer",
+    [
+        {"name": "dispersive", "group": 4},
+        {"name": "iar"},
+        {"name": "rear", "hidden": 512},
+        {"name": "mtar"},
+        {"name": "mtar", "blocks": 0},
+        {"name": "st-ar", "view": 0, "group": 4},
+    ],
+    ids=lambda variant: "-".join(map(str, variant.values())),
+)
+def test_activations_with_a_regularizer(make_config, regularizer):
+    """In the forward pass, whose teacher keeps nothing."""
+    config = make_config(
+        regularizer=regularizer,
+        data={"image_size": 16},
+        model={"depth": 2, "width": 128, "heads": 4},
+        train={"batch_size": 4},
+    )
+    passing = logit_bytes(config, 4 * 256, 4, "cpu")[1]
+    counted = device_bytes(config, CPU).activations - passing
+    trainer = new_trainer(config, codes=random_codes(config, torch.device("cpu")))
+    assert counted == pytest.approx(kept_for_backward(config, trainer), rel=0.25)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -69,7 +97,8 @@ def test_activations_are_what_a_forward_pass_keeps(arm, precision):
     copies = 2 * sum(num_parameters(config)) if half else 0
     passing = logit_bytes(config, 4 * 64, 2 if half else 4, "cpu")[1]
     counted = device_bytes(config, HALF if half else CPU).activations + copies - passing
-    assert counted == pytest.approx(kept_for_backward(config), rel=0.2)
+    trainer = new_trainer(config, codes=random_codes(config, torch.device("cpu")))
+    assert counted == pytest.approx(kept_for_backward(config, trainer), rel=0.2)
 
 
 def test_the_known_cost_of_a_teacher(here):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mirai_bench.config.load import Unfit
-from mirai_bench.regularizer.regularizer import Moment
+from mirai_bench.regularizer.regularizer import Moment, Reading
 from mirai_bench.regularizer.st_ar import at, cosine_distance, info_nce
 from mirai_bench.utils.errors import UserError
 from tests.support.objectives import assemble
@@ -105,6 +105,28 @@ def test_the_loss_is_the_sum_of_what_its_fields_say(make_config):
         + 0.25 * loss(mim=0, step=0, view=1),
         rel=1e-5,
     )
+
+
+def test_which_states_belong_together(make_config):
+    """The teacher's states say of which row and position they are."""
+    _, objective, _, batch = st_ar(make_config)
+    regularizer = objective.regularizer
+    prepared = regularizer.prepare(batch, MOMENT)
+    _, anchor, other = prepared.extra
+    rows = torch.arange(8.0)[:, None, None].expand(8, 64, 1)
+    cells = torch.arange(64.0)[None, :, None].expand(8, 64, 1)
+    where = torch.cat([rows, cells], 2)  # (B, T, 2)
+    regularizer.teacher = lambda batch, labels, taps: Reading(torch.zeros(8, 64, 32), {taps[0]: where})
+    seen = []
+    regularizer._contrast = lambda student, teacher: seen.append(teacher) or student.sum()
+    reading = regularizer.read(objective.model, prepared, prepared.batch.labels, regularizer.taps)
+    regularizer.loss(objective.model, reading, prepared, prepared.batch.labels)
+    step, view = seen
+    # In groups of four, row 0 is the other view of row 2, and row 1 that of row 3.
+    partners = torch.tensor([2, 3, 0, 1, 6, 7, 4, 5])
+    own = torch.arange(8)[:, None].expand(8, 4)
+    assert torch.equal(step.long(), torch.stack([own, other], 2))
+    assert torch.equal(view.long(), torch.stack([partners[:, None].expand(8, 4), anchor], 2))
 
 
 def test_the_view_contrast_runs_where_there_are_two_views(make_config):
