@@ -41,6 +41,7 @@ from mirai_bench.foresight.encoders import masked_tokens
 from mirai_bench.foresight.encoders.feature_cache import write_features
 from mirai_bench.results.reading import freeze, read_jsonl
 from mirai_bench.sample import __main__ as sample
+from mirai_bench.sweep import init
 from mirai_bench.sweep.job import Job
 from mirai_bench.sweep.plan import make_plan
 from mirai_bench.tokenizer.train import save_weights
@@ -167,6 +168,11 @@ class Here:
             ["reference", "heldout", str(disk / "x.npz"), "--extractor", "digits", "--set", runs]
         )
 
+    def begin(self, disk: Path) -> None:
+        """Writes a sweep file to begin with, anew."""
+        (disk / "x.yaml").unlink(missing_ok=True)
+        init.command(["sweep", str(disk / "x.yaml")])
+
     def samples(self, disk):
         words = [str(self.run), "--num", "20", "--npz", str(disk / "x.npz"), "--grid", str(disk / "x.png")]
         sample.command([*words, "--device", "cpu"])
@@ -272,6 +278,7 @@ def writers(here: Here) -> dict[str, Writer]:
             here.tokenizer,
             "tokenizer.train: Training.save save_weights train, tokenizer.__main__: measure_command",
         ),
+        "a file to begin with": Writer(here.begin, "sweep.init: command"),
         "plan and check of a sweep": Writer(
             here.sweep,
             "sweep.plan: Plan.write, sweep.job: Job.begin Job.accepted, sweep.driver: "
@@ -304,6 +311,7 @@ def writers(here: Here) -> dict[str, Writer]:
 # Files of a folder that is removed again, in the folder for temporary files: whatever happens to
 # them, `cli.run` says which one it was.
 SCRATCH = {
+    "sweep.page: send_summary",
     "analysis.sample_grid: command",
     "benchmark.data: measure",
     "benchmark.data: write_both",
