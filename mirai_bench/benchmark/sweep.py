@@ -74,7 +74,7 @@ def row_of(plan: Plan, report: Report) -> Row:
             spent[phase] = report.slots * seconds
     done = all(folder.is_done for folder in folders)
     row: Row = {"kind": "sweep", "status": "measured" if done else "failed"}
-    row |= {"axis": plan.sweep.axis, "profile": plan.profile, "cells": len(folders)}
+    row |= {"axis": plan.sweep.axis.partition("+")[0], "profile": plan.profile, "cells": len(folders)}
     row |= {"cell_seconds": useful / len(folders), "at_a_time": report.slots, "wall_seconds": wall}
     return row | {"overhead": 1 - useful / (report.slots * wall), "slot_seconds": spent}
 
