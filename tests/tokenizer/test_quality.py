@@ -78,7 +78,7 @@ def test_a_record_is_only_written_to_where_it_belongs(weights_with_record, tmp_p
     write_json(record_file(weights_with_record), {"weights": {"sha256": "sha256:of others"}})
     assert cli.run(main, arguments) == 2 and "of other weights" in capsys.readouterr().err
     weights_with_record.with_suffix(".json").unlink()
-    assert cli.run(main, arguments) == 2 and "is not the record" in capsys.readouterr().err
+    assert cli.run(main, arguments) == 2 and "is not readable" in capsys.readouterr().err
 
 
 def test_an_exact_tokenizer_measures_as_exact(make_config):
