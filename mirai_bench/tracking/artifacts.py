@@ -58,7 +58,8 @@ def send_artifact(client: MlflowClient, run: Run, name: str, content: str | Path
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(here / name, content.read_bytes() if isinstance(content, Path) else content.encode())
     elif isinstance(content, Path):
-        client.log_artifact(run.info.run_id, str(content), str(Path(name).parent))
+        folder = Path(name).parent
+        client.log_artifact(run.info.run_id, str(content), None if folder == Path() else str(folder))
     else:
         client.log_text(run.info.run_id, content, name)
 
