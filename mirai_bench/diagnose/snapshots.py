@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -44,7 +45,7 @@ def places(folder: RunFolder, config: RunConfig, steps_per_epoch: int) -> list[P
     for epoch in range(1, config.train.epochs + 1):
         if folder.kept_file(epoch).is_file():
             step = epoch * steps_per_epoch
-            found[step] = Place(step, epoch, lambda epoch=epoch, step=step: _kept(folder, epoch, step))  # type: ignore[misc]
+            found[step] = Place(step, epoch, partial(_kept, folder, epoch, step))
     newest = load_latest(folder)
     if newest is not None:
         # It holds everything, so it replaces what was kept of the same step.

@@ -152,7 +152,7 @@ def command(argv: list[str]) -> int:
         print(status(plan))
         return 0
     # 3. What needs Ray, which takes a second to import.
-    return search(plan, args) if action == "search" else run_looks(plan, path, args)
+    return search(plan, path, args) if action == "search" else run_looks(plan, path, args)
 
 
 # ---- the actions
@@ -223,7 +223,7 @@ def train(plan: Plan, args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def search(plan: Plan, args: argparse.Namespace) -> int:
+def search(plan: Plan, path: Path, args: argparse.Namespace) -> int:
     """Tunes an arm and prints a row per drawn configuration. Returns 1 if nothing was measured."""
     from mirai_bench.sweep.driver import Options
     from mirai_bench.utils.home import ensure_home
@@ -232,7 +232,6 @@ def search(plan: Plan, args: argparse.Namespace) -> int:
     from mirai_bench.sweep.search import describe_search, run_search  # which imports Ray
 
     # 1. Search.
-    path = Path(args.files[0])
     if args.dry_run:
         print(describe_search(plan, path))
         return 0

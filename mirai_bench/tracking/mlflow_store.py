@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "mirai_bench"
+MOST_POINTS = 1000  # in one log_batch: MLflow's limit
 # With this tag the page of the experiment opens on its runs, and not on traces of chats.
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 SQLITE = "sqlite:///"

@@ -20,7 +20,7 @@ import yaml
 
 from mirai_bench.tracking.artifacts import artifact_sizes, send_artifact
 from mirai_bench.tracking.diagnoses import diagnoses_of
-from mirai_bench.tracking.mlflow_store import experiment_id, send_or_skip
+from mirai_bench.tracking.mlflow_store import MOST_POINTS, experiment_id, send_or_skip
 from mirai_bench.tracking.records import MEASURED, pack
 from mirai_bench.tracking.run_folder import GRIDS, RunFolder
 from mirai_bench.utils.assets import LOCAL_FOLDERS
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 Lines = list[dict[str, Any]]
 """The lines of a journal."""
 
-MOST_POINTS = 1000  # in one log_batch: MLflow's limit
 MOST_PARAMS = 100  # in one log_batch: MLflow's limit
 MOST_OF_TAG = 4000  # characters of a tag
 MOST_CHARACTERS = 6000  # of one parameter: MLflow's limit
@@ -61,14 +60,15 @@ def start_sweep(plan: Mapping[str, Any]) -> str | None:
         parent = _find_sweep(client, experiment, tags)
         if parent is None:
             name = f"{plan['axis']} ({plan['profile']})"
-            parent = client.create_run(experiment, tags=tags | made_by(), run_name=name)
+            # Later commands leave the note alone, which by then may be the sweep's table.
+            note = {"mlflow.note.content": plan["question"]}
+            parent = client.create_run(experiment, tags=tags | note | made_by(), run_name=name)
         # What may have changed since the last command is sent again.
         run_id = parent.info.run_id
         client.set_tag(run_id, "question", plan["question"])
         client.set_tag(run_id, "baseline", plan["baseline"])
         if plan.get("settings"):
             client.set_tag(run_id, "set", " ".join(plan["settings"])[:MOST_OF_TAG])
-        client.set_tag(run_id, "mlflow.note.content", plan["question"])
         send_artifact(client, parent, "plan.json", json.dumps(dict(plan), indent=1))
         client.update_run(run_id, status="RUNNING")
         return run_id

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mirai_bench.tracking.artifacts import send_artifact
-from mirai_bench.tracking.mlflow_store import children, experiment_id, send_or_skip
+from mirai_bench.tracking.mlflow_store import MOST_POINTS, children, experiment_id, send_or_skip
 from mirai_bench.utils.hashing import digest
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 MOST_OF_NOTE = 5000  # characters: MLflow's limit of a tag
-MOST_POINTS = 1000  # in one log_batch: MLflow's limit
 SUMMARY = "summary"  # the kind of an arm's run
 
 

@@ -72,3 +72,6 @@ def test_the_page_has_table_numbers_files_and_a_run_for_each_arm(plan):
     renewed = summaries(client, parent)
     assert renewed["output-2d"].data.metrics["eval/FD-digits"] == pytest.approx((2 + 0.55 + 0.6) / 3)
     assert len(renewed) == 2
+    # Whoever opens the sweep again, such as `tracking replay`, leaves the table in its note.
+    assert start_sweep(plan_of(plan.sweep)) == parent_id
+    assert "| output-2d | 3 |" in client.get_run(parent_id).data.tags["mlflow.note.content"]
