@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,19 +53,21 @@ class Range(Section):
         return self
 
 
+# What the values of some fields are drawn from.
+Space = Annotated[dict[str, Range | Choices], Field(min_length=1)]
+
+
 class Search(Section):
-    """Tuning of one arm: `python -m mirai_bench.sweep search FILE`.
+    """Tuning of arms, one after the other: `python -m mirai_bench.sweep search FILE`.
 
     Its runs are in no table of arms.
     """
 
-    arm: Name
-    """The arm whose fields the drawn values override."""
-    space: Annotated[dict[str, Range | Choices], Field(min_length=1)]
-    """What values are drawn from, by field: `foresight.weight: {low: 0.1, high: 10, log: true}`, \
-or a list of choices."""
-    samples: Annotated[int, Field(ge=1, le=10_000)] = 16
-    """Number of configurations that are drawn."""
+    arms: Annotated[dict[Name, Space], Field(min_length=1)]
+    """For each arm that is tuned, what the values of its fields are drawn from: \
+`foresight.weight: {low: 0.1, high: 10, log: true}`, or a list of choices."""
+    samples: Annotated[int, Field(ge=1, le=10_000)] | Literal["all"] = 16
+    """Number of configurations that are drawn, or `all`: every combination of the choices, once."""
     seeds: tuple[Seed, ...] = ()
     """The seeds that each configuration is trained with. By default the first one of the sweep. \
 Seeds that tables use make their results look better than they are."""
@@ -91,12 +94,23 @@ trained to its end. Halving judges runs in the middle of their learning-rate sch
         if len(self.seeds) > 1 and self.scheduler == "asha":
             # ASHA compares runs, not configurations, and would stop one seed of a configuration.
             raise ValueError(f"seeds is {list(self.seeds)} with scheduler asha: write scheduler: none")
+        fields = [item for space in self.arms.values() for item in space.items()]
+        ranges = [name for name, values in fields if isinstance(values, Range)]
+        if self.samples == "all" and ranges:
+            raise ValueError(
+                f"samples is all, but {ranges[0]} is a range: write a list of values, or a number"
+            )
         return self
 
-    @property
-    def num_runs(self) -> int:
-        """Returns the number of runs: one for each configuration and seed."""
-        return self.samples * max(1, len(self.seeds))
+    def num_configurations(self, arm: str) -> int:
+        """Returns the number of configurations of an arm that are compared."""
+        if self.samples != "all":
+            return self.samples
+        return math.prod(len(values) for values in self.arms[arm].values() if not isinstance(values, Range))
+
+    def num_runs(self, arm: str) -> int:
+        """Returns the number of runs of an arm: one for each configuration and seed."""
+        return self.num_configurations(arm) * max(1, len(self.seeds))
 
 
 class Decision(Section):
@@ -153,7 +167,7 @@ section of that name. An arm whose regularizer the data of the profile cannot ca
     machine: dict[str, Any] = Field(default={})
     """Fields of `machine`, which override those of the profile."""
     search: Search | None = None
-    """Tuning of one arm, which is not part of the sweep."""
+    """Tuning of arms, which is not part of the sweep."""
 
     @model_validator(mode="after")
     def _check(self) -> SweepFile:
@@ -162,8 +176,9 @@ section of that name. An arm whose regularizer the data of the profile cannot ca
             raise ValueError(f"seeds is {list(self.seeds)}: each seed once")
         if self.baseline not in self.arms:
             raise ValueError(f"baseline is {self.baseline!r}, {advice}")
-        if self.search is not None and self.search.arm not in self.arms:
-            raise ValueError(f"search.arm is {self.search.arm!r}, {advice}")
+        for arm in self.search.arms if self.search else ():
+            if arm not in self.arms:
+                raise ValueError(f"search.arms has {arm!r}, {advice}")
         if self.looks and self.looks[-1] > len(self.seeds):
             raise ValueError(
                 f"looks ends at {self.looks[-1]} seeds, but seeds has {len(self.seeds)}: list as many"

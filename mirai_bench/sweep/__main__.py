@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mirai_bench.config.load import SWEEPS
+import yaml
+
+from mirai_bench.config.load import SWEEPS, parse_sets
 from mirai_bench.config.sweep_file import find_sweep
 from mirai_bench.sweep.commands import commands
 from mirai_bench.sweep.estimate import concurrent_trials, measured_rate
@@ -29,7 +31,7 @@ log = logging.getLogger("mirai_bench.sweep")
 ACTIONS = {
     "run": "Trains and evaluates every arm with every seed of a sweep file.",
     "status": "Shows the state of every cell of a sweep file, and how far it is.",
-    "search": "Tunes one arm, as the file's `search:` says. Its runs are in no table of arms.",
+    "search": "Tunes an arm or several, as the file's `search:` says. Its runs are in no table of arms.",
     "noise": "Trains a profile's baseline several times, and shows how much its metrics vary and why.",
     "schema": "Writes the JSON schemas of sweep and profile files into sweeps/schema/.",
 }
@@ -224,19 +226,25 @@ def train(plan: Plan, args: argparse.Namespace) -> int:
 
 
 def search(plan: Plan, path: Path, args: argparse.Namespace) -> int:
-    """Tunes an arm and prints a row per drawn configuration. Returns 1 if nothing was measured."""
+    """Tunes each arm that the file says. Returns 1 if nothing was measured of one of them."""
     from mirai_bench.sweep.driver import Options
     from mirai_bench.utils.home import ensure_home
 
     ensure_home(plan.runs)
-    from mirai_bench.sweep.search import describe_search, run_search  # which imports Ray
+    from mirai_bench.sweep.search import describe_search, plan_searches, run_search  # which imports Ray
 
-    # 1. Search.
+    searches = plan_searches(plan, path)
     if args.dry_run:
-        print(describe_search(plan, path))
+        print("\n---\n".join(map(describe_search, searches)))
         return 0
-    rows = run_search(plan, path, Options(args.max_concurrent, args.address, args.retries))
-    # 2. The table: the drawn values, what came out, and how far each run got.
+    options = Options(args.max_concurrent, args.address, args.retries)
+    found = [show_search(one.arm, run_search(one, plan, options)) for one in searches]
+    return 0 if all(found) else 1
+
+
+def show_search(arm: str, rows: list[dict[str, Any]]) -> bool:
+    """Prints a row per drawn configuration, and the best one. Returns whether there is one."""
+    # 1. The table: the drawn values, what came out, and how far each run got.
     texts = []
     for row in rows:
         drawn = row["values"].values()
@@ -247,13 +255,15 @@ def search(plan: Plan, path: Path, args: argparse.Namespace) -> int:
         texts.append([*values, *measured, "; ".join(runs), row["excluded"] or ""])
     header = [*rows[0]["values"], "metric", "heldout_ntp", "seconds", "seeds", "excluded because"]
     print(console_table(header, texts))
-    # 3. The winner, as lines of a profile or of an arm.
+    # 2. The winner, as lines of a profile or of an arm.
     best = rows[0]
     if best["metric"] is None or best["excluded"] is not None:
-        return 1
-    chosen = " ".join(f"--set {name}={json.dumps(value)}" for name, value in best["values"].items())
-    log.info(f"the best configuration: {chosen}")
-    return 0
+        return False
+    settings = [f"{name}={json.dumps(value)}" for name, value in best["values"].items()]
+    fields = yaml.safe_dump(parse_sets(settings), default_flow_style=True, sort_keys=False).strip()
+    log.info(f"the best configuration of {arm}: {' '.join('--set ' + text for text in settings)}")
+    log.info(f"  as YAML: {fields}")
+    return True
 
 
 def measure_noise(args: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from mirai_bench.config.load import build_run, checked, merge, parse_sets, read_yaml
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.config.sweep_file import Range, Search, SweepFile
+from mirai_bench.config.sweep_file import Range, Search, Space, SweepFile
 from mirai_bench.results.frame import is_distance, lower_is_better
 from mirai_bench.sweep import ray_session, ray_tune
 from mirai_bench.sweep.cell import lasting_errors_stay_here, train_cell
@@ -42,17 +42,18 @@ log = logging.getLogger(__name__)
 
 HELDOUT = "heldout_ntp"  # the metric that `slack` is about
 EXAMPLE = """  search:
-    arm: internal-2d
-    space:
-      foresight.weight: {low: 0.1, high: 10, log: true}
-      foresight.k: [1, 3, 9]
-      foresight.layer: [4/12, 8/12, 12/12]"""
+    arms:
+      internal-2d:
+        foresight.weight: {low: 0.1, high: 10, log: true}
+        foresight.k: [1, 3, 9]
+        foresight.layer: [4/12, 8/12, 12/12]"""
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a search draws from, and where it writes."""
+    """What the search of one arm draws from, and where it writes."""
 
+    arm: str
     search: Search
     config: RunConfig
     """The arm's configuration, which drawn values override."""
@@ -60,6 +61,17 @@ class SearchPlan:
     """What came out. The lock and the job's files lie in the same folder."""
     lower: bool
     """Whether a lower value of the metric is better."""
+
+    @property
+    def space(self) -> Space:
+        """Returns what values are drawn from, by field."""
+        return self.search.arms[self.arm]
+
+    def described(self) -> dict[str, Any]:
+        """Returns the search of this arm, as its record has it."""
+        fields = self.search.model_dump(mode="json")
+        space = fields.pop("arms")[self.arm]
+        return {"arm": self.arm, "space": space} | fields
 
 
 # ---- in a trial
@@ -105,14 +117,13 @@ def run_trial(values: dict[str, Any], *, job: Job, metric: str) -> None:
 # ---- in the driver
 
 
-def run_search(plan: Plan, path: Path, options: Options) -> list[dict[str, Any]]:
-    """Runs the search of a sweep file. Returns a row per drawn configuration, the best one first.
+def run_search(search_plan: SearchPlan, plan: Plan, options: Options) -> list[dict[str, Any]]:
+    """Runs one search of a sweep file. Returns a row per drawn configuration, the best one first.
 
     A row has the drawn values, the runs (one per seed), the means over them, and why it does not
-    count, if it does not. Raises UserError for whatever is wrong with the file.
+    count, if it does not.
     """
     # 1. Draw and train.
-    search_plan = plan_search(plan, path)
     search = search_plan.search
     lock = search_plan.file.with_suffix(".lock")
     with locked(lock, f"another process is at work on this search ({lock} is held)"):
@@ -124,7 +135,7 @@ def run_search(plan: Plan, path: Path, options: Options) -> list[dict[str, Any]]
             f"{search.metric} was never measured: choose a metric of the profile's evaluation as "
             "search.metric"
         )
-    record = {"search": search.model_dump(mode="json"), "profile": plan.profile}
+    record = {"search": search_plan.described(), "profile": plan.profile}
     record["config"] = search_plan.config.for_record()
     write_json(search_plan.file, record | {"configurations": rows})
     # 3. To MLflow, as runs that belong to no sweep.
@@ -174,29 +185,34 @@ def mean_of(values: list[float], in_log: bool = False) -> float:
     return statistics.geometric_mean(values) if in_log else statistics.fmean(values)
 
 
-def describe_search(plan: Plan, path: Path) -> str:
-    """Returns the search as the file describes it, and what it will cost at most, as YAML."""
-    search_plan = plan_search(plan, path)
+def describe_search(search_plan: SearchPlan) -> str:
+    """Returns a search as the file describes it, and what it will cost at most, as YAML."""
     search = search_plan.search
     flops = cell_flops(search_plan.config)
     # At most, because ASHA stops most runs early.
-    total = "not known" if flops is None else f"{search.num_runs * flops:.2e} at most"
-    text = yaml.safe_dump(search.model_dump(mode="json"), sort_keys=False)
+    total = "not known" if flops is None else f"{search.num_runs(search_plan.arm) * flops:.2e} at most"
+    text = yaml.safe_dump(search_plan.described(), sort_keys=False)
     return f"{text}training FLOPs: {total}"
 
 
-def plan_search(plan: Plan, path: Path) -> SearchPlan:
-    """Returns the search of a sweep file. Raises UserError for whatever is wrong with it."""
-    # 1. What the file says, and the arm that it starts from.
+def plan_searches(plan: Plan, path: Path) -> list[SearchPlan]:
+    """Returns the searches of a sweep file whose arms the plan has.
+
+    Raises UserError for whatever is wrong with them.
+    """
     search = checked(SweepFile, read_yaml(path), str(path)).search
     if search is None:
         raise UserError(f"{path} has no `search:`: write for instance\n" + EXAMPLE)
-    arm = search.arm
-    cell = next((cell for cell in plan.sweep.cells if cell.arm == arm), None)
-    if cell is None:
-        raise UserError(
-            f"search.arm is {arm!r}, which --only leaves out: write --only {arm}, or nothing",
-        )
+    planned = [arm for arm in search.arms if arm in plan.sweep.arms]
+    if not planned:
+        arms = ", ".join(search.arms)
+        raise UserError(f"--only leaves out every arm that is searched: write one of {arms}, or nothing")
+    return [_plan_search(arm, search, plan) for arm in planned]
+
+
+def _plan_search(arm: str, search: Search, plan: Plan) -> SearchPlan:
+    # 1. The arm that it starts from.
+    cell = next(cell for cell in plan.sweep.cells if cell.arm == arm)
     workers = cell.config.machine.workers
     if workers > 1:
         raise UserError(
@@ -204,18 +220,18 @@ def plan_search(plan: Plan, path: Path) -> SearchPlan:
         )
     base = cell.config.model_dump(mode="json")
     # 2. Whatever could be drawn is checked now, and not when it is drawn hours later.
-    for field, values in search.space.items():
+    for field, values in search.arms[arm].items():
         # Every choice and both ends of a range must fit the configuration.
         for value in (values.low, values.high) if isinstance(values, Range) else values:
             with_values(base, {field: value})
     file = plan.runs / "searches" / f"{plan.name}-{arm}.json"
-    return SearchPlan(search, cell.config, file, lower_is_better(search.metric))
+    return SearchPlan(arm, search, cell.config, file, lower_is_better(search.metric))
 
 
-def domain(values: Range | tuple[Any, ...]) -> Any:
-    """Returns what Tune draws the values of a field from."""
+def domain(values: Range | tuple[Any, ...], is_grid: bool) -> Any:
+    """Returns what Tune draws the values of a field from, or, for a grid, all of its values."""
     if not isinstance(values, Range):
-        return tune.choice(list(values))
+        return tune.grid_search(list(values)) if is_grid else tune.choice(list(values))
     draw = tune.loguniform if values.log else tune.uniform
     return draw(values.low, values.high)
 
@@ -233,25 +249,25 @@ def _draw(plan: SearchPlan, options: Options) -> list[dict[str, Any]]:
     with ray_session.session(options.cluster, WORKERS), stop_file_on_signal(job.stop_file):
         # 2. How many trials Ray can run at a time.
         fitting = ray_tune.slots(machine, local=options.cluster is None)
-        at_a_time = min(fitting, options.max_concurrent or search.num_runs)
+        at_a_time = min(fitting, options.max_concurrent or search.num_runs(plan.arm))
         on_one_node = ray_tune.processes_per_node(machine, at_a_time)
         job = replace(job, processes_per_node=on_one_node)
         log.info(
-            f"search of {search.samples} configs of {search.arm}, by {search.metric}; runs are in "
-            f"{machine.runs}"
+            f"search of {search.num_configurations(plan.arm)} configs of {plan.arm}, by {search.metric}; "
+            f"runs are in {machine.runs}"
         )
         # 3. The trials.
         ended = ray_tune.fit(
             tune.with_parameters(run_trial, job=job, metric=search.metric),
             {"seed": tune.grid_search(list(search.seeds or (plan.config.seed,)))}
-            | {field: domain(values) for field, values in search.space.items()},
+            | {field: domain(values, search.samples == "all") for field, values in plan.space.items()},
             job,
             machine,
             machine.runs / ".ray" / f"search-{name}",
             _tune_config(plan, options),
             retries=options.retries,
         )
-    return [_row(result, search, machine.runs) for result in ended]
+    return [_row(result, plan, machine.runs) for result in ended]
 
 
 def _tune_config(plan: SearchPlan, options: Options) -> tune.TuneConfig:
@@ -274,21 +290,21 @@ def _tune_config(plan: SearchPlan, options: Options) -> tune.TuneConfig:
     return tune.TuneConfig(
         metric=search.metric,
         mode="min" if plan.lower else "max",
-        num_samples=search.samples,
+        num_samples=1 if search.samples == "all" else search.samples,  # of the whole grid
         search_alg=drawer,
         scheduler=scheduler,
         reuse_actors=True,
     )
 
 
-def _row(result: Any, search: Search, runs: Path) -> dict[str, Any]:
+def _row(result: Any, plan: SearchPlan, runs: Path) -> dict[str, Any]:
     metrics = result.metrics or {}
     fingerprint = metrics.get("fingerprint")
-    value = metrics.get(search.metric)
+    value = metrics.get(plan.search.metric)
     state: str = RunFolder(runs / fingerprint).state if fingerprint else "failed"
     heldout = metrics.get(HELDOUT)
     return {
-        "values": {name: result.config[name] for name in search.space},
+        "values": {name: result.config[name] for name in plan.space},
         "seed": result.config["seed"],
         "epoch": metrics.get("epoch"),
         "metric": value if value is not None and math.isfinite(value) else None,

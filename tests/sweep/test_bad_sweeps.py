@@ -120,17 +120,18 @@ def test_the_console_script_dispatches(here):
 @pytest.mark.parametrize(
     ("search", "message"),
     [
+        ({"arms": {"internl": {"foresight.k": [1, 3]}}}, "search.arms has 'internl', which is not an arm"),
+        ({"arms": {"internal-2d": {}}}, "search.arms.internal-2d"),
+        ({"arms": {"internal-2d": {"foresight.weight": {"low": 2, "high": 1}}}}, "write low < high"),
         (
-            {"arm": "internl", "space": {"foresight.k": [1, 3]}},
-            "search.arm is 'internl', which is not an arm",
-        ),
-        ({"arm": "internal-2d", "space": {}}, "search.space"),
-        ({"arm": "internal-2d", "space": {"foresight.weight": {"low": 2, "high": 1}}}, "write low < high"),
-        (
-            {"arm": "internal-2d", "space": {"foresight.weight": {"low": 0, "high": 1, "log": True}}},
+            {"arms": {"internal-2d": {"foresight.weight": {"low": 0, "high": 1, "log": True}}}},
             "low > 0 with log: true",
         ),
-        ({"arm": "internal-2d", "space": {"foresight.k": [1]}, "sampels": 3}, "Did you mean 'samples'"),
+        ({"arms": {"internal-2d": {"foresight.k": [1]}}, "sampels": 3}, "Did you mean 'samples'"),
+        (
+            {"arms": {"internal-2d": {"foresight.weight": {"low": 1, "high": 2}}}, "samples": "all"},
+            "foresight.weight is a range: write a list of values, or a number",
+        ),
     ],
 )
 def test_a_wrong_search_is_refused(search, message, here, tmp_path):
@@ -143,21 +144,24 @@ def test_a_wrong_search_is_refused(search, message, here, tmp_path):
 
 
 def test_every_value_of_a_search_fits_before_it_starts(here, tmp_path):
-    from mirai_bench.sweep.search import run_search
+    from mirai_bench.sweep.search import plan_searches
 
     for space, message in (
         ({"foresight.k": [3, 65]}, "write k: 64 or less"),
         ({"foresight.wieght": [1.0]}, "Did you mean 'weight'"),
     ):
-        search = {"arm": "internal-2d", "space": space}
+        search = {"arms": {"internal-2d": space}}
         (tmp_path / "sweep.yaml").write_text(
             yaml.safe_dump(yaml.safe_load(FILE.read_text()) | {"search": search})
         )
         plan = make_plan(tmp_path / "sweep.yaml")
         with pytest.raises(UserError, match=message):
-            run_search(plan, tmp_path / "sweep.yaml", Options())
+            plan_searches(plan, tmp_path / "sweep.yaml")
     with pytest.raises(UserError, match="has no `search:`"):
-        run_search(plan, FILE, Options())
+        plan_searches(plan, FILE)
+    only = make_plan(tmp_path / "sweep.yaml", only=["baseline"])
+    with pytest.raises(UserError, match="write one of internal-2d, or nothing"):
+        plan_searches(only, tmp_path / "sweep.yaml")
     assert not (tmp_path / "runs").exists()
 
 

@@ -131,7 +131,7 @@ def test_a_search_is_apart_from_the_sweep(sweep_file, tmp_path, trained_run):
         evaluation={"at": [1, 2]},
     )
     space = {"foresight.weight": {"low": 0.1, "high": 10, "log": True}, "foresight.k": [1, 2]}
-    search = {"arm": "internal", "samples": 4, "reduction": 2, "space": space}
+    search = {"arms": {"internal": space}, "samples": 4, "reduction": 2}
     file.write_text(file.read_text() + yaml.safe_dump({"search": search}))
     code, out, err = finish(start(file, "search"))
     assert code == 0, err
@@ -142,16 +142,32 @@ def test_a_search_is_apart_from_the_sweep(sweep_file, tmp_path, trained_run):
     values = [row["metric"] for row in rows]
     assert values == sorted(values) and {run["state"] for run in runs} == {"done", "stopped early"}
     assert all(run["epoch"] == 2 for run in runs if run["state"] == "done")
-    assert "the best configuration: --set foresight." in err
+    assert "the best configuration of internal: --set foresight." in err and "  as YAML: {foresight: {" in err
     assert not list((tmp_path / "runs").glob("sweeps/*.json")), "no table of arms knows of them"
     assert all(RunFolder(cell.run_path).state == "pending" for cell in plan_at(file).sweep.cells)
+
+
+@pytest.mark.slow  # a start of Ray
+def test_several_arms_are_searched_over_every_combination(sweep_file, tmp_path):
+    file = sweep_file(
+        {name: ARMS[name] for name in ("baseline", "internal")}, train={"epochs": 1}, evaluation={"at": [1]}
+    )
+    space = {"train.lr": [1e-3, 2e-3], "train.weight_decay": [0.0, 0.1]}
+    search = {"arms": {"baseline": space, "internal": space}, "samples": "all", "scheduler": "none"}
+    file.write_text(file.read_text() + yaml.safe_dump({"search": search}))
+    code, out, err = finish(start(file, "search"))
+    assert code == 0 and len(out.splitlines()) == 2 * (1 + 4), err
+    for arm in ("baseline", "internal"):
+        record = json.loads((tmp_path / "runs" / "searches" / f"small-small-{arm}.json").read_text())
+        drawn = sorted(tuple(row["values"].values()) for row in record["configurations"])
+        assert drawn == [(1e-3, 0.0), (1e-3, 0.1), (2e-3, 0.0), (2e-3, 0.1)]
 
 
 @pytest.mark.slow  # a start of Ray
 def test_a_search_with_seeds_trains_every_configuration_to_its_end(sweep_file, tmp_path):
     file = sweep_file({"baseline": ARMS["baseline"]}, train={"epochs": 2}, evaluation={"at": [1, 2]})
     space = {"train.lr": {"low": 1e-3, "high": 1e-2, "log": True}}
-    search = {"arm": "baseline", "samples": 3, "seeds": [1000, 1001], "scheduler": "none", "space": space}
+    search = {"arms": {"baseline": space}, "samples": 3, "seeds": [1000, 1001], "scheduler": "none"}
     file.write_text(file.read_text() + yaml.safe_dump({"search": search | {"slack": 1.0, "seconds": 100.0}}))
     code, _, err = finish(start(file, "search"))
     assert code == 0, err
@@ -167,13 +183,17 @@ def test_a_search_with_seeds_trains_every_configuration_to_its_end(sweep_file, t
 
 def test_a_search_can_be_shown_without_starting_it(sweep_file, tmp_path, capsys, monkeypatch):
     file = sweep_file({name: ARMS[name] for name in ("baseline", "internal")})
-    search = {"arm": "internal", "samples": 4, "space": {"foresight.k": [1, 2]}}
+    search = {"arms": {"internal": {"foresight.k": [1, 2]}}, "samples": 4}
     file.write_text(file.read_text() + yaml.safe_dump({"search": search}))
     monkeypatch.chdir(tmp_path)
     assert command(["search", file.name, "--dry-run"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["arm"] == "internal" and shown["space"] == {"foresight.k": [1, 2]}
     assert shown["training FLOPs"].endswith("at most")
+    search["arms"]["baseline"] = {"train.lr": [1e-3]}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"search": search}))
+    assert command(["search", file.name, "--dry-run"]) == 0
+    assert [one["arm"] for one in yaml.safe_load_all(capsys.readouterr().out)] == ["internal", "baseline"]
     assert not (tmp_path / "runs" / "searches").exists()
 
 

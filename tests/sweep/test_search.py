@@ -20,7 +20,7 @@ def run(lr, seed, metric, heldout=1.0, seconds=50.0):
 
 def search(**fields):
     space = {"train.lr": {"low": 1e-4, "high": 1e-2}}
-    return checked(Search, {"arm": "baseline", "space": space} | fields, "search")
+    return checked(Search, {"arms": {"baseline": space}} | fields, "search")
 
 
 def order(rows):
