@@ -156,7 +156,8 @@ def compare(runs: list[dict[str, Any]], search: Search, lower: bool) -> list[dic
     for run in runs:
         by_values.setdefault(json.dumps(run["values"], sort_keys=True), []).append(run)
     rows = []
-    for of_values in by_values.values():
+    for unordered in by_values.values():
+        of_values = sorted(unordered, key=lambda run: run["seed"])
         row = {"values": of_values[0]["values"], "metric": None, HELDOUT: None, "seconds": None}
         if all(run["metric"] is not None for run in of_values):
             in_log = is_distance(search.metric)
