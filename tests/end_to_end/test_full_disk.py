@@ -42,8 +42,6 @@ WRITES = {
     "write_torch",
 }
 WHOLE_NAMES = {"np.save", "torch.save", "sqlite3.connect"}
-# Another part of the project, with tests of its own.
-APART = ("mirai_bench.diagnose", "analysis.diagnose", "analysis.guidance")
 
 
 def places():
@@ -52,9 +50,8 @@ def places():
     for folder in ("mirai_bench", "analysis"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            if not module.startswith(APART):
-                name = module.removeprefix("mirai_bench.").removesuffix(".__init__")
-                found |= {f"{name}: {where}" for where in writing(ast.parse(path.read_text()), "")}
+            name = module.removeprefix("mirai_bench.").removesuffix(".__init__")
+            found |= {f"{name}: {where}" for where in writing(ast.parse(path.read_text()), "")}
     return found
 
 

@@ -33,6 +33,8 @@ from mirai_bench.data.images import listing
 from mirai_bench.data.images.listing import content_hash, list_images
 from mirai_bench.data.prepare import main as prepare
 from mirai_bench.data.tokenizers.vq_small import SmallVQ
+from mirai_bench.diagnose import __main__ as diagnose
+from mirai_bench.diagnose import foresight_map
 from mirai_bench.evaluate import __main__ as evaluate
 from mirai_bench.evaluate import digits_classifier
 from mirai_bench.evaluate.classifier_training import save_classifier
@@ -217,6 +219,20 @@ class Here:
         for path in (ROOT / "reports" / "benchmarks").glob("*.json"):
             shutil.copy(path, disk)
 
+    def run_to_diagnose(self, disk):
+        shutil.copytree(self.folder / "runs", disk / "runs", symlinks=True)
+
+    def diagnosis(self, disk):
+        run = disk / "runs" / self.run.name
+        diagnose.command([str(run), "--only", "foresight_map", "spatial", "--device", "cpu"])
+
+    def diagnosis_table(self, disk):
+        import_module("diagnose").write_forms({"md": "a" * 9000, "html": "b" * 9000}, disk, "x")
+
+    def guidance(self, disk):
+        records = ROOT / "reports" / "data" / "guidance_digits.jsonl"
+        import_module("guidance").command(["--records", str(records), "--out", str(disk)])
+
     def analysis(self, script):
         command = import_module(script).command
         return lambda disk: command(["--records", str(RECORDS), "--out", str(disk)])
@@ -300,6 +316,13 @@ def writers(here: Here) -> dict[str, Writer]:
         "fid_table": Writer(here.analysis("fid_table"), "analysis.fid_table: command, analysis.common: save"),
         "plot_convergence": Writer(here.analysis("plot_convergence"), "analysis.plot_convergence: command"),
         "claims": Writer(here.analysis("claims"), "analysis.claims: command"),
+        "diagnoses of a run": Writer(
+            here.diagnosis,
+            "diagnose.foresight_map: cached_token_bits cached_token_bits.build",
+            before=here.run_to_diagnose,
+        ),
+        "tables of diagnoses": Writer(here.diagnosis_table, "analysis.diagnose: write_forms"),
+        "guidance": Writer(here.guidance, "analysis.guidance: command"),
         "ladder": Writer(
             here.analysis("ladder"),
             "analysis.ladder: command, analysis.false_positives: command, analysis.power: command, "
@@ -426,6 +449,9 @@ def main() -> None:
         masked_tokens.MaskedTokens(config).init_weights(torch.Generator().manual_seed(seed)),
         0.0,
     )
+    # Nor does what probes find.
+    foresight_map.token_bits = lambda *given: torch.zeros(1)
+    foresight_map.state_bits = lambda *given: torch.zeros(1, len(given[4]))
     listing.WORTH_KEEPING = 1
     here = Here(Path(where) / "here")
     here.folder.mkdir()
