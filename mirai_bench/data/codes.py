@@ -20,6 +20,7 @@ from mirai_bench.config.data_config import DataConfig
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.crops import all_views, base_sizes, read_bases
 from mirai_bench.data.images.datasets import Dataset, Split, open_dataset
+from mirai_bench.data.images.listing import renumbered
 from mirai_bench.data.pixels import Pixels
 from mirai_bench.data.shards import (
     AGAIN,
@@ -99,11 +100,12 @@ class Codes:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Returns how many files of the data were not encoded, by the reason, and of empty classes."""
+        """Returns how much of the data was not encoded, or is not what its folder says, by the reason."""
         found = {
             **self.manifest.get("left_out", {}),  # of data that are encoded now, nothing is left out
             "unreadable images": len(self.manifest.get("skipped", ())),
             "classes without an image": len(self.manifest.get("empty_classes", ())),
+            "classes of another number than their folder": renumbered(self.manifest.get("class_names", ())),
         }
         return {reason: count for reason, count in found.items() if count}
 

@@ -17,7 +17,7 @@ from mirai_bench.config.data_config import OFFICIAL_SIZES, DataConfig
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images import cifar10, fashion_mnist, staircase
 from mirai_bench.data.images.decoding import SUFFIXES, read_image
-from mirai_bench.data.images.listing import content_hash, describe, list_images
+from mirai_bench.data.images.listing import content_hash, describe, list_images, renumbered
 from mirai_bench.utils.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
@@ -256,7 +256,7 @@ def _say(root: Path, split: Split, classes: list[str], left_out: dict[str, int],
     if empty and split == "train":
         names = ", ".join(empty[:20])
         log.warning(f"{root}: no image in {len(empty)} classes, which a model never sees: {names}")
-    if all(name.isdecimal() for name in classes) and classes != sorted(classes, key=int):
+    if renumbered(classes) and sorted(classes, key=int) != classes:
         first = next(number for number, name in enumerate(classes) if number != int(name))
         log.warning(
             f"{root}: classes are in the order of their names as text, so that class {first} is the folder "

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -77,6 +77,13 @@ def _why_not(entry: os.DirEntry[str]) -> str | None:
         return f"*{suffix}" if suffix else "without an ending"
     # A link that leads nowhere is an image that cannot be read, which is an error.
     return None if entry.is_file() or not Path(entry.path).exists() else "no regular file"
+
+
+def renumbered(class_names: Sequence[str]) -> int:
+    """Returns how many classes have another number than their folder. Names that are words have none."""
+    if not all(name.isdecimal() for name in class_names):
+        return 0
+    return sum(number != int(name) for number, name in enumerate(class_names))
 
 
 def describe(left_out: dict[str, int]) -> str:
