@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mirai_bench.checkpoint.store import HEADS, Checkpoint, load_latest, save_checkpoint, unwrap
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.foresight.loss import Projector
+from mirai_bench.foresight.projector import Projector
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
@@ -30,6 +30,7 @@ StateDict = dict[str, Tensor]
 # Names that trainers give the averaged weights. LlamaGen's and Mirai's is the first.
 EMA_KEYS = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
 OUR_PROJECTOR = "foresight.projector."
+OUR_MLPS = (f"{OUR_PROJECTOR}weights.", f"{OUR_PROJECTOR}biases.")  # the names of other heads go on otherwise
 THEIR_PROJECTOR = re.compile(r"projectors\.(\d+)\.(\d+)\.(weight|bias)")
 
 
@@ -80,7 +81,7 @@ def to_official(tensors: StateDict) -> StateDict:
     official = {}
     stacks = {}
     for name, tensor in tensors.items():
-        if name.startswith(OUR_PROJECTOR):
+        if name.startswith(OUR_MLPS):
             stacks[name.removeprefix(OUR_PROJECTOR)] = tensor
         elif not name.startswith(HEADS):  # no official file has other heads
             official[name] = tensor
@@ -100,6 +101,11 @@ def to_official(tensors: StateDict) -> StateDict:
 
 
 # ---- files
+
+
+def takes_projectors(config: RunConfig) -> bool:
+    """Tells whether a run has projectors like those of an official file, which are MLPs."""
+    return config.foresight.internal and config.foresight.projector.kind == "mlp"
 
 
 class Official(NamedTuple):
@@ -135,7 +141,7 @@ def read_official(path: Path, config: RunConfig) -> Official:
         ema, _ = split_projectors(unwrap(content[ema_key]))
         check_fits(model, ema, f"{path} ({ema_key})")
     # 2. The projectors. The width of the target is the file's, because no teacher is loaded here.
-    if projector and foresight.internal:
+    if projector and takes_projectors(config):
         last = projector.get(f"weights.{foresight.projector.layers - 1}")  # (K, hidden, Z)
         target_width = 0 if last is None else last.shape[-1]  # 0: it is missing, and so refused
         with torch.device("meta"):
@@ -156,11 +162,11 @@ def import_official(path: Path, config: RunConfig, folder: RunFolder) -> Path:
         raise UserError(f"{folder} holds a run already: name a new folder")
     generator, ema, projector, steps, ema_key = read_official(path, config)
     model = dict(generator)  # a copy, because `ema` may be the same dict
-    if config.foresight.internal:
+    if takes_projectors(config):
         for name, tensor in projector.items():
             model[OUR_PROJECTOR + name] = tensor.contiguous()
     elif projector:
-        log.info("the file's projectors are left out: this config has no internal foresight")
+        log.info("the file's projectors are left out: this config has no internal foresight through MLPs")
     tensors = {"model": model, "ema": ema, "optimizer": {}}
     counters = {"imported_from": path.name, "ema_key": ema_key, "train_seconds": 0.0}
     if ema_key is None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mirai_bench.config.projector import ProjectorConfig
 from mirai_bench.config.sections import Amount, Fraction01, Positive, Rate, Section, Seed, UserPath
 
 # A 1-based index, or a fraction of the depth, which is neither 0 nor x/0.
@@ -28,27 +29,6 @@ def resolve_layer(layer: int | str, depth: int) -> int:
             "or a fraction such as '8/12'"
         )
     return index
-
-
-class ProjectorConfig(Section):
-    """The projector from a state (width D) to its target (width Z): Linear, SiLU, …, Linear."""
-
-    layers: Annotated[int, Field(ge=1, le=8)] = 3
-    """Number of linear layers (paper: 3)."""
-    hidden: Positive = 2048
-    """Width of the hidden layers (paper: 2048)."""
-    shared_trunk: bool = False
-    """Whether all K heads share every layer but the last one, instead of having K separate \
-projectors."""
-
-    def shapes(self, heads: int, width: int, target_width: int) -> list[tuple[int, int, int]]:
-        """Returns (copies, inputs, outputs) of each linear layer of the projectors of K heads.
-
-        A layer has one copy per head, or a single one if it belongs to a shared trunk.
-        """
-        widths = [width, *[self.hidden] * (self.layers - 1), target_width]  # D, hidden, …, Z
-        copies = [1 if self.shared_trunk else heads] * (self.layers - 1) + [heads]
-        return list(zip(copies, widths[:-1], widths[1:], strict=True))
 
 
 class BlockCausal(Section):
@@ -73,6 +53,9 @@ hub."""
     context: Literal["full"] | BlockCausal = "full"
     """Which cells each cell of the encoder sees: all of them, or `{block_causal: N}` for a \
 control without foresight."""
+    layer: Layer | None = None
+    """Image encoders that are ViTs: the block whose output is the feature, without the final norm. By \
+default the last one, with it. A fraction of the depth means the same at every size (paper, MAE: 8/12)."""
     cache: bool = False
     """Image encoders: whether the features of all views are computed once and kept in half \
 precision in machine.runs. Meant for small data sets."""
@@ -82,8 +65,20 @@ student."""
     epochs: Positive = 30
     """masked_tokens: length of its training in epochs."""
 
+    @property
+    def unused(self) -> set[str]:
+        """Returns the fields that change no number, and that fingerprints therefore leave out."""
+        # Those of the only encoder that is built and trained here, and one that came later.
+        of_masked_tokens = set() if self.name == "masked_tokens" else {"depth", "epochs"}
+        return of_masked_tokens | ({"layer"} if self.layer is None else set())
+
     @model_validator(mode="after")
     def _check(self) -> EncoderConfig:
+        if self.layer is not None and self.name == "masked_tokens":
+            raise ValueError(
+                f"foresight.encoder.layer is {self.layer} with name: masked_tokens, whose features are "
+                "those of its last block: leave it out, or write another depth"
+            )
         if self.weights == "random" and self.name == "masked_tokens":
             raise ValueError(
                 "foresight.encoder.weights is random with name: masked_tokens: write "
@@ -118,6 +113,9 @@ the wrong image."""
 
     k: Positive = 3
     """Number of foresight cells K per state, the nearest first. k = 1 is the state's own cell."""
+    own_cell: bool = True
+    """Level `internal`: whether the state's own cell is the first of the K. Without it k = 1 is the cell to \
+the right, and k = 2 on the grid the cells to the right and below."""
     layer: Layer = "8/12"  # of 4, 6, 8 and 10 the best by FID (paper, table 2)
     """Alignment layer: the block of the student after which the residual stream is read, without \
 a final norm. A fraction of the depth means the same at every model size."""
@@ -128,14 +126,21 @@ a final norm. A fraction of the depth means the same at every model size."""
 
     weight: Amount = 2.0
     """Weight λ in the loss NTP + λ · foresight."""
-    schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
-    """How λ changes from `weight` to `final_weight` over training. `step` changes at `step_at`."""
+    schedule: Literal["constant", "step", "two_steps", "linear", "cosine"] = "constant"
+    """How λ changes from `weight` to `final_weight` over training. `step` changes at `step_at`, and \
+`two_steps` to `middle_weight` there and to `final_weight` at `second_step_at`."""
     final_weight: Amount = 1.0
     """Value of λ at the end of the schedule. Unused by `schedule: constant`."""
     step_at: Fraction01 = 0.5
-    """`schedule: step`: the fraction of training after which λ is `final_weight`."""
+    """`schedule: step`: the fraction of training after which λ is `final_weight`. `two_steps`: after \
+which it is `middle_weight`."""
+    middle_weight: Amount = 1.0
+    """`schedule: two_steps`: the value of λ between the steps."""
+    second_step_at: Fraction01 = 0.75  # the paper does not say when
+    """`schedule: two_steps`: the fraction of training after which λ is `final_weight`."""
     warmup: Rate = 0.0
-    """Fraction of training before foresight is switched on (paper, Mirai-E: 15 of 300 epochs)."""
+    """Fraction of training before foresight is switched on (paper, Mirai-E: 15 epochs, whether of 80 or \
+of 300)."""
     reduce: Literal["mean", "sum"] = "mean"
     """How the losses of the K heads are combined: the paper's text averages them, the official \
 code sums them."""
@@ -184,6 +189,11 @@ weights (source random)."""
                 "foresight.k is 1 with level: output, which adds no head to next-token "
                 "prediction: write k: 2 or more"
             )
+        if self.schedule == "two_steps" and self.second_step_at < self.step_at:
+            raise ValueError(
+                f"foresight.second_step_at is {self.second_step_at:g}, before step_at: {self.step_at:g}: "
+                "write the later one of the two steps"
+            )
         if self.class_token and self.pairing == "predicting":
             raise ValueError(
                 "foresight.class_token is true with pairing: predicting, where the class state "
@@ -200,6 +210,11 @@ weights (source random)."""
     def internal(self) -> bool:
         """Tells whether hidden states are aligned, so that there are a source and projectors."""
         return self.level == "internal"
+
+    @property
+    def has_own_cell(self) -> bool:
+        """Tells whether the state's own cell is the first of its K cells. At the output it is that of NTP."""
+        return self.own_cell or not self.internal
 
     @property
     def num_heads(self) -> int:
@@ -230,9 +245,10 @@ weights (source random)."""
         return self.internal and self.source == "frozen" and self.teacher is None
 
     @property
-    def stops(self) -> bool:
-        """Tells whether foresight is off after `step_at`."""
-        return self.schedule == "step" and self.final_weight == 0
+    def stops_at(self) -> float | None:
+        """Returns the fraction of training after which foresight is off, or None if there is none."""
+        last_steps = {"step": self.step_at, "two_steps": self.second_step_at}
+        return last_steps.get(self.schedule) if self.final_weight == 0 else None
 
     def relevant(self) -> dict[str, Any]:
         """Returns the fields that can change a number, for the fingerprint.
@@ -256,14 +272,16 @@ weights (source random)."""
             "shuffled_of": internal and self.source == "shuffled",
             "encoder": self.uses_encoder,
             "final_weight": self.schedule != "constant",
-            "step_at": self.schedule == "step",
+            "step_at": self.schedule in ("step", "two_steps"),
+            "middle_weight": self.schedule == "two_steps",
+            "second_step_at": self.schedule == "two_steps",
             "reduce": self.num_heads > 1,  # the mean and the sum of one head are the same
             # Fields that came later are left out where they say what runs before them did.
             "loss": internal and self.loss != "cosine",
             "pooled": internal and self.pooled and self.k > 1,  # the mean of one cell is the cell
+            "own_cell": not self.has_own_cell,
         }
         left_out: dict[str, Any] = {name: True for name, effect in matters.items() if not effect}
-        if self.encoder.name != "masked_tokens":
-            # Fields of the only encoder that is built and trained here.
-            left_out.setdefault("encoder", {"depth", "epochs"})
+        left_out.setdefault("encoder", self.encoder.unused)
+        left_out.setdefault("projector", self.projector.unused)
         return self.model_dump(mode="json", exclude=left_out)

@@ -66,6 +66,8 @@ class ModelConfig(Section):
     """Dropout of the output of each attention layer."""
     ffn_dropout: Rate = 0.1
     """Dropout of the output of each feed-forward layer."""
+    attention_dropout: Rate = 0.0
+    """Dropout of the weights of attention (paper: 0.1 in its text, 0 in its code)."""
     class_dropout: Rate = 0.1
     """Probability that the class is replaced by the null class, which classifier-free guidance \
 needs."""
@@ -220,10 +222,12 @@ class RunConfig(Section):
                 "have no cells to look ahead from: write level: none"
             )
         height, width = self.grid
-        if foresight.k > self.num_tokens:
+        most = self.num_tokens - (not foresight.has_own_cell)
+        if foresight.k > most:
+            without = "" if foresight.has_own_cell else ", and own_cell is false"
             raise ValueError(
                 f"foresight.k is {foresight.k}, but the token grid has {height}x{width} = "
-                f"{self.num_tokens} cells: write k: {self.num_tokens} or less"
+                f"{self.num_tokens} cells{without}: write k: {most} or less"
             )
         for layer in (foresight.layer, foresight.teacher_layer):
             if layer is not None:
@@ -325,6 +329,8 @@ class RunConfig(Section):
         elif "hidden" in fields["regularizer"]:
             fields["regularizer"]["hidden"] = self.regularizer_hidden
         del fields["model"]["size"]
+        if self.model.attention_dropout == 0:  # as in the fingerprints of runs before there was any
+            del fields["model"]["attention_dropout"]
         del fields["evaluation"]["protocol"]["name"]
         del fields["evaluation"]["primary"]
         del fields["train"]["recipe"]

@@ -2,8 +2,8 @@
 
 A layout of a grid of H x W cells (T = H·W, raster order) and K heads says which cell head k of
 anchor cell i looks at. Head k means one thing everywhere (an offset), so that each head can have a
-projector of its own. Head 0 is always the anchor itself. A layout is a table of integers, so it can
-be printed, drawn and tested by hand.
+projector of its own. Head 0 is always the anchor itself; a run may leave it out. A layout is a table of
+integers, so it can be printed, drawn and tested by hand.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from mirai_bench.config.foresight import ForesightConfig
 
 
 class Layout(NamedTuple):
@@ -75,3 +77,11 @@ LAYOUTS: dict[str, Callable[[int, int, int], Layout]] = {
     "grid_2d": grid_2d,
     "grid_2d_flat": grid_2d_flat,
 }
+
+
+def cells_of(config: ForesightConfig, grid: tuple[int, int]) -> Layout:
+    """Returns the cells that the states of a run look at: K of them, with or without the state's own."""
+    if config.has_own_cell:
+        return LAYOUTS[config.layout](*grid, config.k)
+    targets, valid = LAYOUTS[config.layout](*grid, config.k + 1)
+    return Layout(targets[:, 1:], valid[:, 1:])

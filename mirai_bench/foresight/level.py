@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from mirai_bench.config.foresight import ForesightConfig, resolve_layer
 from mirai_bench.data.codes import Batch
 from mirai_bench.foresight.context import SourceContext
-from mirai_bench.foresight.layout import LAYOUTS, Layout
-from mirai_bench.foresight.loss import LOSSES, TARGET_NORMS, Projector, pair, pool, reduce_heads
+from mirai_bench.foresight.layout import Layout, cells_of
+from mirai_bench.foresight.loss import LOSSES, TARGET_NORMS, pair, pool, reduce_heads
+from mirai_bench.foresight.projector import PROJECTORS
 from mirai_bench.foresight.source import SOURCES
 from mirai_bench.model.kernels import linear_cross_entropy
 from mirai_bench.model.transformer import States
@@ -61,7 +62,7 @@ class OutputLevel(Level):
     def __init__(self, context: SourceContext) -> None:
         config = context.config
         foresight = config.foresight
-        layout = LAYOUTS[foresight.layout](*config.grid, foresight.k)
+        layout = cells_of(foresight, config.grid)
         super().__init__(foresight, Layout(layout.targets[:, 1:], layout.valid[:, 1:]))
         shape = (foresight.k - 1, config.tokenizer.vocabulary, config.model.width)
         self.heads = nn.Parameter(torch.zeros(shape))
@@ -94,7 +95,7 @@ class InternalLevel(Level):
     def __init__(self, context: SourceContext) -> None:
         config = context.config
         foresight = config.foresight
-        layout = LAYOUTS[foresight.layout](*config.grid, foresight.k)
+        layout = cells_of(foresight, config.grid)
         pairs = pair(layout, foresight.pairing, foresight.explicit, foresight.class_token)
         cells = pairs
         if foresight.pooled:  # feature s is then the mean of what state s looks at
@@ -106,8 +107,8 @@ class InternalLevel(Level):
         self.tap = resolve_layer(foresight.layer, config.model.depth)
         self.source = SOURCES[foresight.source](context)
         self.one_off_seconds = self.source.one_off_seconds
-        width = config.model.width
-        self.projector = Projector(foresight.projector, foresight.num_heads, width, self.source.width)
+        build = PROJECTORS[foresight.projector.kind]
+        self.projector = build(foresight, config.grid, config.model.width, self.source.width)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialises the projectors."""
@@ -121,9 +122,12 @@ class InternalLevel(Level):
             targets = self.targets(features)
         return LOSSES[self.config.loss](self.projector(states.hidden), targets, self.index, self.valid)
 
-    def targets(self, features: Tensor) -> Tensor:
-        """Returns the targets (B, T, Z) that features (B, T, Z) of the source become."""
-        targets = TARGET_NORMS[self.config.target_norm](features)
+    def targets(self, features: Tensor, norm: str | None = None) -> Tensor:
+        """Returns the targets (B, T, Z) that features (B, T, Z) of the source become.
+
+        `norm` is another one of TARGET_NORMS than the run's.
+        """
+        targets = TARGET_NORMS[norm or self.config.target_norm](features)
         if self.config.pooled:
             targets = pool(targets, self.pooled_index, self.pooled_valid)
         return targets

@@ -1,6 +1,6 @@
-"""Pairs of states and targets, the projector, and the losses.
+"""Pairs of states and targets, and the losses.
 
-Letters: B batch, T states, K heads, D width of the student, Z width of the targets.
+Letters: B batch, T states, K heads, Z width of the targets.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mirai_bench.config.foresight import ProjectorConfig
 from mirai_bench.foresight.layout import Layout
-from mirai_bench.model.kernels import batched_linear
-from mirai_bench.model.transformer import INIT_STD
 
 Pairing = Literal["consumed", "predicting"]
 
@@ -39,36 +36,6 @@ def pair(layout: Layout, pairing: Pairing, explicit: bool, class_token: bool) ->
         cells = np.concatenate([np.zeros_like(cells[:1]), cells[:-1]])
         valid = np.concatenate([np.full_like(valid[:1], class_token), valid[:-1]])
     return Layout(cells, valid)
-
-
-class Projector(nn.Module):
-    """The projectors ρ_k of all K heads at once: (B, T, D) → (K, B, T, Z).
-
-    Each one is an MLP with SiLU between its layers (official code: 3 layers, hidden width 2048).
-    The K separate MLPs are one stack of matrices (K, in, out).
-    """
-
-    def __init__(self, config: ProjectorConfig, heads: int, width: int, target_width: int) -> None:
-        super().__init__()
-        shapes = config.shapes(heads, width, target_width)
-        self.weights = nn.ParameterList(torch.zeros(shape) for shape in shapes)
-        biases = [(copies, 1, outputs) for copies, _, outputs in shapes]
-        self.biases = nn.ParameterList(torch.zeros(shape) for shape in biases)
-
-    def init_weights(self, generator: torch.Generator) -> None:
-        """Draws the matrices from N(0, 0.02). Biases stay zero."""
-        for weight in self.weights:
-            nn.init.normal_(weight, std=INIT_STD, generator=generator)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Returns the projections (K, B, T, Z) of hidden states (B, T, D)."""
-        x = hidden.flatten(0, 1)[None]  # (1, B·T, D)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer > 0:
-                x = F.silu(x)
-            # (K, B·T, out), or (1, B·T, out) in a shared trunk
-            x = batched_linear(x, weight, bias)
-        return x.unflatten(1, hidden.shape[:2])
 
 
 Z_SCORE_EPS = 1e-6  # iREPA's

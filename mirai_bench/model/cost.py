@@ -12,90 +12,13 @@ from __future__ import annotations
 
 import json
 import math
-from typing import NamedTuple
 
 from mirai_bench.config.data_config import OFFICIAL_SIZES
 from mirai_bench.config.foresight import resolve_layer
 from mirai_bench.config.run_config import RunConfig
+from mirai_bench.model.encoder_cost import encoder_flops, encoder_parameters, encoder_width
 from mirai_bench.model.parts import block_flops, block_parameters, output_flops
 from mirai_bench.model.regularizer_cost import regularizer_cost
-
-# ---- image encoders
-
-
-class VisionTransformer(NamedTuple):
-    """The size of a ViT."""
-
-    blocks: int
-    width: int
-    prefix: int
-    """Number of class and register tokens."""
-    patch: int
-    """Side of a patch in pixels."""
-
-
-# The sizes that timm builds. DINOv2's register variants and DINOv3 have four register tokens.
-VITS = {
-    "dinov2_s": VisionTransformer(12, 384, 1, 14),
-    "dinov2_b": VisionTransformer(12, 768, 1, 14),
-    "dinov2_l": VisionTransformer(24, 1024, 1, 14),
-    "dinov2_s_reg": VisionTransformer(12, 384, 5, 14),
-    "dinov2_b_reg": VisionTransformer(12, 768, 5, 14),
-    "dinov2_l_reg": VisionTransformer(24, 1024, 5, 14),
-    "dinov3_s": VisionTransformer(12, 384, 5, 16),
-    "dinov3_b": VisionTransformer(12, 768, 5, 16),
-    "dinov3_l": VisionTransformer(24, 1024, 5, 16),
-    "mae_b": VisionTransformer(12, 768, 1, 16),
-    "clip_b": VisionTransformer(12, 768, 1, 16),
-}
-LITE0 = "efficientnet_lite0"
-LITE0_PARAMETERS = 3_371_024  # without the classifier
-# EfficientNet-Lite0 up to the stage of this stride: operations per pixel of its input, and channels
-# of the stage.
-LITE0_STAGES = {32: (14502.44, 320), 16: (9696.625, 112)}
-VGG = "vgg16_relu3_3"
-VGG_PARAMETERS = 1_735_488  # of the layers up to relu3_3
-VGG_STAGE = (372_096, 256)  # operations per pixel of its input, and channels; the stride is 4
-
-
-def _lite0_stride(side: int) -> int:
-    """Returns the stride of the stage that has a grid of side x side cells."""
-    return 32 if side <= 14 else 16  # on an input of up to 448 pixels, twice those of its training
-
-
-def encoder_flops(name: str, side: int) -> float | None:
-    """Returns the operations of one image through an encoder with side x side cells, or None."""
-    if name in VITS:
-        vit = VITS[name]
-        tokens = side**2 + vit.prefix
-        # 12 D² weights per token in queries, keys, values, output and an MLP of ratio 4, and the
-        # two products of attention.
-        block = 24.0 * tokens * vit.width**2 + 4.0 * tokens**2 * vit.width
-        patches = 6.0 * (side * vit.patch) ** 2 * vit.width  # three channels of each pixel
-        return vit.blocks * block + patches
-    if name == LITE0:
-        stride = _lite0_stride(side)
-        return LITE0_STAGES[stride][0] * (stride * side) ** 2
-    return VGG_STAGE[0] * (4.0 * side) ** 2 if name == VGG else None
-
-
-def encoder_parameters(name: str) -> int | None:
-    """Returns the parameters of an encoder without a classifier, or None."""
-    if name in VITS:
-        vit = VITS[name]
-        block = 12 * vit.width**2 + 13 * vit.width  # matrices; biases and norms
-        return vit.blocks * block + 3 * vit.patch**2 * vit.width
-    return {LITE0: LITE0_PARAMETERS, VGG: VGG_PARAMETERS}.get(name)
-
-
-def encoder_width(name: str, side: int) -> int | None:
-    """Returns the width Z of an encoder's features on side x side cells, or None."""
-    if name in VITS:
-        return VITS[name].width
-    if name == LITE0:
-        return LITE0_STAGES[_lite0_stride(side)][1]
-    return VGG_STAGE[1] if name == VGG else None
-
 
 # ---- floating-point operations
 
@@ -134,8 +57,11 @@ def head_flops(config: RunConfig) -> float | None:
         return (foresight.k - 1) * output_flops(config)  # head 0 is the generator's own
     if target_width(config) is None:
         return None
-    shapes = projector_shapes(config)
-    return sum(2.0 * config.num_tokens * copies * a * b for copies, a, b in shapes)
+    tokens = config.num_tokens
+    products = sum(2.0 * tokens * copies * a * b for copies, a, b in projector_shapes(config))
+    if foresight.projector.kind == "transformer":  # queries by keys, and weights by values
+        products += foresight.num_heads * 4.0 * tokens**2 * config.model.width
+    return products
 
 
 def teacher_flops(config: RunConfig) -> float | None:
@@ -151,7 +77,8 @@ def teacher_flops(config: RunConfig) -> float | None:
         return resolve_layer(foresight.teacher_layer or foresight.layer, config.model.depth) * block
     if foresight.source == "random" or foresight.encoder.name == "masked_tokens":
         return foresight.encoder.depth * block
-    return 0.0 if foresight.encoder.cache else encoder_flops(foresight.encoder.name, config.grid[0])
+    encoder = foresight.encoder
+    return 0.0 if encoder.cache else encoder_flops(encoder.name, config.grid[0], encoder.layer)
 
 
 def step_flops(config: RunConfig) -> float | None:
@@ -176,8 +103,8 @@ def training_flops(config: RunConfig, steps: int, total_steps: int) -> float | N
     foresight = config.foresight
     start = min(steps, math.ceil(foresight.warmup * total_steps))
     end = steps
-    if foresight.stops:
-        end = max(start, min(steps, math.ceil(foresight.step_at * total_steps)))
+    if foresight.stops_at is not None:
+        end = max(start, min(steps, math.ceil(foresight.stops_at * total_steps)))
     regularizer = regularizer_cost(config)
     without = 3 * forward_flops(config) + regularizer.flops
     of_all = (steps - (end - start)) * without + (end - start) * with_foresight
@@ -204,6 +131,8 @@ def num_parameters(config: RunConfig) -> tuple[int, int]:
         heads += (foresight.k - 1) * output
     elif foresight.level == "internal":
         heads += sum(copies * (inputs + 1) * outputs for copies, inputs, outputs in projector_shapes(config))
+        if foresight.projector.kind == "transformer":  # two norms with scales and shifts
+            heads += foresight.num_heads * 4 * model.width
     return generator, heads
 
 
@@ -221,7 +150,7 @@ def teacher_parameters(config: RunConfig) -> int | None:
         # Embeddings of the tokens and of the mask, the final norm, and the output head.
         embeddings = (2 * config.tokenizer.vocabulary + 2) * config.model.width
         return foresight.encoder.depth * block_parameters(config.model) + embeddings
-    return encoder_parameters(foresight.encoder.name)
+    return encoder_parameters(foresight.encoder.name, foresight.encoder.layer)
 
 
 # ---- images and bytes

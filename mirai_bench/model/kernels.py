@@ -36,18 +36,21 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], weight, NORM_EPS)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool, dropout: float = 0.0
+) -> Tensor:
     """Returns scaled dot-product attention (B, G, T, d).
 
     q is (B, G, T, d), k and v are (B, g, S, d), and g divides G (grouped-query attention). `mask`
     (T, S) says which keys each query sees, as a bool or as a number that is added to the scores.
+    `dropout` is the probability that one of its weights is dropped.
     """
     # It is the backward pass of torch's kernel that is slow, so sampling keeps that kernel.
     on_cpu_in_bf16 = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if causal and q.requires_grad and on_cpu_in_bf16:
+    if causal and q.requires_grad and on_cpu_in_bf16 and dropout == 0:
         return causal_attention(q, k, v)
     grouped = k.shape[1] != q.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
 
 
 def decoding_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

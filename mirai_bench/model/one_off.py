@@ -5,7 +5,8 @@ from __future__ import annotations
 from mirai_bench.config.foresight import ForesightConfig
 from mirai_bench.config.regularizer import NoRegularizer
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.model.cost import encoder_flops, training_flops
+from mirai_bench.model.cost import training_flops
+from mirai_bench.model.encoder_cost import encoder_flops
 from mirai_bench.model.parts import block_flops, output_flops
 
 MASKED_TOKENS_BATCH = 64  # images in a training step of the masked-token encoder
@@ -41,5 +42,5 @@ def one_off_flops(config: RunConfig, images: int | None) -> float | None:
         blocks = encoder.depth * block_flops(config.model, config.num_tokens)
         return seen * 3 * (blocks + output_flops(config))
     # 3. One forward pass of every stored view.
-    forward = encoder_flops(encoder.name, config.grid[0])
+    forward = encoder_flops(encoder.name, config.grid[0], encoder.layer)
     return None if forward is None else images * config.data.num_views * forward

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
-from mirai_bench.config.foresight import ProjectorConfig
+from mirai_bench.config.projector import ProjectorConfig
 from mirai_bench.config.regularizer import DispersiveConfig, MtarConfig, NppConfig, RearConfig, StArConfig
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.model.parts import block_flops, block_parameters, output_flops

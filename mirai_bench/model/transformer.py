@@ -76,6 +76,7 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.kv_heads = config.kv_heads
         self.head_width = config.width // config.heads
+        self.dropout = config.attention_dropout
         qkv_width = (self.heads + 2 * self.kv_heads) * self.head_width
         self.wqkv = nn.Linear(config.width, qkv_width, bias=False)
         self.wo = nn.Linear(config.width, config.width, bias=False)
@@ -95,9 +96,11 @@ class Attention(nn.Module):
             q, k = rotate(qk, rope).split([self.heads, self.kv_heads], 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: bool
+    ) -> Tensor:
         """Returns the output (B, T, D) of attention."""
-        y = attention(q, k, v, mask=mask, causal=causal)
+        y = attention(q, k, v, mask=mask, causal=causal, dropout=self.dropout if dropout else 0.0)
         return self.wo(y.transpose(1, 2).flatten(2))
 
 
@@ -142,7 +145,8 @@ class Block(nn.Module):
         `mask` (T, T) bool, or (B, 1, T, T), replaces the causal mask. `rope` is (T, d/2, 2).
         """
         q, k, v = self.attention.project(self.attention_norm(x), rope)
-        x = x + drop(self.attention.attend(q, k, v, mask, causal), self.residual_dropout, dropout)
+        y = self.attention.attend(q, k, v, mask, causal, dropout)
+        x = x + drop(y, self.residual_dropout, dropout)
         return x + drop(self.feed_forward(self.ffn_norm(x)), self.ffn_dropout, dropout)
 
     def decode(

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirai_bench.config.foresight import ProjectorConfig, resolve_layer
+from mirai_bench.config.foresight import resolve_layer
+from mirai_bench.config.projector import ProjectorConfig
 from mirai_bench.config.regularizer import RearConfig
 from mirai_bench.data.codes import Batch
 from mirai_bench.data.tokenizers import load_tokenizer
 from mirai_bench.foresight.context import SourceContext
-from mirai_bench.foresight.loss import Projector, cosine_loss
+from mirai_bench.foresight.loss import cosine_loss
+from mirai_bench.foresight.projector import Projector
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.regularizer.regularizer import Moment, Prepared, Reading, Regularizer
 from mirai_bench.utils.device import send

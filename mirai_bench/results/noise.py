@@ -127,8 +127,8 @@ def read_panel(profile: str) -> list[dict[str, Any]]:
 
 
 def _that_are_set(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a section without those of None, which a record of older code may lack."""
-    return {name: value for name, value in fields.items() if value is not None}
+    """Returns the fields of a section without those of None or 0, which a record of older code may lack."""
+    return {name: value for name, value in fields.items() if value not in (None, 0)}
 
 
 def deviation_of(panel: Records, config: Mapping[str, Any], metric: str) -> float | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from mirai_bench.config.projector import CAUSAL_CELLS, MLP_RATIO
 from mirai_bench.config.run_config import RunConfig, ffn_width
 from mirai_bench.model.cost import num_parameters, teacher_parameters
 from mirai_bench.model.kernels import chunk_rows
@@ -75,12 +76,20 @@ def _projector_bytes(config: RunConfig, num_bytes: int) -> int:
     foresight = config.foresight
     if not foresight.internal:
         return 0
-    # Input and output of each SiLU.
-    trunks = 1 if foresight.projector.shared_trunk else foresight.num_heads
-    hidden_layers = trunks * (foresight.projector.layers - 1)
-    hidden = hidden_layers * 2 * num_bytes * foresight.projector.hidden
+    projector = foresight.projector
+    width = config.model.width
+    if projector.kind == "conv":  # the window of each state, which all heads share
+        hidden = num_bytes * CAUSAL_CELLS * width
+    elif projector.kind == "transformer":
+        # Inputs of the five products, queries, keys and values, and the input of SiLU; the residual stream
+        # after attention.
+        of_head = num_bytes * (7 + 2 * MLP_RATIO) * width + FLOAT32 * width
+        hidden = foresight.num_heads * of_head
+    else:  # input and output of each SiLU
+        trunks = 1 if projector.shared_trunk else foresight.num_heads
+        hidden = trunks * (projector.layers - 1) * 2 * num_bytes * projector.hidden
     # Three vectors of the cosine of each head.
-    return hidden + foresight.num_heads * 3 * FLOAT32 * config.model.width
+    return hidden + foresight.num_heads * 3 * FLOAT32 * width
 
 
 def logit_bytes(config: RunConfig, rows: int, num_bytes: int, kind: str) -> tuple[int, int]:

@@ -31,8 +31,11 @@ def foresight_weight(config: ForesightConfig, progress: float) -> float:
     """
     if config.level == "none" or progress < config.warmup:
         return 0.0
-    if config.schedule == "step":  # the paper's choice for Mirai-E (table 3)
-        return config.weight if progress < config.step_at else config.final_weight
+    if config.schedule in ("step", "two_steps"):  # one step is the paper's choice for Mirai-E (table 3)
+        if progress < config.step_at:
+            return config.weight
+        between = config.schedule == "two_steps" and progress < config.second_step_at
+        return config.middle_weight if between else config.final_weight
     after_warmup = (progress - config.warmup) / (1 - config.warmup)
     return SCHEDULES[config.schedule](config.weight, config.final_weight, after_warmup)
 
@@ -43,7 +46,7 @@ def foresight_can_be_off(config: ForesightConfig) -> bool:
     Such a step does not use the foresight heads.
     """
     # Linear and cosine schedules come to zero after the last step, not in it.
-    is_off = config.warmup > 0 or config.weight == 0 or config.stops
+    is_off = config.warmup > 0 or config.weight == 0 or config.stops_at is not None
     return config.level != "none" and is_off
 
 

@@ -18,7 +18,7 @@ from mirai_bench.checkpoint.official import (
 from mirai_bench.checkpoint.store import load_latest, load_weights, unwrap
 from mirai_bench.config.load import build_run, read_profile
 from mirai_bench.config.run_config import ModelConfig
-from mirai_bench.foresight.loss import Projector
+from mirai_bench.foresight.projector import Projector
 from mirai_bench.model.transformer import ARModel, build_model
 from mirai_bench.sample.sampler import load_for_sampling
 from mirai_bench.tracking.run_folder import RunFolder
@@ -246,3 +246,15 @@ def test_a_trained_projector_is_exported_and_read_back(make_config, tmp_path):
     import_official(tmp_path / "out.pt", config, RunFolder(tmp_path / "back"))
     model, again = (load_latest(RunFolder(tmp_path / name)).tensors["model"] for name in ("run", "back"))
     assert model.keys() == again.keys() and all(torch.equal(model[name], again[name]) for name in model)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "conv"])
+def test_heads_that_no_official_file_has_are_left_out(kind, make_config, tmp_path):
+    from mirai_bench.checkpoint.store import save_checkpoint
+
+    config = make_config(foresight={"level": "internal", "k": 2, "projector": {"kind": kind}})
+    trainer = new_trainer(config)
+    trainer.step(0)
+    save_checkpoint(RunFolder(tmp_path / "run"), 1, trainer.checkpoint({}), keep=1)
+    content = export_official(RunFolder(tmp_path / "run"), tmp_path / "out.pt")
+    assert content["model"].keys() == content["ema"].keys()

@@ -33,6 +33,19 @@ def digits(**sections):
             {"foresight": {"level": "internal", "k": 65}},
             "k is 65, but the token grid has 8x8 = 64 cells: write k: 64 or less",
         ),
+        (
+            {"foresight": {"level": "internal", "k": 64, "own_cell": False}},
+            "8x8 = 64 cells, and own_cell is false: write k: 63 or less",
+        ),
+        (
+            {"foresight": {"level": "internal", "schedule": "two_steps", "second_step_at": 0.25}},
+            "second_step_at is 0.25, before step_at: 0.5",
+        ),
+        (
+            {"foresight": {"projector": {"kind": "conv", "shared_trunk": True}}},
+            "shared_trunk is true with kind: conv",
+        ),
+        ({"foresight": {"encoder": {"layer": 2}}}, "encoder.layer is 2 with name: masked_tokens"),
         ({"foresight": {"level": "output", "k": 1}}, "write k: 2 or more"),
         (
             {"foresight": {"level": "internal", "class_token": True, "pairing": "predicting"}},
@@ -88,12 +101,21 @@ def fingerprint(change):
         {"foresight": {"final_weight": 0.3}},
         {"foresight": {"teacher_seed": 5}},
         {"foresight": {"loss": "cosine", "pooled": False}},
+        {"foresight": {"own_cell": True, "middle_weight": 0.3, "second_step_at": 0.9}},
+        {"model": {"attention_dropout": 0}},
+        {"foresight": {"projector": {"kind": "mlp"}, "encoder": {"layer": 3, "name": "mae_b"}}},
         {"data": {"crop_ranges": [1.05]}},
         {"profile": "other"},
     ],
 )
 def test_what_changes_no_number_is_not_in_the_fingerprint(change):
     assert fingerprint(change) == fingerprint({})
+
+
+def test_at_the_output_the_own_cell_is_that_of_next_token_prediction():
+    fields = {"level": "output", "k": 3}
+    prints = {fingerprint({"foresight": fields | {"own_cell": own}}) for own in (True, False)}
+    assert len(prints) == 1
 
 
 def test_what_changes_a_number_is_in_the_fingerprint():
@@ -103,6 +125,16 @@ def test_what_changes_a_number_is_in_the_fingerprint():
         {"train": {"lr": 1e-4}},
         {"foresight": {"k": 2}},
         {"foresight": {"pooled": True}},
+        {"foresight": {"own_cell": False}},
+        {"foresight": {"schedule": "two_steps"}},
+        {"foresight": {"schedule": "two_steps", "middle_weight": 1.5}},
+        {"foresight": {"schedule": "two_steps", "second_step_at": 0.9}},
+        {"foresight": {"projector": {"kind": "transformer"}}},
+        {"foresight": {"projector": {"kind": "conv"}}},
+        {"foresight": {"projector": {"layers": 1}}},
+        {"foresight": {"source": "encoder", "encoder": {"name": "mae_b"}}},
+        {"foresight": {"source": "encoder", "encoder": {"name": "mae_b", "layer": "8/12"}}},
+        {"model": {"attention_dropout": 0.1}},
         {"foresight": {"loss": "smooth_l1"}},
         {"foresight": {"target_norm": "z_score"}},
         {"foresight": {"pairing": "predicting"}},

@@ -67,7 +67,7 @@ def test_the_weights_give_the_output_of_the_models_own_attention(kv_heads):
     q, k, v = block.attention.project(block.attention_norm(x), rope)
     mixed = weights @ v.repeat_interleave(4 // kv_heads, 1)
     found = block.attention.wo(mixed.transpose(1, 2).flatten(2))
-    assert torch.allclose(found, block.attention.attend(q, k, v, None, True), atol=1e-5)
+    assert torch.allclose(found, block.attention.attend(q, k, v, None, True, False), atol=1e-5)
     assert weights.triu(1).abs().max() == 0
 
 

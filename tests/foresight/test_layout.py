@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirai_bench.foresight.layout import LAYOUTS, grid_2d, grid_2d_flat, raster_1d
+from mirai_bench.config.foresight import ForesightConfig
+from mirai_bench.foresight.layout import LAYOUTS, cells_of, grid_2d, grid_2d_flat, raster_1d
 
 grids = st.tuples(st.integers(1, 9), st.integers(1, 9)).filter(lambda grid: grid[0] * grid[1] > 1)
 
@@ -79,3 +80,16 @@ def test_grid_2d_never_wraps_and_is_ordered_by_distance(grid, data):
         )
     distance = [(down[valid[:, h], h][0] ** 2 + right[valid[:, h], h][0] ** 2) for h in range(k)]
     assert distance == sorted(distance)
+
+
+def test_cells_without_the_states_own():
+    """On a 2x2 grid: right, then right and below; at the output head 0 is next-token prediction."""
+
+    def shown(**fields):
+        targets, valid = cells_of(ForesightConfig(**fields), (2, 2))
+        return np.where(valid, targets, -1).tolist()
+
+    right = {"level": "internal", "own_cell": False, "k": 1}
+    assert shown(**right) == [[1], [-1], [3], [-1]]
+    assert shown(**right | {"k": 2}) == [[1, 2], [-1, 3], [3, -1], [-1, -1]]
+    assert shown(level="output", own_cell=False, k=2) == shown(level="output", k=2) == shown(k=2)

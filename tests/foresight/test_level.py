@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from mirai_bench.foresight.layout import LAYOUTS
 from mirai_bench.foresight.level import LEVELS
 from mirai_bench.foresight.loss import LOSSES, TARGET_NORMS
+from mirai_bench.foresight.projector import PROJECTORS
 from mirai_bench.foresight.source import SOURCES
 from mirai_bench.model.kernels import linear_cross_entropy
 from mirai_bench.model.transformer import build_model
 from tests.support.objectives import assemble
+from tests.support.small_run import new_trainer
 
 VARIANTS = [
     {"level": "none"},
@@ -29,6 +31,12 @@ VARIANTS = [
         "k": 9,
     },
     {"level": "internal", "projector": {"shared_trunk": True, "hidden": 16}},
+    {"level": "internal", "projector": {"layers": 1}},
+    *({"level": "internal", "projector": {"kind": kind}} for kind in PROJECTORS if kind != "mlp"),
+    {"level": "internal", "projector": {"kind": "conv"}, "pairing": "predicting", "source": "encoder"},
+    {"level": "internal", "projector": {"kind": "conv"}, "class_token": True},
+    {"level": "internal", "own_cell": False, "k": 2},
+    {"level": "internal", "own_cell": False, "k": 1, "source": "encoder"},
     *({"level": "internal", "target_norm": norm} for norm in TARGET_NORMS if norm != "none"),
     *({"level": "internal", "loss": loss} for loss in LOSSES if loss != "cosine"),
     {"level": "internal", "pooled": True, "k": 9},
@@ -123,3 +131,35 @@ def test_level_none_is_plain_next_token_prediction_bit_for_bit(make_config):
 def test_every_arm_starts_from_the_same_model(make_config):
     states = [assemble(make_config, variant)[1].model.state_dict() for variant in VARIANTS[:8]]
     assert all(torch.equal(state[name], states[0][name]) for state in states for name in state)
+
+
+HEADS = [variant for variant in VARIANTS if "projector" in variant]
+
+
+@pytest.mark.parametrize("variant", HEADS, ids=names)
+def test_a_run_that_resumes_equals_one_that_does_not(make_config, variant):
+    config = make_config(foresight=variant)
+    whole, first = new_trainer(config), new_trainer(config)
+    for step in range(4):
+        whole.step(step)
+    for step in range(2):
+        first.step(step)
+    second = new_trainer(config)
+    second.restore(first.checkpoint({}))
+    for step in range(2, 4):
+        second.step(step)
+    weights = second.student_weights()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.student_weights().items())
+
+
+@pytest.mark.parametrize("variant", HEADS, ids=names)
+def test_a_step_is_one_graph(make_config, variant):
+    """There is no graph break. The eager backend captures the graph and compiles nothing."""
+    _, objective, _, batch = assemble(make_config, variant)
+    torch.compiler.reset()  # graphs belong to the code: those of other variants count, too
+    compiled = torch.compile(objective, backend="eager", fullgraph=True, dynamic=False)
+    losses = []
+    for forward in (objective, compiled):
+        torch.manual_seed(0)
+        losses.append([loss.item() for loss in forward(batch, batch.labels, torch.tensor(2.0))])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -1,16 +1,13 @@
-"""The loss: pairs of states and targets, projectors, and reductions, each against a plain computation."""
+"""The loss: pairs of states and targets, and reductions, each against a plain computation."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from mirai_bench.config.foresight import ProjectorConfig
 from mirai_bench.foresight.layout import grid_2d
 from mirai_bench.foresight.loss import (
     TARGET_NORMS,
-    Projector,
     cosine_loss,
     pair,
     pool,
@@ -81,42 +78,7 @@ def test_mean_and_sum_over_heads_leave_out_heads_without_a_pair():
     assert reduce_heads(losses, valid, "sum").item() == 3
 
 
-def test_stacked_projectors_equal_separate_mlps():
-    projector = Projector(ProjectorConfig(hidden=7), 3, 5, 4)
-    projector.init_weights(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for bias in projector.biases:
-            bias.normal_()
-    hidden = torch.randn(2, 6, 5)
-    for k, ours in enumerate(projector(hidden)):
-        x = hidden
-        for index, (weight, bias) in enumerate(zip(projector.weights, projector.biases, strict=True)):
-            x = F.linear(F.silu(x) if index else x, weight[k].T, bias[k, 0])
-        torch.testing.assert_close(ours, x)
-
-
-def test_shared_trunk_has_one_trunk_and_k_last_layers():
-    projector = Projector(ProjectorConfig(hidden=7, shared_trunk=True), 3, 5, 4)
-    assert [tuple(w.shape) for w in projector.weights] == [(1, 5, 7), (1, 7, 7), (3, 7, 4)]
-    assert projector(torch.randn(2, 6, 5)).shape == (3, 2, 6, 4)
-
-
 def test_target_norms_by_hand():
     x = torch.tensor([[[1.0, 3.0]], [[5.0, 1.0]]])
     assert torch.equal(TARGET_NORMS["center"](x), torch.tensor([[[-2.0, 1.0]], [[2.0, -1.0]]]))
     np.testing.assert_allclose(TARGET_NORMS["layer_norm"](x).numpy(), [[[-1, 1]], [[1, -1]]], atol=1e-4)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_the_stack_of_projectors_equals_separate_ones(shared, make_config):
-    config = make_config(foresight={"projector": {"hidden": 16, "shared_trunk": shared}}).foresight.projector
-    stack = Projector(config, 3, 8, 12)
-    stack.init_weights(torch.Generator().manual_seed(0))
-    nn.init.normal_(stack.biases[1])
-    hidden = torch.randn(2, 5, 8)
-    for head, out in enumerate(stack(hidden)):
-        x = hidden
-        for index, (weight, bias) in enumerate(zip(stack.weights, stack.biases, strict=True)):
-            which = head if len(weight) > 1 else 0
-            x = (F.silu(x) if index else x) @ weight[which] + bias[which]
-        torch.testing.assert_close(out, x)

@@ -9,12 +9,8 @@ from mirai_bench.data.images import vgg16
 from mirai_bench.data.synthetic import random_codes
 from mirai_bench.foresight.encoders.zoo import entry_of
 from mirai_bench.model import cost
-from mirai_bench.model.cost import (
-    VITS,
-    encoder_parameters,
-    num_parameters,
-    teacher_flops,
-)
+from mirai_bench.model.cost import num_parameters, teacher_flops
+from mirai_bench.model.encoder_cost import VITS, encoder_flops, encoder_parameters
 from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.regularizer.regularizer import Moment
 from mirai_bench.sweep.estimate import cell_flops
@@ -90,6 +86,23 @@ def test_activations_with_a_regularizer(make_config, regularizer):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["mlp", "transformer", "conv"])
+def test_activations_of_projection_heads(make_config, kind, precision):
+    config = make_config(
+        foresight={"level": "internal", "k": 5, "projector": {"kind": kind, "hidden": 512}},
+        data={"image_size": 8},
+        model={"depth": 1, "width": 128, "heads": 4},
+        train={"batch_size": 4, "precision": precision},
+    )
+    half = precision == "bf16"
+    copies = 2 * sum(num_parameters(config)) if half else 0
+    passing = logit_bytes(config, 4 * 64, 2 if half else 4, "cpu")[1]
+    counted = device_bytes(config, HALF if half else CPU).activations + copies - passing
+    trainer = new_trainer(config, codes=random_codes(config, torch.device("cpu")))
+    assert counted == pytest.approx(kept_for_backward(config, trainer), rel=0.25)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("arm", ["ntp", "mtp", "mirai-e-k1", "mirai-e-k9"])
 def test_activations_are_what_a_forward_pass_keeps(arm, precision):
     config = run_config(Shape(2, 256, 8, 1024, 4), arm, precision).with_machine(device="cpu")
@@ -142,7 +155,7 @@ def test_stored_features_cost_a_forward_pass_of_every_view(make_config, tmp_path
         data = {"views": "ten_crop", "crop_ranges": [1.1] * (views // 10)} if views > 1 else {}
         return one_off_flops(make_config(foresight=foresight, data=data), 100)
 
-    forward = cost.encoder_flops("dinov2_b", 8)
+    forward = encoder_flops("dinov2_b", 8)
     assert cost_of(name="dinov2_b", cache=True) == 100 * forward
     assert cost_of(name="dinov2_b", cache=True, views=20) == 100 * 20 * forward
     assert cost_of(name="dinov2_b") == 0, "its training is not known here"

@@ -90,3 +90,24 @@ def test_head_starts_at_zero_and_dropout_is_an_argument():
     assert (fresh(tokens, labels).logits == 0).all()
     assert torch.equal(model(tokens, labels).logits, model.eval()(tokens, labels).logits)
     assert not torch.equal(model(tokens, labels, dropout=True).logits, model(tokens, labels).logits)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_dropout_of_attention_alone(precision):
+    """It is off unless dropout is asked for, and then what it drops is drawn anew each time."""
+    own = {"token_dropout": 0, "residual_dropout": 0, "ffn_dropout": 0, "attention_dropout": 0.5}
+    model = tiny()
+    dropping = ARModel(model.config.model_copy(update=own), VOCABULARY, CLASSES, GRID)
+    dropping.load_state_dict(model.state_dict())
+    tokens, labels = inputs()
+    with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+        plain = model(tokens, labels).logits
+        assert torch.equal(dropping(tokens, labels).logits, plain)
+        torch.manual_seed(0)
+        one, other = (dropping(tokens, labels, dropout=True).logits for _ in range(2))
+        torch.manual_seed(0)
+        again = dropping(tokens, labels, dropout=True).logits
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    # The class token attends to itself alone: it keeps all or nothing of each head.
+    assert not torch.equal(one[:, 0], plain[:, 0])

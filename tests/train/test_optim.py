@@ -27,6 +27,10 @@ def test_lambda_schedules_by_hand():
     assert weights(warmup=0.25) == [0, 0, 0] + [2.0] * 7
     assert weights(schedule="linear", final_weight=0) == pytest.approx([2 * (1 - i / 10) for i in range(10)])
     assert weights(schedule="cosine")[5] == pytest.approx(1.5)
+    two = weights(schedule="two_steps", final_weight=0.5)
+    assert two == [2.0] * 5 + [1.0] * 3 + [0.5] * 2
+    late = {"schedule": "two_steps", "step_at": 0.2, "middle_weight": 3.0, "second_step_at": 0.2}
+    assert weights(**late) == [2.0] * 2 + [1.0] * 8, "of two steps at once the second one counts"
     assert foresight_weight(ForesightConfig(level="none"), 0.5) == 0
 
 
@@ -47,9 +51,9 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_weight_decay_is_on_matrices_alone():
-    from mirai_bench.config.foresight import ProjectorConfig
+    from mirai_bench.config.projector import ProjectorConfig
     from mirai_bench.config.run_config import ModelConfig
-    from mirai_bench.foresight.loss import Projector
+    from mirai_bench.foresight.projector import Projector
     from mirai_bench.model.transformer import ARModel
 
     modules = torch.nn.ModuleList(
@@ -81,6 +85,8 @@ def test_ema_by_hand():
         ({"level": "internal", "warmup": 0.1}, True),
         ({"level": "internal", "schedule": "linear", "final_weight": 0}, False),
         ({"level": "output", "k": 2, "schedule": "step", "final_weight": 0}, True),
+        ({"level": "internal", "schedule": "two_steps", "final_weight": 0}, True),
+        ({"level": "internal", "schedule": "two_steps", "final_weight": 0.5}, False),
         ({"level": "internal", "weight": 0}, True),
     ],
 )

@@ -108,6 +108,7 @@ def image_encoder(context: SourceContext) -> Source:
         context.device,
         weights=settings.weights,
         assets=assets_folder(config.machine.assets),
+        layer=settings.layer,
         cells=context_mask(config, context.device),
     )
     # Features of a cut context are cached apart from those of the full one.

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from mirai_bench.config.foresight import resolve_layer
 from mirai_bench.foresight.encoders.zoo import (
     PixelEntry,
     Weights,
@@ -60,8 +61,9 @@ def with_prefix(cells: Tensor, prefix: int) -> Tensor:
 class PixelEncoder:
     """A frozen image encoder: images (B, h, w, 3) uint8 become features (B, T, Z) float32.
 
-    The features are a ViT's patch tokens after its final norm, or the output of a convolutional
-    stage. On a GPU they are computed under bfloat16 autocast, whatever the trainer's precision is.
+    The features are a ViT's patch tokens, after its final norm or after one of its blocks, or the
+    output of a convolutional stage. On a GPU they are computed under bfloat16 autocast, whatever the
+    trainer's precision is.
     """
 
     def __init__(
@@ -72,15 +74,18 @@ class PixelEncoder:
         *,
         weights: Weights = None,
         assets: Path | None = None,
+        layer: int | str | None = None,
         cells: Tensor | None = None,
     ) -> None:
-        """`cells` (T, T) bool cuts off the context of a ViT: it says which cells each cell sees.
+        """`layer` is the block of a ViT that gives the features; None is the last one and its norm.
+
+        `cells` (T, T) bool cuts off the context of a ViT: it says which cells each cell sees.
 
         The cut is exact between patches. If the image is resized, the filter's border of two pixels
         still crosses it.
 
         Raises UserError if the encoder's grid cannot be the token grid, or if a convolutional
-        network is asked for a context that is cut off.
+        network is asked for a context that is cut off, or for a block.
         """
         self.name = name
         self.grid = grid
@@ -91,9 +96,16 @@ class PixelEncoder:
                 f"foresight.encoder.context is block-causal, but {name} is convolutional and has no "
                 "attention to mask: choose a ViT"
             )
+        if self.entry.patch is None and layer is not None:
+            raise UserError(
+                f"foresight.encoder.layer is {layer}, but {name} is convolutional: choose a ViT, or leave "
+                "it out"
+            )
         self.stage, self.size = self._stage_and_size()
         found = find_weights(name, self.entry, weights, assets)
         self.model = create_network(self.entry, self.size, found)
+        if layer is not None:
+            self._cut(layer)
         self.model.to(device, memory_format=torch.channels_last)  # as permuted images have it
         self.mask: Tensor | None = None
         if cells is not None:
@@ -114,6 +126,15 @@ class PixelEncoder:
         with torch.device("meta"):
             stages = import_timm().create_model(self.entry.timm).feature_info
         return stage_for(self.entry, self.grid[0], [stage["reduction"] for stage in stages])
+
+    def _cut(self, layer: int | str) -> None:
+        """Takes the later blocks and the final norm away. Raises UserError if there is no such block."""
+        try:
+            last = resolve_layer(layer, len(self.model.blocks))
+        except ValueError as error:
+            raise UserError(f"foresight.encoder.layer of {self.name}: {error}") from None
+        self.model.blocks = self.model.blocks[:last]
+        self.model.norm = nn.Identity()  # it was trained on the output of the last block
 
     def _checked_width(self) -> int:
         """Returns the width Z of the features.

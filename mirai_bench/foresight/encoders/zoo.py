@@ -82,6 +82,7 @@ PIXEL_ENTRIES: dict[str, PixelEntry] = {
     "dinov3_b": _vit("vit_base_patch16_dinov3.lvd1689m", 16, 256),
     "dinov3_l": _vit("vit_large_patch16_dinov3.lvd1689m", 16, 256),
     "mae_b": _vit("vit_base_patch16_224.mae", 16, 224),
+    "mae_l": _vit("vit_large_patch16_224.mae", 16, 224),
     "clip_b": _vit("vit_base_patch16_clip_quickgelu_224.openai", 16, 224, CLIP),
     # RGB in -1…1: with these weights a linear probe of CIFAR-10 (3,000 training and 1,500 test
     # images, pooled features of stride 32 at 256 pixels) reads 0.867, and 0.829 with ImageNet's

@@ -16,7 +16,7 @@ from mirai_bench.data.images.colors import IMAGENET
 from mirai_bench.foresight.encoders.build import block_causal_mask
 from mirai_bench.foresight.encoders.pixels import PixelEncoder, stage_for, with_prefix
 from mirai_bench.foresight.encoders.zoo import PIXEL_ENTRIES, create_network
-from mirai_bench.model.cost import encoder_flops
+from mirai_bench.model.encoder_cost import encoder_flops, encoder_parameters
 from mirai_bench.utils.errors import UserError
 from tests.support.assets import asset
 from tests.support.image_encoders import make_shallow
@@ -67,6 +67,42 @@ def test_every_entry_has_one_feature_a_token(name, pixels):
     with meta, FlopCounterMode(display=False) as counted:
         encoder.features(torch.empty(1, pixels, pixels, 3, dtype=torch.uint8))
     assert encoder_flops(name, grid) == pytest.approx(counted.get_total_flops(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mae_b", "mae_l", "dinov3_s"])
+def test_features_of_an_earlier_block(name):
+    """The later blocks are not there, so they cost nothing; the grid of 4x4 keeps the test short."""
+    meta = torch.device("meta")
+    with meta:
+        encoder = PixelEncoder(name, (4, 4), meta, weights="random", layer="8/12")
+    blocks = len(encoder.model.blocks)
+    assert blocks == {"mae_b": 8, "mae_l": 16, "dinov3_s": 8}[name]
+    with meta, FlopCounterMode(display=False) as counted:
+        encoder.features(torch.empty(1, 64, 64, 3, dtype=torch.uint8))
+    assert encoder_flops(name, 4, "8/12") == pytest.approx(counted.get_total_flops(), rel=1e-4)
+    there = sum(parameter.numel() for parameter in encoder.model.parameters())
+    assert encoder_parameters(name, "8/12") == pytest.approx(there, rel=0.05)
+
+
+def test_features_of_a_block_are_before_the_final_norm(monkeypatch):
+    make_shallow(monkeypatch, 3)
+    encoder = PixelEncoder("mae_b", (4, 4), CPU, weights="random", layer=2)
+    nudge(encoder.model)
+    whole = create_network(PIXEL_ENTRIES["mae_b"], 64, "random")
+    whole.load_state_dict(encoder.model.state_dict(), strict=False)
+    images = random_images(2, 64)
+    (expected,) = whole.forward_intermediates(
+        encoder.prepare(images), indices=[1], norm=False, intermediates_only=True, output_fmt="NLC"
+    )
+    torch.testing.assert_close(encoder.features(images), expected)
+
+
+def test_a_block_that_is_not_there_is_refused(monkeypatch):
+    make_shallow(monkeypatch, 1)
+    with pytest.raises(UserError, match=r"encoder\.layer of mae_b: layer 9 is outside"):
+        PixelEncoder("mae_b", (4, 4), CPU, weights="random", layer=9)
+    with pytest.raises(UserError, match="convolutional: choose a ViT"):
+        PixelEncoder("efficientnet_lite0", (8, 8), CPU, weights="random", layer=9)
 
 
 def test_features_are_the_patch_tokens_after_the_final_norm(monkeypatch):
