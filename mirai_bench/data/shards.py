@@ -23,6 +23,7 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.crops import crop_rule
 from mirai_bench.data.images.datasets import Split, check_size
 from mirai_bench.data.tokenizers import tokenizer_identity
+from mirai_bench.utils.arrays import UNREADABLE
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import atomic, read_json
 from mirai_bench.utils.hashing import digest, file_sha256
@@ -142,7 +143,7 @@ def read_array(folder: Path, manifest: dict[str, Any], name: str) -> np.ndarray:
     check_intact(folder, manifest, [f"{name}.npy"])
     try:
         return np.load(folder / f"{name}.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{folder / name}.npy is missing or damaged ({error}): {AGAIN}") from None
 
 
@@ -182,5 +183,5 @@ def open_shards(folder: Path, names: Sequence[str], ending: str = "") -> Sharded
     paths = [folder / "shards" / f"{name}{ending}.npy" for name in names]
     try:
         return ShardedArray([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths])
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{folder}: a shard is missing or damaged ({error}): {AGAIN}") from None

@@ -50,10 +50,11 @@ def measure(subject: Subject) -> Finding:
     model = subject.model
     values: dict[str, float] = {}
     detail: dict[str, list[list[float]]] = {name: [] for name in Gaze._fields}
-    states = subject.states(subject.heldout)
-    for number, block in enumerate(model.layers, 1):
+    # The states that the last block leaves are read by none.
+    read = zip(model.layers, subject.layers(subject.heldout), strict=False)
+    for number, (block, states) in enumerate(read, 1):
         assert isinstance(block, Block), "the layers of a model are blocks"
-        parts = states[number - 1].split(BATCH)
+        parts = states.split(BATCH)
         # (G, T, T): all that is measured but the entropy is linear in the attention
         weights = torch.zeros(())
         entropies = torch.zeros(())
@@ -61,7 +62,7 @@ def measure(subject: Subject) -> Finding:
             of_part = attention_weights(block, part, model.rope)
             weights = weights + of_part.double().sum(0).cpu()
             entropies = entropies + entropy(of_part).double().sum(0).cpu()
-        count = len(states[number - 1])
+        count = len(states)
         gaze = gaze_of(weights / count, entropies / count, subject.grid)
         for name, of_heads in gaze._asdict().items():
             values[f"{name}@{number}"] = of_heads.mean().item()

@@ -66,7 +66,7 @@ def measure(subject: Subject) -> Finding:
     base[:, future] = cached_token_bits(subject, groups, vectors)
     counts = cells_at(offsets, grid)[1] * len(subject.heldout.tokens)  # (C, O)
     of_tokens = (groups[subject.fit.tokens], groups[subject.heldout.tokens])  # (N, T) each
-    all_states = zip(subject.states(subject.fit), subject.states(subject.heldout), strict=True)
+    all_states = zip(subject.layers(subject.fit), subject.layers(subject.heldout), strict=True)
     values: dict[str, float] = {"classes": classes}
     detail: dict[str, Any] = {"offsets": [list(offset) for offset in offsets]}
     detail |= {"base": (base.sum(0) / counts.sum(0)).tolist()}

@@ -48,7 +48,7 @@ def measure(subject: Subject) -> Finding:
     [N][C][3], colours between 0 and 1.
     """
     images = evenly_spaced(subject.heldout_codes, min(IMAGES, subject.scope.heldout_images))
-    states = subject.states(images)[subject.middle][:, 1:].cpu()  # (N, C, D)
+    states = subject.states(subject.middle, images)[:, 1:].cpu()  # (N, C, D)
     found = principal(states, number_kept(states))
     values = {"colours": found.shares[:COLOURS].sum().item(), "kept": found.shares.sum().item()}
     detail: dict[str, Any] = {"images": images.index.tolist(), "labels": images.labels.tolist()}

@@ -33,8 +33,8 @@ def measure(subject: Subject) -> Finding:
     if len(labels.unique()) < 2:
         raise NotMeasurable("its images have no classes")
     classes = subject.config.data.classes
-    fit = subject.states(subject.fit, null_class=True)[subject.middle]
-    heldout = subject.states(subject.heldout, null_class=True)[subject.middle]
+    fit = subject.states(subject.middle, subject.fit, null_class=True)
+    heldout = subject.states(subject.middle, subject.heldout, null_class=True)
     consumed = positions(subject.config.num_tokens)
     values: dict[str, float] = {}
     for number, at in enumerate(consumed, 1):

@@ -11,6 +11,7 @@ encoder that has one feature for the whole image can be compared, too. Letters: 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -59,14 +60,13 @@ def measure(subject: Subject) -> Finding:
 
 def what_is_compared(subject: Subject) -> Iterator[tuple[str, list[Tensor], list[Tensor]]]:
     """Yields the name of a comparison, and what is compared at each layer: (CELLS, n, …) on both sides."""
-    # The embeddings of a cell are those of a few tokens, so there are no neighbours to speak of.
-    states = at_cells(subject.states(subject.heldout)[1:])
+    states = at_blocks(subject)
     teacher = teacher_features(subject)
     encoder = encoder_features(subject)
     if teacher is not None:
         yield "teacher", states, [teacher] * len(states)
     if subject.baseline is not None:
-        others = at_cells(subject.baseline.states(subject.baseline.heldout)[1:])
+        others = at_blocks(subject.baseline)
         yield "baseline", states, others
         if teacher is not None:
             yield "teacher_baseline", others, [teacher] * len(states)
@@ -74,11 +74,17 @@ def what_is_compared(subject: Subject) -> Iterator[tuple[str, list[Tensor], list
         yield "encoder", states, [encoder.expand(CELLS, -1, -1)] * len(states)
 
 
-def at_cells(layers: list[Tensor]) -> list[Tensor]:
-    """Returns the states (CELLS, n, D) at evenly spaced cells, of layers of states (n, T, D)."""
-    last = layers[0].shape[1] - 1  # state s has consumed s tokens
+def at_blocks(subject: Subject) -> list[Tensor]:
+    """Returns the states (CELLS, n, D) of held-out images at evenly spaced cells, after each block."""
+    # The embeddings of a cell are those of a few tokens, so there are no neighbours to speak of.
+    return [at_cells(states) for states in islice(subject.layers(subject.heldout), 1, None)]
+
+
+def at_cells(states: Tensor) -> Tensor:
+    """Returns states (n, T, D) at evenly spaced cells, as (CELLS, n, D)."""
+    last = states.shape[1] - 1  # state s has consumed s tokens
     at = [max(1, round(last * number / CELLS)) for number in range(1, CELLS + 1)]
-    return [states[:, at].transpose(0, 1).float() for states in layers]
+    return states[:, at].transpose(0, 1).float()
 
 
 def teacher_features(subject: Subject) -> Tensor | None:
@@ -100,7 +106,7 @@ def teacher_features(subject: Subject) -> Tensor | None:
         features = torch.cat([level.source(part, part.labels).float() for part in parts])
     if not foresight.explicit:  # feature j is that of cell j, and of an explicit source that of state j
         features = F.pad(features, (0, 0, 1, 0))[:, :-1]
-    return at_cells([features])[0]
+    return at_cells(features)
 
 
 def encoder_features(subject: Subject) -> Tensor | None:

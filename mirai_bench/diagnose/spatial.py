@@ -32,7 +32,7 @@ def measure(subject: Subject) -> Finding:
     ink = foreground(subject)
     values: dict[str, float] = {}
     profile = []
-    for layer, states in enumerate(subject.states(subject.heldout)):
+    for layer, states in enumerate(subject.layers(subject.heldout)):
         at_cells = states[:, 1:].float()  # (N, C, D): state s has just consumed cell s-1
         by_distance = similarity_by_distance(at_cells, distances)
         profile.append(by_distance.tolist())

@@ -6,8 +6,10 @@ Letters: N images, T tokens, D width, L blocks.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -135,32 +137,26 @@ class Subject:
 
     # ---- states
 
-    def states(self, images: Batch, *, null_class: bool = False) -> list[Tensor]:
-        """Returns the states (N, T, D) before the first block and after each of them, L + 1 in all.
+    def layers(self, images: Batch, *, null_class: bool = False) -> Iterator[Tensor]:
+        """Yields the states (N, T, D) before the first block and after each of them, L + 1 in all.
 
         State s has consumed the class and the first s tokens. With `null_class` the class is the null
-        class, so that only the tokens tell what the image shows.
+        class, so that only the tokens tell what the image shows. One layer is held at a time: all of
+        those of LlamaGen-B would be 20 GB.
         """
-        kept = self._states.get((id(images), null_class))
-        if kept is None:
-            kept = self._states[id(images), null_class] = self._compute_states(images, null_class)
-        return kept
-
-    @cached_property
-    def _states(self) -> dict[tuple[int, bool], list[Tensor]]:
-        return {}
-
-    @torch.inference_mode()
-    def _compute_states(self, images: Batch, null_class: bool) -> list[Tensor]:
         labels = torch.full_like(images.labels, self.config.data.classes) if null_class else images.labels
-        parts: list[list[Tensor]] = [[] for _ in range(self.depth + 1)]
-        for tokens, of_tokens in zip(images.tokens.split(BATCH), labels.split(BATCH), strict=True):
-            x = self.model.embed(tokens[:, :-1], of_tokens)
-            parts[0].append(x)
-            for number, block in enumerate(self.model.layers, 1):
-                x = block(x, self.model.rope[: x.shape[1]])
-                parts[number].append(x)
-        return [torch.cat(part) for part in parts]
+        parts = zip(images.tokens.split(BATCH), labels.split(BATCH), strict=True)
+        with torch.inference_mode():
+            states = [self.model.embed(tokens[:, :-1], of_tokens) for tokens, of_tokens in parts]
+        yield torch.cat(states)
+        for block in self.model.layers:
+            with torch.inference_mode():
+                states = [block(x, self.model.rope[: x.shape[1]]) for x in states]
+            yield torch.cat(states)
+
+    def states(self, layer: int, images: Batch, *, null_class: bool = False) -> Tensor:
+        """Returns the states (N, T, D) after block `layer`, as `layers` has them."""
+        return next(islice(self.layers(images, null_class=null_class), layer, None))
 
 
 def evenly_spaced(codes: Codes, most: int) -> Batch:

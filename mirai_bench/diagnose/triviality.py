@@ -16,7 +16,7 @@ from mirai_bench.diagnose.diagnostic import Finding
 from mirai_bench.diagnose.probes import Examples, log_marginals
 from mirai_bench.diagnose.subject import NotMeasurable, Subject, evenly_spaced
 from mirai_bench.foresight.level import InternalLevel, Level, OutputLevel
-from mirai_bench.foresight.loss import TARGET_NORMS, reduce_heads
+from mirai_bench.foresight.loss import reduce_heads
 from mirai_bench.train.trainer import Objective
 
 HEADLINE = {
@@ -52,13 +52,13 @@ def of_features(subject: Subject, level: InternalLevel) -> Finding:
     fit, _ = raw_pairs(subject.objective, evenly_spaced(subject.codes, few))
     heldout, states = raw_pairs(subject.heldout_objective, subject.heldout)
     norm = level.config.target_norm
-    values = {"position": explained_by_cell(TARGET_NORMS[norm](fit), TARGET_NORMS[norm](heldout))}
+    values = {"position": explained_by_cell(level.targets(fit), level.targets(heldout))}
     by_head: dict[str, Tensor] = {}
     for name in (norm, "center"):
-        normalise = TARGET_NORMS[name]
-        by_head[name] = 1 - over_pairs(constant_cosines(normalise(fit), normalise(heldout)), level)
+        constant = constant_cosines(level.targets(fit, name), level.targets(heldout, name))
+        by_head[name] = 1 - over_pairs(constant, level)
     values["constant_center"] = reduced(by_head["center"], level)
-    targets = F.normalize(TARGET_NORMS[norm](heldout), dim=-1)
+    targets = F.normalize(level.targets(heldout), dim=-1)
     trained = 1 - projected_cosines(level, Pairs(states, targets)).to(targets.device)
     return compared(values, by_head[norm], trained, level)
 

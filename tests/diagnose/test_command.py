@@ -114,12 +114,14 @@ def test_the_objective_is_that_of_the_training_step(subject):
 
 def test_states_are_those_of_the_model(subject, mirai_e):
     again = subject_of(mirai_e)
-    states = subject.states(subject.heldout)
+    states = list(subject.layers(subject.heldout))
     assert len(states) == subject.depth + 1
+    for layer, of_layer in enumerate(states):
+        assert torch.equal(subject.states(layer, subject.heldout), of_layer)
     expected = again.model.states(again.heldout.tokens, again.heldout.labels, subject.depth)
     assert torch.allclose(states[-1], expected, atol=1e-5)
-    null = subject.states(subject.heldout, null_class=True)
-    assert not torch.equal(null[-1], states[-1])
+    null = subject.states(subject.depth, subject.heldout, null_class=True)
+    assert not torch.equal(null, states[-1])
 
 
 def with_encoder(subject, **fields):

@@ -39,7 +39,7 @@ def test_what_is_written_gives_the_states_back(subject):
     values, detail = measure(subject)
     assert len(detail["images"]) == len(detail["labels"]) == 8
     images = subject.heldout_codes.images(torch.tensor(detail["images"]))
-    states = subject.states(images)[subject.middle][:, 1:]
+    states = subject.states(subject.middle, images)[:, 1:]
     mean, directions, coordinates = (torch.tensor(detail[n]) for n in ("mean", "directions", "coordinates"))
     again = mean + coordinates @ directions
     rest = ((again - states).square().sum() / (states - states.mean((0, 1))).square().sum()).item()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mirai_bench.diagnose import triviality
+from mirai_bench.diagnose import absorption, triviality
 from mirai_bench.diagnose.subject import NotMeasurable
 from mirai_bench.diagnose.triviality import constant_cosines, examples, explained_by_cell, over_pairs
 from tests.diagnose.conftest import subject_of
@@ -73,6 +73,23 @@ def test_the_trained_loss_is_that_of_the_training_step(subject):
     removed = 1 - finding.values["loss"] / finding.values["constant"]
     assert finding.values["removed"] == pytest.approx(removed)
     assert 0 < finding.values["constant"] < finding.values["constant_center"]
+
+
+def test_pooled_targets_are_those_of_the_training_step(make_config, shared_runs):
+    from tests.support.small_run import train
+
+    config = make_config(foresight={"level": "internal", "source": "ema", "k": 3, "pooled": True})
+    train(config, config.run_path)
+    subject = subject_of(config)
+    objective = subject.objective
+    level = objective.foresight
+    states = objective.model.trunk(subject.heldout.tokens, subject.heldout.labels, tap=level.tap)
+    with torch.no_grad():
+        expected = level(states, subject.heldout, subject.heldout.labels).item()
+    finding = triviality.measure(subject)
+    assert finding.values["loss"] == pytest.approx(expected, abs=1e-4)
+    assert finding.values["removed"] > 0, "the head knows more of the mean ahead than a constant does"
+    assert absorption.measure(subject).values["head"] == pytest.approx(1 - expected, abs=1e-4)
 
 
 def test_heads_at_the_output_are_compared_with_the_marginals_of_cells(make_config, shared_runs):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
-from zipfile import BadZipFile
 
 import numpy as np
 
+from mirai_bench.utils.arrays import UNREADABLE
 from mirai_bench.utils.errors import UserError
 
 Part = Literal["train", "test"]
 """A split, as the files of both data sets call it: `test` is what the project holds out."""
-# What np.load may raise. MemoryError, RuntimeError: a header of terabytes, an encrypted member.
-UNREADABLE = (OSError, LookupError, ValueError, TypeError, EOFError, BadZipFile, MemoryError, RuntimeError)
 Labelled = tuple[np.ndarray, np.ndarray]
 """Images uint8 (N, …) and labels (N,)."""
 

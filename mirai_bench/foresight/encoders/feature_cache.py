@@ -26,6 +26,7 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import Batch, Codes
 from mirai_bench.data.images.crops import crop_rule
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
+from mirai_bench.utils.arrays import UNREADABLE
 from mirai_bench.utils.cli import progress
 from mirai_bench.utils.device import fits
 from mirai_bench.utils.errors import UserError
@@ -176,6 +177,6 @@ def _read_mark(folder: Path, shape: tuple[int, ...]) -> tuple[int, float, hashli
             if hashed.hexdigest() == mark["sha256"]:
                 return mark["views"], mark["seconds"], hashed
         log.warning(f"{folder} is damaged: it is begun again")
-    except (OSError, ValueError, LookupError, TypeError, EOFError):
+    except UNREADABLE:
         pass  # nothing is written yet, or by an earlier version
     return 0, 0.0, hashlib.sha256()
