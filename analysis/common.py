@@ -35,13 +35,14 @@ MAIN_JOB = "python -m mirai_bench.sweep sweeps/injection_level.yaml"
 STYLE = matplotlib.rc_params_from_file(
     str(Path(__file__).with_name("style.mplstyle")), use_default_template=False
 )
-# The baseline is black and has the first marker. With more arms than colours the marker tells arms
-# apart.
+# The baseline is black and has the first marker. Of 12 colours and 7 other markers each arm
+# takes the next one, so that no two of 84 arms look the same.
 BLACK = "#000000"
 COLOURS = STYLE["axes.prop_cycle"].by_key()["color"]
-MARKERS = "osD^vP"
-ARMS_PER_MARKER = 6
+MARKERS = "osD^vPX<"
 FEWEST_TICKS = 3  # of an axis
+DOTS = 160  # of a PNG, per inch
+WIDTHS = (2.5, 40.0)  # inches that a figure may be wide
 # Without dates and names of programs the same records give the same bytes.
 NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
 
@@ -86,6 +87,27 @@ def add_one_off(options: argparse.ArgumentParser) -> None:
     options.add_argument("--without-one-off", action="store_true", help=text)
 
 
+def add_figure(options: argparse.ArgumentParser) -> None:
+    """Adds the options for figures that go into a paper."""
+    inches = f"width of the figure, {WIDTHS[0]:g} to {WIDTHS[1]:g}; the sizes of its letters stay as they are"
+    options.add_argument("--width", type=_width, metavar="INCHES", help=inches)
+    untitled = "no question and no legend above the figure: they belong in the caption"
+    options.add_argument("--no-title", dest="title", action="store_false", help=untitled)
+
+
+def _width(text: str) -> float:
+    """Is the `type` of an option of argparse. Raises UserError for what is no width of a figure."""
+    try:
+        width = float(text)
+    except ValueError:
+        width = math.nan
+    if not WIDTHS[0] <= width <= WIDTHS[1]:
+        raise UserError(
+            f"--width {text}: write inches from {WIDTHS[0]:g} to {WIDTHS[1]:g}, such as 3.3 for a column"
+        )
+    return width
+
+
 def load(args: argparse.Namespace) -> list[Results]:
     """Returns the sweeps that the arguments name and that have records.
 
@@ -116,14 +138,19 @@ def load(args: argparse.Namespace) -> list[Results]:
     return kept
 
 
-def first_kind(path: Path) -> str | None:
-    """Returns the kind of the first line of a frozen file, or None if it does not say one."""
+def first_line(path: Path) -> dict[str, Any]:
+    """Returns the first line of a frozen file, or nothing if it is not one, which its reader will refuse."""
     try:
         with open(path, encoding="utf-8") as file:
             head = json.loads(file.readline())
     except (OSError, ValueError, RecursionError):
-        return None  # which its reader will refuse
-    return head.get("kind") if isinstance(head, dict) else None
+        return {}
+    return head if isinstance(head, dict) else {}
+
+
+def first_kind(path: Path) -> str | None:
+    """Returns the kind of the first line of a frozen file, or None if it does not say one."""
+    return first_line(path).get("kind")
 
 
 def _counted(record: dict[str, Any]) -> dict[str, Any]:
@@ -170,8 +197,7 @@ def looks_of(arms: Sequence[str], baseline: str) -> dict[str, tuple[str, str]]:
 def nth_look(i: int) -> tuple[str, str]:
     """Returns (colour, marker) of the i-th arm that is no baseline."""
     # The baseline's marker, number 0, is left out.
-    marker = 1 + i // ARMS_PER_MARKER % (len(MARKERS) - 1)
-    return COLOURS[i % len(COLOURS)], MARKERS[marker]
+    return COLOURS[i % len(COLOURS)], MARKERS[1 + i % (len(MARKERS) - 1)]
 
 
 def draw_change(
@@ -183,16 +209,23 @@ def draw_change(
     axes.errorbar(change.mean, place, xerr=reach, markersize=6, capsize=3, **style)
 
 
-def percent_axis(axes: Axes, which: Literal["x", "y"] = "x") -> None:
-    """Labels an axis of logarithms of ratios, on which all is drawn, with round changes in per cent."""
+def percent_axis(axes: Axes, which: Literal["x", "y"] = "x", most: int = 8) -> None:
+    """Labels an axis of logarithms of ratios, on which all is drawn, with round changes in per cent.
+
+    There are about `most` of them, or fewer.
+    """
     changes = np.array([-80, -60, -40, -20, 0, 25, 50, 100, 200, 500])  # per cent
     axis = axes.xaxis if which == "x" else axes.yaxis
     least, greatest = 100 * np.expm1(axes.get_xlim() if which == "x" else axes.get_ylim())
-    if ((changes > least) & (changes < greatest)).sum() < FEWEST_TICKS:
-        changes = np.asarray(MaxNLocator(nbins=8).tick_values(least, greatest))
+    if not FEWEST_TICKS <= ((changes > least) & (changes < greatest)).sum() <= most:
+        changes = np.asarray(MaxNLocator(nbins=most).tick_values(least, greatest))
     changes = changes[changes > -100]
     axis.set_major_locator(FixedLocator(np.log1p(changes / 100).tolist()))
-    axis.set_major_formatter(lambda x, _: f"{100 * math.expm1(x):+.3g} %".replace("-", "−"))
+    axis.set_major_formatter(lambda x, _: _in_percent(100 * math.expm1(x)))
+
+
+def _in_percent(change: float) -> str:
+    return "0 %" if abs(change) < 1e-9 else f"{change:+.3g} %".replace("-", "−")
 
 
 def plain(text: str) -> str:
@@ -200,14 +233,28 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def save(figure: Figure, out: Path, stem: str, kinds: tuple[str, ...] = ("svg", "pdf", "png")) -> None:
+def save(
+    figure: Figure,
+    out: Path,
+    stem: str,
+    kinds: tuple[str, ...] = ("svg", "pdf", "png"),
+    title: bool = True,
+) -> None:
     """Writes the figure in each format. The same records give the same bytes."""
     out.mkdir(parents=True, exist_ok=True)
+    for kind in kinds:
+        path = out / f"{stem}.{kind}"
+        # In memory: on a full disk matplotlib's own writers fail with errors that do not say so.
+        write_bytes(path, rendered(figure, kind, title))
+        log.info(f"wrote {path}")
+
+
+def rendered(figure: Figure, kind: str, title: bool = True) -> bytes:
+    """Returns the figure as a file of this format, if wanted without its title."""
+    words = figure.get_suptitle()
+    drawn = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        for kind in kinds:
-            path = out / f"{stem}.{kind}"
-            # In memory: on a full disk matplotlib's own writers fail with errors that do not say so.
-            drawn = io.BytesIO()
-            figure.savefig(drawn, format=kind, metadata=NO_DATES[kind], dpi=160)
-            write_bytes(path, drawn.getvalue())
-            log.info(f"wrote {path}")
+        if not title and words:
+            figure.suptitle("")
+        figure.savefig(drawn, format=kind, metadata=NO_DATES[kind], dpi=DOTS)
+    return drawn.getvalue()

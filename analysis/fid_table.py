@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import matplotlib
-from common import STYLE, add_one_off, draw_change, load, look, parser, percent_axis, plain, save
+from common import STYLE, add_figure, add_one_off, draw_change, load, look, parser, percent_axis, plain, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -31,10 +31,11 @@ from mirai_bench.utils.files import write_text
 
 log = logging.getLogger(__name__)
 
+WIDTH = 8.0  # inches, of the figure
 SIGNIFICANT = 0.05  # of the p-values after Holm's correction
 
 
-def draw_differences(results: Results, table: Table) -> Figure:
+def draw_differences(results: Results, table: Table, width: float = WIDTH) -> Figure:
     """Returns a figure with a line per arm: its mean difference to the baseline, and the interval.
 
     The marker is filled where a verdict was given, or without planned looks if the corrected p is below
@@ -49,7 +50,7 @@ def draw_differences(results: Results, table: Table) -> Figure:
     note = f"mean and t-interval over seeds, as in the table; filled: {filled}; profile {results.profile}"
     with matplotlib.rc_context(STYLE):
         # A line of 0.27 inches per arm, below a heading.
-        figure = Figure(figsize=(8, 1.1 + 0.27 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(width, 1.1 + 0.27 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color="black", linewidth=1)
         for place, row in enumerate(rows):
@@ -63,8 +64,11 @@ def draw_differences(results: Results, table: Table) -> Figure:
         what = "arm minus"
         if is_distance(metric):
             what = "change relative to"
-            percent_axis(axes)
-        axes.set_xlabel(f"{metric}: {what} {table.baseline}, paired by seed ({better} of the line is better)")
+            percent_axis(axes, most=int(width))
+        end = "\n" if width < WIDTH else " "  # of a line, where the figure is narrow
+        axes.set_xlabel(
+            f"{metric}: {what} {table.baseline},{end}paired by seed ({better} of the line is better)"
+        )
         figure.suptitle(plain(f"{table.title}\n{note}"), fontsize=9, x=0.01, ha="left", wrap=True)
     return figure
 
@@ -111,6 +115,7 @@ def command(argv: list[str]) -> int:
     add_one_off(options)
     add("--no-timing", action="store_true", help=timing)
     add("--freeze", action="store_true", help=frozen)
+    add_figure(options)
     args = options.parse_args(argv)
     if args.at != "epochs" and args.epoch is not None:
         raise UserError(f"--epoch {args.epoch:g} with --at {args.at}: leave out one of the two")
@@ -130,7 +135,8 @@ def command(argv: list[str]) -> int:
             log.info(f"wrote {path}")
         # 2. The figure, unless there is nothing to compare, and the records behind both.
         if len(table.rows) > 1:
-            save(draw_differences(results, table), args.out, f"{stem}_differences")
+            figure = draw_differences(results, table, args.width or WIDTH)
+            save(figure, args.out, f"{stem}_differences", title=args.title)
         if args.freeze:
             frozen_stem = file_stem(f"{results.axis}_{results.profile}")
             freeze(loaded, args.out / "data" / f"{frozen_stem}.jsonl")

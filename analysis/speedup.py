@@ -7,9 +7,8 @@ reject (E. C. Fieller, "Some problems in interval estimation", 1954). So no seed
 value is chosen after the fact on one side only, and if arm and baseline change places, f becomes
 1/f: an arm that does nothing is as likely above 1 as below.
 
-An earlier estimator asked when each seed reaches the last value of its own baseline, and left out
-the seeds that never do. It is at least 1 by construction: it gave 1.67x for the baseline against
-itself with its seeds permuted.
+Asking when each seed reaches the last value of its own baseline, without the seeds that never do,
+would give at least 1 by construction: 1.67x for a baseline against itself with permuted seeds.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from mirai_bench.results.cost import AXES, spent
 from mirai_bench.results.frame import Results, is_distance, lower_is_better, value_of
 from mirai_bench.results.stats import CONFIDENCE
 from mirai_bench.results.table import MISSING
+from mirai_bench.results.writers import Grid
 from mirai_bench.utils.text_table import markdown_escape, markdown_table
 
 KINDS = ("final", "best")  # a run's value at a cost, or its best value up to there
@@ -232,8 +232,7 @@ def speedup(
     if at is None:
         return Speedup(0, math.nan, math.nan, math.nan, False)
     # 2. The estimate, and whether it lies beyond what was measured.
-    rows = [difference_at(at.logs, *pair) for pair in zip(ours, theirs, strict=True)]
-    differences = np.array(rows)
+    differences = np.array([difference_at(at.logs, *pair) for pair in zip(ours, theirs, strict=True)])
     found = estimate(at, differences, confidence)
     mean = differences.mean(0)
     reached = bool(mean[at.end] <= 0)
@@ -243,8 +242,7 @@ def speedup(
     elif found.mean == at.logs[0] and mean[0] > 0:
         bound = "≤"
     ends = (float(np.exp(found.low)), float(np.exp(found.high)))
-    greatest = float(np.exp(at.logs[-1]))
-    return Speedup(len(seeds), float(np.exp(found.mean)), *ends, reached, bound, greatest)
+    return Speedup(len(seeds), float(np.exp(found.mean)), *ends, reached, bound, float(np.exp(at.logs[-1])))
 
 
 # ---- what nothing looks like
@@ -278,8 +276,8 @@ def null(results: Results, metric: str, x: str, kind: str) -> tuple[float, float
     return float(np.median(found)), float(np.quantile(found, 0.95))
 
 
-def speedup_table(results: Results, metric: str, timing: bool = True) -> str:
-    """Returns a Markdown table of the arms against the baseline, for final and best values.
+def speedup_grid(results: Results, metric: str, timing: bool = True) -> Grid:
+    """Returns a header and rows: the arms against the baseline, for final and best values.
 
     The columns are in epochs, training FLOPs and, with `timing`, training time. The first row says
     what the same estimate gives where there is nothing.
@@ -291,7 +289,12 @@ def speedup_table(results: Results, metric: str, timing: bool = True) -> str:
     rows = [[f"{results.baseline}, against itself", *texts]]
     for arm in results.arms:
         if arm != results.baseline:
-            found = [speedup(results, arm, metric, x, kind) for kind, x in columns]
-            rows.append([arm, *map(str, found)])
+            rows.append([arm, *(str(speedup(results, arm, metric, x, kind)) for kind, x in columns)])
+    return [header, *rows]
+
+
+def speedup_table(results: Results, metric: str, timing: bool = True) -> str:
+    """Returns the table of all speed-ups in Markdown."""
+    header, *rows = speedup_grid(results, metric, timing)
     title = f"{results.axis} ({results.profile}): speed-up in {metric} over {results.baseline}"
     return f"**{markdown_escape(title)}**\n\n{markdown_table(header, rows)}\n{DEFINITION}\n"

@@ -36,6 +36,7 @@ SCRIPTS = {
     "table": ("fid_table", "writes the table of a sweep as Markdown, CSV, LaTeX and HTML"),
     "plot": ("plot_convergence", "draws the metric against epochs, FLOPs or seconds"),
     "grid": ("sample_grid", "puts samples of all arms side by side"),
+    "report": ("report", "writes a sweep as one page: verdicts, table, figures, samples, costs"),
     "claims": ("claims", "gives a verdict on each claim of the paper"),
     "ladder": ("ladder", "draws what each arm changes against the size of the model"),
     "why": ("diagnose", "draws what diagnostics found, and whether it goes with the gain"),

@@ -26,6 +26,8 @@ DISTANCES = ("FID", "sFID", "FD-")
 _OF_LOSS = ("heldout_ntp", "heldout_bits", *_PLANTED_LOWER, *_PLANTED)
 # The held-out loss of an image in bits, which is derived from `heldout_ntp` and never recorded.
 BITS = "heldout_bits"
+# Shares of something, from 0 to 1. Density may exceed 1.
+_SHARES = ("precision", "recall", "coverage", "copies", "class_accuracy", *_PLANTED)
 # End of the name of a Fréchet distance to what the tokenizer makes of the reference.
 RECONSTRUCTIONS = "-reconstructions"
 # Parts of a record that decide what its numbers mean. Records that differ in them are never mixed.
@@ -190,6 +192,11 @@ def is_distance(metric: str) -> bool:
     reports/noise_digits.md), and a ratio means the same at every value.
     """
     return metric.startswith(DISTANCES)
+
+
+def is_share(metric: str) -> bool:
+    """Tells whether a metric lies between 0 and 1."""
+    return metric.startswith(_SHARES)
 
 
 def is_of_features(metric: str) -> bool:

@@ -13,11 +13,13 @@ from dataclasses import replace
 
 import claims
 import common
+import convergence
 import fd_targets
 import fid_table
 import numpy as np
 import plot_convergence
 import pytest
+import report
 import sample_grid
 import speedup
 import yaml
@@ -42,6 +44,7 @@ SCRIPTS = {
     "claims": claims,
     "sample_grid": sample_grid,
     "fd_targets": fd_targets,
+    "report": report,
 }
 CLAIMS = yaml.safe_load((ROOT / "reports" / "claims.yaml").read_text())["claims"]
 
@@ -84,16 +87,16 @@ def test_speedup_in_flops_is_missing_where_a_cost_is_not_known(frozen):
         True,
         False,
     ]
-    points = plot_convergence.tidy(frozen, "FD-digits", "flops")
+    points = convergence.tidy(frozen, "FD-digits", "flops")
     assert set(points["arm"]) == {"baseline", "output-1d", "odd_name<&>#1%|"}
-    figure = plot_convergence.draw(frozen, "FD-digits", "flops", "minmax", "auto")
+    figure = convergence.draw(frozen, "FD-digits", "flops", "minmax", "auto")
     assert len([line for line in figure.axes[0].lines if len(line.get_xdata())]) == 3
 
 
 def test_a_figure_against_costs_of_which_none_is_known_has_no_line(frozen):
     for record in frozen.records:
         record["train_flops"] = None
-    figure = plot_convergence.draw(frozen, "FD-digits", "flops", "minmax", "auto")
+    figure = convergence.draw(frozen, "FD-digits", "flops", "minmax", "auto")
     assert not [line for line in figure.axes[0].lines if len(line.get_xdata())]
 
 
@@ -127,7 +130,7 @@ def test_figure_is_the_same_bytes_in_another_process_and_shows_the_records(froze
         first, second = ((tmp_path / folder / f"injection_level.{kind}").read_bytes() for folder in "ab")
         assert first == second, kind
         assert len(first) > 5000, kind
-    axes = plot_convergence.draw(frozen, "FD-digits", "epochs", "minmax", "linear").axes[0]
+    axes = convergence.draw(frozen, "FD-digits", "epochs", "minmax", "linear").axes[0]
     lines = {line.get_color(): line for line in axes.lines}
     looks = common.look(frozen)
     for arm in ("baseline", "output-1d", "internal-2d"):
@@ -140,7 +143,7 @@ def test_figure_is_the_same_bytes_in_another_process_and_shows_the_records(froze
 
 def band_at_the_end(results, arm, band):
     """Returns (low, high) of the band that the figure shows around an arm's last point."""
-    axes = plot_convergence.draw(results, "FD-digits", "epochs", band, "linear").axes[0]
+    axes = convergence.draw(results, "FD-digits", "epochs", band, "linear").axes[0]
     colours = [to_hex(collection.get_facecolor()[0]) for collection in axes.collections]
     corners = axes.collections[colours.index(common.look(results)[arm][0].lower())].get_paths()[0].vertices
     last = corners[corners[:, 0] == corners[:, 0].max(), 1]
@@ -155,33 +158,14 @@ def test_bands(frozen):
 
 def test_a_line_ends_where_most_seeds_are(frozen):
     begun = [r for r in frozen.records if (r["arm"], r["seed"]) != ("baseline", 1) or r["epoch"] <= 4]
-    points = plot_convergence.tidy(replace(frozen, records=begun), "FD-digits", "epochs")
+    points = convergence.tidy(replace(frozen, records=begun), "FD-digits", "epochs")
     assert sorted(points[points.arm == "baseline"].x.unique()) == [2, 4]
 
 
 def test_seeds_share_one_place_in_time(frozen):
-    points = plot_convergence.tidy(frozen, "FD-digits", "seconds")
+    points = convergence.tidy(frozen, "FD-digits", "seconds")
     baseline = points[points.arm == "baseline"]
     assert baseline.groupby("x").seed.nunique().tolist() == [3] * baseline.x.nunique()
-
-
-def test_many_arms_have_a_panel_each_beside_the_baseline(frozen):
-    arms = ["baseline", *(f"arm-{i}" for i in range(7))]
-    records = [r | {"arm": arm} for r in frozen.records if r["arm"] == "baseline" for arm in arms]
-    cells = [c | {"arm": arm} for c in frozen.cells if c["arm"] == "baseline" for arm in arms]
-    many = replace(frozen, arms=arms, records=records, cells=cells)
-    figure = plot_convergence.draw(many, "FD-digits", "epochs", "minmax", "auto")
-    assert [axes.get_title(loc="left") for axes in figure.axes] == arms[1:]
-    looks = common.look(many)
-    mean = frozen.frame[frozen.frame.arm == "baseline"].groupby("epoch")["FD-digits"].mean()
-    figure = plot_convergence.draw(many, "FD-digits", "epochs", "minmax", "log")
-    for arm, axes in zip(arms[1:], figure.axes, strict=True):
-        lines = [line for line in axes.lines if len(line.get_xdata())]
-        assert all(np.allclose(line.get_ydata(), mean.values) for line in lines)
-        assert {line.get_color() for line in lines} == {looks["baseline"][0], looks[arm][0]}
-    # Seven panels of four columns: the place below the fourth is empty, and it has the numbers itself.
-    labelled = [axes.xaxis.get_tick_params()["labelbottom"] for axes in figure.axes]
-    assert labelled == [False] * 3 + [True] * 4
 
 
 @pytest.mark.parametrize(
@@ -198,7 +182,7 @@ def test_changes_have_round_ticks_whatever_their_size(least, greatest, ticks):
 
 def test_papers_curve_is_dashed_only_under_its_own_profile(frozen):
     def dashed(results, metric="FID"):
-        axes = plot_convergence.draw(results, metric, "epochs", "minmax", "log").axes[0]
+        axes = convergence.draw(results, metric, "epochs", "minmax", "log").axes[0]
         return [line for line in axes.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
 
     for record in frozen.records:
@@ -213,9 +197,9 @@ def test_papers_curve_is_dashed_only_under_its_own_profile(frozen):
     "metric, x", [("recall", "epochs"), ("KID-digits", "flops"), ("FD-digits", "seconds")]
 )
 def test_other_metrics_and_axes(frozen, metric, x):
-    figure = plot_convergence.draw(frozen, metric, x, "t", "log")
-    assert figure.get_supxlabel() == AXES[x][1]
-    assert figure.get_supylabel().startswith(metric)
+    figure = convergence.draw(frozen, metric, x, "t", "log")
+    assert figure.get_supxlabel().startswith(AXES[x][1])
+    assert figure.axes[0].get_ylabel().startswith(metric)
     assert figure.axes[0].get_yscale() == "log"
 
 
@@ -441,7 +425,8 @@ def test_every_script_reads_mlflow_and_run_folders(main_job, tmp_path, tmp_path_
     figures = ("svg", "pdf", "png")
     expected = {f"injection_level.{kind}" for kind in ("md", "csv", "tex", "html", *figures)}
     expected |= {f"injection_level_differences.{kind}" for kind in figures}
-    assert written == expected | {"injection_level_speedup.md", "injection_level_samples.png"}
+    others = ("speedup.md", "samples.png", "report.html")
+    assert written == expected | {f"injection_level_{other}" for other in others}
 
 
 def test_grids_stand_side_by_side(main_job, frozen, tmp_path):
