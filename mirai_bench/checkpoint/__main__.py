@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mirai_bench.config.load import load_run
 from mirai_bench.tracking.run_folder import RunFolder
-from mirai_bench.utils.cli import add_config, run
+from mirai_bench.utils.cli import add_config, add_import, run
 from mirai_bench.utils.outputs import output_file, output_folder
 
 log = logging.getLogger("mirai_bench.checkpoint")  # __name__ is "__main__" here
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=output_file(), metavar="OUT.pt", help="the file to write")
     help = "the weights that stand under `model` (ema: without projectors); default raw"
     export.add_argument("--weights", choices=("raw", "ema"), default="raw", help=help)
+    add_import(export)
     imports = actions.add_parser("import", help="make a run of an official file, to evaluate it")
     imports.add_argument("file", type=Path, metavar="FILE.pt", help="an official file")
     add_config(imports)  # CONFIG stands between the file and the folder

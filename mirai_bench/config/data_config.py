@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mirai_bench.config.sections import Positive, Section, Seed, UserPath
+from mirai_bench.config.sections import Named, Positive, Section, Seed, UserPath
 
 
 class StaircaseConfig(Section):
@@ -28,10 +28,15 @@ foreseen."""
 OFFICIAL_SIZES = {"cifar10": (50_000, 10_000), "fashion_mnist": (60_000, 10_000)}
 
 
+# The built-in entries of DATASETS and TOKENIZERS of the room `data`. Plug-ins add others.
+DATASET = Named("dataset", "digits", "cifar10", "fashion_mnist", "folder", "staircase")
+TOKENIZER = Named("tokenizer", "pixel", "vq_small", "vq16")
+
+
 class DataConfig(Section):
     """The images of a run."""
 
-    dataset: Literal["digits", "cifar10", "fashion_mnist", "folder", "staircase"] = "digits"
+    dataset: Annotated[str, DATASET] = "digits"
     """The data set. `digits` is embedded and `staircase` (planted, a control) is generated; \
 `cifar10`, `fashion_mnist` and `folder` (class/image, the layout of ImageNet) are prepared once by \
 `mirai_bench.data.prepare`."""
@@ -79,7 +84,7 @@ further range adds ten views."""
 class TokenizerConfig(Section):
     """The frozen tokenizer that turns images into codes and back."""
 
-    name: Literal["pixel", "vq_small", "vq16"] = "pixel"
+    name: Annotated[str, TOKENIZER] = "pixel"
     """The tokenizer: `pixel` (one code per grey level), `vq_small` (the small VQ of this project) \
 or `vq16` (LlamaGen's)."""
     downsample: Positive = 1

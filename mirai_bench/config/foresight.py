@@ -8,7 +8,25 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mirai_bench.config.projector import ProjectorConfig
-from mirai_bench.config.sections import Amount, Fraction01, Positive, Rate, Section, Seed, UserPath
+from mirai_bench.config.sections import Amount, Fraction01, Named, Positive, Rate, Section, Seed, UserPath
+from mirai_bench.utils import plugins
+
+# The built-in entries of the three axes, and of the encoders: LEVELS, LAYOUTS, SOURCES and ENCODERS of
+# the room `foresight`. Plug-ins add others.
+LEVEL = Named("level", "none", "output", "internal")
+LAYOUT = Named("layout", "raster_1d", "grid_2d", "grid_2d_flat")
+SOURCE = Named("source", "ema", "frozen", "encoder", "random", "shuffled")
+ENCODER = Named(
+    "encoder",
+    "masked_tokens",
+    *("dinov2_s", "dinov2_b", "dinov2_l", "dinov2_s_reg", "dinov2_b_reg", "dinov2_l_reg"),
+    *("dinov3_s", "dinov3_b", "dinov3_l"),
+    *("mae_b", "mae_l", "clip_b", "efficientnet_lite0", "vgg16_relu3_3"),
+    listed=False,
+    prefix="timm:",
+)
+# Sources that are causal models: their features are states, not those of cells.
+EXPLICIT_SOURCES = {"ema", "frozen"}
 
 # A 1-based index, or a fraction of the depth, which is neither 0 nor x/0.
 Layer = Positive | Annotated[str, Field(pattern=r"^[1-9]\d{0,2}/[1-9]\d{0,2}$")]
@@ -42,7 +60,7 @@ ones."""
 class EncoderConfig(Section):
     """The frozen bidirectional encoder whose features are the targets (Mirai-I)."""
 
-    name: str = "masked_tokens"
+    name: Annotated[str, ENCODER] = "masked_tokens"
     """Which encoder: `masked_tokens` (built in, trained on the same codes), `efficientnet_lite0`, \
 `vgg16_relu3_3`, `dinov2_b` or another entry of foresight/encoders/zoo.py, or `timm:<model>` for \
 any model of timm."""
@@ -97,14 +115,14 @@ class ForesightConfig(Section):
 
     # ---- the three axes
 
-    level: Literal["none", "output", "internal"] = "none"
+    level: Annotated[str, LEVEL] = "none"
     """Axis 1, where foresight enters: `none` is plain next-token prediction (NTP), `output` adds \
 heads that predict the tokens of later cells, `internal` aligns hidden states with features of \
 later cells (the paper's choice)."""
-    layout: Literal["raster_1d", "grid_2d", "grid_2d_flat"] = "grid_2d"
+    layout: Annotated[str, LAYOUT] = "grid_2d"
     """Axis 2, which cells a state looks at: the next K in raster order, the K nearest on the 2-D \
 grid, or the official code's flat offsets, which wrap from the end of a row to the next row."""
-    source: Literal["ema", "frozen", "encoder", "random", "shuffled"] = "ema"
+    source: Annotated[str, SOURCE] = "ema"
     """Axis 3, who provides the features: the model's own EMA (Mirai-E), a frozen finished model, \
 a frozen bidirectional encoder (Mirai-I), or a control: an untrained encoder, or the features of \
 the wrong image."""
@@ -232,7 +250,7 @@ weights (source random)."""
     @property
     def explicit(self) -> bool:
         """Tells whether the target is a state of a causal model, and not an encoder's feature."""
-        return self.provider in ("ema", "frozen")
+        return self.provider in EXPLICIT_SOURCES
 
     @property
     def uses_encoder(self) -> bool:
@@ -243,6 +261,16 @@ weights (source random)."""
     def trains_teacher(self) -> bool:
         """Tells whether the teacher is a run of the project that has to be trained first."""
         return self.internal and self.source == "frozen" and self.teacher is None
+
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """Returns the entries of dictionaries that have an effect, as pairs of kind and name."""
+        if self.level == "none":
+            return []
+        named = [("level", self.level), ("layout", self.layout)]
+        if self.level != "output":  # where nothing is aligned
+            named.append(("source", self.source))
+        return [*named, ("encoder", self.encoder.name)] if self.uses_encoder else named
 
     @property
     def stops_at(self) -> float | None:
@@ -258,6 +286,8 @@ weights (source random)."""
         """
         if self.level == "none":
             return {"level": "none"}
+        if self.level in plugins.names("level"):  # which may read any field
+            return self.model_dump(mode="json")
         internal = self.internal
         of_internal = ("source", "layer", "projector", "pairing", "class_token", "target_norm")
         # The seed is that of a teacher that the project trains, or of the random encoder's weights.

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from mirai_bench.config.official import expand
 from mirai_bench.config.protocol import PROTOCOLS
+from mirai_bench.config.regularizer import BUILTIN
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.utils.assets import shipped
 from mirai_bench.utils.errors import UserError, shortened, unknown
@@ -178,7 +179,8 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     """Returns one of pydantic's errors in the words of this project."""
     names = [str(part) for part in error["loc"]]
     path = [name for name in names if not name.startswith(INTERNAL_NAMES)]
-    shown = path[:1] + path[2:] if path[:1] == [REGULARIZER] else path  # without the regularizer's name
+    # Without the regularizer's name, by which pydantic tells the built-in sections apart.
+    shown = path[:1] + path[2:] if path[:1] == [REGULARIZER] and set(path[1:2]) & set(BUILTIN) else path
     where = ".".join(shown)
     if error["type"] == "extra_forbidden":
         message = str(unknown("field", path[-1], _fields_at(model, path[:-1])))
@@ -191,6 +193,8 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":  # raised by a validator of ours, which names the field
         return message
+    if error["type"] == "unknown_name":
+        return f"{where}: {message}"
     if error["type"] == "missing":
         return f"{where} is missing"
     found = repr(error.get("input"))
@@ -218,7 +222,7 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
         items = (annotation, *get_args(annotation))
         sections = [item for item in items if isinstance(item, type) and issubclass(item, BaseModel)]
         model = sections[0] if sections else model
-    return list(model.model_fields)
+    return [name for name, field in model.model_fields.items() if not field.exclude]
 
 
 # ---- profiles, protocols, runs

@@ -6,8 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mirai_bench.config.sections import Amount, Count, PositiveAmount, Section
+from mirai_bench.config.sections import Amount, Count, Named, PositiveAmount, Section
 from mirai_bench.utils.hashing import digest
+
+# The built-in entries of EXTRACTORS in evaluate/extractors.py, and none. Plug-ins add others.
+EXTRACTOR = Named(
+    "extractor",
+    *("none", "digits", "cifar10", "fashion_mnist", "inception", "inception_2015", "dinov2"),
+    listed=False,
+)
 
 
 class Protocol(Section):
@@ -34,7 +41,7 @@ guidance."""
     """Which weights sample: the EMA, or those of the last step."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of sampling. Held-out losses and metrics are computed in fp32."""
-    extractor: str = "digits"
+    extractor: Annotated[str, EXTRACTOR] = "digits"
     """The feature extractor, an entry of EXTRACTORS in evaluate/extractors.py, or `none`: then the \
 held-out loss is measured, and what a planted data set measures by itself."""
     reference: str = "train"

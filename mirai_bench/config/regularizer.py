@@ -6,9 +6,9 @@ paper leaves open is a field, with the reason for its default beside it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
 
 from mirai_bench.config.foresight import Layer
 from mirai_bench.config.sections import (
@@ -242,7 +242,24 @@ linearly up in one epoch, constant, and in the last fifth linearly down to a ten
         return None
 
 
-RegularizerConfig = Annotated[
-    NoRegularizer | DispersiveConfig | IarConfig | RearConfig | MtarConfig | StArConfig | NppConfig,
-    Field(discriminator="name"),
+# The names of the built-in regularizers.
+BUILTIN = ("none", "dispersive", "iar", "rear", "mtar", "st-ar", "npp")
+# The sections of regularizers that plug-ins have registered, by name.
+PLUGGED: dict[str, type[Rival]] = {}
+
+
+def _plugged_or(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Returns the section of a plug-in if `value` names one, and else a built-in one."""
+    if isinstance(value, tuple(PLUGGED.values())):
+        return value
+    name = value.get("name") if isinstance(value, dict) else None
+    return PLUGGED[name].model_validate(value) if name in PLUGGED else handler(value)
+
+
+RegularizerConfig = SerializeAsAny[
+    Annotated[
+        NoRegularizer | DispersiveConfig | IarConfig | RearConfig | MtarConfig | StArConfig | NppConfig,
+        Field(discriminator="name"),
+        WrapValidator(_plugged_or),
+    ]
 ]

@@ -12,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from mirai_bench.config.data_config import DataConfig, TokenizerConfig
 from mirai_bench.config.foresight import ForesightConfig, resolve_layer
@@ -20,6 +21,7 @@ from mirai_bench.config.machine_config import MachineConfig
 from mirai_bench.config.protocol import Protocol
 from mirai_bench.config.regularizer import NoRegularizer, RegularizerConfig
 from mirai_bench.config.sections import Amount, Name, Positive, PositiveAmount, Rate, Section, Seed
+from mirai_bench.utils import plugins
 from mirai_bench.utils.assets import LOCAL_FOLDERS
 from mirai_bench.utils.hashing import digest, file_sha256
 
@@ -195,6 +197,23 @@ class RunConfig(Section):
     """The evaluations."""
     machine: MachineConfig = MachineConfig()
     """The machine. Not fingerprinted."""
+    made_with: SkipJsonSchema[dict[str, str]] = Field(default={}, alias="plugins", exclude=True)
+    """What the file of a run says of the plug-ins that it uses: the hash of each one's code, by module. It \
+must be the code that is loaded here. A new file leaves it out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_plugins(cls, fields: Any) -> Any:
+        made_with = fields.get("plugins") if isinstance(fields, dict) else None
+        for module in made_with if isinstance(made_with, dict) else ():
+            if not plugins.is_loaded(module):
+                raise ValueError(f"the run uses the plug-in {module}, which is code: write --import {module}")
+        return fields
+
+    @model_serializer(mode="wrap")
+    def _with_plugins(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = handler(self)
+        return fields | {"plugins": self.plugins} if self.plugins else fields
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
@@ -202,6 +221,7 @@ class RunConfig(Section):
         self._check_grid()
         self._check_files()
         self._check_training()
+        self._check_plugins()
         return self
 
     def _check_grid(self) -> None:
@@ -246,6 +266,15 @@ class RunConfig(Section):
                     "leave it out to use the project's own"
                 )
 
+    def _check_plugins(self) -> None:
+        for module, sha256 in self.made_with.items():
+            found = self.plugins.get(module)
+            if found != sha256:
+                raise ValueError(
+                    f"the run was made with the plug-in {module} of hash {sha256}, but the code that is "
+                    f"imported here has {found}: import the same code, or train the run again"
+                )
+
     def _check_training(self) -> None:
         epochs = self.train.epochs
         last = self.evaluation.at[-1]
@@ -279,6 +308,17 @@ class RunConfig(Section):
                 f"other, but a process has {size // parts} of the {size} images at a time: write a "
                 "regularizer.group that divides them, or fewer machine.workers or micro_batches"
             )
+
+    @property
+    def plugins(self) -> dict[str, str]:
+        """Returns the plug-ins whose entries have an effect, each with the hash of its code."""
+        own = [
+            ("dataset", self.data.dataset),
+            ("tokenizer", self.tokenizer.name),
+            ("regularizer", self.regularizer.name),
+            ("extractor", self.evaluation.protocol.extractor),
+        ]
+        return plugins.identity_of([*self.foresight.named, *own])
 
     @property
     def grid(self) -> tuple[int, int]:

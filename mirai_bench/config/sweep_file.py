@@ -273,14 +273,14 @@ def find_sweep(name: str) -> Path:
 
 
 def load_sweep(
-    path: Path,
+    source: Path | Mapping[str, Any],
     *,
     profile: str | None = None,
     seeds: Sequence[int] = (),
     only: Sequence[str] = (),
     settings: Sequence[str] = (),
 ) -> Sweep:
-    """Returns the sweep of a file under the choices of a command line.
+    """Returns the sweep of a file, or of its content, under the choices of a command line.
 
     `profile` and `seeds` replace those of the file, of which by default those of the pilot or the first
     look are taken. `only` keeps these arms; the baseline is kept
@@ -288,11 +288,14 @@ def load_sweep(
     carry is left out, unless `only` names it. Raises UserError for whatever is wrong.
     """
     # 1. The file, and what the command line chooses of it.
-    file = checked(SweepFile, read_yaml(path), str(path))
+    where = str(source) if isinstance(source, Path) else "the sweep"
+    beside = source.parent if isinstance(source, Path) else None
+    fields = read_yaml(source) if isinstance(source, Path) else dict(source)
+    file = checked(SweepFile, fields, where)
     for arm in only:
         if arm not in file.arms:
             raise unknown("arm", arm, file.arms)
-    base = merge(read_profile(profile or file.profile, path.parent), {"machine": file.machine})
+    base = merge(read_profile(profile or file.profile, beside), {"machine": file.machine})
     if file.primary is not None:
         base = merge(base, {"evaluation": {"primary": file.primary}})
     overrides = parse_sets(settings)
@@ -309,12 +312,12 @@ def load_sweep(
             if "regularizer" in sections:  # that of the profile is replaced, which may be another one
                 fields["regularizer"] = sections["regularizer"]
             try:
-                cells.append(Cell(arm, build_run(fields, f"{path}, arm {arm}", overrides)))
+                cells.append(Cell(arm, build_run(fields, f"{where}, arm {arm}", overrides)))
             except Unfit as error:
                 if arm in only:
                     raise
                 left_out[arm] = str(error)
-    _refuse_twins(path, cells)
+    _refuse_twins(where, cells)
     registered = file.registered(cells[0].config.evaluation.primary)
     varied = varying(settings)
     axis = varied_name(file.axis, varied)
@@ -329,7 +332,7 @@ def sections_of(arm: Mapping[str, Any]) -> dict[str, Any]:
     return sections if regularizer is None else sections | {"regularizer": regularizer}
 
 
-def _refuse_twins(path: Path, cells: list[Cell]) -> None:
+def _refuse_twins(where: str, cells: list[Cell]) -> None:
     """Raises UserError if two arms have the same fingerprint with the same seed."""
     # They would share one run folder, and tables would show it as two arms.
     first: dict[str, Cell] = {}  # by fingerprint, which covers the seed
@@ -337,6 +340,6 @@ def _refuse_twins(path: Path, cells: list[Cell]) -> None:
         twin = first.setdefault(cell.fingerprint, cell)
         if twin is not cell:
             raise UserError(
-                f"{path}: arms {twin.arm!r} and {cell.arm!r} (seed {cell.seed}) are the same "
+                f"{where}: arms {twin.arm!r} and {cell.arm!r} (seed {cell.seed}) are the same "
                 "experiment under two names: keep one"
             )

@@ -34,6 +34,7 @@ from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_json
 from mirai_bench.utils.hashing import digest, file_sha256
 from mirai_bench.utils.log import configure_logging
+from mirai_bench.utils.plugins import Plugin, load, loaded
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,8 @@ def encode_shards(job: Job, shards: Sequence[Shard], processes: int) -> Iterator
         yield from map(Worker(job, 0).encode, shards)
         return
     spawn = multiprocessing.get_context("spawn")  # CUDA cannot be forked
-    with ProcessPoolExecutor(processes, spawn, _start_worker, (job, spawn.Value("i", 0))) as pool:
+    start = (job, spawn.Value("i", 0), loaded())
+    with ProcessPoolExecutor(processes, spawn, _start_worker, start) as pool:
         try:
             # After an error or Ctrl-C only the shards that are being encoded are finished.
             yield from pool.map(_encode, shards)
@@ -170,8 +172,9 @@ def encode_shards(job: Job, shards: Sequence[Shard], processes: int) -> Iterator
 _worker: list[Worker] = []  # the worker of this process of a pool
 
 
-def _start_worker(job: Job, counter: Any) -> None:
+def _start_worker(job: Job, counter: Any, plugins: Sequence[Plugin]) -> None:
     configure_logging()
+    load(plugins)
     Thread(target=_exit_with_parent, daemon=True).start()
     with counter.get_lock():  # the processes of the pool share the counter
         number = counter.value

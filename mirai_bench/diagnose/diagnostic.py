@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mirai_bench.diagnose.scope import Scope
 from mirai_bench.diagnose.subject import Subject
+from mirai_bench.utils import plugins
 from mirai_bench.utils.hashing import digest
 
 
@@ -36,4 +37,5 @@ class Diagnostic:
 
     def digest(self, name: str, scope: Scope) -> str:
         """Returns 12 hexadecimal digits of the hash of all that decides what its numbers mean."""
-        return digest({"name": name, "version": self.version} | scope.model_dump(mode="json"))
+        code = plugins.identity_of([("diagnostic", name)])  # of a built-in one there is none
+        return digest({"name": name, "version": self.version} | code | scope.model_dump(mode="json"))

@@ -15,6 +15,7 @@ from mirai_bench.tracking import provenance
 from mirai_bench.tracking.diagnoses import KIND
 from mirai_bench.tracking.journal import Journal
 from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.utils import plugins
 from mirai_bench.utils.device import device_name
 
 
@@ -48,4 +49,5 @@ def write(folder: RunFolder, key: Key, subject: Subject, finding: Finding, secon
     line |= {"fingerprint": config.fingerprint(), "profile": config.profile, "seed": config.seed}
     line |= {"device": device_name(subject.device), "precision": "fp32"}
     line |= {"git": provenance.git_state(), "versions": provenance.versions()}
-    journal_of(folder).append(line, durable=True)
+    code = plugins.identity_of([("diagnostic", key.diagnostic)])
+    journal_of(folder).append(line | ({"plugins": code} if code else {}), durable=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from mirai_bench.evaluate import inception, networks
 from mirai_bench.evaluate.digits_classifier import classifier_file, load_classifier
 from mirai_bench.evaluate.image_classifier import load_image_classifier, locate_classifier
 from mirai_bench.evaluate.metrics import Array, InceptionScore, Moments
+from mirai_bench.utils import plugins
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.hashing import file_sha256
 
@@ -142,7 +144,10 @@ class Extractor:
         self.name = name
         self.entry = entry_of(name)
         self.device = device
-        self.identity = {"name": name, "sha256": file_sha256(weights)}
+        self.identity: dict[str, Any] = {"name": name, "sha256": file_sha256(weights)}
+        code = plugins.identity_of([("extractor", name)])
+        if code:
+            self.identity["plugins"] = code
         self.network = self.entry.network(weights).requires_grad_(False).eval().to(device)
 
     @torch.inference_mode()

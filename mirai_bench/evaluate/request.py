@@ -39,6 +39,7 @@ class Request:
     extrapolate: bool
     device: str
     batch_size: int | None
+    plugins: list[str]
 
     def settled(self, config: RunConfig, num_samples: int | None = None) -> RunConfig:
         """Returns the config under --protocol and --set, with another number of samples if given.

@@ -6,7 +6,6 @@ D width of the student, V codes, K heads.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -47,9 +46,9 @@ class Level(nn.Module):
         """Returns the loss of one batch, a scalar, before it is multiplied by λ."""
         return reduce_heads(self.losses(states, batch, labels), self.valid, self.config.reduce)
 
-    @abstractmethod
     def losses(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the loss of each head, (K,). A head without a pair has loss 0."""
+        raise NotImplementedError
 
 
 class OutputLevel(Level):
@@ -82,20 +81,20 @@ class OutputLevel(Level):
         return torch.stack(losses)
 
 
-class InternalLevel(Level):
-    """The paper's level: hidden states are projected and aligned with the source's features.
+class Alignment(Level):
+    """Projected hidden states are aligned with features: the level `internal` without its source.
 
-    The hidden states are the residual stream after block `layer`. Head k of a state is aligned with
-    the feature of the state's k-th foresight cell, or the only head with the mean of all of them.
+    Head k of a state is aligned with the feature of the state's k-th foresight cell, or the only head with
+    the mean of all of them.
     """
 
     pooled_index: Tensor  # (T, K) long, the cells whose mean is the target if `pooled`
     pooled_valid: Tensor  # (T, K) bool
 
-    def __init__(self, context: SourceContext) -> None:
-        config = context.config
-        foresight = config.foresight
-        layout = cells_of(foresight, config.grid)
+    def __init__(
+        self, foresight: ForesightConfig, grid: tuple[int, int], width: int, target_width: int
+    ) -> None:
+        layout = cells_of(foresight, grid)
         pairs = pair(layout, foresight.pairing, foresight.explicit, foresight.class_token)
         cells = pairs
         if foresight.pooled:  # feature s is then the mean of what state s looks at
@@ -104,23 +103,17 @@ class InternalLevel(Level):
         if foresight.pooled:
             self.register_buffer("pooled_index", torch.from_numpy(cells.targets), persistent=False)
             self.register_buffer("pooled_valid", torch.from_numpy(cells.valid), persistent=False)
-        self.tap = resolve_layer(foresight.layer, config.model.depth)
-        self.source = SOURCES[foresight.source](context)
-        self.one_off_seconds = self.source.one_off_seconds
         build = PROJECTORS[foresight.projector.kind]
-        self.projector = build(foresight, config.grid, config.model.width, self.source.width)
+        self.projector = build(foresight, grid, width, target_width)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialises the projectors."""
         self.projector.init_weights(generator)
 
-    def losses(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
-        """Returns the distance of projected states and features, averaged over each head's pairs, (K,)."""
-        assert states.hidden is not None, "the trunk was asked for the states after block `tap`"
-        with torch.no_grad():
-            features = self.source(batch, labels).float()  # (B, T, Z), under autocast in bf16
-            targets = self.targets(features)
-        return LOSSES[self.config.loss](self.projector(states.hidden), targets, self.index, self.valid)
+    def align(self, hidden: Tensor, features: Tensor) -> Tensor:
+        """Returns the distance of projected states (B, T, D) and features (B, T, Z) of each head, (K,)."""
+        targets = self.targets(features.detach().float())  # under autocast they may be in bf16
+        return LOSSES[self.config.loss](self.projector(hidden), targets, self.index, self.valid)
 
     def targets(self, features: Tensor, norm: str | None = None) -> Tensor:
         """Returns the targets (B, T, Z) that features (B, T, Z) of the source become.
@@ -131,6 +124,29 @@ class InternalLevel(Level):
         if self.config.pooled:
             targets = pool(targets, self.pooled_index, self.pooled_valid)
         return targets
+
+
+class InternalLevel(Alignment):
+    """The paper's level: hidden states are aligned with the features of a source.
+
+    The hidden states are the residual stream after block `layer`.
+    """
+
+    def __init__(self, context: SourceContext) -> None:
+        config = context.config
+        foresight = config.foresight
+        source = SOURCES[foresight.source](context)
+        super().__init__(foresight, config.grid, config.model.width, source.width)
+        self.tap = resolve_layer(foresight.layer, config.model.depth)
+        self.source = source
+        self.one_off_seconds = source.one_off_seconds
+
+    def losses(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
+        """Returns the distance of projected states and features, averaged over each head's pairs, (K,)."""
+        assert states.hidden is not None, "the trunk was asked for the states after block `tap`"
+        with torch.no_grad():
+            features = self.source(batch, labels)
+        return self.align(states.hidden, features)
 
 
 LEVELS: dict[str, Callable[[SourceContext], Level] | None] = {

@@ -19,6 +19,7 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.model.encoder_cost import encoder_flops, encoder_parameters, encoder_width
 from mirai_bench.model.parts import block_flops, block_parameters, output_flops
 from mirai_bench.model.regularizer_cost import regularizer_cost
+from mirai_bench.utils import plugins
 
 # ---- floating-point operations
 
@@ -29,9 +30,16 @@ def forward_flops(config: RunConfig) -> float:
     return blocks + output_flops(config)
 
 
+def _is_plugged(config: RunConfig) -> bool:
+    """Tells whether the source is that of a plug-in, whose cost is not known."""
+    return config.foresight.provider in plugins.names("source")
+
+
 def target_width(config: RunConfig) -> int | None:
     """Returns the width Z of the features that the projectors aim at, or None."""
     encoder = config.foresight.encoder.name
+    if _is_plugged(config):
+        return None
     # All other teachers are networks of the student's width.
     if not config.foresight.uses_encoder or encoder == "masked_tokens":
         return config.model.width
@@ -55,7 +63,7 @@ def head_flops(config: RunConfig) -> float | None:
         return 0.0
     if foresight.level == "output":
         return (foresight.k - 1) * output_flops(config)  # head 0 is the generator's own
-    if target_width(config) is None:
+    if target_width(config) is None or not foresight.internal:  # a plug-in's level
         return None
     tokens = config.num_tokens
     products = sum(2.0 * tokens * copies * a * b for copies, a, b in projector_shapes(config))
@@ -73,6 +81,8 @@ def teacher_flops(config: RunConfig) -> float | None:
     if not foresight.internal:
         return 0.0
     block = block_flops(config.model, config.num_tokens)
+    if _is_plugged(config):
+        return None
     if foresight.explicit:  # only the first blocks of the teacher run
         return resolve_layer(foresight.teacher_layer or foresight.layer, config.model.depth) * block
     if foresight.source == "random" or foresight.encoder.name == "masked_tokens":
@@ -146,6 +156,8 @@ def teacher_parameters(config: RunConfig) -> int | None:
         return 0
     if foresight.source == "frozen":
         return num_parameters(config)[0]
+    if _is_plugged(config):
+        return None
     if foresight.source == "random" or foresight.encoder.name == "masked_tokens":
         # Embeddings of the tokens and of the mask, the final norm, and the output head.
         embeddings = (2 * config.tokenizer.vocabulary + 2) * config.model.width
@@ -167,7 +179,7 @@ def num_images(config: RunConfig) -> int | None:
     if data.dataset == "staircase":
         return data.staircase.images
     if data.dataset != "folder":
-        return data.subset or IMAGES[data.dataset]
+        return data.subset or IMAGES.get(data.dataset)
     folders = sorted((config.machine.runs / "codes").glob(f"{data.name}-{data.image_size}-*"))
     for folder in [config.machine.codes] if config.machine.codes is not None else folders:
         try:

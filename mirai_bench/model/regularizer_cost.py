@@ -94,7 +94,7 @@ def code_width(config: RunConfig) -> int:
     """Returns the number of dimensions of the vectors of the tokenizer's codes."""
     tokenizer = config.tokenizer
     if tokenizer.name != "vq_small":
-        return {"pixel": 2, "vq16": 8}[tokenizer.name]
+        return {"pixel": 2, "vq16": 8}.get(tokenizer.name, 16)  # that of a plug-in is not known
     if config.tokenizer_file is None:
         return 16  # what `tokenizer train` makes
     with safe_open(config.tokenizer_file, framework="np") as file:

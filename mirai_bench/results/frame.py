@@ -120,6 +120,8 @@ records."""
             row |= {key: run[key] for key in RUN_COLUMNS}
             row |= {"git_commit": run["git"]["commit"], "git_dirty": run["git"]["dirty"]}
             row["autocast"] = run["precision"]  # `precision` is a metric
+            plugins = run["config"].get("plugins", {})
+            row["plugins"] = ", ".join(f"{module} {sha256}" for module, sha256 in plugins.items())
             rows.append(row | record["metrics"] | bits_per_image(record["metrics"], run))
         return pd.DataFrame(rows)
 

@@ -17,6 +17,7 @@ from mirai_bench.results.looks import PILOT, Decisions, decide, departures
 from mirai_bench.results.machines import mixed_machines
 from mirai_bench.results.noise import deviation_of, noise_floor, read_panel
 from mirai_bench.results.paper import Paper, PaperValues, is_papers, paper_size, paper_values, papers_name
+from mirai_bench.results.plugged import plugins_note
 from mirai_bench.results.stats import (
     CONFIDENCE,
     MOST_SEEDS,
@@ -248,6 +249,7 @@ def _notes(
         controls_note(results),
         mixed_machines(results),
         left_out_note(results),
+        plugins_note(results),
     )
     notes += [note for note in found if note is not None]
     if SOLVED in results.metrics:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mirai_bench.utils.cli import add_device, progress, run
+from mirai_bench.utils.cli import add_device, add_import, progress, run
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.outputs import IMAGES, output_file
 
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--npz", type=output_file(".npz"), help="write uint8 images as arr_0 and their labels as arr_1")
     add_device(result)
+    add_import(result)
     add("--batch-size", type=int, default=256, help="images at a time, for speed only; default 256")
     for name, (kind, help) in PROTOCOL_OPTIONS.items():
         add(f"--{name.replace('_', '-')}", type=kind, help=help)

@@ -16,6 +16,7 @@ from mirai_bench.config.machine_config import MachineConfig
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import locked, write_json
+from mirai_bench.utils.plugins import Plugin, loaded
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,8 @@ class Job:
     seen_file: Path
     """Created by the driver under a new name each time. A node that does not see it has another
     folder of runs."""
+    plugins: tuple[Plugin, ...] = ()
+    """What trials import before they read a configuration."""
     processes_per_node: int = 1
     """Upper bound on the processes that share the memory of one node."""
 
@@ -56,7 +59,7 @@ class Job:
         """Returns a job whose files lie in `folder` and begin with `name`."""
         # A new name each time, because a network file system caches for a while what exists.
         seen = folder / f"{name}.seen-{uuid.uuid4().hex}"
-        return cls(configs, folder / f"{name}.check", folder / f"{name}.stop", seen)
+        return cls(configs, folder / f"{name}.check", folder / f"{name}.stop", seen, loaded())
 
     def begin(self) -> None:
         """Removes the files left by an earlier driver. Called once the driver holds its lock."""
@@ -122,13 +125,10 @@ def _check(config: RunConfig, device: torch.device) -> None:
     # Imported here, because these modules import torch and the driver imports this one.
     from mirai_bench.data.codes import open_codes
     from mirai_bench.evaluate.evaluation import Evaluator
-    from mirai_bench.foresight.encoders.zoo import entry_of, find_weights
-    from mirai_bench.utils.assets import assets_folder
+    from mirai_bench.foresight.encoders.build import check_encoder
 
-    encoder = config.foresight.encoder
-    if config.foresight.uses_encoder and encoder.name != "masked_tokens":
-        entry = entry_of(encoder.name)
-        find_weights(encoder.name, entry, encoder.weights, assets_folder(config.machine.assets))
+    if config.foresight.uses_encoder:
+        check_encoder(config)
     # Raises UserError if the batch is larger than the data.
     open_codes(config, "train", device).steps_per_epoch(config.train.batch_size)
     Evaluator(config, device).open()

@@ -11,7 +11,7 @@ from typing import Any
 from mirai_bench.config.load import SWEEPS, checked, load_run, read_yaml
 from mirai_bench.config.protocol import PROTOCOLS
 from mirai_bench.config.sweep_file import SweepFile, find_sweep
-from mirai_bench.utils.cli import run
+from mirai_bench.utils.cli import add_import, run
 from mirai_bench.utils.text_table import console_table
 
 Entries = dict[str, str]  # what there is, and a line about each
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m mirai_bench.sweep.list injection_level",
     )
     result.add_argument("sweep", nargs="?", metavar="SWEEP", help="a sweep: lists its arms")
+    add_import(result)
     result.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return result
 

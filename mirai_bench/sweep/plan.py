@@ -8,7 +8,7 @@ and a run that two sweeps share is trained once. Neither torch nor ray is import
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -89,19 +89,19 @@ class Plan:
 
 
 def make_plan(
-    path: Path,
+    source: Path | Mapping[str, Any],
     *,
     profile: str | None = None,
     seeds: Sequence[int] = (),
     only: Sequence[str] = (),
     settings: Sequence[str] = (),
 ) -> Plan:
-    """Returns the plan of a sweep file under the choices of a command line, with absolute paths.
+    """Returns the plan of a sweep file, or of its content, under the choices of a command line.
 
-    Nothing is written. Raises UserError for whatever is wrong with the file or the choices.
+    Its paths are absolute, and nothing is written. Raises UserError for whatever is wrong.
     """
     # 1. The cells that this command asks for.
-    sweep = _absolute(load_sweep(path, profile=profile, seeds=seeds, only=only, settings=settings))
+    sweep = _absolute(load_sweep(source, profile=profile, seeds=seeds, only=only, settings=settings))
     plan = Plan(sweep)
     # 2. Those of earlier commands. The plan that they left names a cell by what identifies it.
     left = _left(plan)
@@ -113,7 +113,7 @@ def make_plan(
         return plan
     # 3. They are kept if the file, read with all their seeds and arms, still has them.
     all_seeds = {cell.seed for cell in sweep.cells} | {seed for _, seed, _ in earlier}
-    whole = _absolute(load_sweep(path, profile=profile, seeds=sorted(all_seeds), settings=settings))
+    whole = _absolute(load_sweep(source, profile=profile, seeds=sorted(all_seeds), settings=settings))
     kept = [cell for cell in whole.cells if (cell.arm, cell.seed, cell.fingerprint) in earlier]
     return replace(plan, kept=tuple(kept), file_arms=tuple(whole.arms))
 

@@ -21,6 +21,7 @@ from mirai_bench.sweep.cell import ready, train_cell
 from mirai_bench.sweep.job import Job, last_line, share_of_worker
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.distributed import COLLECTIVE_TIMEOUT
+from mirai_bench.utils.plugins import load
 
 
 def train_in_workers(config: RunConfig, job: Job) -> None:
@@ -78,6 +79,7 @@ def fit(config: RunConfig, job: Job, share: dict[str, float]) -> None:
     """Runs the workers once. Raises TrainingFailedError if one of them fails."""
 
     def work() -> None:
+        load(job.plugins)
         if ready(config, job):
             train_cell(config, job.stop_file)
 

@@ -37,6 +37,7 @@ from mirai_bench.tracking.ship import ship
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import locked, write_json
 from mirai_bench.utils.log import configure_logging
+from mirai_bench.utils.plugins import load
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def run_trial(values: dict[str, Any], *, job: Job, metric: str) -> None:
     The only cell of the job is the arm itself, which is checked before anything is trained.
     """
     configure_logging()
+    load(job.plugins)
     if not job.accepted():
         return
     config = with_values(job.configs[0], values)

@@ -12,6 +12,7 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.sweep.cell import lasting_errors_stay_here, ready, train_cell
 from mirai_bench.sweep.job import Job
 from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.utils.plugins import load
 
 
 def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, float]:
@@ -25,6 +26,7 @@ def run_cell(trial: dict[str, Any], *, job: Job) -> dict[str, float]:
     """
     # 1. What earlier attempts have measured does not count for this call.
     start = time.time()
+    load(job.plugins)
     config = RunConfig.model_validate(job.configs[trial["cell"]])
     folder = RunFolder(config.run_path)
     measured_before = sum(folder.journal.measured_seconds().values())

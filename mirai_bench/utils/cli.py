@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.log import configure_logging, printable
+from mirai_bench.utils.plugins import import_plugin
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -70,9 +71,9 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser, example: str = "train.epochs=5") -> None:
-    """Adds `--set`, which overrides fields of the configuration.
+    """Adds `--set`, which overrides fields of the configuration, and `--import`.
 
-    The values are collected in `settings`.
+    The values of `--set` are collected in `settings`.
     """
     help = f"override a field of the configuration, such as {example}; may be given several times"
     parser.add_argument(
@@ -81,6 +82,21 @@ def add_settings(parser: argparse.ArgumentParser, example: str = "train.epochs=5
         default=[],  # so that `settings` is a list without the option, too
         metavar="SECTION.FIELD=VALUE",
         dest="settings",
+        help=help,
+    )
+    add_import(parser)
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Adds `--import`, which imports a plug-in while the command line is read, before anything else is."""
+    help = "import a plug-in first, a module or a .py file of your own; may be given several times"
+    parser.add_argument(
+        "--import",
+        action="append",
+        type=import_plugin,
+        default=[],
+        metavar="MODULE",
+        dest="plugins",
         help=help,
     )
 

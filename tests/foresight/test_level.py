@@ -4,6 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mirai_bench.config import data_config, foresight, protocol
+from mirai_bench.data.images.datasets import DATASETS
+from mirai_bench.data.tokenizers import TOKENIZERS
+from mirai_bench.evaluate.extractors import EXTRACTORS
+from mirai_bench.foresight.encoders.build import ENCODERS
 from mirai_bench.foresight.layout import LAYOUTS
 from mirai_bench.foresight.level import LEVELS
 from mirai_bench.foresight.loss import LOSSES, TARGET_NORMS
@@ -53,14 +58,18 @@ def test_dictionaries_and_config_name_the_same_values():
 
     from mirai_bench.config.foresight import ForesightConfig
 
-    for field, entries in (
-        ("level", LEVELS),
-        ("layout", LAYOUTS),
-        ("source", SOURCES),
-        ("target_norm", TARGET_NORMS),
-        ("loss", LOSSES),
-    ):
+    for field, entries in (("target_norm", TARGET_NORMS), ("loss", LOSSES)):
         assert set(get_args(ForesightConfig.model_fields[field].annotation)) == set(entries)
+    for named, entries in (
+        (foresight.LEVEL, LEVELS),
+        (foresight.LAYOUT, LAYOUTS),
+        (foresight.SOURCE, SOURCES),
+        (foresight.ENCODER, ENCODERS),
+        (data_config.DATASET, DATASETS),
+        (data_config.TOKENIZER, TOKENIZERS),
+        (protocol.EXTRACTOR, {"none", *EXTRACTORS}),
+    ):
+        assert set(named.builtin) == set(entries), named.kind
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=names)

@@ -28,7 +28,7 @@ FLOORS = (
     ("train", "tokenizer"),
     ("diagnose",),
     ("sweep",),
-    ("benchmark",),
+    ("benchmark", "api"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

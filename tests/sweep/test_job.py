@@ -13,10 +13,11 @@ def test_the_check_before_training(make_config):
     assert preflight([good]) == []
     wrong = [
         merge(good, {"train": {"batch_size": 5000}}),
-        merge(good, {"evaluation": {"protocol": {"extractor": "digts"}}}),
+        merge(good, {"evaluation": {"protocol": {"reference": "nowhere.npz"}}}),
     ]
-    images, extractor = preflight([good, *wrong, *wrong])
-    assert "batch_size is 5000, but there are 1500 images" in images and "Did you mean 'digits'" in extractor
+    images, reference = preflight([good, *wrong, *wrong])
+    assert "batch_size is 5000, but there are 1500 images" in images
+    assert "protocol.reference is 'nowhere.npz', which is not there" in reference
 
 
 def test_the_check_looks_for_an_encoders_weights_among_the_assets(make_config, tmp_path, monkeypatch):

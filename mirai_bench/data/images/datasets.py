@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -77,18 +78,8 @@ def open_dataset(config: RunConfig, split: Split) -> Dataset:
     are a subset that data.subset does not name.
     """
     data = config.data
-    path = config.machine.data
-    if data.dataset == "digits":
-        dataset = _digits(split)
-    elif data.dataset == "staircase":
-        dataset = _staircase(config, split)
-    elif data.dataset in READERS:
-        existing = _existing(path, READERS[data.dataset].FILES)
-        dataset = _small_images(data.dataset, existing, split)
-    else:
-        existing = _existing(path, "a folder of class/image files")
-        dataset = _folder(existing, split, data.name, config.machine.runs)
-    check_size(data, split, len(dataset), path)
+    dataset = DATASETS[data.dataset](config, split)
+    check_size(data, split, len(dataset), config.machine.data)
     found = len(dataset.class_names)
     if found != data.classes:
         raise UserError(
@@ -136,7 +127,8 @@ def _existing(path: Path | None, what: str) -> Path:
     return path
 
 
-def _in_memory(name: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Dataset:
+def in_memory(name: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Dataset:
+    """Returns the data set of images uint8 (N, h, w, 3) and their classes (N,)."""
     labels = labels.astype(np.int64)
     # In little-endian order, so that the hash is the same on every machine.
     sha = hashlib.sha256(np.ascontiguousarray(images).data)
@@ -145,6 +137,10 @@ def _in_memory(name: str, images: np.ndarray, labels: np.ndarray, class_names: t
 
 
 # ---- digits
+
+
+def _open_digits(config: RunConfig, split: Split) -> Dataset:
+    return _digits(split)
 
 
 @lru_cache(maxsize=2)
@@ -163,7 +159,7 @@ def _digits(split: Split) -> Dataset:
     rows = heldout if split == "heldout" else ~heldout
     grey = np.round(levels[rows] * 255 / 16).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
-    return _in_memory("digits", images, labels[rows], tuple("0123456789"))
+    return in_memory("digits", images, labels[rows], tuple("0123456789"))
 
 
 # ---- the planted data set
@@ -180,7 +176,7 @@ def _staircase(config: RunConfig, split: Split) -> Dataset:
             f"{staircase.SIDE}, views: center and tokenizer: {{name: pixel, vocabulary: {staircase.CODES}}}"
         )
     images = staircase.make_images(staircase.make_codes(data.staircase, split))
-    return _in_memory("staircase", images, np.zeros(len(images)), ("grid",))
+    return in_memory("staircase", images, np.zeros(len(images)), ("grid",))
 
 
 # ---- CIFAR-10 and Fashion-MNIST
@@ -188,11 +184,16 @@ def _staircase(config: RunConfig, split: Split) -> Dataset:
 READERS = {"cifar10": cifar10, "fashion_mnist": fashion_mnist}
 
 
+def _open_small_images(config: RunConfig, split: Split) -> Dataset:
+    name = config.data.dataset
+    return _small_images(name, _existing(config.machine.data, READERS[name].FILES), split)
+
+
 @lru_cache(maxsize=2)
 def _small_images(name: str, path: Path, split: Split) -> Dataset:
     reader = READERS[name]
     images, labels = reader.read(path, "train" if split == "train" else "test")
-    return _in_memory(name, np.ascontiguousarray(images), labels, reader.CLASSES)
+    return in_memory(name, np.ascontiguousarray(images), labels, reader.CLASSES)
 
 
 # ---- folders
@@ -215,6 +216,11 @@ def _split_root(path: Path, split: Split) -> Path | None:
     elif split == "heldout":
         return None
     return path if path.is_dir() and _class_folders(path) else None
+
+
+def _open_folder(config: RunConfig, split: Split) -> Dataset:
+    existing = _existing(config.machine.data, "a folder of class/image files")
+    return _folder(existing, split, config.data.name, config.machine.runs)
 
 
 @lru_cache(maxsize=4)
@@ -262,3 +268,13 @@ def _say(root: Path, split: Split, classes: list[str], left_out: dict[str, int],
             f"{root}: classes are in the order of their names as text, so that class {first} is the folder "
             f"{classes[first]!r}: write 00, 01, … to have them in the order of the numbers"
         )
+
+
+# ---- all of them
+
+DATASETS: dict[str, Callable[[RunConfig, Split], Dataset]] = {
+    "digits": _open_digits,
+    "staircase": _staircase,
+    **dict.fromkeys(READERS, _open_small_images),
+    "folder": _open_folder,
+}

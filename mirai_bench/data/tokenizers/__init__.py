@@ -6,6 +6,9 @@ pixels; H, W tokens, T = H·W; V codes of Z dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -13,6 +16,8 @@ from torch import Tensor
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.tokenizers import pixel, vq16, vq_small
+from mirai_bench.utils import plugins
+from mirai_bench.utils.hashing import digest, file_sha256
 
 
 class Tokenizer(Protocol):
@@ -39,9 +44,40 @@ class Tokenizer(Protocol):
         """Returns the vectors float32 (V, Z) that the codes stand for. Near vectors look alike."""
 
 
-# Each is a module with two functions: load(config, device) → Tokenizer, and identity(config), which
-# gives the identity of what `load` would load, without loading it.
-TOKENIZERS = {"pixel": pixel, "vq_small": vq_small, "vq16": vq16}
+class Loader(Protocol):
+    """Two functions, of a module or an object."""
+
+    def load(self, config: RunConfig, device: torch.device) -> Tokenizer:
+        """Returns the tokenizer of a configuration."""
+
+    def identity(self, config: RunConfig) -> dict[str, str]:
+        """Returns the identity of what `load` would load, without loading it."""
+
+
+@dataclass(frozen=True)
+class PluggedTokenizer:
+    """The tokenizer of a plug-in, whose identity covers the plug-in's code and the weights."""
+
+    name: str
+    build: Callable[[RunConfig, torch.device], Tokenizer]
+    weights: Callable[[RunConfig], Path | None]
+    """Returns the weight file of a configuration, if the tokenizer has weights."""
+
+    def load(self, config: RunConfig, device: torch.device) -> Tokenizer:
+        """Returns the tokenizer of a configuration."""
+        tokenizer = self.build(config, device)
+        tokenizer.identity = self.identity(config)
+        return tokenizer
+
+    def identity(self, config: RunConfig) -> dict[str, str]:
+        """Returns the identity of the tokenizer of a configuration."""
+        code = plugins.identity_of([("tokenizer", self.name)])
+        path = self.weights(config)
+        weights = "no weights" if path is None else file_sha256(path)
+        return {"name": self.name, "sha256": f"{weights}, code {digest(code)}"}
+
+
+TOKENIZERS: dict[str, Loader] = {"pixel": pixel, "vq_small": vq_small, "vq16": vq16}
 
 
 def load_tokenizer(config: RunConfig, device: torch.device) -> Tokenizer:

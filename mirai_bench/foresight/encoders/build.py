@@ -22,7 +22,7 @@ from mirai_bench.foresight.encoders.masked_tokens import (
     training_seconds,
 )
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
-from mirai_bench.foresight.encoders.zoo import PIXEL_ENTRIES
+from mirai_bench.foresight.encoders.zoo import PIXEL_ENTRIES, entry_of, find_weights
 from mirai_bench.utils.assets import assets_folder
 from mirai_bench.utils.errors import unknown
 
@@ -122,6 +122,14 @@ ENCODERS: dict[str, Callable[[SourceContext], Source]] = {
     "masked_tokens": TrainedTokens,
     **dict.fromkeys(PIXEL_ENTRIES, image_encoder),
 }
+
+
+def check_encoder(config: RunConfig) -> None:
+    """Raises UserError if the weights of a pretrained image encoder are not where they should be."""
+    encoder = config.foresight.encoder
+    if encoder.name in PIXEL_ENTRIES or encoder.name.startswith("timm:"):
+        entry = entry_of(encoder.name)
+        find_weights(encoder.name, entry, encoder.weights, assets_folder(config.machine.assets))
 
 
 def build_encoder(context: SourceContext) -> Source:

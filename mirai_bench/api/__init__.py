@@ -1,0 +1,1 @@
+"""The Python API: what `mirai_bench` exports, for scripts, notebooks and plug-ins."""
