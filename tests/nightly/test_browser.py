@@ -1,10 +1,11 @@
-"""Tables as HTML, and a sweep in MLflow's interface, open in a browser without an error.
+"""Tables as HTML, reports, and a sweep in MLflow's interface, open in a browser without an error.
 
 Takes about 2 minutes. Needs Chromium. Screenshots go into the folder that $MIRAI_BENCH_SCREENSHOTS
 names, if it is set.
 """
 
 import html
+import importlib
 import os
 import re
 from pathlib import Path
@@ -88,6 +89,79 @@ def test_a_built_table_opens(chromium, tmp_path):
     page = tmp_path / "built.html"
     page.write_text(html_page(build_table(read_jsonl([RECORDS])[0])), encoding="utf-8")
     check_table(chromium, page)
+
+
+# ---- reports
+
+SIZES = {"phone": (390, 844), "desk": (1280, 900)}
+
+
+@pytest.fixture(scope="module")
+def report_page(tmp_path_factory):
+    """The pages of the committed records of a sweep with one panel, and of one with several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "analysis"))
+        command = importlib.import_module("report").command
+        folder = tmp_path_factory.mktemp("reports")
+        data = ROOT / "reports" / "data"
+        files = [
+            str(data / f"{name}.jsonl") for name in ("injection_level_digits", "real_images_cifar10_cpu")
+        ]
+        assert command(["--records", *files, "--no-timing", "--out", str(folder)]) == 0
+    return lambda name: folder / f"{name}_report.html"
+
+
+def sized(chromium, size: str) -> None:
+    width, height = SIZES[size]
+    mobile = size == "phone"
+    chromium.call(
+        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["injection_level", "real_images_cifar10_cpu"])
+def test_a_report_opens_and_never_scrolls_sideways(chromium, report_page, name, size):
+    sized(chromium, size)
+    chromium.open(report_page(name).as_uri())
+    chromium.wait_for("How to repeat it")
+    assert chromium.errors == []
+    assert chromium.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert chromium.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    # What is wider than the page scrolls in its own box.
+    boxes = "[...document.querySelectorAll('.wide, figure, pre')]"
+    wide = f"{boxes}.filter(box => box.scrollWidth > box.clientWidth)"
+    assert chromium.evaluate(f"{wide}.every(box => getComputedStyle(box).overflowX === 'auto')")
+    assert size == "desk" or chromium.evaluate(f"{wide}.length") > 0
+    keep_screenshot(chromium, f"report_{name}_{size}")
+
+
+def test_a_checkbox_hides_the_curves_of_an_arm(chromium, report_page):
+    sized(chromium, "desk")
+    chromium.open(report_page("injection_level").as_uri())
+    chromium.wait_for("How to repeat it")
+    parts = "[...document.querySelectorAll('svg .arm-{}')]"
+    shown = f"{parts}.filter(part => getComputedStyle(part).display !== 'none').length"
+    before = [chromium.evaluate(shown.format(arm)) for arm in range(5)]
+    assert all(count > 12 for count in before), "lines of the seeds, means, changes, names"
+    for expected in (0, before[2]):
+        chromium.evaluate("document.querySelector('fieldset input[value=\"2\"]').click()")
+        after = [chromium.evaluate(shown.format(arm)) for arm in range(5)]
+        assert after == [*before[:2], expected, *before[3:]]
+    assert chromium.errors == []
+
+
+def test_a_report_shows_all_curves_without_a_script(chromium, report_page):
+    chromium.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        chromium.open(report_page("injection_level").as_uri())
+        chromium.wait_for("How to repeat it")
+        assert chromium.evaluate("document.querySelector('fieldset').hidden")
+        curve = "getComputedStyle(document.querySelector('svg .arm-1')).display"
+        assert chromium.evaluate(curve) == "inline"
+    finally:
+        chromium.call("Emulation.setScriptExecutionDisabled", value=False)
+        chromium.call("Emulation.clearDeviceMetricsOverride")
 
 
 # ---- MLflow
