@@ -64,7 +64,8 @@ VERDICTS = ("supported", "contradicted", SMALL, UNDECIDED, CANNOT, NOT_MEASURED,
 def subject(test: Test) -> str:
     """Returns the arms of a comparison in words."""
     arms = " and ".join(test[key] for key in ("better", "more", "than", "arm") if key in test)
-    text = f"{test['axis']}: {arms}"
+    where = f" ({test['profile']})" if "profile" in test else ""
+    text = f"{test['axis']}{where}: {arms}"
     return f"{text} ({test[DIAGNOSED].replace('/', ' ')})" if DIAGNOSED in test else text
 
 
@@ -75,7 +76,9 @@ def arms_of(test: Test, results: Results) -> list[str]:
 
 
 def sweep_of(test: Test, profile: str, sweeps: Sequence[Results]) -> Results | None:
-    """Returns the sweep that has records of both arms at its last evaluation."""
+    """Returns the sweep that has records of both arms at its last evaluation, or None."""
+    if test.get("profile", profile) != profile:
+        return None
     for results in sweeps:
         if (results.axis, results.profile) == (test["axis"], profile):
             arms = arms_of(test, results)

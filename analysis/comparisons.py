@@ -18,6 +18,7 @@ from mirai_bench.results.writers import difference
 from mirai_bench.utils.errors import UserError, unknown
 
 CANNOT = "cannot be decided by this profile"
+COSTS = {"epochs": "epochs", "flops": "FLOPs"}  # that a speed-up may be counted in
 
 Test = dict[str, Any]  # a comparison, as claims.yaml describes it
 
@@ -74,12 +75,15 @@ def compare_better(results: Results, test: Test, strict: float) -> Evidence:
 
 
 def compare_speedup(results: Results, test: Test, strict: float) -> Evidence:
-    """Compares the speed-up of an arm in epochs, to the baseline's final value, with a factor."""
+    """Compares the speed-up of an arm in epochs or FLOPs, to the baseline's final value, with a factor."""
     metric = results.primary
     factor = float(test["speedup"])
-    found = speedup(results, test["arm"], metric, "epochs", "final", CONFIDENCE)
-    wide = speedup(results, test["arm"], metric, "epochs", "final", strict)
-    text = f"{test['arm']} reaches the baseline's final {metric}: {found} in epochs, n {found.n}"
+    cost = test.get("cost", "epochs")
+    if cost not in COSTS:
+        raise unknown("cost of a speed-up", cost, COSTS)
+    found = speedup(results, test["arm"], metric, cost, "final", CONFIDENCE)
+    wide = speedup(results, test["arm"], metric, cost, "final", strict)
+    text = f"{test['arm']} reaches the baseline's final {metric}: {found} in {COSTS[cost]}, n {found.n}"
     if factor > found.greatest:
         more = f"the evaluations of this profile could show {found.greatest:.3g}× at most"
         return Evidence(CANNOT, f"{text}; {more}")
@@ -114,6 +118,8 @@ KINDS: dict[str, tuple[set[str], Callable[[Results, Test, float], Evidence]]] = 
 }
 # The kind that reads diagnoses, and not evaluations.
 DIAGNOSED = "diagnosed"
+# Keys that a comparison of a kind may have besides. All may have a `profile`: the only one that tests them.
+MAY_HAVE = {"better": {"metric"}, "speedup": {"cost"}}
 NEEDS = {kind: needs for kind, (needs, _) in KINDS.items()} | {DIAGNOSED: {"axis", "more", "than"}}
 
 
@@ -140,7 +146,7 @@ def kind_of(test: Test) -> str:
         if kind in test:
             # A misspelt key would otherwise be a comparison that nobody meant.
             missing = ", ".join(sorted(needs - test.keys()))
-            extra = ", ".join(sorted(test.keys() - needs - {kind, "metric"}))
+            extra = ", ".join(sorted(test.keys() - needs - {kind, *MAY_HAVE.get(kind, ()), "profile"}))
             if missing or extra:
                 problem = f"lacks {missing}" if missing else f"has {extra}"
                 raise UserError(f"claims.yaml: {test} {problem}")

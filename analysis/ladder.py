@@ -64,10 +64,10 @@ NOTES = (
     "metric only. The paper's FID has the error of its tokenizer in it either way.",
     "An arm is the same on two rungs if its foresight is configured alike. The width of its projectors "
     "follows the model, the training of an encoder of codes the data, and pretrained encoders count as one "
-    "kind: VGG16 on CIFAR-10, DINOv2-B in the paper. Runs that two sweeps share are one point, with the "
+    "kind: VGG16 on CIFAR-10, DINOv2 in the paper. Runs that two sweeps share are one point, with the "
     "seeds of the sweep that has more.",
     "The paper's values are one run an arm, at the last epoch that the arm and its baseline both have, with "
-    "guidance (CFG 2.0 for B and L, 1.75 for XL). How far a second run would be from them is not known.",
+    "guidance (CFG 2.0 for B, 1.75 for L and XL). How far a second run would be from them is not known.",
 )
 
 

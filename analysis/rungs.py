@@ -90,7 +90,7 @@ def identity(foresight: ForesightConfig) -> str:
     """
     fields = foresight.relevant()
     if "projector" in fields:
-        del fields["projector"]["hidden"]
+        fields["projector"].pop("hidden", None)
     if "encoder" in fields:
         encoder = foresight.encoder
         kind = "untrained" if encoder.weights == "random" else "pretrained"

@@ -58,8 +58,8 @@ means not at all."""
 
 # Reference statistics of ImageNet-256 as published with ADM (arXiv 2105.05233).
 ADM_REFERENCE = "VIRTUAL_imagenet256_labeled.npz"
-# The paper's protocol: 50,000 samples of uniformly drawn classes, EMA weights, CFG 2.0 for B and L
-# and 1.75 for XL.
+# The paper's protocol: 50,000 samples of uniformly drawn classes, EMA weights, CFG 2.0 for B and 1.75
+# for L and XL.
 PAPER: dict[str, Any] = {
     "num_samples": 50_000,
     "class_rule": "uniform",
@@ -71,7 +71,9 @@ PAPER: dict[str, Any] = {
 # results do not compare with earlier ones: give it a new name.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
+    "paper_l": PAPER | {"cfg_scale": 1.75},
     "paper_xl": PAPER | {"cfg_scale": 1.75},
+    "paper_384": PAPER | {"resize": 256},
     "cifar10_10k": {"num_samples": 10_000, "cfg_scale": 1.5, "extractor": "inception_2015"},
     "cifar10_2k": {"num_samples": 2_000, "cfg_scale": 1.0, "extractor": "cifar10", "reference": "train"},
     "fashion_mnist_2k": {

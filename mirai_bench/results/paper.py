@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import dataclass
 
 from mirai_bench.results.frame import RECONSTRUCTIONS, Results
@@ -27,14 +28,26 @@ PaperValues = dict[tuple[str, str], Paper]  # by arm and metric
 
 def is_papers(results: Results) -> bool:
     """Tells whether the profile is the paper's own setting."""
-    return results.profile.startswith("imagenet256")
+    return results.profile.startswith(("imagenet256", "imagenet384"))
 
 
 def paper_size(results: Results) -> str:
-    """Returns the size of the paper's model that stands next to this sweep: the same size, or B."""
+    """Returns the size of the paper's model that stands next to this sweep: the same size, or B.
+
+    B-384 is B on images of 384 pixels.
+    """
+    if results.profile.startswith("imagenet384"):
+        return "B-384"
     # The sizes of other profiles, such as that of digits, have no model in the paper.
     size = results.records[0]["run"]["config"]["model"]["size"] if results.records else "B"
     return size if size in ("B", "L", "XL") else "B"
+
+
+def paper_setting(results: Results) -> str:
+    """Returns in words what the paper's values that stand next to this sweep were measured on."""
+    size, _, pixels = paper_size(results).partition("-")
+    resized = f" at {pixels} pixels, evaluated at 256" if pixels else " 256×256"
+    return f"LlamaGen-{size} on ImageNet{resized}"
 
 
 def papers_name(metric: str) -> str:
@@ -59,11 +72,15 @@ def read_paper(axis: str, size: str) -> list[dict[str, str]]:
 def paper_values(results: Results, epoch: float) -> PaperValues:
     """Returns what the paper reports for (arm, metric).
 
-    It is the value at the epoch nearest to ours if the profile is the paper's, and at epoch 80
-    otherwise.
+    It is the value at the epoch nearest to ours if the profile is the paper's. Otherwise it is the one
+    at the epoch that most arms have a value of, which is 80 if it is one of them.
     """
-    target = epoch if is_papers(results) else EPOCHS
     rows = read_paper(results.axis, paper_size(results))
+    target = epoch
+    if not is_papers(results):
+        # A baseline at epoch 80 says nothing beside arms at epoch 300, as in the paper's tables of λ.
+        arms = Counter(int(row["epochs"]) for row in rows if row["metric"] == "FID")
+        target = min(arms, key=lambda each: (-arms[each], abs(each - EPOCHS)), default=EPOCHS)
     rows.sort(key=lambda row: abs(int(row["epochs"]) - target), reverse=True)
     # The nearest comes last, and stays.
     values = {}

@@ -16,7 +16,7 @@ from mirai_bench.results.left_out import left_out_note
 from mirai_bench.results.looks import PILOT, Decisions, decide, departures
 from mirai_bench.results.machines import mixed_machines
 from mirai_bench.results.noise import deviation_of, noise_floor, read_panel
-from mirai_bench.results.paper import Paper, PaperValues, is_papers, paper_size, paper_values, papers_name
+from mirai_bench.results.paper import Paper, PaperValues, is_papers, paper_setting, paper_values, papers_name
 from mirai_bench.results.plugged import plugins_note
 from mirai_bench.results.stats import (
     CONFIDENCE,
@@ -239,7 +239,7 @@ def _notes(
     if any(row.paper for row in rows):
         other = "; another data set, model and metric: compare the order of arms, not the values"
         notes.append(
-            f"Paper: as published for LlamaGen-{paper_size(results)} on ImageNet 256×256 @epochs, "
+            f"Paper: as published for {paper_setting(results)} @epochs, "
             f"and how it was read (reports/data/README.md){'' if is_papers(results) else other}."
         )
     # 4. Whom the metric cannot judge, what the controls say, where the runs were computed, and what is

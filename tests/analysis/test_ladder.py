@@ -84,7 +84,7 @@ def test_an_arm_is_recognised_by_what_it_is():
 
 def test_the_papers_points_are_single_runs_at_the_last_common_epoch():
     points = {(point.arm, point.profile): point for point in joined(papers_points())}
-    assert len(points) == 3 + 3 * 2, "three arms of B alone, and Mirai-E and Mirai-I in three sizes"
+    assert len(points) == 4 + 3 * 2, "four arms of B alone, and Mirai-E and Mirai-I in three sizes"
     mirai = points["Mirai-E", "LlamaGen-B"]
     assert (mirai.change.mean, mirai.epochs) == (pytest.approx(math.log(4.49 / 5.34)), 300)
     assert mirai.sweeps == ("injection_level/internal-2d", "foresight_source/mirai-e-k3")

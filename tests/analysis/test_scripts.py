@@ -317,6 +317,13 @@ def test_contradiction_is_corrected_for_the_number_of_comparisons(frozen):
     assert claims.judge(claim_of(test, test), [values])[0][3] == "undecided"
 
 
+def test_a_comparison_of_one_profile_is_not_made_in_another(frozen):
+    test = {"axis": "injection_level", "better": "internal-2d", "than": "baseline"}
+    assert claims.judge(claim_of(test | {"profile": "digits"}), [frozen])[0][3] == "supported"
+    (row,) = claims.judge(claim_of(test | {"profile": "imagenet384_b"}), [frozen])
+    assert row[3] == "not run" and "injection_level (imagenet384_b): internal-2d" in row[4]
+
+
 def test_speedup_and_sameness_claims(frozen):
     def row_of(arm="internal-2d", **test):
         (row,) = claims.judge(claim_of({"axis": "injection_level", "arm": arm} | test), [frozen])
@@ -324,6 +331,9 @@ def test_speedup_and_sameness_claims(frozen):
 
     assert row_of(speedup=1.4)[3] == "supported"
     assert row_of(speedup=5)[3] == "contradicted"
+    assert "in FLOPs" in row_of(speedup=5, cost="flops")[4]
+    with pytest.raises(UserError, match="Did you mean 'flops'"):
+        row_of(speedup=5, cost="flop")
     verdict, evidence = row_of(speedup=10)[3:]
     assert verdict == "cannot be decided by this profile"
     assert "could show 6× at most" in evidence, "evaluations at epochs 2 to 12"
@@ -457,7 +467,7 @@ def test_paper_values_are_marked():
         for size in ("B", "L", "XL"):
             rows += read_paper(axis, size)
     assert len(rows) > 80
-    assert {row["mark"] for row in rows} <= {"L-img", "L-vec", "L-px", "S1", "S2"}
+    assert {row["mark"] for row in rows} <= {"L-html", "L-img", "L-vec", "L-px"}
     assert all(row["source"] for row in rows)
 
 

@@ -151,8 +151,9 @@ FINGERPRINTS = {
     "digits": "4fcbeef2b357",
     "digits_deep": "292ad8ca4ed8",
     "imagenet256_b": "ab1956aa85ed",
-    "imagenet256_l": "ad68203ffc75",
-    "imagenet256_xl": "0de48c41dab5",
+    "imagenet256_l": "727dc3ff32fb",
+    "imagenet256_xl": "75a2512e12c8",
+    "imagenet384_b": "0877d8ad2ad2",
 }
 
 

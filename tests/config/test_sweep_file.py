@@ -1,5 +1,7 @@
 """Sweep files: the shipped ones are complete, and wrong ones say what to write."""
 
+from typing import get_args
+
 import pytest
 import yaml
 
@@ -7,7 +9,19 @@ from mirai_bench.config.load import SWEEPS, load_run
 from mirai_bench.config.sweep_file import load_sweep
 from mirai_bench.utils.errors import UserError
 
-AXES = ["injection_level", "foresight_layout", "foresight_source", "regularizer"]
+AXES = [
+    "injection_level",
+    "foresight_layout",
+    "foresight_source",
+    "foresight_warmup",
+    "foresight_weight",
+    "alignment_layer",
+    "own_cell",
+    "projection_head",
+    "teacher_horizon",
+    "encoder",
+    "regularizer",
+]
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -19,8 +33,10 @@ def test_shipped_sweeps_are_whole(axis):
 
 
 def test_every_value_of_every_axis_has_an_arm():
+    from mirai_bench.config.foresight import ForesightConfig
     from mirai_bench.foresight.layout import LAYOUTS
     from mirai_bench.foresight.level import LEVELS
+    from mirai_bench.foresight.projector import PROJECTORS
     from mirai_bench.foresight.source import SOURCES
     from mirai_bench.regularizer.registry import REGULARIZERS
 
@@ -29,7 +45,29 @@ def test_every_value_of_every_axis_has_an_arm():
     arms = [cell.config.foresight for cell in cells]
     assert {arm.level for arm in arms} == set(LEVELS)
     assert {arm.layout for arm in arms if arm.level != "none"} == set(LAYOUTS)
-    assert {arm.source for arm in arms if arm.level == "internal"} == set(SOURCES)
+    internal = [arm for arm in arms if arm.level == "internal"]
+    assert {arm.source for arm in internal} == set(SOURCES)
+    assert {arm.projector.kind for arm in internal} == set(PROJECTORS)
+    assert {arm.own_cell for arm in internal} == {True, False}
+    schedules = get_args(ForesightConfig.model_fields["schedule"].annotation)
+    assert {arm.schedule for arm in internal} == set(schedules)
+
+
+@pytest.mark.parametrize("profile", ["digits", "imagenet256_b", "imagenet384_b"])
+@pytest.mark.parametrize("axis", AXES)
+def test_sweeps_are_planned_at_every_scale(axis, profile):
+    assert load_sweep(SWEEPS / f"{axis}.yaml", profile=profile, seeds=[0]).cells
+
+
+def test_profiles_of_the_paper_say_what_its_text_says():
+    runs = [load_run(f"imagenet{name}") for name in ("256_b", "256_l", "256_xl", "384_b")]
+    assert [run.evaluation.protocol.cfg_scale for run in runs] == [2.0, 1.75, 1.75, 2.0]
+    encoders = [run.foresight.encoder.name for run in runs]
+    assert encoders == ["dinov2_b", "dinov2_l", "dinov2_l", "dinov2_b"]
+    assert [run.train.lr_schedule for run in runs] == ["constant", "constant", "cosine", "constant"]
+    small, *_, large = runs
+    assert (large.grid, large.evaluation.protocol.resize) == ((24, 24), 256)
+    assert (large.train, large.model) == (small.train, small.model)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,14 @@ from tests.support.small_run import new_trainer, saved
 
 CPU = Hardware(torch.device("cpu"))
 HALF = Hardware(torch.device("cpu"), "bf16")
-AXES = ["injection_level", "foresight_layout", "foresight_source", "regularizer"]
+AXES = [
+    "injection_level",
+    "foresight_layout",
+    "foresight_source",
+    "regularizer",
+    "own_cell",
+    "projection_head",
+]
 # The length of training that the known costs belong to.
 RECIPE = ["train.epochs=10", "train.batch_size=8", "evaluation.at=[10]"]
 

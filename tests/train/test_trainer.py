@@ -27,9 +27,17 @@ GOLDEN_TOLERANCE = 2e-4
 # The recipe is written out, so that tuning the profile leaves the golden losses as they are.
 RECIPE = ["train.epochs=10", "train.lr=0.004", "train.lr_warmup=0.0", "train.ema_decay=0.99"]
 SETTINGS = [*RECIPE, "model.ffn_dropout=0.0", "foresight.encoder.epochs=1", "foresight.warmup=0.0"]
+AXES = (
+    "injection_level",
+    "foresight_layout",
+    "foresight_source",
+    "regularizer",
+    "own_cell",
+    "projection_head",
+)
 ARMS = {
     cell.arm: cell.config
-    for axis in ("injection_level", "foresight_layout", "foresight_source", "regularizer")
+    for axis in AXES
     for cell in load_sweep(SWEEPS / f"{axis}.yaml", seeds=[0], settings=SETTINGS).cells
 }
 
@@ -108,11 +116,13 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(make_config):
         new_trainer(make_config(machine={"micro_batches": 2}), world=3)
 
 
+HEADS = ["e-linear", "e-transformer", "e-conv", "i-transformer"]
 REGULARIZED = [arm for arm, config in ARMS.items() if config.regularizer.name != "none"]
 
 
 @pytest.mark.parametrize(
-    "arm", ["baseline", "output-2d", "internal-2d", "mirai-e-k9", "mirai-i-k1", *REGULARIZED]
+    "arm",
+    ["baseline", "output-2d", "internal-2d", "mirai-e-k9", "mirai-i-k1", *HEADS, *REGULARIZED],
 )
 def test_counted_flops_equal_torchs_counter(arm, shared_runs):
     from torch.nn.attention import SDPBackend, sdpa_kernel
