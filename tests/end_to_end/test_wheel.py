@@ -86,7 +86,8 @@ def test_it_holds_the_package_the_sweeps_and_what_tables_read_and_nothing_else(w
     expected = {name for name in files if name.startswith("mirai_bench/")}
     expected |= {f"mirai_bench/shipped/{name}" for name in files if name.startswith(("sweeps/", "analysis/"))}
     expected |= {f"mirai_bench/shipped/reports/{name}" for name in ("claims.yaml", "fd_targets.yaml")}
-    shipped_data = ("controls.json", "noise_cifar10_cpu.jsonl", "noise_digits.jsonl", "paper_values.csv")
+    shipped_data = ("controls.json", "noise_cifar10_cpu.jsonl", "noise_digits.jsonl")
+    shipped_data += ("paper_values.csv", "training_noise.csv")
     expected |= {f"mirai_bench/shipped/reports/data/{name}" for name in shipped_data}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected
