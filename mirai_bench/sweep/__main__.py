@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shlex
 import sys
@@ -11,13 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mirai_bench.config.load import SWEEPS, parse_sets
+from mirai_bench.config.load import SWEEPS
 from mirai_bench.config.sweep_file import find_sweep
 from mirai_bench.sweep.commands import commands
 from mirai_bench.sweep.estimate import concurrent_trials, measured_rate
-from mirai_bench.sweep.overview import dry_run, number, status
+from mirai_bench.sweep.overview import dry_run, status
 from mirai_bench.sweep.pace import timed_rate
 from mirai_bench.sweep.plan import Plan, folder_of, make_plan
 from mirai_bench.utils.cli import add_settings, run
@@ -244,25 +241,14 @@ def search(plan: Plan, path: Path, args: argparse.Namespace) -> int:
 
 def show_search(arm: str, rows: list[dict[str, Any]]) -> bool:
     """Prints a row per drawn configuration, and the best one. Returns whether there is one."""
-    # 1. The table: the drawn values, what came out, and how far each run got.
-    texts = []
-    for row in rows:
-        drawn = row["values"].values()
-        values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in drawn]
-        measured = [number(row["metric"], ".4f"), number(row["heldout_ntp"], ".4f")]
-        measured.append(number(row["seconds"], ".1f"))
-        runs = [f"{run['seed']}: {run['state']}, epoch {number(run['epoch'], 'g')}" for run in row["runs"]]
-        texts.append([*values, *measured, "; ".join(runs), row["excluded"] or ""])
-    header = [*rows[0]["values"], "metric", "heldout_ntp", "seconds", "seeds", "excluded because"]
-    print(console_table(header, texts))
-    # 2. The winner, as lines of a profile or of an arm.
-    best = rows[0]
-    if best["metric"] is None or best["excluded"] is not None:
+    from mirai_bench.sweep.search_table import best_of, in_words, in_yaml, table_of
+
+    print(console_table(*table_of(rows)))
+    best = best_of(rows)
+    if best is None:
         return False
-    settings = [f"{name}={json.dumps(value)}" for name, value in best["values"].items()]
-    fields = yaml.safe_dump(parse_sets(settings), default_flow_style=True, sort_keys=False).strip()
-    log.info(f"the best configuration of {arm}: {' '.join('--set ' + text for text in settings)}")
-    log.info(f"  as YAML: {fields}")
+    log.info(f"the best configuration of {arm}: {in_words(best['values'], '--set ')}")
+    log.info(f"  as YAML: {in_yaml(best['values'])}")
     return True
 
 

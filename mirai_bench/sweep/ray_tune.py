@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,9 @@ def fit(
     *,
     retries: int,
     every_second: Callable[[], None] = lambda: None,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> list[tune.Result]:
-    """Runs the trials, and calls `every_second()` meanwhile.
+    """Runs the trials, and calls `every_second()` meanwhile. Tune tells `callbacks` of its trials.
 
     Raises UserError if the check found anything wrong, and KeyboardInterrupt if the stop file
     ended it. `scratch` is the folder of Tune's own state, which nobody needs afterwards.
@@ -140,6 +141,7 @@ def fit(
             storage_path=str(scratch.parent),
             verbose=0,
             stop=StopFile(job.stop_file),
+            callbacks=list(callbacks),
             failure_config=tune.FailureConfig(max_failures=retries),
         ),
     )

@@ -31,13 +31,16 @@ from mirai_bench.sweep.driver import DRIVER, WORKERS, Options, stop_file_on_sign
 from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.sweep.job import Job
 from mirai_bench.sweep.plan import Plan, with_absolute_paths
+from mirai_bench.sweep.search_table import in_words, table_of
 from mirai_bench.tracking.mlflow_store import create_store
 from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.tracking.search_page import send_search
 from mirai_bench.tracking.ship import ship
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import locked, write_json
 from mirai_bench.utils.log import configure_logging
 from mirai_bench.utils.plugins import load
+from mirai_bench.utils.text_table import markdown_table
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +122,31 @@ def run_trial(values: dict[str, Any], *, job: Job, metric: str) -> None:
 # ---- in the driver
 
 
+class Progress(tune.Callback):
+    """Logs each run that has ended, and how many there are."""
+
+    def __init__(self, plan: SearchPlan) -> None:
+        self.plan = plan
+        self.ended = 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Is called by Tune when a run has ended, or was stopped early."""
+        self._say(trial, trial.last_result or {})
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Is called by Tune when a run has failed."""
+        self._say(trial, {})
+
+    def _say(self, trial: Any, found: dict[str, Any]) -> None:
+        self.ended += 1
+        search = self.plan.search
+        drawn = in_words({name: trial.config[name] for name in self.plan.space})
+        value = found.get(search.metric, math.nan)
+        came_out = "nothing was measured" if math.isnan(value) else f"{search.metric} {value:.4g}"
+        total = search.num_runs(self.plan.arm)
+        log.info(f"{self.ended}/{total} runs ended: {drawn}, seed {trial.config['seed']}: {came_out}")
+
+
 def run_search(search_plan: SearchPlan, plan: Plan, options: Options) -> list[dict[str, Any]]:
     """Runs one search of a sweep file. Returns a row per drawn configuration, the best one first.
 
@@ -137,14 +165,17 @@ def run_search(search_plan: SearchPlan, plan: Plan, options: Options) -> list[di
             f"{search.metric} was never measured: choose a metric of the profile's evaluation as "
             "search.metric"
         )
-    record = {"search": search_plan.described(), "profile": plan.profile}
-    record["config"] = search_plan.config.for_record()
-    write_json(search_plan.file, record | {"configurations": rows})
-    # 3. To MLflow, as runs that belong to no sweep.
-    for run in runs:
+    record: dict[str, Any] = {"search": search_plan.described(), "profile": plan.profile}
+    record |= {"config": search_plan.config.for_record(), "configurations": rows}
+    write_json(search_plan.file, record)
+    # 3. To MLflow, below a run that shows the table. They belong to no sweep.
+    name = f"{plan.sweep.axis}, {search_plan.arm}"
+    parent = send_search(name, plan.profile, markdown_table(*table_of(rows)), record)
+    for run in runs if parent is not None else ():
         if run["fingerprint"]:
             folder = RunFolder(plan.runs / run["fingerprint"])
-            ship(folder, parent=None, axis=None, arm="", seed=run["seed"])
+            label = {"axis": f"search {name}", "arm": in_words(run["values"]), "seed": run["seed"]}
+            ship(folder, parent=parent, **label, stopped_early=True)
     return rows
 
 
@@ -269,6 +300,7 @@ def _draw(plan: SearchPlan, options: Options) -> list[dict[str, Any]]:
             machine.runs / ".ray" / f"search-{name}",
             _tune_config(plan, options),
             retries=options.retries,
+            callbacks=[Progress(plan)],
         )
     return [_row(result, plan, machine.runs) for result in ended]
 

@@ -57,7 +57,7 @@ def start_sweep(plan: Mapping[str, Any]) -> str | None:
     def send(client: MlflowClient, uri: str) -> str:
         tags = {"kind": "sweep", "axis": plan["axis"], "profile": plan["profile"]}
         experiment = experiment_id(client, uri)
-        parent = _find_sweep(client, experiment, tags)
+        parent = find_parent(client, experiment, tags)
         if parent is None:
             name = f"{plan['axis']} ({plan['profile']})"
             # Later commands leave the note alone, which by then may be the sweep's table.
@@ -76,12 +76,12 @@ def start_sweep(plan: Mapping[str, Any]) -> str | None:
     return send_or_skip(send)
 
 
-def _find_sweep(client: MlflowClient, experiment: str, tags: dict[str, str]) -> Run | None:
-    """Returns the oldest parent run with these tags."""
+def find_parent(client: MlflowClient, experiment: str, tags: dict[str, str]) -> Run | None:
+    """Returns the oldest run with these tags, of which one is its kind."""
     # Two processes may have made one each. All then take the same one.
     oldest_first = ["attributes.start_time ASC"]
-    sweeps = client.search_runs([experiment], "tags.kind = 'sweep'", order_by=oldest_first)
-    return next((sweep for sweep in sweeps if tags.items() <= sweep.data.tags.items()), None)
+    found = client.search_runs([experiment], f"tags.kind = '{tags['kind']}'", order_by=oldest_first)
+    return next((run for run in found if tags.items() <= run.data.tags.items()), None)
 
 
 def end_sweep(parent: str | None, *, failed: bool = False) -> None:
@@ -94,14 +94,23 @@ def end_sweep(parent: str | None, *, failed: bool = False) -> None:
 # ---- one run
 
 
-def ship(folder: RunFolder, *, parent: str | None, axis: str | None, arm: str, seed: int) -> bool:
+def ship(
+    folder: RunFolder,
+    *,
+    parent: str | None,
+    axis: str | None,
+    arm: str,
+    seed: int,
+    stopped_early: bool = False,
+) -> bool:
     """Sends what MLflow does not have yet of this run.
 
     Any number of processes may call it at any time.
 
     The run is found by parent, arm and fingerprint, because one run folder can belong to several
     sweeps. If MLflow was away when the sweep started, there is no parent, and it is made from the
-    plan in the folder of runs. A run without an `axis` belongs to no sweep.
+    plan in the folder of runs. A run without an `axis` belongs to no sweep. One that was `stopped_early`
+    and has not ended is marked so: nobody continues it.
 
     Returns True if MLflow now has everything. Returns False, after one warning, if MLflow is away.
     """
@@ -133,7 +142,8 @@ def ship(folder: RunFolder, *, parent: str | None, axis: str | None, arm: str, s
             client.log_batch(run.info.run_id, metrics=batch)
         _send_artifacts(client, run, folder, config, lines)
         _send_diagnoses(client, run, folder)
-        _mark(client, run, folder, STATUS[state], lines)
+        status = "KILLED" if stopped_early and state == "pending" else STATUS[state]
+        _mark(client, run, folder, status, lines)
         return True
 
     with folder.mlflow_lock():  # two senders would both see the same lines missing

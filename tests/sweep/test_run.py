@@ -144,6 +144,16 @@ def test_a_search_is_apart_from_the_sweep(sweep_file, tmp_path, trained_run):
     assert all(run["epoch"] == 2 for run in runs if run["state"] == "done")
     assert "the best configuration of internal: --set foresight." in err and "  as YAML: {foresight: {" in err
     assert not list((tmp_path / "runs").glob("sweeps/*.json")), "no table of arms knows of them"
+    assert err.count("runs ended: foresight.") == 4 and "4/4 runs ended" in err
+    client = mlflow_store.connect(uri := f"sqlite:///{tmp_path / 'mlflow.db'}")
+    found = client.search_runs([mlflow_store.experiment_id(client, uri)])
+    (parent,) = [run for run in found if run.data.tags["kind"] == "search"]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.note.content"].startswith("| foresight.k | foresight.weight | metric |")
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    ends = {run.data.tags["fingerprint"]: run.info.status for run in children}
+    assert ends == {run["fingerprint"]: "FINISHED" if run["state"] == "done" else "KILLED" for run in runs}
+    assert all(run.data.tags["arm"].startswith("foresight.k=") for run in children)
     assert all(RunFolder(cell.run_path).state == "pending" for cell in plan_at(file).sweep.cells)
 
 
@@ -193,7 +203,7 @@ def test_a_search_can_be_shown_without_starting_it(sweep_file, tmp_path, capsys,
     search["arms"]["baseline"] = {"train.lr": [1e-3]}
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"search": search}))
     assert command(["search", file.name, "--dry-run"]) == 0
-    assert [one["arm"] for one in yaml.safe_load_all(capsys.readouterr().out)] == ["internal", "baseline"]
+    assert [one["arm"] for one in yaml.safe_load_all(capsys.readouterr().out)] == ["baseline", "internal"]
     assert not (tmp_path / "runs" / "searches").exists()
 
 
