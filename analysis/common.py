@@ -43,6 +43,7 @@ MARKERS = "osD^vPX<"
 FEWEST_TICKS = 3  # of an axis
 DOTS = 160  # of a PNG, per inch
 WIDTHS = (2.5, 40.0)  # inches that a figure may be wide
+NAMED_WIDTHS = {"column": 3.3, "page": 6.9}  # inches, of a journal's column and page
 # Without dates and names of programs the same records give the same bytes.
 NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
 
@@ -88,9 +89,10 @@ def add_one_off(options: argparse.ArgumentParser) -> None:
 
 
 def add_figure(options: argparse.ArgumentParser) -> None:
-    """Adds the options for figures that go into a paper."""
-    inches = f"width of the figure, {WIDTHS[0]:g} to {WIDTHS[1]:g}; the sizes of its letters stay as they are"
-    options.add_argument("--width", type=_width, metavar="INCHES", help=inches)
+    """Adds the options for figures and tables that go into a paper."""
+    named = " or ".join(f"{name} ({inches:g})" for name, inches in NAMED_WIDTHS.items())
+    wide = f"width of the figure: {named}, or so many inches; its letters keep their size"
+    options.add_argument("--width", type=_width, metavar="WIDTH", help=wide)
     untitled = "no question and no legend above the figure: they belong in the caption"
     options.add_argument("--no-title", dest="title", action="store_false", help=untitled)
 
@@ -98,13 +100,12 @@ def add_figure(options: argparse.ArgumentParser) -> None:
 def _width(text: str) -> float:
     """Is the `type` of an option of argparse. Raises UserError for what is no width of a figure."""
     try:
-        width = float(text)
+        width = NAMED_WIDTHS[text] if text in NAMED_WIDTHS else float(text)
     except ValueError:
         width = math.nan
     if not WIDTHS[0] <= width <= WIDTHS[1]:
-        raise UserError(
-            f"--width {text}: write inches from {WIDTHS[0]:g} to {WIDTHS[1]:g}, such as 3.3 for a column"
-        )
+        names = " or ".join(NAMED_WIDTHS)
+        raise UserError(f"--width {text}: write {names}, or inches from {WIDTHS[0]:g} to {WIDTHS[1]:g}")
     return width
 
 

@@ -30,7 +30,8 @@ from mirai_bench.results.diagnoses import (
     read_frozen_diagnoses,
 )
 from mirai_bench.results.frame import file_stem
-from mirai_bench.results.writers import in_html, in_latex, in_markdown
+from mirai_bench.results.latex import in_latex
+from mirai_bench.results.writers import in_html, in_markdown
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.files import write_text
@@ -124,9 +125,10 @@ def relate(sweeps: list[Diagnoses], out: Path) -> None:
     made = {(each.diagnostic, each.value) for group in groups for each in group}
     pairs = [(name, value) for name, values in wanted.items() for value in values]
     left_out = [f"{name} {value}" for name, value in pairs if (name, value) not in made]
+    stem = f"{stem}_correlation"
     page = document(groups, results.profile, left_out)
-    forms = {"md": in_markdown(page), "tex": in_latex(page), "html": in_html(page)}
-    write_forms(forms | {"csv": comma_separated(groups)}, out, f"{stem}_correlation")
+    forms = {"md": in_markdown(page), "tex": in_latex(page, stem), "html": in_html(page)}
+    write_forms(forms | {"csv": comma_separated(groups)}, out, stem)
 
 
 def write_forms(forms: dict[str, str], out: Path, stem: str) -> None:

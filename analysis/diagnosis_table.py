@@ -8,9 +8,10 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from mirai_bench.results.diagnoses import DIGITS, Diagnoses
+from mirai_bench.results.latex import in_latex
 from mirai_bench.results.stats import CONFIDENCE, Estimate, t_interval
 from mirai_bench.results.table import MISSING
-from mirai_bench.results.writers import Document, in_html, in_latex, in_markdown
+from mirai_bench.results.writers import Document, in_html, in_markdown
 
 if TYPE_CHECKING:
     from mirai_bench.diagnose.diagnostic import Diagnostic
@@ -114,7 +115,7 @@ def texts(diagnoses: Diagnoses, rows: list[Row], known: dict[str, Diagnostic]) -
     return {
         "md": in_markdown(page),
         "csv": comma_separated(rows),
-        "tex": in_latex(page),
+        "tex": in_latex(page, diagnoses.name),
         "html": in_html(page),
     }
 

@@ -14,17 +14,41 @@ from dataclasses import replace
 from typing import Any
 
 import matplotlib
-from common import STYLE, add_figure, add_one_off, draw_change, load, look, parser, percent_axis, plain, save
+from common import (
+    NAMED_WIDTHS,
+    STYLE,
+    add_figure,
+    add_one_off,
+    draw_change,
+    load,
+    look,
+    parser,
+    percent_axis,
+    plain,
+    save,
+)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mirai_bench.results.cost import AXES, at_equal_cost, equal_cost_notes, one_off_notes, without_one_off
+from mirai_bench.results.forms import forms
 from mirai_bench.results.frame import Results, file_stem, is_distance, lower_is_better
 from mirai_bench.results.looks import BETTER, WORSE
 from mirai_bench.results.reading import freeze
 from mirai_bench.results.stats import Estimate
 from mirai_bench.results.table import Table, build_table
-from mirai_bench.results.writers import WRITERS, markdown, p_value
+from mirai_bench.results.writers import (
+    CHANGE,
+    FLOOR,
+    FLOPS,
+    PAPER,
+    TIME,
+    VERDICT,
+    P,
+    document,
+    in_markdown,
+    p_value,
+)
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.files import write_text
@@ -85,6 +109,11 @@ def _draw_difference(
     axes.annotate(text, (1.01, place), fontsize=7.5, annotation_clip=False, **axis)
 
 
+def latex_width(inches: float | None) -> str:
+    """Returns what a table is to fit, a column or a page, from the width of the figure beside it."""
+    return "column" if inches is not None and inches <= NAMED_WIDTHS["column"] else "page"
+
+
 def at_cost(loaded: Results, args: argparse.Namespace) -> tuple[Results, list[str]]:
     """Returns the results at the cost that the arguments ask for, and what to say of it."""
     results, notes = loaded, []
@@ -108,6 +137,10 @@ def command(argv: list[str]) -> int:
     add = options.add_argument
     timing = "leave out wall-clock time, the one thing that a repetition changes"
     frozen = "also write the records behind the table to OUT/data/AXIS_PROFILE.jsonl"
+    chosen = (
+        f"only these, in this order: n, {CHANGE}, {FLOOR}, {P}, {VERDICT}, {PAPER}, {FLOPS}, {TIME}, "
+        "and names of metrics; default all"
+    )
     add("--metric", help="first column; default the Fréchet distance that the records carry")
     add("--epoch", type=float, help="evaluation to tabulate; default the last")
     equal = "what is equal: epochs (default), or the FLOPs or seconds that the baseline spent in all"
@@ -115,6 +148,7 @@ def command(argv: list[str]) -> int:
     add_one_off(options)
     add("--no-timing", action="store_true", help=timing)
     add("--freeze", action="store_true", help=frozen)
+    add("--columns", nargs="+", default=[], metavar="NAME", help=chosen)
     add_figure(options)
     args = options.parse_args(argv)
     if args.at != "epochs" and args.epoch is not None:
@@ -129,9 +163,9 @@ def command(argv: list[str]) -> int:
         table = replace(table, title=title, notes=[*table.notes, *notes])
         stem = results.name if args.at == "epochs" else f"{results.name}_at_{args.at}"
         args.out.mkdir(parents=True, exist_ok=True)
-        for kind, write in WRITERS.items():
+        for kind, text in forms(table, stem, args.columns, latex_width(args.width)).items():
             path = args.out / f"{stem}.{kind}"
-            write_text(path, write(table))
+            write_text(path, text)
             log.info(f"wrote {path}")
         # 2. The figure, unless there is nothing to compare, and the records behind both.
         if len(table.rows) > 1:
@@ -140,7 +174,7 @@ def command(argv: list[str]) -> int:
         if args.freeze:
             frozen_stem = file_stem(f"{results.axis}_{results.profile}")
             freeze(loaded, args.out / "data" / f"{frozen_stem}.jsonl")
-        print(markdown(table))
+        print(in_markdown(document(table, args.columns)))
     return 0
 
 

@@ -1,6 +1,6 @@
 """One table of the arms of a sweep.
 
-writers.py writes it as Markdown, CSV, LaTeX and HTML, all from the same rows.
+forms.py writes it as Markdown, CSV, LaTeX and HTML, all from the same rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes a table as Markdown, CSV, LaTeX or HTML."""
+"""Writes a table as Markdown, CSV or HTML; latex.py writes it as LaTeX."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import csv
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mirai_bench.results.frame import is_distance, lower_is_better
+from mirai_bench.results.looks import BETTER, WORSE
 from mirai_bench.results.paper import papers_name
-from mirai_bench.results.stats import Estimate
+from mirai_bench.results.stats import CONFIDENCE, Estimate
 from mirai_bench.results.table import MISSING, Row, Table, as_change
+from mirai_bench.results.teachers import TEACHER
+from mirai_bench.utils.errors import unknown
 from mirai_bench.utils.text_table import markdown_escape, markdown_table
 
 DECIMALS = {"FID": 2, "sFID": 2, "FD-": 2, "IS": 1, "KID": 4}  # by the beginning of a metric's name
@@ -82,64 +85,131 @@ def _ratio(estimate: Estimate | None) -> str:
 # ---- the table as grids of texts
 
 
+class Mark(NamedTuple):
+    """What a cell is, where a form can show it."""
+
+    best: bool = False
+    """The best mean of its column."""
+    significant: bool = False
+    """Of an arm that is shown to differ from the baseline, in the metric of its column."""
+
+
 class Document(NamedTuple):
     """Grids of texts with a title above and notes below."""
 
     title: str
     grids: Sequence[Grid]
     notes: Sequence[str]
+    marks: Mapping[tuple[int, int, int], Mark] = {}
+    """By the numbers of grid, row and column, the header being row 0."""
 
 
-def document(table: Table) -> Document:
-    """Returns the texts of a table."""
-    return Document(table.title, _grids(table), table.notes)
+# The columns besides the metrics: what --columns calls them.
+CHANGE, FLOOR, P, VERDICT, PAPER, FLOPS, TIME = "change", "floor", "p", "verdict", "paper", "flops", "time"
 
 
-def _grids(table: Table) -> list[Grid]:
-    """Returns the primary metric against the baseline and then the other metrics, if any."""
-    # Two grids, because one with differences, tests and costs besides would not fit a page.
-    parts = (_main_cells, _other_cells) if len(table.metrics) > 1 else (_main_cells,)
-    grids = []
-    for cells_of in parts:
-        rows = [cells_of(table, row) for row in table.rows]
-        grids.append([list(rows[0]), *(list(row.values()) for row in rows)])
-    return grids
+def document(table: Table, columns: Sequence[str] = ()) -> Document:
+    """Returns the texts of a table: the columns in this order, by default all of them.
+
+    Raises UserError for a column that the table does not have.
+    """
+    # By default two grids, because one with differences, tests and costs besides would not fit a page.
+    main, others = main_columns(table), table.metrics[1:]
+    for name in columns:
+        if name not in (*main, *others):
+            raise unknown("column", name, [*main, *others])
+    chosen = [list(columns)] if columns else [names for names in (main, others) if names]
+    grids = [_grid(table, names) for names in chosen]
+    marks = {}
+    for number, names in enumerate(chosen):
+        for column, name in enumerate(names, start=1):
+            for row, mark in enumerate(_marks(table, name), start=1):
+                if any(mark):
+                    marks[number, row, column] = mark
+    return Document(table.title, grids, table.notes, marks)
 
 
-def _main_cells(table: Table, row: Row) -> dict[str, str]:
+def main_columns(table: Table) -> list[str]:
+    """Returns the names of the columns about the primary metric."""
+    first = table.metrics[0]
+    shown = {
+        "n": True,
+        first: True,
+        CHANGE: True,
+        FLOOR: table.floor is not None,
+        P: True,
+        VERDICT: any(row.verdict for row in table.rows),
+        PAPER: any(first in row.paper for row in table.rows),  # all rows have the same columns
+        FLOPS: True,
+        TIME: table.timing,
+    }
+    return [name for name, is_shown in shown.items() if is_shown]
+
+
+def _grid(table: Table, names: Sequence[str]) -> Grid:
+    first = table.metrics[0]
+    headers = {
+        CHANGE: f"Δ to {table.baseline}",
+        FLOOR: "noise floor",
+        P: "p (Holm)",
+        PAPER: f"paper: {papers_name(first)}",
+        FLOPS: "FLOPs ×",
+        TIME: "time ×",
+    }
+    headers |= {name: f"{name} {'↓' if lower_is_better(name) else '↑'}" for name in table.metrics}
+    rows = [[row.arm, *(_cell(table, row, name) for name in names)] for row in table.rows]
+    return [["arm", *(headers.get(name, name) for name in names)], *rows]
+
+
+def _cell(table: Table, row: Row, name: str) -> str:
+    if name in row.values:
+        return _plus_minus(row, name)
     first = table.metrics[0]
     change = row.differences.get(first)
     paper = row.paper.get(first)
-    cells = {
-        "arm": row.arm,
+    texts = {
         "n": str(row.n) if row.n == row.planned else f"{row.n} of {row.planned}",
-        _with_arrow(first): _plus_minus(row, first),
-        f"Δ to {table.baseline}": difference(change, first),
+        CHANGE: difference(change, first),
+        FLOOR: MISSING if change is None or table.floor is None else as_change(table.floor, first),
+        P: p_value(change.p) if change else MISSING,
+        VERDICT: row.verdict or MISSING,
+        PAPER: f"{paper.value:.2f} @{paper.epochs} [{paper.mark}]" if paper else MISSING,
+        FLOPS: _ratio(row.flops),
+        TIME: _ratio(row.seconds),
     }
-    if table.floor is not None:
-        cells["noise floor"] = MISSING if change is None else as_change(table.floor, first)
-    cells["p (Holm)"] = p_value(change.p) if change else MISSING
-    if any(each.verdict for each in table.rows):
-        cells["verdict"] = row.verdict or MISSING
-    if any(first in each.paper for each in table.rows):  # all rows have the same columns
-        text = f"{paper.value:.2f} @{paper.epochs} [{paper.mark}]" if paper else MISSING
-        cells[f"paper: {papers_name(first)}"] = text
-    cells["FLOPs ×"] = _ratio(row.flops)
-    if table.timing:
-        cells["time ×"] = _ratio(row.seconds)
-    return cells
+    return texts[name]
 
 
-def _other_cells(table: Table, row: Row) -> dict[str, str]:
-    values = {_with_arrow(name): _plus_minus(row, name) for name in table.metrics[1:]}
-    return {"arm": row.arm} | values
+def _marks(table: Table, name: str) -> list[Mark]:
+    """Returns the mark of each row in a column."""
+    if name not in (*table.metrics, CHANGE):
+        return [Mark()] * len(table.rows)
+    metric = table.metrics[0] if name == CHANGE else name
+    means = [_comparable(table, row, metric) for row in table.rows]
+    best = min(means) if lower_is_better(metric) else max(means)
+    return [
+        Mark(mean == best and math.isfinite(best) and name != CHANGE, _is_shown(table, row, metric))
+        for row, mean in zip(table.rows, means, strict=True)
+    ]
 
 
-def _with_arrow(metric: str) -> str:
-    return f"{metric} {'↓' if lower_is_better(metric) else '↑'}"
+def _comparable(table: Table, row: Row, metric: str) -> float:
+    """Returns the mean of an arm, or the worst one there is if it has none or its teacher is the judge."""
+    value = row.values[metric]
+    if value is None or (metric == table.metrics[0] and row.verdict == TEACHER):
+        return math.inf if lower_is_better(metric) else -math.inf
+    return value.mean
 
 
-# ---- the four forms
+def _is_shown(table: Table, row: Row, metric: str) -> bool:
+    """Tells whether an arm differs from the baseline: by its verdict, or else by the corrected p."""
+    change = row.differences.get(metric)
+    if metric == table.metrics[0] and any(each.verdict for each in table.rows):
+        return (row.verdict or "").startswith((BETTER, WORSE))
+    return change is not None and change.p < 1 - CONFIDENCE
+
+
+# ---- the forms
 
 
 def markdown(table: Table) -> str:
@@ -149,7 +219,7 @@ def markdown(table: Table) -> str:
 
 def markdown_of_main(table: Table) -> str:
     """Returns the part of the table with the primary metric in Markdown, without notes."""
-    return in_markdown(Document(table.title, _grids(table)[:1], []))
+    return in_markdown(Document(table.title, [_grid(table, main_columns(table))], []))
 
 
 def in_markdown(texts: Document) -> str:
@@ -197,49 +267,11 @@ def _exact(found: object, field: str) -> str:
     return MISSING if math.isnan(value) else f"{value:.6g}"
 
 
-# LaTeX for characters that mean something in it, or that it does not know.
-TEXT = ["backslash", "asciitilde", "asciicircum", "less", "greater", "bar"]
-MATH = ["pm", "times", "Delta", "lambda", "infty", "downarrow", "uparrow"]
-LATEX = {"…": r"\ldots{}", "−": "$-$", "[": "{[}", "]": "{]}", "—": "---", "–": "--"}
-LATEX |= {character: "\\" + character for character in "&%$#_{}"}
-LATEX |= {character: rf"\text{name}{{}}" for character, name in zip("\\~^<>|", TEXT, strict=True)}
-LATEX |= {character: rf"$\{name}$" for character, name in zip("±×Δλ∞↓↑", MATH, strict=True)}
-
-
-def latex_escape(text: str) -> str:
-    """Returns the text in plain ASCII, as LaTeX typesets it."""
-    return "".join(LATEX.get(character, character) for character in text)
-
-
-def latex(table: Table) -> str:
-    """Returns the table in LaTeX. The other metrics are in a second tabular below the first."""
-    return in_latex(document(table))
-
-
-def in_latex(texts: Document) -> str:
-    """Returns a `table` with booktabs rules: a tabular for each grid."""
-    caption = latex_escape(" ".join([texts.title, *texts.notes]))
-    tabulars = []
-    for grid in texts.grids:
-        header, *rows = [" & ".join(map(latex_escape, line)) + r" \\" for line in grid]
-        columns = "l" + "r" * (len(grid[0]) - 1)
-        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows]
-        tabulars.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
-    # A float may not be broken across pages, so that both tabulars stand below one caption.
-    head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
-    return "\n".join([*head, "\n\n".join(tabulars), r"\end{table}"]) + "\n"
-
-
 STYLE = (
     "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
     "th,td{padding:.3em .8em;text-align:right}th:first-child{text-align:left}"
     "thead{border-bottom:1px solid}p{max-width:60em;color:#555}"
 )
-
-
-def html_page(table: Table) -> str:
-    """Returns the table as a page."""
-    return in_html(document(table))
 
 
 def in_html(texts: Document) -> str:
@@ -260,6 +292,3 @@ def in_html(texts: Document) -> str:
         parts.append("</tbody>\n</table>\n")
     parts += [f"<p>{html.escape(note)}</p>\n" for note in texts.notes]
     return "".join(parts) + "</html>\n"
-
-
-WRITERS = {"md": markdown, "csv": comma_separated, "tex": latex, "html": html_page}

@@ -159,19 +159,23 @@ def test_neighbouring_arms_have_other_markers_and_no_two_look_the_same():
 # ---- for papers, and for pages
 
 
-def test_a_figure_for_a_paper_has_its_width_and_no_title(tmp_path):
-    words = ["--records", str(RECORDS), "--out", str(tmp_path), "--width", "3.3", "--no-title"]
+@pytest.mark.parametrize(("width", "inches"), [("column", 3.3), ("page", 6.9), ("5", 5.0)])
+def test_a_figure_for_a_paper_has_its_width_and_no_title(width, inches, tmp_path):
+    words = ["--records", str(RECORDS), "--out", str(tmp_path), "--width", width, "--no-title"]
     assert plot_convergence.command(words) == 0
     assert fid_table.command(words) == 0
     for stem in ("injection_level", "injection_level_differences"):
         text = (tmp_path / f"{stem}.svg").read_text()
-        assert f'width="{3.3 * 72:g}pt"' in text, stem
+        assert f'width="{inches * 72:g}pt"' in text, stem
         assert "is it better_at the output" not in text, "matplotlib writes its texts as comments"
+    # The table beside the figure fits the same place.
+    is_narrow = r"\begin{table}" in (tmp_path / "injection_level.tex").read_text()
+    assert is_narrow is (width == "column")
 
 
 @pytest.mark.parametrize("width", ["0", "-3", "nan", "wide", "1000"])
 def test_a_width_that_is_none_is_refused(width, tmp_path):
-    with pytest.raises(UserError, match="write inches from"):
+    with pytest.raises(UserError, match="write column or page, or inches from"):
         plot_convergence.command(["--records", str(RECORDS), "--out", str(tmp_path), f"--width={width}"])
 
 

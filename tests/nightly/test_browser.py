@@ -15,7 +15,7 @@ from PIL import Image
 
 from mirai_bench.results.reading import read_jsonl
 from mirai_bench.results.table import build_table
-from mirai_bench.results.writers import html_page
+from mirai_bench.results.writers import document, in_html
 from mirai_bench.tracking import mlflow_store
 from tests.nightly.browser import CHROMIUM, browser
 from tests.support.paths import RECORDS, ROOT
@@ -87,7 +87,7 @@ def test_a_committed_table_opens(chromium, page):
 
 def test_a_built_table_opens(chromium, tmp_path):
     page = tmp_path / "built.html"
-    page.write_text(html_page(build_table(read_jsonl([RECORDS])[0])), encoding="utf-8")
+    page.write_text(in_html(document(build_table(read_jsonl([RECORDS])[0]))), encoding="utf-8")
     check_table(chromium, page)
 
 

@@ -10,17 +10,23 @@ from dataclasses import replace
 
 import pytest
 
+from mirai_bench.results.forms import forms
+from mirai_bench.results.latex import LATEX, in_latex, latex_escape
 from mirai_bench.results.reading import read_jsonl
 from mirai_bench.results.stats import fisher_exact
 from mirai_bench.results.table import build_table
-from mirai_bench.results.writers import LATEX, WRITERS, latex_escape, markdown
+from mirai_bench.results.writers import Mark, document, in_markdown, markdown
 from mirai_bench.utils.errors import UserError
 from tests.support.paths import FIXTURES, RECORDS
 
+KINDS = ("md", "csv", "tex", "html")
 
-@pytest.mark.parametrize("kind", WRITERS)
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_golden_table(frozen, kind):
-    assert WRITERS[kind](build_table(frozen)) == (FIXTURES / f"table.{kind}").read_text(encoding="utf-8")
+    found = forms(build_table(frozen), "table")
+    assert tuple(found) == KINDS
+    assert found[kind] == (FIXTURES / f"table.{kind}").read_text(encoding="utf-8")
 
 
 def test_rows_keep_the_order_of_the_sweep_and_show_what_is_missing(frozen):
@@ -37,8 +43,8 @@ def test_rows_keep_the_order_of_the_sweep_and_show_what_is_missing(frozen):
 def test_interrupted_sweep_gives_the_same_table_without_timing(frozen):
     records = [record | {"train_seconds": record["train_seconds"] * 1.7 + 1} for record in frozen.records]
     slower = replace(frozen, records=records)
-    for kind, write in WRITERS.items():
-        assert write(build_table(frozen, timing=False)) == write(build_table(slower, timing=False)), kind
+    tables = [build_table(results, timing=False) for results in (frozen, slower)]
+    assert forms(tables[0], "a") == forms(tables[1], "a")
     assert markdown(build_table(frozen)) != markdown(build_table(slower))
 
 
@@ -99,30 +105,125 @@ def test_a_cost_that_is_not_known_is_shown_as_missing(frozen):
     assert row.seconds is not None
     (line,) = [line for line in markdown(table).splitlines() if line.startswith("| internal-2d | 3 | 4.67")]
     assert line.endswith("| — | 1.50 |")
-    lines = WRITERS["csv"](table).splitlines()
+    lines = forms(table, "a")["csv"].splitlines()
     assert all(line.split(",")[-2] == "—" for line in lines if line.startswith("internal-2d,"))
     assert frozen.frame["train_flops"].isna().sum() == 12
 
 
 def test_latex_has_no_unescaped_special(frozen):
-    assert all(latex_escape(c) != c for c in "&%$#_{}~^\\<>±−Δ—")
-    text = WRITERS["tex"](build_table(frozen))
+    assert all(latex_escape(c) != c for c in "&%$#_{}~^\\<>±−Δ—≥≤")
+    text = forms(build_table(frozen), "a")["tex"]
     for body, columns in zip(text.split(r"\midrule")[1:], (8, 4), strict=True):
         for line in body.split(r"\bottomrule")[0].strip().splitlines():
             assert line.replace(r"\&", "").count("&") == columns - 1 and line.endswith(r" \\")
     assert not set(text) - set(map(chr, range(128))), "plain ASCII: any LaTeX engine reads it"
-    assert "[" not in text.replace("{[}", "")
     assert LATEX["_"] == r"\_"
 
 
+# ---- columns, and what is marked
+
+
+def test_chosen_columns_stand_in_their_order(frozen):
+    table = build_table(frozen)
+    (grid,) = document(table, ["recall", "n", "p", "FD-digits", "change"]).grids
+    assert grid[0] == ["arm", "recall ↑", "n", "p (Holm)", "FD-digits ↓", "Δ to baseline"]
+    whole = document(table).grids
+    assert [line[2] for line in grid] == [line[1] for line in whole[0]]
+    found = forms(table, "a", ["n", "recall"])
+    assert all("KID" not in found[kind].split("Mean")[0] for kind in ("md", "tex", "html"))
+    assert found["csv"] == forms(table, "a")["csv"]
+
+
+@pytest.mark.parametrize("name", ["recalls", "verdict", "arm", "floor"])
+def test_a_column_that_the_table_does_not_have_is_refused(frozen, name):
+    with pytest.raises(UserError, match=f"Unknown column '{name}'"):
+        document(build_table(frozen), ["n", name])
+
+
+def marked(table, column):
+    """Returns the marks of a column by arm."""
+    texts = document(table, [column])
+    return {texts.grids[0][row][0]: mark for (_, row, _), mark in texts.marks.items()}
+
+
+def test_the_best_mean_and_what_is_shown_are_marked(frozen):
+    table = build_table(frozen)
+    means = {row.arm: row.values["FD-digits"].mean for row in table.rows if row.values["FD-digits"]}
+    best = min(means, key=means.get)
+    shown = {
+        row.arm
+        for row in table.rows
+        if row.differences and (change := row.differences["FD-digits"]) and change.p < 0.05
+    }
+    assert best == "internal-2d" and shown
+    wanted = {arm: Mark(arm == best, arm in shown) for arm in {best} | shown}
+    assert marked(table, "FD-digits") == wanted
+    assert marked(table, "change") == {arm: Mark(False, True) for arm in shown}
+    assert marked(table, "n") == {}
+    recalls = {row.arm: row.values["recall"].mean for row in table.rows if row.values["recall"]}
+    assert {arm for arm, mark in marked(table, "recall").items() if mark.best} == {
+        arm for arm, mean in recalls.items() if mean == max(recalls.values())
+    }
+
+
+def test_verdicts_decide_what_is_marked_where_looks_are_planned(frozen):
+    table = build_table(frozen)
+    verdicts = {"internal-2d": "undecided", "output-1d": "worse (look 1)", "baseline": None}
+    rows = [replace(row, verdict=verdicts.get(row.arm, "pilot")) for row in table.rows]
+    changed = replace(table, rows=rows)
+    assert {arm for arm, mark in marked(changed, "FD-digits").items() if mark.significant} == {"output-1d"}
+    taught = [replace(row, verdict="teacher" if row.arm == "internal-2d" else None) for row in table.rows]
+    best = {arm for arm, mark in marked(replace(table, rows=taught), "FD-digits").items() if mark.best}
+    assert best and "internal-2d" not in best, "its own teacher is the judge"
+
+
+# ---- LaTeX
+
+
+def floats_of(text):
+    return [part for part in text.split(r"\begin{table")[1:]]
+
+
+def test_each_tabular_is_a_float_with_a_label_and_the_notes_stand_once(frozen):
+    table = build_table(frozen)
+    for width, environment in (("page", "table*"), ("column", "table")):
+        text = in_latex(document(table), "my_table", width)
+        assert text.count(rf"\begin{{{environment}}}") == text.count(r"\begin{tabular}")
+        labels = [line for line in text.splitlines() if line.startswith(r"\label")]
+        assert labels[:2] == [r"\label{tab:my_table}", r"\label{tab:my_table-2}"]
+        captions = [line for line in text.splitlines() if line.startswith(r"\caption")]
+        assert all(len(line) < 150 for line in captions), "notes are no part of it"
+        first, *others = floats_of(text)
+        assert "Mean $\\pm$ half width" in first and all("half width" not in part for part in others)
+
+
+def test_a_wide_table_is_continued_in_more_floats_each_with_the_arms(frozen):
+    table = build_table(frozen)
+    wide, narrow = (in_latex(document(table), "a", width) for width in ("page", "column"))
+    assert len(floats_of(wide)) == 2
+    assert len(floats_of(narrow)) > 2
+    for part in floats_of(narrow):
+        assert all(f"\n{arm} & " in part for arm in ("baseline", "internal-2d"))
+    cells = [sum(line.count(" & ") for line in text.splitlines()) for text in (wide, narrow)]
+    assert cells[0] == cells[1], "no column is lost"
+
+
+def test_best_and_significant_cells_are_marked_in_latex_only(frozen):
+    table = build_table(frozen)
+    text = forms(table, "a")["tex"]
+    (line,) = [line for line in text.splitlines() if line.startswith("internal-2d & 3 & ")]
+    assert r"\textbf{4.67 $\pm$ 0.38}$^{*}$" in line
+    assert "Bold: the best mean." in text
+    assert "*" not in in_markdown(document(table)).replace("**", "")
+
+
 def test_html_escapes_arm_names(frozen):
-    text = WRITERS["html"](build_table(replace(frozen, arms=["<script>alert(1)</script>", *frozen.arms])))
+    evil = build_table(replace(frozen, arms=["<script>alert(1)</script>", *frozen.arms]))
+    text = forms(evil, "a")["html"]
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
 
 
 if __name__ == "__main__":
-    for kind, write in WRITERS.items():
-        (FIXTURES / f"table.{kind}").write_text(
-            write(build_table(read_jsonl([RECORDS])[0])), encoding="utf-8"
-        )
+    for kind, text in forms(build_table(read_jsonl([RECORDS])[0]), "table").items():
+        (FIXTURES / f"table.{kind}").write_text(text, encoding="utf-8")
