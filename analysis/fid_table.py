@@ -37,6 +37,7 @@ from mirai_bench.results.looks import BETTER, WORSE
 from mirai_bench.results.reading import freeze
 from mirai_bench.results.stats import Estimate
 from mirai_bench.results.table import Table, build_table
+from mirai_bench.results.terminal import for_stdout
 from mirai_bench.results.writers import (
     CHANGE,
     FLOOR,
@@ -46,7 +47,6 @@ from mirai_bench.results.writers import (
     VERDICT,
     P,
     document,
-    in_markdown,
     p_value,
 )
 from mirai_bench.utils.cli import run
@@ -131,7 +131,7 @@ def at_cost(loaded: Results, args: argparse.Namespace) -> tuple[Results, list[st
 
 
 def command(argv: list[str]) -> int:
-    """Runs the script. Writes the tables and the figure, and prints the table in Markdown."""
+    """Runs the script. Writes the tables and the figure, and prints the table."""
     example = "python analysis/fid_table.py --axis injection_level"
     options = parser("fid_table", __doc__.splitlines()[0], example)
     add = options.add_argument
@@ -174,7 +174,7 @@ def command(argv: list[str]) -> int:
         if args.freeze:
             frozen_stem = file_stem(f"{results.axis}_{results.profile}")
             freeze(loaded, args.out / "data" / f"{frozen_stem}.jsonl")
-        print(in_markdown(document(table, args.columns)))
+        print(for_stdout(document(table, args.columns)))
     return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mirai_bench.results.writers import Document, Grid, Mark
+from mirai_bench.utils.text_table import fitting
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,6 @@ WIDTHS = {
     "column": Width("table", r"\scriptsize", 72),
     "page": Width("table*", r"\footnotesize", 125),  # of two columns, or the only one there is
 }
-BETWEEN = 2  # letters between two columns
 NEEDS = r"% needs \usepackage{booktabs,graphicx}"
 MARKED = (
     "Bold: the best mean. $^{*}$: shown to differ from the baseline, by the verdict or else by the "
@@ -55,7 +55,7 @@ def in_latex(texts: Document, label: str, width: str = "page") -> str:
     tabulars = []
     for number, grid in enumerate(texts.grids):
         cells = _marked(grid, {place[1:]: mark for place, mark in texts.marks.items() if place[0] == number})
-        tabulars += [_tabular(cells, columns) for columns in _fitting(grid, form.letters)]
+        tabulars += [_tabular(cells, columns) for columns in fitting(grid, form.letters)]
     # 2. The floats.
     notes = [*map(latex_escape, texts.notes), *([MARKED] if texts.marks else [])]
     floats = []
@@ -76,18 +76,6 @@ def _small_print(notes: Sequence[str]) -> list[str]:
         return []
     begin = r"\par\smallskip\begin{minipage}{\linewidth}\scriptsize\raggedright"
     return [begin, " \\\\\n".join(notes), r"\end{minipage}"]
-
-
-def _fitting(grid: Grid, letters: int) -> list[list[int]]:
-    """Returns the columns of each part of a grid. All parts have the first one, which names the rows."""
-    lengths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    parts = [[0]]
-    for column, length in enumerate(lengths[1:], start=1):
-        used = sum(lengths[each] + BETWEEN for each in parts[-1])
-        if len(parts[-1]) > 1 and used + length > letters:
-            parts.append([0])
-        parts[-1].append(column)
-    return parts
 
 
 def _marked(grid: Grid, marks: dict[tuple[int, ...], Mark]) -> Grid:

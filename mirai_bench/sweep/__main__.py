@@ -277,12 +277,13 @@ def show_table(plan: Plan) -> None:
     """
     from mirai_bench.results.reading import read_journals
     from mirai_bench.results.table import build_table
-    from mirai_bench.results.writers import markdown
+    from mirai_bench.results.terminal import for_stdout
+    from mirai_bench.results.writers import document
 
     for results in read_journals(plan.runs, plan.sweep.axis, plan.profile):
         if results.records:
             try:
-                print(markdown(build_table(results)), flush=True)
+                print(for_stdout(document(build_table(results))), flush=True)
             except UserError as error:
                 log.info(f"no table: {error}")
 
