@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "samples images from a run",
     "diagnose": "looks into the weights of finished runs: why does an arm help?",
     "evaluate": "evaluates a run or a folder of images under a protocol; compare, reference",
+    "data.assets": "lists, fetches and verifies the files that do not ship with the project",
     "data.prepare": "turns images into codes, once",
     "tokenizer": "trains and measures the small VQ tokenizer",
     "tracking": "sends runs to MLflow that it does not have",
@@ -30,7 +31,7 @@ COMMANDS = {
     "benchmark": "measures throughput, memory and utilisation, also of a peer's code",
 }
 # Short names of commands that lie in a room of others.
-ALIASES = {"prepare": "data.prepare", "list": "sweep.list", "init": "sweep.init"}
+ALIASES = {"assets": "data.assets", "prepare": "data.prepare", "list": "sweep.list", "init": "sweep.init"}
 # The scripts of analysis/, by the names of their commands, and what --help says of each.
 SCRIPTS = {
     "table": ("fid_table", "writes the table of a sweep as Markdown, CSV, LaTeX and HTML"),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from mirai_bench.config.load import load_run
+from mirai_bench.tracking.named_runs import run_path
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.cli import add_config, add_import, run
 from mirai_bench.utils.outputs import output_file, output_folder
@@ -30,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
     )
     actions = result.add_subparsers(dest="action", required=True)
     export = actions.add_parser("export", help="make a run's newest checkpoint an official file")
-    export.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    named = "the folder of a run, or AXIS/ARM/SEED of a sweep"
+    export.add_argument("run", type=run_path, metavar="RUN", help=named)
     export.add_argument("out", type=output_file(), metavar="OUT.pt", help="the file to write")
     help = "the weights that stand under `model` (ema: without projectors); default raw"
     export.add_argument("--weights", choices=("raw", "ema"), default="raw", help=help)

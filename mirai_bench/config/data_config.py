@@ -48,6 +48,9 @@ class DataConfig(Section):
     subset: Positive | None = None
     """Data sets `cifar10` and `fashion_mnist`: number of training images, if `machine.data` holds a \
 subset. Its runs are another experiment than those of the whole data set."""
+    heldout_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Data set `folder`: share of the images that are held out, where there is no folder `val`. Which ones \
+they are is a function of their contents."""
     image_size: Positive = 8
     """Side of the images in pixels, after cropping."""
     classes: Positive = 10
@@ -63,7 +66,24 @@ further range adds ten views."""
     def _check(self) -> DataConfig:
         if self.subset is not None and self.dataset not in OFFICIAL_SIZES:
             raise ValueError(f"data.subset is {self.subset} with dataset: {self.dataset}: leave it out")
+        if self.heldout_share is not None and self.dataset != "folder":
+            raise ValueError(
+                f"data.heldout_share is {self.heldout_share} with dataset: {self.dataset}, whose held-out "
+                "images are fixed: leave it out"
+            )
         return self
+
+    @property
+    def unused(self) -> set[str]:
+        """Returns the fields that change no number, and that fingerprints therefore leave out."""
+        matters = {
+            "crop_ranges": self.views == "ten_crop",
+            "subset": self.subset is not None,
+            "heldout_share": self.heldout_share is not None,
+            "name": self.dataset == "folder",
+            "staircase": self.dataset == "staircase",
+        }
+        return {name for name, effect in matters.items() if not effect}
 
     @property
     def num_views(self) -> int:

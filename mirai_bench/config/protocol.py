@@ -12,7 +12,7 @@ from mirai_bench.utils.hashing import digest
 # The built-in entries of EXTRACTORS in evaluate/extractors.py, and none. Plug-ins add others.
 EXTRACTOR = Named(
     "extractor",
-    *("none", "digits", "cifar10", "fashion_mnist", "inception", "inception_2015", "dinov2"),
+    *("none", "digits", "cifar10", "fashion_mnist", "own", "inception", "inception_2015", "dinov2"),
     listed=False,
 )
 
@@ -67,6 +67,7 @@ PAPER: dict[str, Any] = {
     "extractor": "inception",
     "reference": ADM_REFERENCE,
 }
+OWN: dict[str, Any] = {"cfg_scale": 1.0, "extractor": "own", "reference": "train"}
 # Fields that are left out have their defaults. A changed value makes another protocol, whose
 # results do not compare with earlier ones: give it a new name.
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -88,6 +89,14 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "extractor": "inception_2015",
         "reference": "train",
     },
+    # In the features of a classifier of the user's own classes, trained on the spot. A reference has at least
+    # as many images as are sampled.
+    "own_100": OWN | {"num_samples": 100},
+    "own_500": OWN | {"num_samples": 500},
+    "own_2k": OWN | {"num_samples": 2_000},
+    "own_10k": OWN | {"num_samples": 10_000},
+    # The held-out loss alone. The samples are for the picture.
+    "none": {"num_samples": 100, "extractor": "none"},
     "exact": {"num_samples": 1_000, "extractor": "none"},
     "digits": {"num_samples": 1_000, "cfg_scale": 1.0, "extractor": "digits", "reference": "train"},
 }

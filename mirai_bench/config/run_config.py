@@ -139,7 +139,7 @@ class EvaluationConfig(Section):
 
     at: tuple[PositiveAmount, ...]
     """Epochs at which the run is evaluated, in increasing order. The end of training is always \
-evaluated."""
+evaluated, so that the list may be empty."""
     protocol: Protocol
     """The evaluation protocol: the name of one, or its own fields."""
     primary: str | None = None
@@ -149,7 +149,7 @@ without an extractor the held-out loss. It is not fingerprinted."""
     @model_validator(mode="after")
     def _check(self) -> EvaluationConfig:
         found = list(self.at)
-        if not found or found != sorted(set(found)):
+        if found != sorted(set(found)):
             example = "write increasing epochs, for instance [5, 10, 20]"
             raise ValueError(f"evaluation.at is {found}: {example}")
         return self
@@ -277,7 +277,7 @@ must be the code that is loaded here. A new file leaves it out."""
 
     def _check_training(self) -> None:
         epochs = self.train.epochs
-        last = self.evaluation.at[-1]
+        last = max(self.evaluation.at, default=0)
         if last > epochs:
             raise ValueError(f"evaluation.at ends at epoch {last:g}, after train.epochs = {epochs}")
         machine = self.machine
@@ -374,14 +374,8 @@ must be the code that is loaded here. A new file leaves it out."""
         del fields["evaluation"]["protocol"]["name"]
         del fields["evaluation"]["primary"]
         del fields["train"]["recipe"]
-        if self.data.views != "ten_crop":
-            del fields["data"]["crop_ranges"]
-        if self.data.subset is None:
-            del fields["data"]["subset"]
-        if self.data.dataset != "folder":
-            del fields["data"]["name"]
-        if self.data.dataset != "staircase":
-            del fields["data"]["staircase"]
+        for name in self.data.unused:
+            del fields["data"][name]
         # 2. Files are represented by their content.
         encoder = fields["foresight"].get("encoder", {})  # left out of most sources
         for section, key, path in (

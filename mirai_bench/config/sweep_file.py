@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -269,7 +270,9 @@ def find_sweep(name: str) -> Path:
         return known[path.stem]
     if path.suffix == "":
         raise unknown("sweep", name, known)
-    raise UserError(f"There is no file {name!r}. By their names you can write {', '.join(known)}")
+    near = get_close_matches(name, [*map(str, path.parent.glob("*.yaml")), *known], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"There is no file {name!r}.{hint} By their names you can write {', '.join(known)}")
 
 
 def load_sweep(

@@ -58,7 +58,7 @@ def expected(config: RunConfig, split: Split) -> dict[str, Any]:
     """Returns the fields of the manifest that the configuration decides."""
     data = split_data(config.data, split)
     tokenizer = tokenizer_identity(config)
-    fields = {
+    fields: dict[str, Any] = {
         "format": FORMAT,
         "split": split,
         "data": data.title,
@@ -73,6 +73,8 @@ def expected(config: RunConfig, split: Split) -> dict[str, Any]:
     }
     if data.subset is not None:
         fields["subset"] = data.subset
+    if data.heldout_share is not None:
+        fields["heldout_share"] = data.heldout_share
     return fields
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 
-from mirai_bench.utils.cli import add_device, add_settings, run
+from mirai_bench.tracking.named_runs import run_path
+from mirai_bench.utils.cli import Numbers, add_device, add_settings, run
 from mirai_bench.utils.errors import unknown
 
 log = logging.getLogger("mirai_bench.diagnose")  # __name__ is "__main__" here
@@ -22,12 +22,14 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m mirai_bench.diagnose sweeps/injection_level.yaml --only spatial gradients",
     )
     add = result.add_argument
-    add("what", type=Path, metavar="RUN|SWEEP.yaml", help="a run folder, or a sweep file: its finished runs")
+    what = "a run folder, AXIS/ARM/SEED of a sweep, or a sweep file: its finished runs"
+    add("what", type=run_path, metavar="RUN|SWEEP.yaml", help=what)
     add("--only", nargs="+", default=[], metavar="NAME", help="only these diagnostics")
     epochs = "only the weights of these epochs; default all that were kept, and the newest"
     add("--at", nargs="+", type=float, default=[], metavar="EPOCH", help=epochs)
     add("--arms", nargs="+", default=[], metavar="ARM", help="of a sweep: only these arms")
-    add("--seeds", nargs="+", type=int, default=[], metavar="N", help="of a sweep: only these seeds")
+    only = "of a sweep: only these seeds"
+    add("--seeds", nargs="+", action=Numbers, default=[], metavar="N", help=only)
     add("--profile", metavar="NAME", help="of a sweep: this profile instead of the file's")
     add("--full", action="store_true", help="the whole foresight map, and t-SNE")
     add_settings(result, "machine.runs=/data/runs")

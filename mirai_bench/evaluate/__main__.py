@@ -10,10 +10,12 @@ import argparse
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mirai_bench.tracking.journal import encoded
+from mirai_bench.tracking.named_runs import run_path
 from mirai_bench.utils.cli import add_config, add_device, add_settings, run
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import append_line
@@ -40,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         "--set evaluation.protocol.num_samples=2000 --npz samples.npz",
     )
     add = result.add_argument
-    add("what", type=Path, metavar="RUN|IMAGES", help="a run folder, a folder, or an .npz file")
+    what = "a run folder, AXIS/ARM/SEED of a sweep, a folder of images, or an .npz file"
+    add("what", type=run_path, metavar="RUN|IMAGES", help=what)
     add("--protocol", metavar="NAME", help="digits, cifar10_10k, paper, …; default: the run's")
     whose = "for IMAGES: whose data `train` and `heldout` mean; default digits"
     add("--config", metavar="PROFILE|FILE", help=whose)
@@ -161,12 +164,12 @@ def classifier_parser() -> argparse.ArgumentParser:
     """Returns the parser of `evaluate classifier`."""
     result = argparse.ArgumentParser(
         prog="python -m mirai_bench.evaluate classifier",
-        description="Trains the classifier behind FD-cifar10 or FD-fashion. Writes its weights and "
-        "their record; prints the file and the accuracy on the held-out images.",
+        description="Trains the classifier behind FD-cifar10, FD-fashion, or FD-own of a folder. Writes "
+        "its weights and their record; prints the file and the accuracy on the held-out images.",
         epilog="example: python -m mirai_bench.evaluate classifier cifar10 --set machine.data=cifar10.npz",
     )
     add_config(result)
-    result.add_argument("--epochs", type=int, metavar="N", help="length of training; default 60")
+    result.add_argument("--epochs", type=int, metavar="N", help="length of training; default 60 or fewer")
     out = "where to write; default classifiers in the folder of runs"
     result.add_argument("--out", type=output_folder, metavar="FOLDER", help=out)
     return result
@@ -181,14 +184,16 @@ def classifier_command(argv: list[str]) -> int:
     import torch
 
     from mirai_bench.config.load import load_run
-    from mirai_bench.evaluate.classifier_training import Recipe, train_and_record
+    from mirai_bench.evaluate.classifier_training import train_and_record
+    from mirai_bench.evaluate.own_classifier import training_of
     from mirai_bench.utils.device import resolve_device
 
     config = load_run(args.config, args.settings)
     torch.set_num_threads(config.machine.threads)
-    recipe = Recipe(mirror=config.data.views != "center", epochs=args.epochs or Recipe.epochs)
+    train, heldout, recipe = training_of(config)
+    recipe = replace(recipe, epochs=args.epochs or recipe.epochs)
     folder = args.out or config.machine.runs / "classifiers"
-    file, record = train_and_record(config, recipe, resolve_device(config.machine.device), folder)
+    file, record = train_and_record(train, heldout, recipe, resolve_device(config.machine.device), folder)
     print(json.dumps({"file": str(file)} | record["heldout"]))
     return 0
 

@@ -75,7 +75,14 @@ class Evaluator:
         """What images are compared with, if there is an extractor."""
         if self.extractor is None:
             return None
-        return open_reference(self.config, self.protocol.reference, self.extractor)
+        found = open_reference(self.config, self.protocol.reference, self.extractor)
+        n = self.protocol.num_samples
+        if self.protocol.extractor == "own" and found.n is not None and n > found.n:
+            raise UserError(
+                f"protocol.num_samples is {n}, but the reference {found.name} has {found.n} images: write "
+                f"num_samples: {found.n} or fewer, as in own_100"
+            )
+        return found
 
     @cached_property
     def with_reconstructions(self) -> Reference | None:

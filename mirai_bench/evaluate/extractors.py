@@ -22,6 +22,7 @@ from mirai_bench.evaluate import inception, networks
 from mirai_bench.evaluate.digits_classifier import classifier_file, load_classifier
 from mirai_bench.evaluate.image_classifier import load_image_classifier, locate_classifier
 from mirai_bench.evaluate.metrics import Array, InceptionScore, Moments
+from mirai_bench.evaluate.own_classifier import OwnClassifier, locate_own
 from mirai_bench.utils import plugins
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.hashing import file_sha256
@@ -65,7 +66,7 @@ def _locate_digits(config: RunConfig, weights: Path | None) -> Path:
     if config.data.dataset != "digits":
         raise UserError(
             f"protocol.extractor is digits, but data.dataset is {config.data.dataset}: write "
-            "extractor: inception, inception_2015, dinov2 or none"
+            "extractor: own, inception, inception_2015, dinov2 or none"
         )
     return weights or classifier_file(config)
 
@@ -106,6 +107,15 @@ EXTRACTORS = {
     ),
     "cifar10": _image_classifier("cifar10", "cifar10", 32),
     "fashion_mnist": _image_classifier("fashion_mnist", "fashion", 28),
+    "own": Entry(
+        OwnClassifier,
+        locate_own,
+        features=("pool", "logits"),
+        frechet="FD-own",
+        kernel="KID-own",
+        kid=(20, 500),
+        labels=True,
+    ),
     "inception": Entry(
         inception.load_compat,
         _among_assets(networks.locate_compat),

@@ -19,19 +19,16 @@ from mirai_bench.data.images.colors import IMAGENET
 from mirai_bench.utils.assets import assets_folder, find_asset
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
+from mirai_bench.utils.outside import OUTSIDE, SEE, download
 from mirai_bench.utils.tensors import converted, load_foreign
 
 log = logging.getLogger(__name__)
 
-COMPAT_FILE = "weights-inception-2015-12-05-6726825d.pth"
-COMPAT_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{COMPAT_FILE}"
-COMPAT_SHA256 = "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+COMPAT = OUTSIDE["inception"]
+COMPAT_FILE = COMPAT.file
 # TorchScript files of the same network: without its 1,008-way head, and as StyleGAN and EDM publish
 # it.
-TORCHSCRIPT_FILES = {
-    "fid_inception.pt": "sha256:7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
-    "inception-2015-12-05.pt": "sha256:f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
-}
+TORCHSCRIPT_FILES = {OUTSIDE[name].file: OUTSIDE[name].sha256 for name in ("fid-inception", "inception-2015")}
 
 DINOV2_MODEL = "vit_large_patch14_dinov2.lvd142m"
 DINOV2_FILES = ("dinov2_vitl14.safetensors", "dinov2_vitl14_pretrain.pth")
@@ -50,17 +47,14 @@ def locate_compat(assets: Path | None, weights: Path | None) -> Path:
     hub = Path(torch.hub.get_dir()) / "checkpoints" / COMPAT_FILE
     path = weights or find_asset(assets, COMPAT_FILE) or hub
     if path == hub and not hub.is_file():
-        log.info(f"downloading the 2015 Inception from {COMPAT_URL} to {hub}")
-        hub.parent.mkdir(parents=True, exist_ok=True)
-        digest = COMPAT_SHA256.removeprefix("sha256:")
         try:
-            torch.hub.download_url_to_file(COMPAT_URL, str(hub), digest, progress=False)
-        except (OSError, RuntimeError) as error:
+            download(COMPAT, hub.parent)
+        except UserError as error:
             raise UserError(
-                f"the 2015 Inception could not be downloaded ({error}): fetch {COMPAT_URL} and "
-                "write --weights FILE, or put it into machine.assets or $MIRAI_BENCH_ASSETS"
+                f"extractor inception: {error}, write --weights FILE, or set machine.assets or "
+                "$MIRAI_BENCH_ASSETS to its folder"
             ) from None
-    return _check_content(path, {COMPAT_FILE: COMPAT_SHA256}, "torch-fidelity's 2015 Inception")
+    return _check_content(path, {COMPAT_FILE: COMPAT.sha256}, "torch-fidelity's 2015 Inception")
 
 
 def locate_2015(assets: Path | None, weights: Path | None) -> Path:
@@ -71,21 +65,21 @@ def locate_2015(assets: Path | None, weights: Path | None) -> Path:
     path = weights or find_asset(assets, *TORCHSCRIPT_FILES)
     if path is None:
         raise UserError(
-            f"extractor inception_2015 needs {' or '.join(TORCHSCRIPT_FILES)}: write --weights "
-            "FILE, or put it into machine.assets or $MIRAI_BENCH_ASSETS (found "
-            f"{str(assets_folder(assets))!r})"
+            f"extractor inception_2015 needs {' or '.join(TORCHSCRIPT_FILES)} {SEE}: put it into "
+            f"machine.assets or $MIRAI_BENCH_ASSETS (found {str(assets_folder(assets))!r}), or write "
+            "`evaluate --weights FILE`"
         )
     return _check_content(path, TORCHSCRIPT_FILES, "the TorchScript Inception of 2015-12-05")
 
 
-def _check_content(path: Path, files: dict[str, str], what: str) -> Path:
+def _check_content(path: Path, files: dict[str, str | None], what: str) -> Path:
     """Returns `path`.
 
     Raises UserError if its content is not that of one of `files` (name: sha256).
     """
     if not path.is_file():
         names = " or ".join(files)
-        raise UserError(f"There is no file {str(path)!r}: write the path of {what} ({names})")
+        raise UserError(f"There is no file {str(path)!r}: write the path of {what}, {names} {SEE}")
     found = file_sha256(path)
     if found not in files.values():
         known = ", ".join(f"{name} {sha}" for name, sha in files.items())
@@ -148,5 +142,5 @@ def locate_dinov2(assets: Path | None, weights: Path | None) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(
             f"timm/{DINOV2_MODEL} could not be fetched ({type(error).__name__}): write --weights "
-            f"FILE, or put {' or '.join(DINOV2_FILES)} into machine.assets or $MIRAI_BENCH_ASSETS"
+            f"FILE, or put {' or '.join(DINOV2_FILES)} into machine.assets or $MIRAI_BENCH_ASSETS {SEE}"
         ) from None

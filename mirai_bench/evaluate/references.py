@@ -36,6 +36,7 @@ from mirai_bench.utils.cli import progress
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import atomic, cached
 from mirai_bench.utils.hashing import digest, file_sha256
+from mirai_bench.utils.outside import SEE
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ def find_reference(assets: Path | None, reference: str) -> Path:
             return path
     raise UserError(
         f"protocol.reference is {reference!r}, which is not there (looked at "
-        f"{', '.join(map(str, candidates))}): write train, heldout, or the path of an .npz or "
+        f"{', '.join(map(str, candidates))}) {SEE}: write train, heldout, or the path of an .npz or "
         "folder, or put it into machine.assets or $MIRAI_BENCH_ASSETS"
     )
 

@@ -82,6 +82,7 @@ def _evaluate_run(
     # A run that was moved finds its caches beside it, and writes nothing where it once was.
     if folder.path.absolute().name == config.run_path.name and not _sets_runs(request):
         config = config.with_machine(runs=folder.path.absolute().parent)
+    torch.set_num_threads(config.machine.threads)
     protocol = config.evaluation.protocol
     loaded = load_for_sampling(folder, protocol.weights, device)
     evaluator = Evaluator(config, device, request.weights)
@@ -119,6 +120,7 @@ def _evaluate_images(request: Request, device: torch.device, ranks: Ranks) -> di
     images = open_images(request.what)
     n = len(images)
     config = request.settled(load_run(request.config or "digits"), num_samples=n)
+    torch.set_num_threads(config.machine.threads)
     protocol = config.evaluation.protocol
     if request.config is None and protocol.reference in SPLITS and protocol.extractor != "digits":
         raise UserError(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
+from mirai_bench.tracking.named_runs import run_path
 from mirai_bench.utils.cli import add_device, add_import, progress, run
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.outputs import IMAGES, output_file
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m mirai_bench.sample runs/a87d3a399400 --num 64 --grid out.png",
     )
     add = result.add_argument
-    add("run", type=Path, metavar="RUN", help="the folder of a run")
+    add("run", type=run_path, metavar="RUN", help="the folder of a run, or AXIS/ARM/SEED of a sweep")
     add("--num", type=int, default=64, help="number of images, with indices 0, 1, …; default 64")
     add(
         "--grid",
@@ -80,6 +80,7 @@ def write_samples(args: argparse.Namespace, changes: dict[str, Any]) -> None:
     device = resolve_device(args.device)
     weights = changes.get("weights", "ema")
     config, model, tokenizer, step = load_for_sampling(RunFolder(args.run), weights, device)
+    torch.set_num_threads(config.machine.threads)
     protocol = checked(Protocol, config.evaluation.protocol.model_dump() | changes, "sampling")
     # 2. All images, in the order of their indices.
     size = equal_parts(args.num, args.batch_size)

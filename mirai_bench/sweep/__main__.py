@@ -7,18 +7,19 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mirai_bench.config.load import SWEEPS
+from mirai_bench.config.load import SWEEPS, parse_sets
 from mirai_bench.config.sweep_file import find_sweep
 from mirai_bench.sweep.commands import commands
 from mirai_bench.sweep.estimate import concurrent_trials, measured_rate
 from mirai_bench.sweep.overview import dry_run, status
 from mirai_bench.sweep.pace import timed_rate
 from mirai_bench.sweep.plan import Plan, folder_of, make_plan
-from mirai_bench.utils.cli import add_settings, run
-from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.cli import Numbers, add_settings, run
+from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.outputs import OUT, output_folder
 from mirai_bench.utils.text_table import console_table
 
@@ -75,7 +76,8 @@ def parser(action: str = "run") -> argparse.ArgumentParser:
     # 1. What chooses among the cells of the file. An option given twice adds to its list.
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     add("--only", metavar="ARM", help="only these arms of the file", **several)
-    add("--seeds", type=int, metavar="N", help="these seeds instead of the file's", **several)
+    seeds: dict[str, Any] = several | {"action": Numbers}
+    add("--seeds", metavar="N", help="these seeds instead of the file's", **seeds)
     add("--profile", metavar="NAME", help="this profile instead of the file's: a name, or a file")
     add_settings(result)
     if action == "status":
@@ -129,16 +131,7 @@ def command(argv: list[str]) -> int:
         folder = Path("schema") if SWEEPS.parent.name == "shipped" else SWEEPS / "schema"
         print(*write_schemas(folder), sep="\n")
         return 0
-    if len(args.files) != 1:
-        what = "profile" if action == "noise" else "sweep file"
-        example = "digits" if action == "noise" else f"{SWEEPS.name}/injection_level.yaml"
-        raise UserError(f"one {what} at a time, found {len(args.files)}: write for instance {example}")
-    for name, least in (("max_concurrent", 1), ("retries", 0)):
-        value = getattr(args, name, None)  # `status` has neither
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: write {least} or more")
-    if getattr(args, "time", False) and not args.dry_run:
-        raise UserError("--time times what --dry-run shows: write both")
+    refuse_misspelt(args, action)
     if action == "noise":
         return measure_noise(args)
     # 2. What starts nothing.
@@ -152,6 +145,23 @@ def command(argv: list[str]) -> int:
         return 0
     # 3. What needs Ray, which takes a second to import.
     return search(plan, path, args) if action == "search" else run_looks(plan, path, args)
+
+
+def refuse_misspelt(args: argparse.Namespace, action: str) -> None:
+    """Raises UserError for words that do not belong together, or values out of range."""
+    parse_sets(args.settings)  # for its UserError: `--set a b` leaves b among the files
+    if len(args.files) > 1 and get_close_matches(args.files[0], ACTIONS):
+        raise unknown("action", args.files[0], ACTIONS)
+    if len(args.files) != 1:
+        what = "profile" if action == "noise" else "sweep file"
+        example = "digits" if action == "noise" else f"{SWEEPS.name}/injection_level.yaml"
+        raise UserError(f"one {what} at a time, found {len(args.files)}: write for instance {example}")
+    for name, least in (("max_concurrent", 1), ("retries", 0)):
+        value = getattr(args, name, None)  # `status` has neither
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: write {least} or more")
+    if getattr(args, "time", False) and not args.dry_run:
+        raise UserError("--time times what --dry-run shows: write both")
 
 
 # ---- the actions

@@ -309,6 +309,7 @@ def _tune_config(plan: SearchPlan, options: Options) -> tune.TuneConfig:
     """Returns random search, with ASHA (asynchronous successive halving, arXiv 1810.05934) or not."""
     search = plan.search
     at_a_time = options.max_concurrent or 0  # 0 means as many as fit
+    epochs = plan.config.train.epochs
     # `constant_grid_search`: the drawn values are the same for all seeds.
     drawer = BasicVariantGenerator(
         random_state=search.seed, max_concurrent=at_a_time, constant_grid_search=True
@@ -318,8 +319,9 @@ def _tune_config(plan: SearchPlan, options: Options) -> tune.TuneConfig:
         scheduler = ASHAScheduler(
             time_attr="epoch",
             # + 1, because ASHA stops a run at `max_t`, before it has written that it is done.
-            max_t=plan.config.train.epochs + 1,
-            grace_period=plan.config.evaluation.at[0],  # type: ignore[arg-type]  # not whole epochs
+            max_t=epochs + 1,
+            # Without evaluations on the way nothing is stopped. Epochs need not be whole.
+            grace_period=min((*plan.config.evaluation.at, epochs)),  # type: ignore[arg-type]
             reduction_factor=search.reduction,
         )
     return tune.TuneConfig(

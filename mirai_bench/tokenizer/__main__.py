@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,8 @@ from mirai_bench.tokenizer.recipe import Recipe
 from mirai_bench.utils.cli import add_config, run
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.outputs import output_file
+
+log = logging.getLogger("mirai_bench.tokenizer")  # __name__ is "__main__" here
 
 TRAIN = """example:
   python -m mirai_bench.tokenizer train cifar10 --vgg vgg16_features.pt --set machine.data=cifar10.npz
@@ -55,7 +58,10 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument(
         "--write-record", action="store_true", help="put the numbers into the record of the weights"
     )
-    train.add_argument("--vgg", type=Path, required=True, help="state dict of torchvision's VGG16 .features")
+    vgg = "state dict of torchvision's VGG16 .features, or none: no perceptual term"
+    train.add_argument("--vgg", type=Path, required=True, metavar="FILE|none", help=vgg)
+    out = "also write the weights and their record here, as the profile's tokenizer.weights names them"
+    train.add_argument("--out", type=output_file(".safetensors"), metavar="OUT.safetensors", help=out)
     for field in fields(Recipe):
         option = f"--{field.name.replace('_', '-')}"
         default = field.default
@@ -68,25 +74,35 @@ def parser() -> argparse.ArgumentParser:
 
 def train_command(args: argparse.Namespace) -> dict[str, Any]:
     """Trains a tokenizer. Returns its weight file and what it was measured as."""
-    config = load_run(args.config, args.settings)
+    # Without the weights that the profile will use, which are to be made now.
+    config = load_run(args.config, [*args.settings, "tokenizer.weights=null"])
     name = config.tokenizer.name
     if name != "vq_small":
         raise UserError(f"tokenizer.name is {name!r}, which is not trained here: write vq_small")
-    if not args.vgg.is_file():
-        raise UserError(f"--vgg: there is no file {str(args.vgg)!r}")
+    vgg = None if str(args.vgg) == "none" else args.vgg
+    if vgg is not None and not vgg.is_file():
+        raise UserError(
+            f"--vgg: there is no file {str(vgg)!r}: `mirai-bench assets` says how to make it, or write --vgg "
+            "none to train without the perceptual term"
+        )
     # Imported here, so that --help and wrong configs need no torch.
     import torch
 
+    from mirai_bench.tokenizer.quality import record_file
     from mirai_bench.tokenizer.train import train
     from mirai_bench.utils.device import Hardware
+    from mirai_bench.utils.files import write_bytes
 
     torch.set_num_threads(config.machine.threads)
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
     machine = config.machine
     hardware = Hardware.resolve(machine.device, "auto", machine.compile, recipe.channels)
-    file, record = train(
-        config, recipe, args.vgg, hardware.device, args.reconstructions, compile=hardware.compile
-    )
+    file, record = train(config, recipe, vgg, hardware.device, args.reconstructions, compile=hardware.compile)
+    if args.out is not None:
+        for source, copy in ((file, args.out), (record_file(file), record_file(args.out))):
+            write_bytes(copy, source.read_bytes())
+        file = args.out
+    log.info(f"to use it, write tokenizer.weights: {file}")
     return {"file": str(file)} | record["heldout"]
 
 

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,14 @@ class Training:
         self,
         config: RunConfig,
         recipe: Recipe,
-        vgg: dict[str, Tensor],
+        vgg: dict[str, Tensor] | None,
         dataset: Dataset,
         device: torch.device,
         compile: bool = False,
     ) -> None:
         """Compiles the residual blocks and the perceptual distance with torch.compile if asked to.
 
-        `vgg` are the weights that `vgg16.read_weights` returned.
+        `vgg` are the weights that `vgg16.read_weights` returned. With None there is no perceptual term.
         """
         self.recipe = recipe
         self.device = device
@@ -76,7 +76,9 @@ class Training:
         self.model.to(device).to(memory_format=torch.channels_last)
         # The moving average of the weights and of the codes, which move with them.
         self.average = copy.deepcopy(self.model) if recipe.ema_decay else None
-        self.perceptual = Perceptual(vgg).to(device).to(memory_format=torch.channels_last)
+        self.perceptual: Perceptual | None = None
+        if vgg is not None:
+            self.perceptual = Perceptual(vgg).to(device).to(memory_format=torch.channels_last)
         self.codebook = Codebook(self.model, recipe)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -87,7 +89,8 @@ class Training:
         )
         self.adversary = Adversary(recipe, device) if recipe.adversarial else None
         if compile:
-            self.perceptual.compile()
+            if self.perceptual is not None:
+                self.perceptual.compile()
             for module in self.model.modules():
                 if isinstance(module, ResBlock):
                     module.compile()
@@ -135,8 +138,7 @@ class Training:
         self.optimizer.zero_grad()
         if self.adversary is None or step < recipe.adversarial_from * self.total_steps:
             losses = self._reconstruction(decoded, images)
-            loss = losses["l2"] + recipe.perceptual * losses["perceptual"] + recipe.commitment * commitment
-            loss.backward()
+            (self._weighted(losses) + recipe.commitment * commitment).backward()
         else:
             losses = self._adversarial(self.adversary, decoded, images, commitment, step)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -158,10 +160,19 @@ class Training:
 
     def _reconstruction(self, decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Returns the losses that compare decoded images (B, 3, h, w) with their originals."""
+        l2 = F.mse_loss(decoded.float(), images)
+        if self.perceptual is None:
+            return {"l2": l2}
         part = max(1, round(self.recipe.perceptual_part * len(images)))  # images
         with self._autocast():
             perceptual = self.perceptual(decoded[:part], images[:part])
-        return {"l2": F.mse_loss(decoded.float(), images), "perceptual": perceptual}
+        return {"l2": l2, "perceptual": perceptual}
+
+    def _weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        """Returns the sum of the losses that compare images."""
+        if "perceptual" not in losses:
+            return losses["l2"]
+        return losses["l2"] + self.recipe.perceptual * losses["perceptual"]
 
     def _adversarial(
         self, adversary: Adversary, decoded: Tensor, images: Tensor, commitment: Tensor, step: int
@@ -170,7 +181,7 @@ class Training:
         # 1. The gradients at the decoded images, and by what the second is multiplied.
         leaf = decoded.detach().requires_grad_()
         losses = self._reconstruction(leaf, images)
-        (others,) = torch.autograd.grad(losses["l2"] + self.recipe.perceptual * losses["perceptual"], leaf)
+        (others,) = torch.autograd.grad(self._weighted(losses), leaf)
         with self._autocast():
             losses["adversarial"], gradient = adversary.gradient(leaf)
             losses["discriminator"] = adversary.loss(images, leaf.detach())
@@ -251,7 +262,7 @@ class Training:
 def train(
     config: RunConfig,
     recipe: Recipe,
-    vgg: Path,
+    vgg: Path | None,
     device: torch.device,
     keep: Path | None = None,
     compile: bool = False,
@@ -259,7 +270,8 @@ def train(
     """Trains the tokenizer of a configuration, or resumes its training.
 
     Returns the weight file and its record, which is written next to it. `keep` is an .npz file that
-    gets the reconstructed held-out images. `compile` is as `Training` takes it. Raises UserError if
+    gets the reconstructed held-out images. Without `vgg` there is no perceptual term. `compile` is as
+    `Training` takes it. Raises UserError if
     the sizes do not fit each other.
     """
     tokenizer = config.tokenizer
@@ -273,8 +285,10 @@ def train(
     if recipe.batch_size > size:
         raise UserError(f"--batch-size is {recipe.batch_size}, but there are {size} images: write less")
     # 1. The folder is named by everything that decides the weights.
-    vgg_weights = read_weights(vgg)
-    vgg_sha256 = weights_sha256(vgg_weights)
+    vgg_weights = None if vgg is None else read_weights(vgg)
+    vgg_sha256 = "none" if vgg_weights is None else weights_sha256(vgg_weights)
+    if vgg_weights is None:  # as the record says it
+        recipe = replace(recipe, perceptual=0.0, perceptual_part=0.0)
     image_size = config.data.image_size
     sizes = [tokenizer.downsample, tokenizer.vocabulary, image_size]
     identity = digest([asdict(recipe), dataset.identity, vgg_sha256, *sizes])

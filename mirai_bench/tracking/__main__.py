@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from mirai_bench.tracking.mlflow_store import create_store, redact_credentials, store_uri
+from mirai_bench.tracking.named_runs import run_path
 from mirai_bench.tracking.replay import end_ended, replay
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.cli import run
@@ -23,7 +23,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m mirai_bench.tracking replay runs/3f2a9c01b7de",
     )
     result.add_argument("action", metavar="replay", help="the only action")
-    result.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
+    named = "the folder of a run, or AXIS/ARM/SEED of a sweep"
+    result.add_argument("runs", nargs="+", type=run_path, metavar="RUN", help=named)
     return result
 
 

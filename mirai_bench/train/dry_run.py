@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -16,7 +16,7 @@ from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.train.memory import device_bytes
 from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils.cli import progress
-from mirai_bench.utils.device import Hardware, gigabytes
+from mirai_bench.utils.device import Hardware, in_bytes, quantity
 
 MEASURED_STEPS = 3
 MEASURED_BATCH = 8  # images on a CPU; a GPU takes a process's whole share
@@ -95,32 +95,32 @@ def describe(config: RunConfig, hardware: Hardware, measure: bool) -> str:
     """Returns the resolved config and what it amounts to, as two YAML documents."""
     # 1. Sizes and operations.
     generator, heads = cost.num_parameters(config)
-    facts = {
+    facts: dict[str, Any] = {
         "fingerprint": config.fingerprint(),
         "parameters": f"{generator:,} of the generator, {heads:,} of heads (dropped after training)",
         "FLOPs per image and training step": number(cost.step_flops(config)),
-        "tokens per step": f"{config.train.batch_size * config.num_tokens:,}",
+        "tokens per step": config.train.batch_size * config.num_tokens,
     }
     # 2. Disk and memory.
     images = cost.num_images(config)
     num_codes = (images or 0) * config.data.num_views * config.num_tokens
-    codes = gigabytes(2 * num_codes) if images else None  # a code is a uint16
-    checkpoint = gigabytes(cost.checkpoint_bytes(config))
-    kept = gigabytes(cost.kept_bytes(config))
+    codes = in_bytes(2 * num_codes) if images else None  # a code is a uint16
+    checkpoint = in_bytes(cost.checkpoint_bytes(config))
+    kept = in_bytes(cost.kept_bytes(config))
     memory = device_bytes(config, hardware)
     of_codes = f"; {codes} of codes, if they fit in half of what is free" if codes else ""
     facts |= {
         "checkpoints on disk": f"{config.machine.keep_checkpoints} x {checkpoint}",
         "kept weights on disk": f"{len(config.machine.keep_at)} x {kept}",
         "codes on disk": codes or "known once the data is prepared",
-        "device memory": f"{gigabytes(memory.fixed)} of weights, gradients, moments and EMA; about "
-        f"{gigabytes(memory.activations)} of activations per process{of_codes}; an encoder is not "
+        "device memory": f"{in_bytes(memory.fixed)} of weights, gradients, moments and EMA; about "
+        f"{in_bytes(memory.activations)} of activations per process{of_codes}; an encoder is not "
         "counted",
     }
     # 3. Length and time.
     steps = cost.num_steps(config)
     if steps is not None:
-        facts["steps"] = f"{steps:,}"
+        facts["steps"] = steps
         facts["training FLOPs"] = number(cost.training_flops(config, steps, steps))
         once = one_off_flops(config, images)
         if once != 0:
@@ -133,4 +133,4 @@ def describe(config: RunConfig, hardware: Hardware, measure: bool) -> str:
 
 def number(flops: float | None) -> str:
     """Writes a number of operations, or why it is not known."""
-    return UNKNOWN if flops is None else f"{flops:.4g}"
+    return UNKNOWN if flops is None else quantity(flops, "FLOP")

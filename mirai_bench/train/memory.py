@@ -16,7 +16,7 @@ from mirai_bench.config.run_config import RunConfig, ffn_width
 from mirai_bench.model.cost import num_parameters, teacher_parameters
 from mirai_bench.model.kernels import chunk_rows
 from mirai_bench.model.regularizer_cost import regularizer_cost
-from mirai_bench.utils.device import Hardware, gigabytes, machine_bytes
+from mirai_bench.utils.device import Hardware, in_bytes, machine_bytes
 from mirai_bench.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def check_memory(config: RunConfig, hardware: Hardware, *, world: int = 1, besid
     own = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # set by torchrun and Ray Train
     fixed, activations = device_bytes(config, hardware, world)
     available, what = share_of_memory(gpus, hardware, max(own, beside))
-    has = f"{what} has {gigabytes(available)}"
+    has = f"{what} has {in_bytes(available)}"
     # There can be fewer trials, but not fewer processes of this one.
     fewer = ", or --max-concurrent with fewer trials at a time" if on_cpu and beside > own else ""
     # 1. What no number of micro-batches makes smaller.
@@ -170,15 +170,15 @@ def check_memory(config: RunConfig, hardware: Hardware, *, world: int = 1, besid
         advice = ", or machine.gpus: 1" if 0 < gpus < 1 else fewer
         raise UserError(
             f"weights, gradients, moments and EMA of model.size {model.size} (width {model.width}, "
-            f"depth {model.depth}){teacher} take {gigabytes(fixed)}, but {has}: write a smaller "
+            f"depth {model.depth}){teacher} take {in_bytes(fixed)}, but {has}: write a smaller "
             f"model.size{advice}"
         )
     if fixed + activations <= available:
         return
     # 2. What more micro-batches make smaller.
     short = (
-        f"with about {gigabytes(activations)} of activations it takes "
-        f"{gigabytes(fixed + activations)}, but {has}"
+        f"with about {in_bytes(activations)} of activations it takes "
+        f"{in_bytes(fixed + activations)}, but {has}"
     )
     if not on_cpu:
         log.warning(f"{short}: if it runs out of memory, it resumes in more micro-batches")

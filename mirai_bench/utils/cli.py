@@ -87,6 +87,25 @@ def add_settings(parser: argparse.ArgumentParser, example: str = "train.epochs=5
     add_import(parser)
 
 
+class Numbers(argparse.Action):
+    """Collects whole numbers, which may be separated by spaces or commas, over all uses of an option."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Is called by argparse with the words of one use. Exits if one is no number."""
+        words = [part for word in values for part in word.split(",") if part]
+        try:
+            numbers = [int(word) for word in words]
+        except ValueError:
+            parser.error(f"argument {option_string}: write whole numbers, found {' '.join(values)!r}")
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *numbers])
+
+
 def add_import(parser: argparse.ArgumentParser) -> None:
     """Adds `--import`, which imports a plug-in while the command line is read, before anything else is."""
     help = "import a plug-in first, a module or a .py file of your own; may be given several times"

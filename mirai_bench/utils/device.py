@@ -224,6 +224,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and on_cpu)
 
 
-def gigabytes(num_bytes: float) -> str:
-    """Writes a number of bytes in GB, with three digits."""
-    return f"{num_bytes / 1e9:.3g} GB"
+def quantity(number: float, unit: str) -> str:
+    """Writes a number with three digits and a unit that fits it: 0.0026 GB are 2.6 MB."""
+    for prefix, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {prefix}{unit}"
+    return f"{number:.3g} {unit}"
+
+
+def in_bytes(number: float) -> str:
+    """Writes a number of bytes, in powers of 1000."""
+    return quantity(number, "B")

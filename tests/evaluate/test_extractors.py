@@ -16,6 +16,7 @@ from mirai_bench.evaluate.inception import inception_layers, load_2015, load_com
 from mirai_bench.evaluate.measure import StoredImages, measure
 from mirai_bench.evaluate.networks import TORCHSCRIPT_FILES, Dinov2
 from mirai_bench.evaluate.references import open_reference
+from mirai_bench.utils import outside
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
 from tests.support.assets import asset
@@ -107,8 +108,8 @@ def test_a_failed_download_says_what_to_do(make_config, tmp_path, monkeypatch, c
     def refuse(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    with pytest.raises(UserError, match=r"could not be downloaded \(no network\).*--weights FILE"):
+    monkeypatch.setattr(outside, "_copy", refuse)
+    with pytest.raises(UserError, match=r"could not be fetched \(no network\).*--weights FILE"):
         EXTRACTORS["inception"].locate(make_config(), None)
     assert "downloading" in capsys.readouterr().err
 

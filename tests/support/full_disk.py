@@ -53,6 +53,7 @@ from mirai_bench.tracking.run_folder import Failure, RunFolder
 from mirai_bench.tracking.ship import ship, start_sweep
 from mirai_bench.train.__main__ import command as train
 from mirai_bench.utils import cli, files
+from mirai_bench.utils.outside import Outside, download
 from mirai_bench.utils.tensors import write_torch
 from tests.support.images import folder_config, noise, write_config
 from tests.support.paths import RECORDS, ROOT
@@ -169,6 +170,12 @@ class Here:
         evaluate.command(
             ["reference", "heldout", str(disk / "x.npz"), "--extractor", "digits", "--set", runs]
         )
+
+    def outside(self, disk: Path) -> None:
+        """Downloads a file, from this machine."""
+        asset = Outside("weights.bin", "a test", Path(__file__).as_uri())
+        download(asset, disk)
+        (disk / "weights.bin").unlink()
 
     def begin(self, disk: Path) -> None:
         """Writes a sweep file to begin with, anew."""
@@ -288,12 +295,14 @@ def writers(here: Here) -> dict[str, Writer]:
         "classifier of images": Writer(
             here.classifier,
             "evaluate.classifier_training: save_classifier train_and_record, "
-            "utils.tensors: write_safetensors",
+            "evaluate.own_classifier: locate_own, utils.tensors: write_safetensors",
         ),
         "tokenizer": Writer(
             here.tokenizer,
-            "tokenizer.train: Training.save save_weights train, tokenizer.__main__: measure_command",
+            "tokenizer.train: Training.save save_weights train, "
+            "tokenizer.__main__: measure_command train_command",
         ),
+        "a file from outside": Writer(here.outside, "utils.outside: _copy download"),
         "a file to begin with": Writer(here.begin, "sweep.init: command"),
         "plan and check of a sweep": Writer(
             here.sweep,

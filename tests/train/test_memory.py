@@ -33,7 +33,7 @@ def test_weights_that_do_not_fit_are_refused_before_training(make_config, machin
     config = make_config()
     fixed, _ = device_bytes(config, CPU)
     machine_of(fixed - 1)
-    message = r"take .* GB, but this machine has .* GB: write a smaller model.size"
+    message = r"take .* kB, but this machine has .* kB: write a smaller model.size"
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "journal.jsonl").exists() and RunFolder(tmp_path / "run").failure().final

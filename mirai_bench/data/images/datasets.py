@@ -18,8 +18,16 @@ from mirai_bench.config.data_config import OFFICIAL_SIZES, DataConfig
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images import cifar10, fashion_mnist, staircase
 from mirai_bench.data.images.decoding import SUFFIXES, read_image
-from mirai_bench.data.images.listing import content_hash, describe, list_images, renumbered
+from mirai_bench.data.images.listing import (
+    content_hash,
+    describe,
+    file_digests,
+    is_held_out,
+    list_images,
+    renumbered,
+)
 from mirai_bench.utils.errors import UserError, unknown
+from mirai_bench.utils.outside import SEE
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +118,10 @@ def check_size(data: DataConfig, split: Split, found: int, where: Path | None) -
 def has_heldout_images(config: RunConfig) -> bool:
     """Tells whether the data set has a held-out split.
 
-    A folder has one if its `val` has class folders. All other data sets have one.
+    A folder has one if its `val` has class folders, or if a share of it is held out. All other data sets have
+    one.
     """
-    if config.data.dataset != "folder":
+    if config.data.dataset != "folder" or config.data.heldout_share is not None:
         return True
     path = config.machine.data
     return path is not None and path.is_dir() and _split_root(path, "heldout") is not None
@@ -121,7 +130,7 @@ def has_heldout_images(config: RunConfig) -> bool:
 def _existing(path: Path | None, what: str) -> Path:
     """Returns machine.data. Raises UserError if it is not set, or does not exist."""
     if path is None:
-        raise UserError(f"machine.data is not set: write --set machine.data=PATH, where PATH is {what}")
+        raise UserError(f"machine.data is not set: write --set machine.data=PATH, where PATH is {what} {SEE}")
     if not path.exists():
         raise UserError(f"machine.data is {str(path)!r}, which does not exist: write the path of {what}")
     return path
@@ -199,7 +208,8 @@ def _small_images(name: str, path: Path, split: Split) -> Dataset:
 # ---- folders
 
 
-def _class_folders(root: Path) -> list[str]:
+def class_folders(root: Path) -> list[str]:
+    """Returns the names of the classes that a folder has."""
     # Hidden folders, such as .ipynb_checkpoints, are no classes.
     entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
     return sorted(entry.name for entry in entries if entry.is_dir())
@@ -215,26 +225,33 @@ def _split_root(path: Path, split: Split) -> Path | None:
         path = path / ("train" if split == "train" else "val")
     elif split == "heldout":
         return None
-    return path if path.is_dir() and _class_folders(path) else None
+    return path if path.is_dir() and class_folders(path) else None
 
 
 def _open_folder(config: RunConfig, split: Split) -> Dataset:
     existing = _existing(config.machine.data, "a folder of class/image files")
-    return _folder(existing, split, config.data.name, config.machine.runs)
+    data = config.data
+    return _folder(existing, split, data.name, config.machine.runs, data.heldout_share)
 
 
 @lru_cache(maxsize=4)
-def _folder(path: Path, split: Split, name: str, runs: Path) -> Dataset:
-    root = _split_root(path, split)
+def _folder(path: Path, split: Split, name: str, runs: Path, share: float | None) -> Dataset:
+    root = _split_root(path, split if share is None else "train")
     if root is None:
+        hold_out = ", or data.heldout_share: 0.1" if split == "heldout" else ""
         raise UserError(
             f"{path} has no class folders for the {split} split: write class/image or "
-            "{train,val}/class/image"
+            f"{{train,val}}/class/image{hold_out}"
+        )
+    if share is not None and root != path:
+        raise UserError(
+            f"data.heldout_share is {share}, but {path} has a folder train of its own: leave it out, and put "
+            "held-out images into val/class"
         )
     # 1. The classes are those of training, so that a class without held-out images keeps its
     # number.
-    classes = _class_folders(_split_root(path, "train") or root)
-    for other in _class_folders(root):
+    classes = class_folders(_split_root(path, "train") or root)
+    for other in class_folders(root):
         if other not in classes:
             raise unknown(f"class folder of {root}", other, classes)
     # 2. Their files.
@@ -243,10 +260,23 @@ def _folder(path: Path, split: Split, name: str, runs: Path) -> Dataset:
     if not files:
         endings = ", ".join(sorted(SUFFIXES))
         raise UserError(f"{root} holds no image in its class folders (known endings: {endings})")
+    # 3. Their contents, by which some of them may be held out.
+    digests = file_digests(root, files, runs)
+    if share is not None:
+        held_out = [is_held_out(sha256, share) for sha256 in digests]
+        rows = [row for row, held in enumerate(held_out) if held == (split == "heldout")]
+        if not rows:
+            raise UserError(
+                f"data.heldout_share is {share} of {len(files)} images, which leaves none: {path}"
+            )
+        files = [files[row] for row in rows]
+        labels = [labels[row] for row in rows]
+        digests = [digests[row] for row in rows]
+        empty = [name for label, name in enumerate(classes) if label not in set(labels)]
     _say(root, split, classes, left_out, empty)
     return Dataset(
         name,
-        content_hash(root, files, runs),
+        content_hash(root, files, digests),
         tuple(classes),
         np.array(labels, np.int64),
         files=tuple(entry.path for entry in files),

@@ -94,20 +94,32 @@ def describe(left_out: dict[str, int]) -> str:
 # ---- contents
 
 
-def content_hash(root: Path, files: list[os.DirEntry[str]], runs: Path) -> str:
-    """Returns the sha256 of the names of the files within `root` and of their contents.
-
-    Raises UserError for a file that cannot be read.
-    """
-    # Within `root`, whatever its own name is.
-    names = [entry.path[len(str(root)) + 1 :] for entry in files]
-    digests = _digests(root, files, names, runs)
+def content_hash(root: Path, files: list[os.DirEntry[str]], digests: list[str]) -> str:
+    """Returns the sha256 of the names of the files within `root` and of their contents."""
+    names = _names(root, files)
     lines = [f"{name} {sha256}\n" for name, sha256 in zip(names, digests, strict=True)]
     return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
 
 
-def _digests(root: Path, files: list[os.DirEntry[str]], names: list[str], runs: Path) -> list[str]:
-    """Returns the sha256 of each file, of which only those that have changed are read."""
+def is_held_out(sha256: str, share: float) -> bool:
+    """Tells whether an image is among this share of all, as a function of its content.
+
+    Copies of a file are on the same side, and a file that is added moves no other one.
+    """
+    return int(sha256[:16], 16) < share * 16**16
+
+
+def _names(root: Path, files: list[os.DirEntry[str]]) -> list[str]:
+    """Returns the names of the files within `root`, whatever its own name is."""
+    return [entry.path[len(str(root)) + 1 :] for entry in files]
+
+
+def file_digests(root: Path, files: list[os.DirEntry[str]], runs: Path) -> list[str]:
+    """Returns the sha256 of each file, of which only those that have changed are read.
+
+    Raises UserError for a file that cannot be read.
+    """
+    names = _names(root, files)
     stamps = [" ".join(map(str, stamp(_stat(entry)))) for entry in files]
     kept = next(filter(None, map(_read_digests, _places(root, runs))), {})
     found = [kept.get((name, facts)) for name, facts in zip(names, stamps, strict=True)]

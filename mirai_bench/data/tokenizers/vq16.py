@@ -20,6 +20,7 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.tokenizers.network import ResBlock, from_uint8, to_uint8
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.hashing import file_sha256
+from mirai_bench.utils.outside import SEE
 from mirai_bench.utils.tensors import load_foreign, read_tensors
 
 WIDTHS = (128, 128, 256, 256, 512)  # C at full size, 1/2, 1/4, 1/8, 1/16
@@ -234,8 +235,8 @@ def _weight_file(config: TokenizerConfig) -> Path:
             raise UserError(f"tokenizer.{name} is {value} with vq16: write {name}: {only}")
     if config.weights is None:
         raise UserError(
-            "tokenizer.weights is not set: write the path of LlamaGen's vq_ds16_c2i.pt (--set "
-            "tokenizer.weights=PATH)"
+            f"tokenizer.weights is not set: write the path of LlamaGen's vq_ds16_c2i.pt {SEE}: --set "
+            "tokenizer.weights=PATH"
         )
     return config.weights
 

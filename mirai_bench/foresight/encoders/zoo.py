@@ -19,6 +19,7 @@ from mirai_bench.data.images import vgg16
 from mirai_bench.data.images.colors import IMAGENET, Color
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.hashing import file_sha256
+from mirai_bench.utils.outside import OUTSIDE, SEE
 from mirai_bench.utils.tensors import converted, load_foreign
 
 Weights = Path | Literal["random"] | None
@@ -93,8 +94,8 @@ PIXEL_ENTRIES: dict[str, PixelEntry] = {
         HALF,
         None,
         224,
-        file="efficientnet_lite0.pth",
-        sha256="sha256:579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        file=OUTSIDE["efficientnet-lite0"].file,
+        sha256=OUTSIDE["efficientnet-lite0"].sha256,
     ),
     # 32 pixels give 8x8 cells and 28 pixels 7x7, without resizing. A cell sees 40x40 pixels.
     "vgg16_relu3_3": PixelEntry(
@@ -103,8 +104,8 @@ PIXEL_ENTRIES: dict[str, PixelEntry] = {
         None,
         224,
         "bilinear",
-        file="vgg16_features.pt",
-        sha256="sha256:f2e9ad4f1f9298d782c31fae94d3e7688f01db3adabbaacfcb0a176edc87d06b",
+        file=OUTSIDE["vgg16"].file,
+        sha256=OUTSIDE["vgg16"].tensors,
         stride=4,
     ),
 }
@@ -161,7 +162,7 @@ def find_weights(name: str, entry: PixelEntry, weights: Weights, assets: Path | 
     if assets is None or not (assets / entry.file).is_file():
         raise UserError(
             f"foresight.encoder.name is {name}, whose weights {entry.file} are not found (looked in "
-            f"{str(assets)!r}): put the file into machine.assets or $MIRAI_BENCH_ASSETS, or write "
+            f"{str(assets)!r}) {SEE}: put the file into machine.assets or $MIRAI_BENCH_ASSETS, or write "
             "foresight.encoder.weights: PATH"
         )
     path = assets / entry.file
