@@ -77,7 +77,9 @@ def of_claims(results: Results, diagnoses: Sequence[Diagnoses]) -> Part | None:
     tested = [[claim, side, text] for claim, _, _, side, text in rows if side != NOT_RUN]
     if not tested:
         return None
-    return Part("claims", "The paper's claims", grids=[[["claim", "verdict", "evidence"], *tested]])
+    note = "By this sweep alone. Of all sweeps together the verdicts may differ (analysis/claims.py)."
+    grid = [["claim", "verdict", "evidence"], *tested]
+    return Part("claims", "The paper's claims", grids=[grid], notes=[note])
 
 
 def table_part(table: Table) -> Part:

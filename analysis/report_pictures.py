@@ -23,7 +23,7 @@ from mirai_bench.results.frame import Results
 from mirai_bench.results.table import Table
 from mirai_bench.utils.errors import UserError
 
-NARROW = 6.5  # inches, of curves that are also to be read on a phone
+NARROW = 6.5  # inches, of figures that are also to be read on a phone
 
 
 def arms_of(results: Results) -> list[Arm]:
@@ -43,7 +43,7 @@ def curves(results: Results, metric: str) -> Part:
 
 def differences(results: Results, table: Table) -> Part:
     """Returns the differences to the baseline at the evaluation of the table."""
-    figure = draw_differences(results, table)
+    figure = draw_differences(results, table, NARROW)
     alt = f"{table.metrics[0]}: difference of each arm to {table.baseline}"
     _, _, how_to_read = figure.get_suptitle().rpartition("\n")
     pictures = [image(rendered(figure, "svg", title=False), "svg", alt)]
