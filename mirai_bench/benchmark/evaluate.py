@@ -105,6 +105,7 @@ UNTRAINED: dict[str, Callable[[Path], None]] = {
     "dinov2": _random_dinov2,
     "cifar10": _random_classifier,
     "fashion_mnist": _random_classifier,
+    "own": _random_classifier,
 }
 
 

@@ -379,3 +379,23 @@ def test_command_writes_a_grid_and_the_samples(trained_run, tmp_path, capsys):
 def test_command_refuses_in_one_message(arguments, message, capsys):
     assert run(command, arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_is_sampled_by_its_name_with_its_own_number_of_threads(
+    make_config, shared_runs, trained_run, tmp_path, monkeypatch
+):
+    """Spinning threads on a busy machine cost more than they help: the run says how many there are."""
+    import json
+
+    plan = {"axis": "named", "profile": "digits", "question": "?", "baseline": "a", "arms": ["a"]}
+    cells = [{"arm": "a", "seed": 0, "fingerprint": trained_run.name}]
+    (shared_runs / "sweeps").mkdir(exist_ok=True)
+    file = shared_runs / "sweeps" / "named-digits.json"
+    file.write_text(json.dumps(plan | {"cells": cells}))
+    torch.set_num_threads(2)
+    try:
+        out = tmp_path / "x.npz"
+        command([str(shared_runs / "named" / "a" / "0"), "--num", "4", "--npz", str(out), "--device", "cpu"])
+    finally:
+        file.unlink()
+    assert out.is_file() and torch.get_num_threads() == make_config().machine.threads == 1

@@ -1,5 +1,6 @@
 """What commands share: the lines about their progress, and how they end."""
 
+import argparse
 import errno
 import io
 
@@ -68,3 +69,19 @@ def test_no_result_is_lost_for_a_character_that_the_terminal_lacks(monkeypatch, 
     assert cli.run(command, []) == 0
     stream.flush()
     assert stream.buffer.getvalue().decode(encoding).startswith("FD-digits ")
+
+
+@pytest.mark.parametrize("words", [["0", "1", "2"], ["0,1,2"], ["0,1", "2"], ["0", "--seeds", "1,2,"]])
+def test_numbers_are_separated_by_spaces_or_commas(words):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", nargs="+", action=cli.Numbers, default=[])
+    assert parser.parse_args(["--seeds", *words]).seeds == [0, 1, 2]
+    assert parser.parse_args([]).seeds == [], "the default of the next command is empty again"
+
+
+def test_what_is_no_number_is_said(capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", nargs="+", action=cli.Numbers, default=[])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seeds", "0,x"])
+    assert "--seeds: write whole numbers, found '0,x'" in capsys.readouterr().err

@@ -12,8 +12,10 @@ from mirai_bench.utils import device as device_module
 from mirai_bench.utils.device import (
     fits,
     has_bf16_products,
+    in_bytes,
     is_out_of_memory,
     machine_bytes,
+    quantity,
     resolve_device,
 )
 from mirai_bench.utils.errors import UserError
@@ -164,3 +166,13 @@ def test_a_number_beyond_the_devices_is_refused(monkeypatch, name, local_rank):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     with pytest.raises(UserError, match="2 CUDA devices are visible"):
         resolve_device(name)
+
+
+def test_quantities_have_a_unit_that_fits_them():
+    assert [in_bytes(number) for number in (0, 999, 2_600_000, 6.56e9)] == [
+        "0 B",
+        "999 B",
+        "2.6 MB",
+        "6.56 GB",
+    ]
+    assert quantity(6.766e7, "FLOP") == "67.7 MFLOP" and quantity(1.5e19, "FLOP") == "15 EFLOP"
