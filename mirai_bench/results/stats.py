@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import nctdtr, stdtr, stdtrit
+from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95  # of the intervals in tables and figures
 POWER = 0.8  # with which an effect is to be shown
@@ -104,10 +104,12 @@ def power(n: int, effect: float, deviation: float, level: float) -> float:
         return 0.0
     if deviation == 0:
         return float(effect != 0)
+    from scipy.stats import nct  # takes a second to import
+
     critical = float(stdtrit(n - 1, 1 - level / 2))
     noncentrality = math.sqrt(n) * abs(effect) / deviation
-    below = float(nctdtr(n - 1, noncentrality, critical))
-    return 1 - below + float(nctdtr(n - 1, noncentrality, -critical))
+    # Both tails are upper ones: of lower ones SciPy's functions (1.15 to 1.17) know many as NaN only.
+    return float(nct.sf(critical, n - 1, noncentrality) + nct.sf(critical, n - 1, -noncentrality))
 
 
 def smallest_shown(n: int, deviation: float, level: float, wanted: float = POWER) -> float:

@@ -4,8 +4,17 @@ import math
 
 import pytest
 from scipy import stats as scipy_stats
+from scipy.integrate import quad
 
-from mirai_bench.results.stats import holm, paired, ratio, t_interval
+from mirai_bench.results.stats import (
+    holm,
+    paired,
+    power,
+    ratio,
+    seeds_needed,
+    smallest_shown,
+    t_interval,
+)
 
 
 def test_t_interval_is_scipys():
@@ -43,3 +52,33 @@ def test_holm_by_hand():
     )
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 24, 1000])
+@pytest.mark.parametrize("level", [0.05, 0.0125])
+def test_the_power_of_a_paired_test_is_that_of_its_definition(n, level):
+    """The statistic is (Z + δ) / S, with S² = χ² / (n - 1): integrated over S, for every size of effect."""
+    df = n - 1
+    critical = scipy_stats.t.ppf(1 - level / 2, df)
+    scale = scipy_stats.chi(df, scale=df**-0.5)
+    before = level / 2
+    for effect in (0.0, 0.05, 0.2, 0.305, 0.35, 1.0, 3.0, 10.0):
+        shift = math.sqrt(n) * effect
+
+        def shown(s, shift=shift):
+            upper = scipy_stats.norm.sf(critical * s - shift)
+            return scale.pdf(s) * (upper + scipy_stats.norm.cdf(-critical * s - shift))
+
+        expected, _ = quad(shown, 0, scale.ppf(1 - 1e-12), points=[min(shift / critical, 1.0)], limit=500)
+        found = power(n, effect, 1.0, level)
+        assert found == pytest.approx(expected, abs=1e-6) and found >= before
+        before = found
+    assert power(n, 0.0, 1.0, level) == pytest.approx(level)
+
+
+@pytest.mark.parametrize("n", range(2, 13))
+def test_the_smallest_effect_that_is_shown_has_the_wanted_power(n):
+    for level in (0.05, 0.0125):
+        effect = smallest_shown(n, 0.05, level)
+        assert power(n, effect, 0.05, level) == pytest.approx(0.8, abs=1e-6)
+        assert seeds_needed(effect * 1.001, 0.05, level) == n
