@@ -76,10 +76,12 @@ def test_the_profile_digits_is_the_run_that_the_checkout_means(give):
 
 
 def test_mirai_bench_lists_its_commands(give):
-    from mirai_bench.__main__ import COMMANDS
+    from mirai_bench.__main__ import ALIASES, COMMANDS, SCRIPTS
 
     said = give("mirai-bench", "--help")
-    assert all(f"\n  {command} " in said for command in COMMANDS)
+    short = {module: name for name, module in ALIASES.items()}
+    names = [*(short.get(module, module) for module in COMMANDS), *SCRIPTS]
+    assert [name for name in names if f"\n  {name} " not in said] == []
 
 
 def test_the_main_job_with_one_seed_and_two_arms(give, python, figures, stopwatch):
