@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m mirai_bench.diagnose",
         description="Looks into the weights of finished runs, and writes what it finds beside them. What "
-        "was measured before is not measured again. `python analysis/diagnose.py` draws it.",
+        "was measured before is not measured again. analysis/diagnose.py draws what was found.",
         epilog="example: python -m mirai_bench.diagnose sweeps/injection_level.yaml --only spatial gradients",
     )
     add = result.add_argument
