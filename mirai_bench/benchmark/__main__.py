@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 ARMS = ["baseline", "output-1d", "output-2d"]  # of the sweep that is measured by default
 SIZES = "small, medium, B, L or XL"
 # Options of all measurements. The others are arguments of the measurement's own function.
-SHARED = ("kind", "device", "rounds", "threads", "compile", "peer", "seconds", "out")
+SHARED = ("kind", "device", "rounds", "threads", "compile", "peer", "seconds", "out", "plugins")
 EPILOG = """examples:
   python -m mirai_bench.benchmark train --sizes small --peer ../Mirai --out train_cpu.json
   python -m mirai_bench.benchmark parity --peer ../Mirai --size nano --grid 8
