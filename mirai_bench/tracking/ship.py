@@ -12,7 +12,6 @@ import contextlib
 import getpass
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ import yaml
 from mirai_bench.tracking.artifacts import artifact_sizes, send_artifact
 from mirai_bench.tracking.diagnoses import diagnoses_of
 from mirai_bench.tracking.mlflow_store import MOST_POINTS, experiment_id, send_or_skip
-from mirai_bench.tracking.records import MEASURED, pack
+from mirai_bench.tracking.points import PREFIX, allowed, points_of
+from mirai_bench.tracking.records import pack
 from mirai_bench.tracking.run_folder import GRIDS, RunFolder
 from mirai_bench.utils.assets import LOCAL_FOLDERS
 from mirai_bench.utils.errors import UserError
@@ -40,7 +40,6 @@ Lines = list[dict[str, Any]]
 MOST_PARAMS = 100  # in one log_batch: MLflow's limit
 MOST_OF_TAG = 4000  # characters of a tag
 MOST_CHARACTERS = 6000  # of one parameter: MLflow's limit
-PREFIX = {"train": "train/", "evaluation": "eval/"}  # of metrics, by the kind of the journal's line
 # MLflow's word for the state of a run folder. It has none for a run that waits to be continued.
 STATUS = {"done": "FINISHED", "failed": "FAILED", "running": "RUNNING", "pending": "RUNNING"}
 
@@ -240,24 +239,10 @@ def _batches(lines: Iterable[dict[str, Any]]) -> Iterator[list[Metric]]:
 
 
 def _points(line: dict[str, Any]) -> list[Metric]:
-    """Returns all numbers of a train line, or the metrics and costs of an evaluation."""
     from mlflow.entities import Metric
 
-    values = dict(line) if line["kind"] == "train" else {key: line.get(key) for key in MEASURED}
-    values |= line.get("metrics", {})
     when = int(line["time"] * 1000)
-    points = []
-    for key, value in values.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if is_number and key not in ("time", "step"):
-            name = PREFIX[line["kind"]] + _allowed(key)
-            points.append(Metric(name, float(value), when, line["step"]))
-    return points
-
-
-def _allowed(key: str) -> str:
-    """Returns a name without the characters that MLflow refuses, such as that of "precision@5"."""
-    return re.sub(r"[^\w.\- :/]", "_", key)
+    return [Metric(name, value, when, line["step"]) for name, value in points_of(line).items()]
 
 
 def _send_diagnoses(client: MlflowClient, run: Run, folder: RunFolder) -> None:
@@ -280,7 +265,7 @@ def _send_diagnoses(client: MlflowClient, run: Run, folder: RunFolder) -> None:
             continue
         when = int(line["time"] * 1000)
         points = [
-            Metric(f"diagnose/{name}/{_allowed(key)}", float(value), when, step)
+            Metric(f"diagnose/{name}/{allowed(key)}", float(value), when, step)
             for key, value in line["values"].items()
         ]
         # The tag goes with the last part. A part that is sent twice has the same points, which the

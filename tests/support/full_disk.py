@@ -51,6 +51,7 @@ from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking.journal import Journal
 from mirai_bench.tracking.run_folder import Failure, RunFolder
 from mirai_bench.tracking.ship import ship, start_sweep
+from mirai_bench.tracking.tensorboard import export
 from mirai_bench.train.__main__ import command as train
 from mirai_bench.utils import cli, files
 from mirai_bench.utils.outside import Outside, download
@@ -240,6 +241,9 @@ class Here:
         records = ROOT / "reports" / "data" / "guidance_digits.jsonl"
         import_module("guidance").command(["--records", str(records), "--out", str(disk)])
 
+    def single_runs(self, disk):
+        import_module("single_runs").command(["--out", str(disk)])
+
     def analysis(self, script):
         command = import_module(script).command
         return lambda disk: command(["--records", str(RECORDS), "--out", str(disk)])
@@ -312,6 +316,9 @@ def writers(here: Here) -> dict[str, Writer]:
         ),
         "frozen records": Writer(here.frozen, "results.reading: write_lines, sweep.noise: run_panel"),
         "schemas": Writer(write_schemas, "config.json_schema: write_schemas"),
+        "tensorboard": Writer(
+            lambda disk: export(RunFolder(here.run), disk / "events"), "tracking.tensorboard: export"
+        ),
         "MLflow's new store": Writer(here.store, "tracking.mlflow_store: _create_sqlite"),
         "MLflow's store": Writer(
             here.shipping, "tracking.artifacts: send_artifact", before=here.store, warns=True
@@ -324,6 +331,8 @@ def writers(here: Here) -> dict[str, Writer]:
         ),
         "fid_table": Writer(here.analysis("fid_table"), "analysis.fid_table: command, analysis.common: save"),
         "plot_convergence": Writer(here.analysis("plot_convergence"), "analysis.plot_convergence: command"),
+        "report": Writer(here.analysis("report"), "analysis.report: command"),
+        "single_runs": Writer(here.single_runs, "analysis.single_runs: command"),
         "claims": Writer(here.analysis("claims"), "analysis.claims: command"),
         "diagnoses of a run": Writer(
             here.diagnosis,
@@ -344,6 +353,8 @@ def writers(here: Here) -> dict[str, Writer]:
 # them, `cli.run` says which one it was.
 SCRATCH = {
     "sweep.page: send_summary",
+    "analysis.common: rendered",  # into memory
+    "analysis.report_pictures: samples",  # into memory
     "analysis.sample_grid: command",
     "benchmark.data: measure",
     "benchmark.data: write_both",
