@@ -18,7 +18,7 @@ def commands(plan: Plan) -> list[str]:
     command reads it. The sweep finds done what these commands have trained.
     """
     plan.write()
-    imports = "".join(f" --import {shlex.quote(plugin.module)}" for plugin in loaded())
+    imports = "".join(f" --import {shlex.quote(plugin.word)}" for plugin in loaded())
     found = []
     for cell in in_order_of_execution(plan.sweep.cells, plan.sweep.baseline):
         folder = folder_of(cell)

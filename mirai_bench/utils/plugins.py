@@ -29,6 +29,12 @@ class Plugin(NamedTuple):
     folder: str
     """The folder in which Python finds it."""
 
+    @property
+    def word(self) -> str:
+        """Returns what `--import` takes for it: its file, from any folder, or the module of a package."""
+        file = Path(self.folder, f"{self.module}.py")
+        return str(file) if file.is_file() else self.module
+
 
 class Owner(NamedTuple):
     """Who has registered a name."""

@@ -207,6 +207,16 @@ def test_a_name_is_registered_by_one_plug_in_and_may_be_registered_again(plugin)
     assert [each.module for each in loaded()] == ["one"]
 
 
+def test_commands_of_a_sweep_import_the_plug_in_from_any_folder(plugin, sweep_file, here, capsys):
+    from mirai_bench.sweep.__main__ import command
+
+    file = sweep_file({"baseline": {"level": "none"}, "column": {"level": "internal", "layout": "column"}})
+    name = plugin("column_plugin", COLUMN)
+    assert command([str(file), "--import", name, "--commands"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.endswith(f"--import {here / 'column_plugin.py'}") for line in lines)
+
+
 def test_there_is_no_such_module(here, capsys):
     from mirai_bench.utils.cli import run
 
@@ -229,7 +239,7 @@ def test_a_package_is_one_plug_in_with_all_its_files(plugin, here):
     (here / "my_pack" / "helper.py").write_text("A = 1\n")
     import_plugin("my_pack")
     (found,) = loaded()
-    assert found == ("my_pack.layouts", str(here))
+    assert found == ("my_pack.layouts", str(here)) and found.word == "my_pack.layouts"
     from mirai_bench.utils.plugins import code_hash
 
     before = code_hash(found)
