@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 SIDE = 32  # pixels; larger images are shrunk
 MOST_IMAGES = 50_000  # that it is trained on, evenly spaced
-PASSES = 6_000  # images that training sees, for the length of its epochs
-MOST_EPOCHS = 60
+PASSES = 12_000  # images that training sees, for its number of epochs, which is within these bounds
+EPOCHS = (6, 60)
 AT_A_TIME = 500  # images that are read
 FIXED = ("digits", "cifar10", "fashion_mnist")  # data sets with classifiers of their own
 
@@ -76,7 +76,7 @@ def recipe_for(data: DataConfig, images: int) -> Recipe:
     side = min(SIDE, data.image_size)
     batch = min(128, max(16, images // 16))
     return Recipe(
-        epochs=max(2, min(MOST_EPOCHS, PASSES // images)),
+        epochs=max(EPOCHS[0], min(EPOCHS[1], PASSES // images)),
         batch_size=batch,
         lr=0.4 * batch / 512,
         shift=side // 8,

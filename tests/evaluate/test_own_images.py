@@ -188,7 +188,7 @@ def test_large_images_are_shrunk_and_small_ones_are_not():
 @pytest.mark.parametrize("images", [10, 160, 5_000, 1_000_000])
 def test_recipes_fit_the_number_of_images(images, own):
     recipe = recipe_for(own.data, images)
-    assert 2 <= recipe.epochs <= 60 and 16 <= recipe.batch_size <= 128 and not recipe.mirror
+    assert 6 <= recipe.epochs <= 60 and 16 <= recipe.batch_size <= 128 and not recipe.mirror
 
 
 def test_protocols_of_own_images():
