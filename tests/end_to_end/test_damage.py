@@ -28,7 +28,7 @@ from mirai_bench.checkpoint.store import (
 from mirai_bench.data.codes import open_codes
 from mirai_bench.data.images import listing
 from mirai_bench.data.images.image_sets import NpzImages, NpzWriter, parts
-from mirai_bench.data.images.listing import content_hash, list_images
+from mirai_bench.data.images.listing import content_hash, file_digests, list_images
 from mirai_bench.evaluate import digits_classifier
 from mirai_bench.evaluate.digits_classifier import classifier_file, load_classifier
 from mirai_bench.evaluate.extractors import open_extractor
@@ -195,7 +195,8 @@ class Makers:
 
     def hashed(self, folder):
         root = self.toys / "train"
-        return content_hash(root, list_images(root, ["ant", "bee"]).files, folder)
+        found = list_images(root, ["ant", "bee"]).files
+        return content_hash(root, found, file_digests(root, found, folder))
 
     # runs and sweeps
 

@@ -30,7 +30,7 @@ from mirai_bench.config.json_schema import write_schemas
 from mirai_bench.config.load import SWEEPS, build_run, merge, read_profile
 from mirai_bench.data.codes import open_codes
 from mirai_bench.data.images import listing
-from mirai_bench.data.images.listing import content_hash, list_images
+from mirai_bench.data.images.listing import file_digests, list_images
 from mirai_bench.data.prepare import main as prepare
 from mirai_bench.data.tokenizers.vq_small import SmallVQ
 from mirai_bench.diagnose import __main__ as diagnose
@@ -147,7 +147,7 @@ class Here:
         images = disk / "classes" / "a"
         if not images.exists():
             images.symlink_to(root / "ant")
-        content_hash(disk / "classes", list_images(disk / "classes", ["a"]).files, disk / "runs")
+        file_digests(disk / "classes", list_images(disk / "classes", ["a"]).files, disk / "runs")
 
     def features(self, disk):
         class Encoder:
