@@ -100,11 +100,12 @@ def test_no_arm_has_foresight_beside_a_regularizer():
 
 
 def test_the_rivals_stand_beside_the_arms_of_the_other_sweeps():
-    """So that these are trained once."""
+    """So that these are trained once. Mirai-E differs in λ, which was searched for as long as theirs."""
     others = arms_of("foresight_source")
-    assert {arm: arms_of("regularizer")[arm] for arm in ("baseline", "mirai-e-k3", "mirai-i-k1")} == {
-        arm: others[arm] for arm in ("baseline", "mirai-e-k3", "mirai-i-k1")
-    }
+    rivals = arms_of("regularizer")
+    for arm in ("baseline", "mirai-i-k1"):
+        assert rivals[arm] == others[arm]
+    assert rivals["mirai-e-k3"] == others["mirai-e-k3"] | {"weight": 0.5}
 
 
 @pytest.mark.parametrize("profile", ["cifar10_cpu", "imagenet256_b", "imagenet256_l", "imagenet256_xl"])
