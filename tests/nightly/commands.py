@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import itertools
 import os
 import re
 import shlex
@@ -197,8 +198,14 @@ def _with_subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.Argum
 
 
 def read(text: str) -> Command:
-    """Returns the command of a text. Comments and dots that stand for further words are left out."""
+    """Returns the command of a text, up to a pipe.
+
+    Comments and dots that stand for further words are left out, and of a range of numbers all but the
+    first.
+    """
+    text = re.sub(r"\$\(seq (\d+) \d+\)", r"\1", text)
     words = [word for word in shlex.split(text, comments=True) if word not in ("…", "...")]
+    words = list(itertools.takewhile(lambda word: word != "|", words))
     launcher = words[0]
     if launcher == "mirai-bench":
         if words[1] in COMMANDS_OF_ANALYSIS:

@@ -49,6 +49,7 @@ PLACEHOLDERS = {
     r"\bNAME\b": "digits",
     r"\bcolumn-k3\b": "grid-2d-k3",  # the arm that docs/variants.md adds
     r"^foresight_source$": "injection_level",  # the axis of the small sweep
+    r"^my_layouts$": "json",  # a reader's own module
 }
 # Options that name what a command writes, and fields of --set that name a file or folder to read.
 OUTPUTS = {"out", "grid", "npz", "record", "reconstructions"}
@@ -201,7 +202,10 @@ def test_every_option_is_known_to_the_parser_of_its_command(written, figures):
             options = None if names_command(meant) else parse(meant)
             if options is not None and hasattr(options, "config") and hasattr(options, "settings"):
                 others = [setting for setting in options.settings if not names_file(setting)]
-                load_run(options.config or "digits", others)  # every field of --set exists
+                is_there = options.config and (
+                    Path(options.config).exists() or not Path(options.config).suffix
+                )
+                load_run(options.config if is_there else "digits", others)  # every field of --set exists
         except (NotUnderstood, UserError) as error:
             refused.append(f"{command}\n    {error}")
     figures(f"{len(written)} commands are understood, {len(refused)} are not")
