@@ -54,9 +54,11 @@ def session(address: str | None, environment: dict[str, str]) -> Iterator[None]:
             options["object_store_memory"] = OBJECT_STORE_BYTES
             options["_temp_dir"] = str(stack.enter_context(private_folder()))
             # Ray listens on all addresses of this machine, and lets in whoever has its token. One of
-            # this process's own lies in no file that others could read.
-            if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-                os.environ.setdefault("RAY_AUTH_TOKEN", TOKEN)
+            # this process's own lies in no file that others could read. What this process starts later
+            # inherits none: it may belong to a cluster with another token.
+            if not {"RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"} & os.environ.keys():
+                os.environ["RAY_AUTH_TOKEN"] = TOKEN
+                stack.callback(os.environ.pop, "RAY_AUTH_TOKEN", None)
         try:
             ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
         except Exception as error:  # a bare one if it has not started within 30 s, as on a busy machine

@@ -44,12 +44,14 @@ def test_a_ray_of_ours_has_a_folder_and_a_token_of_its_own(started, monkeypatch)
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert not os.path.exists(os.path.dirname(folder))
     assert started[0]["address"] == "local"
+    assert "RAY_AUTH_TOKEN" not in os.environ, "what is started later may belong to another cluster"
 
 
 def test_a_token_that_the_user_has_set_is_kept(started, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
     with session(None, {}):
         assert os.environ["RAY_AUTH_TOKEN"] == "mine"
+    assert os.environ["RAY_AUTH_TOKEN"] == "mine"
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "file")
     with session(None, {}):
