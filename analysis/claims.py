@@ -8,13 +8,12 @@ The claims and the comparisons that test them are in reports/claims.yaml.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import first_kind, load, parser
+from common import first_kind, load, parser, write
 from comparisons import (
     CANNOT,
     DIAGNOSED,
@@ -34,10 +33,7 @@ from mirai_bench.results.table import MISSING
 from mirai_bench.results.teachers import taught_by_judge
 from mirai_bench.utils.assets import shipped
 from mirai_bench.utils.cli import run
-from mirai_bench.utils.files import write_text
 from mirai_bench.utils.text_table import markdown_table
-
-log = logging.getLogger(__name__)
 
 CLAIMS = shipped("reports", "claims.yaml")
 RULES = (
@@ -195,10 +191,7 @@ def command(argv: list[str]) -> int:
     )
     args = options.parse_args(argv)
     text = report(read_yaml(args.claims)["claims"], load(args), load_diagnoses(args))
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "claims.md"
-    write_text(path, text)
-    log.info(f"wrote {path}")
+    write(args.out, "claims.md", text)
     print(text)
     return 0
 

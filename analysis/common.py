@@ -26,7 +26,7 @@ from mirai_bench.results.frame import Results, with_protocol
 from mirai_bench.results.reading import read_journals, read_jsonl, read_mlflow
 from mirai_bench.results.stats import Estimate
 from mirai_bench.utils.errors import UserError, unknown
-from mirai_bench.utils.files import write_bytes
+from mirai_bench.utils.files import write_bytes, write_text
 from mirai_bench.utils.outputs import OUT, output_folder
 
 log = logging.getLogger(__name__)
@@ -248,6 +248,15 @@ def save(
         # In memory: on a full disk matplotlib's own writers fail with errors that do not say so.
         write_bytes(path, rendered(figure, kind, title))
         log.info(f"wrote {path}")
+
+
+def write(out: Path, name: str, text: str) -> Path:
+    """Writes a text into a folder, which is made, and says where. Returns its path."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / name
+    write_text(path, text)
+    log.info(f"wrote {path}")
+    return path
 
 
 def rendered(figure: Figure, kind: str, title: bool = True) -> bytes:

@@ -13,7 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
-from common import add_out, save
+from common import add_out, save, write
 from correlation import correlations
 from correlation_report import caption, comma_separated, document, draw
 from diagnosed import draw_diagnostic
@@ -34,7 +34,6 @@ from mirai_bench.results.latex import in_latex
 from mirai_bench.results.writers import in_html, in_markdown
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
-from mirai_bench.utils.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -134,9 +133,7 @@ def relate(sweeps: list[Diagnoses], out: Path) -> None:
 def write_forms(forms: dict[str, str], out: Path, stem: str) -> None:
     """Writes a table in its forms, and prints it in Markdown."""
     for kind, text in forms.items():
-        path = out / f"{stem}.{kind}"
-        write_text(path, text)
-        log.info(f"wrote {path}")
+        write(out, f"{stem}.{kind}", text)
     print(forms["md"])
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from common import load, parser
+from common import load, parser, write
 from scipy.special import betaincinv, stdtr
 
 from mirai_bench.results.controls import SUMMARY, dataset_of, solved_counts
@@ -25,7 +25,7 @@ from mirai_bench.results.frame import Results, file_stem, is_distance
 from mirai_bench.results.looks import LEVEL, levels
 from mirai_bench.results.stats import CONFIDENCE, fisher_exact
 from mirai_bench.utils.cli import run
-from mirai_bench.utils.files import write_json, write_text
+from mirai_bench.utils.files import write_json
 from mirai_bench.utils.text_table import markdown_table
 
 log = logging.getLogger(__name__)
@@ -180,10 +180,7 @@ def command(argv: list[str]) -> int:
         parts["null"] = found_in_nothing(results)
         # 2. The report on the null.
         text = report(results)
-        args.out.mkdir(parents=True, exist_ok=True)
-        path = args.out / f"false_positives_{file_stem(results.profile)}.md"
-        write_text(path, text)
-        log.info(f"wrote {path}")
+        write(args.out, f"false_positives_{file_stem(results.profile)}.md", text)
         print(text)
     # 3. With both, what stands at the foot of other tables.
     if len(parts) == 2:

@@ -8,7 +8,6 @@ Writes Markdown, CSV, LaTeX and HTML, and the differences to the baseline as a f
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from dataclasses import replace
 from typing import Any
@@ -26,6 +25,7 @@ from common import (
     percent_axis,
     plain,
     save,
+    write,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -51,9 +51,6 @@ from mirai_bench.results.writers import (
 )
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
-from mirai_bench.utils.files import write_text
-
-log = logging.getLogger(__name__)
 
 WIDTH = 8.0  # inches, of the figure
 SIGNIFICANT = 0.05  # of the p-values after Holm's correction
@@ -162,11 +159,8 @@ def command(argv: list[str]) -> int:
         title = table.title if args.at == "epochs" else f"{table.title} (at equal {AXES[args.at][1]})"
         table = replace(table, title=title, notes=[*table.notes, *notes])
         stem = results.name if args.at == "epochs" else f"{results.name}_at_{args.at}"
-        args.out.mkdir(parents=True, exist_ok=True)
         for kind, text in forms(table, stem, args.columns, latex_width(args.width)).items():
-            path = args.out / f"{stem}.{kind}"
-            write_text(path, text)
-            log.info(f"wrote {path}")
+            write(args.out, f"{stem}.{kind}", text)
         # 2. The figure, unless there is nothing to compare, and the records behind both.
         if len(table.rows) > 1:
             figure = draw_differences(results, table, args.width or WIDTH)

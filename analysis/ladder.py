@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import math
 import sys
 from itertools import pairwise
@@ -21,7 +20,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from common import COLOURS, STYLE, load, parser, percent_axis, save
+from common import COLOURS, STYLE, load, parser, percent_axis, save, write
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -34,10 +33,7 @@ from mirai_bench.results.writers import difference
 from mirai_bench.utils.assets import shipped
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError
-from mirai_bench.utils.files import write_text
 from mirai_bench.utils.text_table import markdown_table
-
-log = logging.getLogger(__name__)
 
 COLUMNS = 4  # of panels
 APART = 0.16  # of two points of a panel, in decades of the number of parameters
@@ -220,9 +216,7 @@ def command(argv: list[str]) -> int:
     stem = "ladder" if args.metric == METRICS[0] else f"ladder_{args.metric}"
     save(draw(points), args.out, stem)
     for kind, text in {"md": report(points), "csv": comma_separated(points)}.items():
-        path = args.out / f"{stem}.{kind}"
-        write_text(path, text)
-        log.info(f"wrote {path}")
+        write(args.out, f"{stem}.{kind}", text)
     print(report(points))
     return 0
 

@@ -8,12 +8,11 @@ sweep has many arms, each of them gets its own panel, together with the baseline
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 
 import matplotlib
-from common import STYLE, add_figure, add_one_off, load, parser, save
+from common import STYLE, add_figure, add_one_off, load, parser, save, write
 from convergence import BANDS, draw
 from fd_targets import read_target, target_table
 from matplotlib.figure import Figure
@@ -24,9 +23,6 @@ from mirai_bench.results.cost import AXES, one_off_notes, with_one_off, without_
 from mirai_bench.results.frame import file_stem
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import unknown
-from mirai_bench.utils.files import write_text
-
-log = logging.getLogger(__name__)
 
 
 def _add_notes(figure: Figure, notes: Sequence[str]) -> None:
@@ -74,9 +70,7 @@ def command(argv: list[str]) -> int:
         if target is not None:
             text += "\n" + target_table(results, metric, target, timing=not args.no_timing)
         text += "".join(f"\n{note}\n" for note in notes)
-        path = args.out / f"{stem}_speedup.md"
-        write_text(path, text)
-        log.info(f"wrote {path}")
+        write(args.out, f"{stem}_speedup.md", text)
         print(text)
     return 0
 

@@ -8,14 +8,13 @@ The page is one file of HTML that needs no other and no network.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from claims import load_diagnoses
-from common import first_line, load, parser
+from common import first_line, load, parser, write
 from report_page import Part, Sweep, page
 from report_parts import (
     costs,
@@ -35,9 +34,6 @@ from mirai_bench.results.frame import Results
 from mirai_bench.results.table import build_table
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import unknown
-from mirai_bench.utils.files import write_text
-
-log = logging.getLogger(__name__)
 
 TOGETHER = "report"  # stem of the page of all sweeps
 
@@ -106,15 +102,11 @@ def command(argv: list[str]) -> int:
         files = [path for path in beside.records or [] if belongs_to(results, first_line(path))]
         pages.append(sweep_page(results, own, files, args))
     # 3. Their files.
-    args.out.mkdir(parents=True, exist_ok=True)
     texts = {f"{each.name}_report": page(each.title, [each]) for each in pages}
     if args.together:
         texts = {TOGETHER: page(f"mirai_bench: {', '.join(each.title for each in pages)}", pages)}
     for stem, text in texts.items():
-        path = args.out / f"{stem}.html"
-        write_text(path, text)
-        log.info(f"wrote {path}")
-        print(path)
+        print(write(args.out, f"{stem}.html", text))
     return 0
 
 

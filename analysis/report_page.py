@@ -111,9 +111,8 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     text = text[text.index("<svg") :]
     # Comments hold the texts of the figure, and are not needed.
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1)
+    for size in ("width", "height"):
+        text = re.sub(rf'(<svg [^>]*?) {size}="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'\bid="arm-(\d+)-[^"]*"', r'class="arm-\1"', text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#|url\(#', lambda found: f"{found.group()}{name}-", text)

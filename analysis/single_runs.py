@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import logging
 import math
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import add_out
+from common import add_out, write
 from scipy.special import ndtr, ndtri
 
 from mirai_bench.config.load import read_yaml
@@ -26,10 +25,7 @@ from mirai_bench.results.paper import EPOCHS, read_paper
 from mirai_bench.results.stats import CONFIDENCE, holm
 from mirai_bench.utils.assets import shipped
 from mirai_bench.utils.cli import run
-from mirai_bench.utils.files import write_text
 from mirai_bench.utils.text_table import markdown_table
-
-log = logging.getLogger(__name__)
 
 CLAIMS = shipped("reports", "claims.yaml")
 NOISE = shipped("reports", "data", "training_noise.csv")
@@ -255,10 +251,7 @@ def command(argv: list[str]) -> int:
     add_out(options)
     args = options.parse_args(argv)
     text = report()
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "paper_single_runs.md"
-    write_text(path, text)
-    log.info(f"wrote {path}")
+    write(args.out, "paper_single_runs.md", text)
     print(text)
     return 0
 

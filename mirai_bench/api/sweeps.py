@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mirai_bench.config.load import as_settings
 from mirai_bench.config.sweep_file import find_sweep
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.plugins import import_plugin
@@ -73,7 +73,7 @@ def run_sweep(
         import_plugin(module)
     source = sweep if isinstance(sweep, Mapping) else find_sweep(str(sweep))
     # As `--set` options, which also say what another sweep it is.
-    texts = [f"{path}={json.dumps(value)}" for path, value in (settings or {}).items()]
+    texts = as_settings(settings or {})
     plan = make_plan(source, profile=profile, seeds=seeds, only=only, settings=texts)
     train(plan, Options(max_concurrent, address, retries))
     failed = [cell for cell in plan.sweep.cells if folder_of(cell).state == "failed"]

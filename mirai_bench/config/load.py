@@ -6,6 +6,7 @@ is wrong with a file is reported as one UserError.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -131,6 +132,11 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both_are_sections = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = merge(merged[key], value) if both_are_sections else value
     return merged
+
+
+def as_settings(values: Mapping[str, Any]) -> list[str]:
+    """Returns fields by their paths as `--set` options: {"train.lr": 0.1} becomes ["train.lr=0.1"]."""
+    return [f"{path}={json.dumps(value)}" for path, value in values.items()]
 
 
 def parse_sets(settings: Iterable[str]) -> dict[str, Any]:

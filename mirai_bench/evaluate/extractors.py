@@ -78,44 +78,36 @@ def _among_assets(
     return lambda config, weights: locate(config.machine.assets, weights)
 
 
-def _image_classifier(dataset: str, short: str, side: int) -> Entry:
-    """Returns the entry of the shipped classifier of a data set. Its distances are named FD-short etc."""
+def _classifier(
+    load: Callable[[Path], nn.Module],
+    locate: Callable[[RunConfig, Path | None], Path],
+    short: str,
+    **more: Any,
+) -> Entry:
+    """Returns the entry of a classifier of the data's own classes. Its distances are named FD-short etc."""
     return Entry(
-        load_image_classifier,
-        partial(locate_classifier, dataset),
+        load,
+        locate,
         features=("pool", "logits"),
         frechet=f"FD-{short}",
         kernel=f"KID-{short}",
-        batch=250,
         kid=(20, 500),
-        image_size=side,
         labels=True,
+        **more,
     )
 
 
+def _image_classifier(dataset: str, short: str, side: int) -> Entry:
+    """Returns the entry of the shipped classifier of a data set."""
+    locate = partial(locate_classifier, dataset)
+    return _classifier(load_image_classifier, locate, short, batch=250, image_size=side)
+
+
 EXTRACTORS = {
-    "digits": Entry(
-        load_classifier,
-        _locate_digits,
-        features=("pool", "logits"),
-        frechet="FD-digits",
-        kernel="KID-digits",
-        batch=250,
-        kid=(20, 500),
-        image_size=8,
-        labels=True,
-    ),
+    "digits": _classifier(load_classifier, _locate_digits, "digits", batch=250, image_size=8),
     "cifar10": _image_classifier("cifar10", "cifar10", 32),
     "fashion_mnist": _image_classifier("fashion_mnist", "fashion", 28),
-    "own": Entry(
-        OwnClassifier,
-        locate_own,
-        features=("pool", "logits"),
-        frechet="FD-own",
-        kernel="KID-own",
-        kid=(20, 500),
-        labels=True,
-    ),
+    "own": _classifier(OwnClassifier, locate_own, "own"),
     "inception": Entry(
         inception.load_compat,
         _among_assets(networks.locate_compat),

@@ -7,11 +7,9 @@ fingerprint like any other, so what an earlier search or a sweep has trained is 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,17 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from mirai_bench.config.load import build_run, checked, merge, parse_sets, read_yaml
+from mirai_bench.config.load import as_settings, build_run, checked, merge, parse_sets, read_yaml
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Range, Search, Space, SweepFile
-from mirai_bench.results.frame import is_distance, lower_is_better
+from mirai_bench.results.frame import lower_is_better
 from mirai_bench.sweep import ray_session, ray_tune
 from mirai_bench.sweep.cell import lasting_errors_stay_here, train_cell
 from mirai_bench.sweep.driver import DRIVER, WORKERS, Options, stop_file_on_signal
 from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.sweep.job import Job
 from mirai_bench.sweep.plan import Plan, with_absolute_paths
-from mirai_bench.sweep.search_table import in_words, table_of
+from mirai_bench.sweep.search_table import HELDOUT, compare, in_words, table_of
 from mirai_bench.tracking.mlflow_store import create_store
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.search_page import send_search
@@ -44,7 +42,6 @@ from mirai_bench.utils.text_table import markdown_table
 
 log = logging.getLogger(__name__)
 
-HELDOUT = "heldout_ntp"  # the metric that `slack` is about
 EXAMPLE = """  search:
     arms:
       internal-2d:
@@ -86,8 +83,7 @@ def with_values(base: dict[str, Any], values: dict[str, Any]) -> RunConfig:
 
     Raises UserError if they do not fit.
     """
-    settings = [f"{path}={json.dumps(value)}" for path, value in values.items()]
-    return with_absolute_paths(build_run(merge(base, parse_sets(settings)), "search.space"))
+    return with_absolute_paths(build_run(merge(base, parse_sets(as_settings(values))), "search.space"))
 
 
 def run_trial(values: dict[str, Any], *, job: Job, metric: str) -> None:
@@ -177,46 +173,6 @@ def run_search(search_plan: SearchPlan, plan: Plan, options: Options) -> list[di
             label = {"axis": f"search {name}", "arm": in_words(run["values"]), "seed": run["seed"]}
             ship(folder, parent=parent, **label, stopped_early=True)
     return rows
-
-
-def compare(runs: list[dict[str, Any]], search: Search, lower: bool) -> list[dict[str, Any]]:
-    """Returns a row per configuration, the best one first. `lower` says whether less is better.
-
-    `excluded` says why a configuration does not count, or is None.
-    """
-    # 1. The means over the seeds. A configuration of which one run failed has none.
-    by_values: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        by_values.setdefault(json.dumps(run["values"], sort_keys=True), []).append(run)
-    rows = []
-    for unordered in by_values.values():
-        of_values = sorted(unordered, key=lambda run: run["seed"])
-        row = {"values": of_values[0]["values"], "metric": None, HELDOUT: None, "seconds": None}
-        if all(run["metric"] is not None for run in of_values):
-            in_log = is_distance(search.metric)
-            row["metric"] = mean_of([run["metric"] for run in of_values], in_log)
-            for name in (HELDOUT, "seconds"):
-                values = [run[name] for run in of_values if run[name] is not None]
-                row[name] = mean_of(values) if values else None
-        rows.append(row | {"excluded": None, "runs": of_values})
-    # 2. What does not count.
-    losses = [row[HELDOUT] for row in rows if row[HELDOUT] is not None]
-    for row in rows:
-        seconds = row["seconds"]
-        if row["metric"] is None:
-            row["excluded"] = "not measured"
-        elif search.seconds is not None and seconds is not None and seconds > search.seconds:
-            row["excluded"] = f"{seconds:.0f} s of training, more than {search.seconds:g}"
-        elif search.slack is not None and row[HELDOUT] > min(losses) + search.slack:
-            row["excluded"] = f"{HELDOUT} is {row[HELDOUT] - min(losses):.3f} above the best"
-    sign = 1 if lower else -1
-    rows.sort(key=lambda r: (r["metric"] is None, r["excluded"] is not None, (r["metric"] or 0) * sign))
-    return rows
-
-
-def mean_of(values: list[float], in_log: bool = False) -> float:
-    """Returns the mean, or the geometric mean."""
-    return statistics.geometric_mean(values) if in_log else statistics.fmean(values)
 
 
 def describe_search(search_plan: SearchPlan) -> str:

@@ -31,13 +31,11 @@ def replay(folder: RunFolder) -> int:
 
     Returns the number of MLflow runs that now hold it, or 0, after one warning, if MLflow is away.
     """
-    folder = _absolute(folder)
+    folder = absolute(folder)
     seed = folder.config_fields()["seed"]
     # 1. The sweeps that the run belongs to: (parent run, axis, arm).
     targets: list[tuple[str | None, str | None, str]] = []
-    for plan in plans_of(folder):
-        arms = [cell["arm"] for cell in plan["cells"] if cell["fingerprint"] == folder.path.name]
-        targets += [(start_sweep(plan), plan["axis"], arm) for arm in arms]
+    targets += [(start_sweep(plan), plan["axis"], cell["arm"]) for plan, cell in cells_of(folder)]
     # 2. The run, once per sweep, because an MLflow run has one parent.
     for parent, axis, arm in targets or [(None, None, "")]:
         if not ship(folder, parent=parent, axis=axis, arm=arm, seed=seed):
@@ -48,7 +46,7 @@ def replay(folder: RunFolder) -> int:
 def end_ended(folders: Iterable[RunFolder]) -> None:
     """Marks the sweeps of runs that were sent as ended, if none of their runs waits to be trained."""
     plans: dict[tuple[Path, str, str], dict[str, Any]] = {}
-    for folder in map(_absolute, folders):
+    for folder in map(absolute, folders):
         for plan in plans_of(folder):
             plans[folder.path.parent, plan["axis"], plan["profile"]] = plan
     for (runs, _, _), plan in plans.items():
@@ -63,6 +61,12 @@ def plans_of(folder: RunFolder) -> list[dict[str, Any]]:
     return [plan for plan in plans if folder.path.name in (cell["fingerprint"] for cell in plan["cells"])]
 
 
-def _absolute(folder: RunFolder) -> RunFolder:
+def cells_of(folder: RunFolder) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Returns (plan, cell) for each cell of a plan that is this run."""
+    pairs = [(plan, cell) for plan in plans_of(folder) for cell in plan["cells"]]
+    return [(plan, cell) for plan, cell in pairs if cell["fingerprint"] == folder.path.name]
+
+
+def absolute(folder: RunFolder) -> RunFolder:
     """Returns the folder by its absolute path: its name is the fingerprint, which `.` would hide."""
     return RunFolder(folder.path.absolute())

@@ -18,7 +18,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from mirai_bench.tracking.diagnoses import diagnoses_of
 from mirai_bench.tracking.points import PREFIX, allowed, points_of
-from mirai_bench.tracking.replay import plans_of
+from mirai_bench.tracking.replay import absolute, cells_of
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.files import atomic
 
@@ -30,7 +30,7 @@ def export(folder: RunFolder, out: Path) -> list[Path]:
 
     Returns the paths of the files.
     """
-    folder = RunFolder(folder.path.absolute())  # whose name is the fingerprint, which `.` would hide
+    folder = absolute(folder)
     events = [event.SerializeToString() for event in events_of(folder)]
     paths = []
     for name in names_of(folder):
@@ -49,12 +49,8 @@ def export(folder: RunFolder, out: Path) -> list[Path]:
 
 def names_of(folder: RunFolder) -> list[str]:
     """Returns the run's name in each sweep, such as `injection_level/internal-2d-s10`."""
-    fingerprint = folder.path.name
-    cells = [(plan["axis"], cell) for plan in plans_of(folder) for cell in plan["cells"]]
-    names = [
-        f"{axis}/{cell['arm']}-s{cell['seed']}" for axis, cell in cells if cell["fingerprint"] == fingerprint
-    ]
-    return names or [fingerprint]
+    names = [f"{plan['axis']}/{cell['arm']}-s{cell['seed']}" for plan, cell in cells_of(folder)]
+    return names or [folder.path.name]
 
 
 def events_of(folder: RunFolder) -> Iterator[Event]:

@@ -122,11 +122,6 @@ OUTSIDE: dict[str, Outside] = {
 }
 
 
-def is_intact(asset: Outside, path: Path) -> bool | None:
-    """Tells whether a file has the content that it should have, or None if that is not known."""
-    return None if asset.sha256 is None else file_sha256(path) == asset.sha256
-
-
 def download(asset: Outside, folder: Path) -> Path:
     """Downloads a file into a folder and returns its path. It gets its name once its content is verified.
 
@@ -144,9 +139,9 @@ def download(asset: Outside, folder: Path) -> Path:
             raise UserError(
                 f"{asset.url} could not be fetched ({error}): fetch it elsewhere, and put it into {folder}"
             ) from None
-        if is_intact(asset, temporary) is False:
+        if asset.sha256 is not None and (found := file_sha256(temporary)) != asset.sha256:
             raise UserError(
-                f"{asset.url} is not the file that it should be: its content is {file_sha256(temporary)}, "
+                f"{asset.url} is not the file that it should be: its content is {found}, "
                 f"known is {asset.sha256}. Nothing was kept"
             )
     return path

@@ -16,8 +16,8 @@ from mirai_bench.foresight.projector import PROJECTORS
 from mirai_bench.foresight.source import SOURCES
 from mirai_bench.model.kernels import linear_cross_entropy
 from mirai_bench.model.transformer import build_model
-from tests.support.objectives import assemble
-from tests.support.small_run import new_trainer
+from tests.support.objectives import assemble, eager_and_captured
+from tests.support.small_run import resumed
 
 VARIANTS = [
     {"level": "none"},
@@ -148,15 +148,7 @@ HEADS = [variant for variant in VARIANTS if "projector" in variant]
 @pytest.mark.parametrize("variant", HEADS, ids=names)
 def test_a_run_that_resumes_equals_one_that_does_not(make_config, variant):
     config = make_config(foresight=variant)
-    whole, first = new_trainer(config), new_trainer(config)
-    for step in range(4):
-        whole.step(step)
-    for step in range(2):
-        first.step(step)
-    second = new_trainer(config)
-    second.restore(first.checkpoint({}))
-    for step in range(2, 4):
-        second.step(step)
+    whole, second, _ = resumed(config)
     weights = second.student_weights()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.student_weights().items())
 
@@ -165,10 +157,5 @@ def test_a_run_that_resumes_equals_one_that_does_not(make_config, variant):
 def test_a_step_is_one_graph(make_config, variant):
     """There is no graph break. The eager backend captures the graph and compiles nothing."""
     _, objective, _, batch = assemble(make_config, variant)
-    torch.compiler.reset()  # graphs belong to the code: those of other variants count, too
-    compiled = torch.compile(objective, backend="eager", fullgraph=True, dynamic=False)
-    losses = []
-    for forward in (objective, compiled):
-        torch.manual_seed(0)
-        losses.append([loss.item() for loss in forward(batch, batch.labels, torch.tensor(2.0))])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    eager, captured = eager_and_captured(objective, batch, batch.labels, torch.tensor(2.0))
+    assert captured == pytest.approx(eager, rel=1e-5)

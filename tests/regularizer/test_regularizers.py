@@ -10,8 +10,8 @@ from mirai_bench.data.codes import Batch, open_codes
 from mirai_bench.model.regularizer_cost import COSTS
 from mirai_bench.regularizer.registry import REGULARIZERS
 from mirai_bench.regularizer.regularizer import Moment
-from tests.support.objectives import assemble
-from tests.support.small_run import new_trainer
+from tests.support.objectives import assemble, eager_and_captured
+from tests.support.small_run import new_trainer, resumed
 
 VARIANTS = [
     {"name": "dispersive", "group": 4},
@@ -98,15 +98,7 @@ def test_the_teacher_gets_no_gradient_and_all_heads_do(make_config, variant):
 @every
 def test_a_run_that_resumes_equals_one_that_does_not(make_config, variant):
     config = make_config(regularizer=variant)
-    whole, first = new_trainer(config), new_trainer(config)
-    for step in range(4):
-        whole.step(step)
-    for step in range(2):
-        first.step(step)
-    second = new_trainer(config)
-    second.restore(first.checkpoint({}))
-    for step in range(2, 4):
-        values = second.step(step)
+    whole, second, values = resumed(config)
     weights = second.student_weights()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.student_weights().items())
     assert all(
@@ -151,13 +143,8 @@ def test_a_step_is_one_graph(make_config, variant):
     prepared = objective.regularizer.prepare(batch, MOMENT)
     penalty = HALF if objective.regularizer.weight else None
     inputs = (prepared.batch, prepared.batch.labels, None, prepared.extra, penalty)
-    torch.compiler.reset()  # graphs belong to the code: those of other variants count, too
-    compiled = torch.compile(objective, backend="eager", fullgraph=True, dynamic=False)
-    losses = []
-    for forward in (objective, compiled):
-        torch.manual_seed(0)
-        losses.append([loss.item() for loss in forward(*inputs)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    eager, captured = eager_and_captured(objective, *inputs)
+    assert captured == pytest.approx(eager, rel=1e-5)
 
 
 # What a regularizer changes besides its loss, switched off.

@@ -329,21 +329,21 @@ def writers(here: Here) -> dict[str, Writer]:
         "benchmark report": Writer(
             report.write_report, "benchmark.report: chart write_report", before=here.speed
         ),
-        "fid_table": Writer(here.analysis("fid_table"), "analysis.fid_table: command, analysis.common: save"),
-        "plot_convergence": Writer(here.analysis("plot_convergence"), "analysis.plot_convergence: command"),
-        "report": Writer(here.analysis("report"), "analysis.report: command"),
-        "single_runs": Writer(here.single_runs, "analysis.single_runs: command"),
-        "claims": Writer(here.analysis("claims"), "analysis.claims: command"),
+        "fid_table": Writer(here.analysis("fid_table"), "analysis.common: save write"),
+        "plot_convergence": Writer(here.analysis("plot_convergence"), "analysis.common: write"),
+        "report": Writer(here.analysis("report"), "analysis.common: write"),
+        "single_runs": Writer(here.single_runs, "analysis.common: write"),
+        "claims": Writer(here.analysis("claims"), "analysis.common: write"),
         "diagnoses of a run": Writer(
             here.diagnosis,
             "diagnose.foresight_map: cached_token_bits cached_token_bits.build",
             before=here.run_to_diagnose,
         ),
-        "tables of diagnoses": Writer(here.diagnosis_table, "analysis.diagnose: write_forms"),
+        "tables of diagnoses": Writer(here.diagnosis_table, "analysis.common: write"),
         "guidance": Writer(here.guidance, "analysis.guidance: command"),
         "ladder": Writer(
             here.analysis("ladder"),
-            "analysis.ladder: command, analysis.false_positives: command, analysis.power: command, "
+            "analysis.common: write, analysis.false_positives: command, analysis.power: command, "
             "analysis.again: measured, analysis.fd_targets: write_target",
         ),
     }

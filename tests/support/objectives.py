@@ -26,3 +26,17 @@ def assemble(make_config, variant, **sections):
     context = SourceContext(config, teacher, codes, lambda: teacher, CPU)
     objective = Objective(model, build_foresight(context), build_regularizer(context))
     return config, objective, teacher, codes.batch(seed=0, step=0, rank=0, world=1, batch_size=8)
+
+
+def eager_and_captured(objective, *inputs):
+    """Returns the losses of an objective, and those of the one graph that it is captured as.
+
+    The eager backend captures the graph, of which a break is an error, and compiles nothing.
+    """
+    torch.compiler.reset()  # graphs belong to the code: those of other variants count, too
+    compiled = torch.compile(objective, backend="eager", fullgraph=True, dynamic=False)
+    losses = []
+    for forward in (objective, compiled):
+        torch.manual_seed(0)
+        losses.append([loss.item() for loss in forward(*inputs)])
+    return losses

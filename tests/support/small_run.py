@@ -4,6 +4,7 @@ folder of a run."""
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mirai_bench.checkpoint import store
 from mirai_bench.config.run_config import RunConfig
@@ -22,6 +23,21 @@ SMALL = {
 def new_trainer(config: RunConfig, **options) -> Trainer:
     """Returns a trainer on the hardware that the config names."""
     return Trainer(config, resolve_hardware(config), **options)
+
+
+def resumed(config: RunConfig) -> tuple[Trainer, Trainer, dict[str, Any]]:
+    """Returns a trainer after four steps, another one that took two of them and went on from a checkpoint,
+    and the values of the latter's last step."""
+    whole, first = new_trainer(config), new_trainer(config)
+    for step in range(4):
+        whole.step(step)
+    for step in range(2):
+        first.step(step)
+    second = new_trainer(config)
+    second.restore(first.checkpoint({}))
+    for step in range(2, 4):
+        values = second.step(step)
+    return whole, second, values
 
 
 def train(config: RunConfig, path: Path, **options) -> None:

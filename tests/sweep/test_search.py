@@ -4,7 +4,7 @@ import pytest
 
 from mirai_bench.config.load import checked
 from mirai_bench.config.sweep_file import Search
-from mirai_bench.sweep.search import compare
+from mirai_bench.sweep.search_table import compare
 from mirai_bench.utils.errors import UserError
 
 

@@ -54,7 +54,7 @@ def test_curves_are_those_of_the_journal(run, tmp_path):
 
 def test_runs_of_a_sweep_lie_under_its_name(run, tmp_path, capsys, monkeypatch):
     folder, sweep = run
-    monkeypatch.setattr("mirai_bench.tracking.tensorboard.plans_of", lambda found: [plan_of(sweep)])
+    monkeypatch.setattr("mirai_bench.tracking.replay.plans_of", lambda found: [plan_of(sweep)])
     assert command(["tensorboard", str(folder.path), "--out", str(tmp_path / "events")]) == 0
     path = tmp_path / "events" / "injection_level" / "baseline-s3" / FILE
     assert capsys.readouterr().out == f"{path}\n" and path.is_file()

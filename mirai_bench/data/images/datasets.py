@@ -272,7 +272,8 @@ def _folder(path: Path, split: Split, name: str, runs: Path, share: float | None
         files = [files[row] for row in rows]
         labels = [labels[row] for row in rows]
         digests = [digests[row] for row in rows]
-        empty = [name for label, name in enumerate(classes) if label not in set(labels)]
+        present = set(labels)
+        empty = [name for label, name in enumerate(classes) if label not in present]
     _say(root, split, classes, left_out, empty)
     return Dataset(
         name,
