@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mirai_bench.foresight.standalone import ForesightLoss
     from mirai_bench.utils.errors import UserError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["FinishedSweep", "ForesightLoss", "UserError", "read_results", "register", "run_sweep"]
 
