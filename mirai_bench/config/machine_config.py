@@ -42,6 +42,9 @@ diagnostics: files of their own, in the run's folder `kept`."""
     compile: Literal["auto"] | bool = "auto"
     """Whether model, teacher and losses are compiled with torch.compile. `auto` compiles on a GPU \
 for widths of 384 and more, where the run outweighs the minute or two that it takes."""
+    deterministic: bool = False
+    """Whether a GPU adds up in a fixed order, so that a run is the same bit for bit on one kind of card. \
+It is slower; by how much is not measured. A CPU does so anyway."""
     micro_batches: Positive = 1
     """Number of micro-batches in which a process computes its share of the batch, one after the \
 other, to save memory."""

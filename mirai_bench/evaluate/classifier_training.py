@@ -150,12 +150,11 @@ def accuracy(model: ImageClassifier, dataset: Dataset, device: torch.device) -> 
     """Returns the share of the images that the classifier names rightly."""
     assert dataset.images is not None, "the caller has made sure of it"
     correct = 0
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as an extractor computes
-        for start in range(0, len(dataset), TEST_BATCH):
-            rows = slice(start, start + TEST_BATCH)
-            images = torch.from_numpy(dataset.images[rows]).to(device).permute(0, 3, 1, 2)
-            found = model(images)["logits"].argmax(1).cpu().numpy()
-            correct += int((found == dataset.labels[rows]).sum())
+    for start in range(0, len(dataset), TEST_BATCH):
+        rows = slice(start, start + TEST_BATCH)
+        images = torch.from_numpy(dataset.images[rows]).to(device).permute(0, 3, 1, 2)
+        found = model(images)["logits"].argmax(1).cpu().numpy()
+        correct += int((found == dataset.labels[rows]).sum())
     return correct / len(dataset)
 
 
@@ -168,7 +167,7 @@ def train_and_record(
     """
     start = time.monotonic()
     # cuDNN measures which of its kernels are the fastest.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
         model = train(dataset, recipe, device)
     seconds = time.monotonic() - start
     folder.mkdir(parents=True, exist_ok=True)

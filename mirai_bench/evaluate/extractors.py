@@ -167,7 +167,7 @@ class Extractor:
             )
         parts = []
         # TF32 would move features in their third digit, and autotuning could choose other kernels
-        # on another day.
+        # on another day. Whoever calls an extractor from Python may have switched them on.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             for start in range(0, len(images), self.entry.batch):
                 batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self.entry.batch]))

@@ -23,6 +23,7 @@ from mirai_bench.utils import distributed
 from mirai_bench.utils.device import Hardware, is_out_of_memory
 from mirai_bench.utils.distributed import broadcast_from_rank0, rank_and_world
 from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.exactness import fixed_order
 from mirai_bench.utils.signals import on_signals
 
 log = logging.getLogger(__name__)
@@ -101,11 +102,12 @@ def _try(config: RunConfig, folder: RunFolder, hardware: Hardware, calls: Callba
     _, world = rank_and_world()
     try:
         check_memory(config, hardware, world=world)
-        run = Run(config, folder, hardware, calls)
-        # Preemption: a checkpoint, and out after the current step.
-        stop = partial(setattr, run, "stopping", True)
-        with on_signals(stop, signal.SIGTERM):
-            run.train()
+        with fixed_order(config.machine.deterministic):
+            run = Run(config, folder, hardware, calls)
+            # Preemption: a checkpoint, and out after the current step.
+            stop = partial(setattr, run, "stopping", True)
+            with on_signals(stop, signal.SIGTERM):
+                run.train()
         return None
     except Exception as error:
         parts = None

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from mirai_bench.utils.errors import UserError, shortened
+from mirai_bench.utils.exactness import without_tf32
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ class Hardware:
 def resolve_device(name: str = "auto") -> torch.device:
     """Returns the device of this process. "auto" is a GPU if one is visible, and the CPU otherwise.
 
-    If several processes share a machine, each one takes the GPU of its LOCAL_RANK. Raises UserError
+    If several processes share a machine, each one takes the GPU of its LOCAL_RANK. From then on this
+    process computes without TF32: everything that computes asks here for its device. Raises UserError
     if `name` is not the name of a device, or asks for CUDA and no CUDA device is visible.
     """
     if name == "auto":
@@ -118,8 +120,9 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise UserError(
             f"machine.device is {name}, but no CUDA device is visible: write device: auto or cpu",
         )
-    # torchrun and Ray Train number the processes of a machine. Whoever writes cuda:N means it.
     if device.type == "cuda":
+        without_tf32()
+        # torchrun and Ray Train number the processes of a machine. Whoever writes cuda:N means it.
         local_rank = os.environ.get("LOCAL_RANK", "0")
         index = device.index if device.index is not None else int(local_rank) if local_rank.isdecimal() else 0
         if 0 < torch.cuda.device_count() <= index:

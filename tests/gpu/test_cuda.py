@@ -8,6 +8,7 @@ import gc
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from mirai_bench.benchmark import workload
@@ -15,7 +16,8 @@ from mirai_bench.benchmark.timing import with_peak
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train import memory
 from mirai_bench.train.run import train
-from mirai_bench.utils.device import Hardware
+from mirai_bench.utils.device import Hardware, resolve_device
+from mirai_bench.utils.exactness import fixed_order
 from tests.support.small_run import new_trainer
 from tests.support.small_run import train as train_in
 
@@ -110,6 +112,27 @@ def test_a_run_on_the_digits_and_the_same_again(make_config, tmp_path):
         losses.append([line["loss"] for line in lines if line["kind"] == "train"])
         assert any(line["kind"] == "evaluation" for line in lines)
     assert losses[1] == pytest.approx(losses[0], rel=1e-2) and len(losses[0]) > 3
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("arm", ARMS)
+def test_with_a_fixed_order_two_trainings_are_equal(arm, compiled):
+    found = []
+    for _ in range(2):
+        with fixed_order(True):
+            found.append(losses_and_norms(new_step(arm, compiled=compiled), count=20))
+    assert found[0] == found[1]
+
+
+def test_convolutions_are_computed_in_float32():
+    """TF32 has ten bits of a fraction, which is 1e-3."""
+    resolve_device("cuda")
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 64, 32, 32, generator=generator)
+    weight = torch.randn(64, 64, 3, 3, generator=generator)
+    exact = F.conv2d(images.double(), weight.double())
+    found = F.conv2d(images.cuda(), weight.cuda()).cpu()
+    assert (found - exact).abs().max() / exact.std() < 1e-5
 
 
 def test_a_checkpoint_goes_on_where_it_was(make_config):

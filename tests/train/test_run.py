@@ -278,6 +278,27 @@ def test_two_processes_equal_one(make_config, tmp_path):
     assert Evaluator(config, torch.device("cpu")).evaluate_model(model).metrics == record["metrics"]
 
 
+def test_a_fixed_order_is_that_of_the_cpu_and_ends_with_the_run(make_config, tmp_path, monkeypatch):
+    modes = []
+    original = Trainer.step
+
+    def step(self, step):
+        modes.append(torch.are_deterministic_algorithms_enabled())
+        return original(self, step)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    foresight = {"level": "internal", "k": 3}
+    any_order = make_config(foresight=foresight, train={"batch_size": 300}, machine={"log_every": 1})
+    fixed = any_order.with_machine(deterministic=True)
+    assert fixed.fingerprint() == any_order.fingerprint()
+    for name, config in (("any", any_order), ("fixed", fixed)):
+        train(config, tmp_path / name)
+        assert set(modes) == {config.machine.deterministic}
+        assert not torch.are_deterministic_algorithms_enabled()
+        modes.clear()
+    assert losses_of(tmp_path / "fixed") == losses_of(tmp_path / "any")
+
+
 def test_out_of_memory_goes_on_with_smaller_parts(make_config, tmp_path, monkeypatch):
     original = Trainer.step
 
