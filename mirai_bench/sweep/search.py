@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mirai_bench.sweep.driver import DRIVER, WORKERS, Options, stop_file_on_sign
 from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.sweep.job import Job
 from mirai_bench.sweep.plan import Plan, with_absolute_paths
+from mirai_bench.sweep.search_progress import Progress
 from mirai_bench.sweep.search_table import HELDOUT, compare, in_words, table_of
 from mirai_bench.tracking.mlflow_store import create_store
 from mirai_bench.tracking.run_folder import RunFolder
@@ -116,31 +118,6 @@ def run_trial(values: dict[str, Any], *, job: Job, metric: str) -> None:
 
 
 # ---- in the driver
-
-
-class Progress(tune.Callback):
-    """Logs each run that has ended, and how many there are."""
-
-    def __init__(self, plan: SearchPlan) -> None:
-        self.plan = plan
-        self.ended = 0
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Is called by Tune when a run has ended, or was stopped early."""
-        self._say(trial, trial.last_result or {})
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Is called by Tune when a run has failed."""
-        self._say(trial, {})
-
-    def _say(self, trial: Any, found: dict[str, Any]) -> None:
-        self.ended += 1
-        search = self.plan.search
-        drawn = in_words({name: trial.config[name] for name in self.plan.space})
-        value = found.get(search.metric, math.nan)
-        came_out = "nothing was measured" if math.isnan(value) else f"{search.metric} {value:.4g}"
-        total = search.num_runs(self.plan.arm)
-        log.info(f"{self.ended}/{total} runs ended: {drawn}, seed {trial.config['seed']}: {came_out}")
 
 
 def run_search(search_plan: SearchPlan, plan: Plan, options: Options) -> list[dict[str, Any]]:
@@ -231,9 +208,10 @@ def _draw(plan: SearchPlan, options: Options) -> list[dict[str, Any]]:
     os.environ.update(WORKERS | DRIVER)
     search = plan.search
     machine = plan.config.machine
+    base = plan.config.model_dump(mode="json")
     name = plan.file.stem
     # 1. What driver and trials know of each other, and the store of the results.
-    job = Job.beside([plan.config.model_dump(mode="json")], plan.file.parent, name)
+    job = Job.beside([base], plan.file.parent, name)
     job.begin()
     create_store()
     with ray_session.session(options.cluster, WORKERS), stop_file_on_signal(job.stop_file):
@@ -256,7 +234,7 @@ def _draw(plan: SearchPlan, options: Options) -> list[dict[str, Any]]:
             machine.runs / ".ray" / f"search-{name}",
             _tune_config(plan, options),
             retries=options.retries,
-            callbacks=[Progress(plan)],
+            callbacks=[Progress(search, plan.arm, partial(with_values, base))],
         )
     return [_row(result, plan, machine.runs) for result in ended]
 

@@ -39,4 +39,4 @@ def test_the_config_of_an_earlier_version_is_read_and_is_another_run(runs, name)
     assert folder.state == "done" and config.train.epochs == 2
     assert config.foresight.level == ("none" if name == BASELINE else "internal")
     # It would be trained anew under its new name, so that no table mixes runs of both versions.
-    assert config.fingerprint != name
+    assert config.fingerprint() != name

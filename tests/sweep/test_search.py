@@ -1,10 +1,15 @@
 """How the configurations of a search are compared. tests/sweep/test_run.py runs one on Ray."""
 
+import logging
+from types import SimpleNamespace
+
 import pytest
 
 from mirai_bench.config.load import checked
 from mirai_bench.config.sweep_file import Search
+from mirai_bench.sweep import search_progress
 from mirai_bench.sweep.search_table import compare
+from mirai_bench.tracking.journal import Journal
 from mirai_bench.utils.errors import UserError
 
 
@@ -68,3 +73,26 @@ def test_a_configuration_of_which_one_run_failed_is_not_measured():
 def test_wrong_seeds(fields, message):
     with pytest.raises(UserError, match=message):
         search(**fields)
+
+
+def test_the_log_says_how_far_runs_are_and_which_have_ended(tmp_path, caplog, monkeypatch):
+    config = SimpleNamespace(train=SimpleNamespace(epochs=4), run_path=tmp_path)
+    plan = search(samples=2, seeds=[7], metric="FD-digits", scheduler="none")
+    progress = search_progress.Progress(plan, "baseline", lambda values: config)
+    values = {"seed": 7, "train.lr": 0.002}
+    running = SimpleNamespace(status="RUNNING", config=values, last_result=None)
+    pending = SimpleNamespace(status="PENDING", config=values, last_result=None)
+    Journal(tmp_path / "journal.jsonl").append({"kind": "start", "time": 1.0, "step": 5, "epoch": 1.5})
+    caplog.set_level(logging.INFO)
+    progress.on_step_end(1, [running, pending])
+    assert not caplog.messages, "a minute has not passed"
+    monkeypatch.setattr(search_progress, "EVERY_SECONDS", 0.0)
+    progress.on_step_end(2, [pending])
+    progress.on_step_end(3, [running, pending])
+    progress.on_trial_complete(4, [], SimpleNamespace(config=values, last_result={"FD-digits": 3.0}))
+    progress.on_trial_error(5, [], running)
+    assert caplog.messages == [
+        "0/2 runs ended · train.lr=0.002, seed 7: epoch 1.5/4",
+        "1/2 runs ended: train.lr=0.002, seed 7: FD-digits 3",
+        "2/2 runs ended: train.lr=0.002, seed 7: nothing was measured",
+    ]
