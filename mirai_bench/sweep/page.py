@@ -25,9 +25,11 @@ log = logging.getLogger(__name__)
 
 LEGEND = (
     "Below this run there is one for each arm, with the mean over its seeds, and one for each seed. In "
-    "*Charts*, *Group by: arm* draws means and bands of the seeds. *Artifacts* has the table and figures."
+    "*Charts*, *Group by: arm* draws means and bands of the seeds, and behind the gear *X-axis: Metric* has "
+    "epochs. *Artifacts* has the table, figures, and all of it as one page, {page}."
 )
-SCRIPTS = ("fid_table", "plot_convergence")
+# Each with what is missing on the page if it fails.
+SCRIPTS = {"fid_table": "table", "plot_convergence": "figures", "report": "report"}
 
 
 def send_summary(plan: Plan, run_id: str) -> None:
@@ -41,7 +43,7 @@ def send_summary(plan: Plan, run_id: str) -> None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             files = made_by_scripts(plan, Path(scratch))
-            note = f"{markdown_of_main(table)}\n{LEGEND}"
+            note = f"{markdown_of_main(table)}\n{LEGEND.format(page=f'{results.name}_report.html')}"
             send_page(run_id, Page(note, numbers(table), curves(results), files))
 
 
@@ -51,9 +53,9 @@ def numbers(table: Table) -> dict[str, float]:
     first = table.metrics[0]
     for row in table.rows:
         for metric in table.metrics:
-            found |= with_interval(f"{metric}/{row.arm}", row.values[metric])
+            found |= with_interval(f"table/{metric}/{row.arm}", row.values[metric])
         in_log = is_distance(first)  # then the change is a share: -0.2 is a fifth less
-        found |= with_interval(f"{first} change/{row.arm}", row.differences.get(first), in_log)
+        found |= with_interval(f"table/{first} change/{row.arm}", row.differences.get(first), in_log)
     return found
 
 
@@ -84,7 +86,10 @@ def curves(results: Results) -> dict[str, list[Point]]:
 
 
 def made_by_scripts(plan: Plan, folder: Path) -> list[Path]:
-    """Returns the tables and figures that the scripts of the analysis make of a plan, in a folder."""
+    """Returns the tables, figures and report that the scripts of the analysis make of a plan, in a folder.
+
+    What a script cannot make is missing, and a warning says why: the sweep itself is done by then.
+    """
     sys.path.insert(0, str(shipped("analysis")))
     words = [
         "--runs",
@@ -100,8 +105,11 @@ def made_by_scripts(plan: Plan, folder: Path) -> list[Path]:
     logging.disable(logging.INFO)  # they say what they write, and this folder is soon gone
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            for name in SCRIPTS:
-                importlib.import_module(name).command(words)
+            for name, made in SCRIPTS.items():
+                try:
+                    importlib.import_module(name).command(words)
+                except Exception as error:
+                    log.warning(f"MLflow gets no {made} of this sweep: {type(error).__name__}: {error}")
     finally:
         logging.disable(before)
         sys.path.pop(0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mirai_bench.tracking.artifacts import send_artifact
 from mirai_bench.tracking.mlflow_store import MOST_POINTS, children, experiment_id, send_or_skip
+from mirai_bench.tracking.saved_view import save_view
 from mirai_bench.utils.hashing import digest
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST_OF_NOTE = 5000  # characters: MLflow's limit of a tag
 SUMMARY = "summary"  # the kind of an arm's run
+LINK = "Charts: all arms by epoch"
 
 
 class Point(NamedTuple):
@@ -41,7 +43,7 @@ class Page(NamedTuple):
     arms: Mapping[str, Sequence[Point]]
     """For each arm, the baseline first, its means and intervals along the training."""
     files: Sequence[Path]
-    """Tables and figures."""
+    """Tables, figures and the report."""
 
 
 def send_page(run_id: str, page: Page) -> bool:
@@ -49,11 +51,13 @@ def send_page(run_id: str, page: Page) -> bool:
 
     def send(client: MlflowClient, uri: str) -> bool:
         parent = client.get_run(run_id)
-        client.set_tag(run_id, "mlflow.note.content", page.note[:MOST_OF_NOTE])
+        experiment = experiment_id(client, uri)
+        view = save_view(client, experiment, parent.data.tags["axis"], parent.data.tags["profile"])
+        client.set_tag(run_id, "mlflow.note.content", f"[{LINK}]({view})\n\n{page.note}"[:MOST_OF_NOTE])
         _log(client, run_id, [Point(name, value, 0) for name, value in page.numbers.items()])
         for path in page.files:
             send_artifact(client, parent, path.name, path)
-        _send_arms(client, experiment_id(client, uri), parent, page.arms)
+        _send_arms(client, experiment, parent, page.arms)
         return True
 
     return bool(send_or_skip(send))
@@ -62,23 +66,20 @@ def send_page(run_id: str, page: Page) -> bool:
 def _send_arms(
     client: MlflowClient, experiment: str, parent: Run, arms: Mapping[str, Sequence[Point]]
 ) -> None:
-    known = {
-        run.data.tags.get("arm"): run
-        for run in children(client, experiment, parent)
-        if run.data.tags.get("kind") == SUMMARY
-    }
+    contents = {arm: digest([list(point) for point in points]) for arm, points in arms.items()}
+    known = [run for run in children(client, experiment, parent) if run.data.tags.get("kind") == SUMMARY]
+    if {run.data.tags["arm"]: run.data.tags["content"] for run in known} == contents:
+        return
+    # Another seed has changed every mean, and a metric's history is never rewritten. All arms are
+    # written anew, because MLflow shows the newest runs first: the baseline, and then the arms in order.
+    for run in known:
+        client.delete_run(run.info.run_id)
     now = int(1000 * time.time())
     for number, (arm, points) in enumerate(arms.items()):
-        content = digest([list(point) for point in points])
-        if arm in known:
-            if known[arm].data.tags.get("content") == content:
-                continue
-            # Another seed has changed every mean, and a metric's history is never rewritten.
-            client.delete_run(known[arm].info.run_id)
-        tags = {"kind": SUMMARY, "arm": arm, "content": content, "mlflow.parentRunId": parent.info.run_id}
+        tags = {"kind": SUMMARY, "arm": arm, "content": contents[arm]}
+        tags["mlflow.parentRunId"] = parent.info.run_id
         tags |= {key: parent.data.tags[key] for key in ("axis", "profile")}
         tags["mlflow.note.content"] = f"Mean over the seeds of {arm}, and its 95 % interval."
-        # MLflow shows the newest runs first: the baseline, and then the arms in their order.
         start = now - 1000 * number
         run = client.create_run(experiment, start_time=start, tags=tags, run_name=f"{arm}, mean over seeds")
         _log(client, run.info.run_id, points)

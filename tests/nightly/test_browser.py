@@ -184,10 +184,17 @@ def test_a_sweep_opens_in_mlflow(chromium, sweep_file, tmp_path, figures, stopwa
         experiment = mlflow_store.experiment_id(client, server.uri)
         runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment])}
         all_runs = f"experiments/{experiment}/runs"
+        note = client.get_run(runs["small (small)"]).data.tags["mlflow.note.content"]
+        by_epoch = note[note.index("#/") + 2 : note.index(")")]  # the link of the sweep to its charts
         one_run = f"{all_runs}/{runs['internal-s0']}"
         parts = {
-            all_runs: ["small (small)", "3 matching runs"],
-            f"{all_runs}/{runs['small (small)']}": ["Does it run?", "baseline-s0", "internal-s0"],
+            all_runs: ["small (small)", "5 matching runs"],
+            f"{all_runs}/{runs['small (small)']}": [
+                "Charts: all arms by epoch",
+                "baseline-s0",
+                "internal-s0",
+            ],
+            by_epoch: ["Group by: arm", "baseline, mean", "internal, mean", "eval/epoch"],
             one_run: ["internal-s0", "eval/FD-digits", "foresight.level", "train/loss"],
             f"{one_run}/model-metrics": ["internal-s0 (eval/FD-digits)"],
             f"{one_run}/artifacts": ["samples", "records.jsonl", "config.yaml"],

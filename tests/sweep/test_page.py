@@ -1,6 +1,10 @@
 """The page of a sweep in MLflow shows what a reader looks for first."""
 
+import json
 import math
+import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,8 +18,9 @@ from tests.support.synthetic import injection_level, plan_of, shared_store, writ
 
 
 @pytest.fixture
-def plan(here, monkeypatch, tmp_path_factory):
+def plan(here, monkeypatch, request, tmp_path_factory):
     """A finished sweep of two arms and three seeds, below the current folder."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", request.node.name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_store(tmp_path_factory.getbasetemp()))
     sweep = injection_level(only=["baseline", "output-2d"])
     for cell in sweep.cells:
@@ -35,9 +40,9 @@ def test_numbers_and_curves_are_those_of_the_table(plan):
 
     (results,) = read_journals(plan.runs)
     found = numbers(build_table(results))
-    assert found["FD-digits/baseline"] == pytest.approx(1.1)  # the mean of 1.0, 1.1 and 1.2
-    assert found["FD-digits change/output-2d"] == pytest.approx(-0.5)
-    assert found["FD-digits/baseline/low"] < 1.1 < found["FD-digits/baseline/high"]
+    assert found["table/FD-digits/baseline"] == pytest.approx(1.1)  # the mean of 1.0, 1.1 and 1.2
+    assert found["table/FD-digits change/output-2d"] == pytest.approx(-0.5)
+    assert found["table/FD-digits/baseline/low"] < 1.1 < found["table/FD-digits/baseline/high"]
     drawn = curves(results)
     assert list(drawn) == ["baseline", "output-2d"]
     means = {point.step: point.value for point in drawn["output-2d"] if point.name == "eval/FD-digits"}
@@ -52,10 +57,10 @@ def test_the_page_has_table_numbers_files_and_a_run_for_each_arm(plan):
     parent = client.get_run(parent_id)
     note = parent.data.tags["mlflow.note.content"]
     assert "| output-2d | 3 |" in note and "Group by: arm" in note
-    assert parent.data.metrics["FD-digits change/output-2d"] == pytest.approx(-0.5)
+    assert parent.data.metrics["table/FD-digits change/output-2d"] == pytest.approx(-0.5)
     files = {artifact.path for artifact in client.list_artifacts(parent_id)}
     assert {"plan.json", "injection_level.md", "injection_level.csv", "injection_level.svg"} <= files
-    assert "injection_level_speedup.md" in files
+    assert {"injection_level_speedup.md", "injection_level_report.html"} <= files
     arms = summaries(client, parent)
     assert list(arms) == ["baseline", "output-2d"], "the newest run is shown first"
     assert arms["output-2d"].data.metrics["eval/FD-digits"] == pytest.approx(0.55)
@@ -70,8 +75,44 @@ def test_the_page_has_table_numbers_files_and_a_run_for_each_arm(plan):
     write_run("runs", cell.config, lambda epoch: {"FD-digits": 24 / epoch})
     send_summary(plan, parent_id)
     renewed = summaries(client, parent)
+    assert list(renewed) == ["baseline", "output-2d"]
     assert renewed["output-2d"].data.metrics["eval/FD-digits"] == pytest.approx((2 + 0.55 + 0.6) / 3)
-    assert len(renewed) == 2
     # Whoever opens the sweep again, such as `tracking replay`, leaves the table in its note.
     assert start_sweep(plan_of(plan.sweep)) == parent_id
     assert "| output-2d | 3 |" in client.get_run(parent_id).data.tags["mlflow.note.content"]
+
+
+def test_a_view_of_all_arms_has_epochs_on_its_x_axis(plan, monkeypatch):
+    monkeypatch.setattr("mirai_bench.sweep.page.SCRIPTS", {})
+    parent_id = start_sweep(plan_of(plan.sweep) | {"axis": plan.sweep.axis})
+    send_summary(plan, parent_id)
+    client = mlflow_store.connect(mlflow_store.store_uri())
+    parent = client.get_run(parent_id)
+    note = parent.data.tags["mlflow.note.content"]
+    key = re.match(r"\[.*\]\(#/experiments/\d+/runs\?viewStateShareKey=(\w+)&", note)[1]
+    tag = f"mlflow.sharedViewState.{key}"
+    view = client.get_experiment(parent.info.experiment_id).tags[tag]
+    state = json.loads(json.loads(view)["state"])
+    assert state.items() <= json.loads(view).items(), "for versions that know no names of views"
+    assert state["globalLineChartConfig"]["selectedXAxisMetricKey"] == "eval/epoch"
+    shown = client.search_runs([parent.info.experiment_id], state["searchFilter"])
+    assert [run.data.tags["arm"] for run in shown] == ["baseline", "output-2d"]
+    assert all(run.data.metrics["eval/epoch"] == 12 for run in shown)
+    # What a user has made of it stays.
+    client.set_experiment_tag(parent.info.experiment_id, tag, "{}")
+    send_summary(plan, parent_id)
+    assert client.get_experiment(parent.info.experiment_id).tags[tag] == "{}"
+
+
+def test_what_a_script_cannot_make_is_missing_and_said(plan, monkeypatch, caplog):
+    def command(words):
+        raise OSError("no room")
+
+    monkeypatch.setattr("mirai_bench.sweep.page.SCRIPTS", {"fid_table": "table", "report": "report"})
+    monkeypatch.setitem(sys.modules, "report", SimpleNamespace(command=command))
+    parent_id = start_sweep(plan_of(plan.sweep) | {"axis": plan.sweep.axis})
+    send_summary(plan, parent_id)
+    client = mlflow_store.connect(mlflow_store.store_uri())
+    files = {artifact.path for artifact in client.list_artifacts(parent_id)}
+    assert "injection_level.md" in files and "injection_level_report.html" not in files
+    assert "MLflow gets no report of this sweep: OSError: no room" in caplog.text
