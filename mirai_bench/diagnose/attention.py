@@ -43,7 +43,7 @@ def measure(subject: Subject) -> Finding:
 
     `distance@b`, `class_mass@b`, `own_mass@b`, `neighbours@b` and `entropy@b` are means over the heads.
 
-    detail: `distance`, `class_mass`, `own_mass`, `neighbours` and `entropy` [L][G], head by head, the first
+    detail: `distance`, `class_mass`, `own_mass`, `neighbours` and `entropy` [L, G], head by head, the first
     block first; `even` {distance, class_mass, own_mass, neighbours}, what equal attention to all that is
     visible would give.
     """

@@ -51,8 +51,8 @@ def measure(subject: Subject) -> Finding:
     """Reads tokens off the states, layer by layer.
 
     detail: `offsets` [[Δr, Δc], …]; `base` [offset], held-out bits of the probe of visible tokens, 0 for a
-    token that is among them; `state` [layer][offset], those of the probe of the state; `bits`
-    [layer][offset], what is gained, base - state; `next_by_cell` and `below_by_cell` [layer][cell], what
+    token that is among them; `state` [layer, offset], those of the probe of the state; `bits`
+    [layer, offset], what is gained, base - state; `next_by_cell` and `below_by_cell` [layer, cell], what
     is gained about the token to the right and the one below of each cell, null where there is none;
     `codes` V, and `classes`, the number of groups that they were merged into, or V.
     """

@@ -61,7 +61,7 @@ def measure(subject: Subject) -> Finding:
     first and all second halves, which have less noise. `between_heads` is the mean cosine of two heads.
     Without @b a value is of all shared parameters together.
 
-    detail: `cosines` [S][b], the cosine in each batch; `heads` [K][b], the mean cosine of each head's own
+    detail: `cosines` [S, b], the cosine in each batch; `heads` [K, b], the mean cosine of each head's own
     gradient with that of next-token prediction; `between_heads` [b]. What does not exist is empty.
     """
     config = subject.config

@@ -43,9 +43,9 @@ def measure(subject: Subject) -> Finding:
     directions that are written down.
 
     detail: `images` [N], their numbers in the held-out split, and `labels` [N]; `mean` [D], `directions`
-    [R][D] and `coordinates` [N][C][R]: the states are about mean + coordinates @ directions. C is one less
+    [R, D] and `coordinates` [N, C, R]: the states are about mean + coordinates @ directions. C is one less
     than the grid has cells, because no state has consumed the last. With `scope.pictures` also `tsne`
-    [N][C][3], colours between 0 and 1.
+    [N, C, 3], colours between 0 and 1.
     """
     images = evenly_spaced(subject.heldout_codes, min(IMAGES, subject.scope.heldout_images))
     states = subject.states(subject.middle, images)[:, 1:].cpu()  # (N, C, D)
