@@ -95,7 +95,7 @@ class Subject:
     def objective(self) -> Objective:
         """The trained weights with their foresight heads and teacher, as the training step has them.
 
-        Raises NotMeasurable if the checkpoint holds the EMA only, or the teacher is gone.
+        Raises NotMeasurable if the checkpoint holds the EMA only, or no heads, or the teacher is gone.
         """
         student = self.snapshot.student
         if student is None:
@@ -106,6 +106,8 @@ class Subject:
             trainer = Trainer(self.config, Hardware(self.device), codes=self.codes)
         except UserError as error:
             raise NotMeasurable(f"its teacher cannot be opened: {error}") from None
+        if trainer.student_weights().keys() - student.keys():  # imported from an official file
+            raise NotMeasurable("its checkpoint has no foresight heads")
         trainer.load(student, self.snapshot.ema)
         return trainer.objective
 

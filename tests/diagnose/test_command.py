@@ -7,9 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mirai_bench.checkpoint.official import export_official, import_official
 from mirai_bench.config.foresight import EncoderConfig
 from mirai_bench.diagnose.__main__ import command
 from mirai_bench.diagnose.records import journal_of
+from mirai_bench.diagnose.registry import DIAGNOSTICS
+from mirai_bench.diagnose.scope import Scope
 from mirai_bench.diagnose.subject import NotMeasurable
 from mirai_bench.foresight import SourceContext, build_foresight
 from mirai_bench.tracking import mlflow_store
@@ -82,6 +85,24 @@ def test_epochs_are_chosen(folder, capfd):
     assert [line["epoch"] for line in lines(folder)] == [2]
     with pytest.raises(UserError, match=r"--at 3: .* has weights of epoch 1, 2"):
         command([str(folder), "--at", "3"])
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_an_official_checkpoint_is_looked_at(mirai_e, tmp_path, capfd, weights):
+    """Mirai's holds the trained weights with the heads. LlamaGen's has no heads: the objective is gone."""
+    export_official(RunFolder(mirai_e.run_path), tmp_path / "official.pt", weights)
+    config = mirai_e.with_machine(runs=tmp_path)
+    folder = RunFolder(config.run_path)
+    import_official(tmp_path / "official.pt", config, folder)
+    assert command([str(folder), "--only", "spatial", "gradients", "absorption", "--device", "cpu"]) == 0
+    found = {line["diagnostic"]: line["values"] for line in lines(folder)}
+    spatial = DIAGNOSTICS["spatial"].measure(subject_of(mirai_e, Scope())).values
+    assert found["spatial"] == pytest.approx(spatial)
+    if weights == "raw":
+        assert found.keys() == {"spatial", "gradients", "absorption"}
+    else:
+        assert found.keys() == {"spatial"}
+        assert "gradients left out 1 times: its checkpoint has no foresight heads" in capfd.readouterr().err
 
 
 def test_a_half_written_line_is_measured_again(folder):
