@@ -155,7 +155,7 @@ def statistics_rows(count: int) -> list[Row]:
     other.add(theirs)
     reference = Reference("", "", count, other.gaussian(), None, theirs)
     root = square_root(reference.pool.cov)
-    samples = FeatureCollector(count, EXTRACTORS["dinov2"])  # with as many subsets as Inception's
+    samples = FeatureCollector(count, EXTRACTORS["dinov2"], cpu)  # with as many subsets as Inception's
     samples.add({"pool": ours})
     gaussian = samples.moments["pool"].gaussian()
     # 2. What is measured.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +20,13 @@ from mirai_bench.data.images.grid import first_grid
 from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
 from mirai_bench.evaluate.exact import Rule, open_rule
 from mirai_bench.evaluate.extractors import Extractor, entry_of, open_extractor
-from mirai_bench.evaluate.measure import SampledImages, Source, measure
+from mirai_bench.evaluate.measure import SampledImages, Source, measure, round_robin
 from mirai_bench.evaluate.reconstructions import reconstructions_of
 from mirai_bench.evaluate.reference_images import SPLITS, split_images
 from mirai_bench.evaluate.references import Reference, find_reference, open_reference
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.results.frame import lower_is_better
+from mirai_bench.utils.distributed import Ranks
 from mirai_bench.utils.errors import UserError
 
 HELDOUT_BATCH = 256  # images per forward pass of the held-out loss
@@ -144,15 +144,17 @@ class Evaluator:
         # Images alone have no codes, so that there is no tokenizer that could have limited them.
         reference = self.reference if model is None else self.with_reconstructions
         measured = measure(source, self.extractor, reference, **options)
+        losses = {}
+        if model is not None and has_heldout_codes(self.config):
+            losses["heldout_ntp"] = self.heldout_ntp(model, options.get("ranks"))
         if measured is None:
             return None
-        metrics = measured.metrics
+        metrics = measured.metrics | losses
         if self.reference is not None:
             self.reference.say_other_size(self.protocol.resize or measured.first.shape[1])
-        if model is not None and has_heldout_codes(self.config):
-            metrics["heldout_ntp"] = self.heldout_ntp(model)
-            if self.rule is not None:
-                metrics |= self.rule.of_heldout(*self.heldout_cells(model))
+        if losses and self.rule is not None:
+            assert model is not None, "it has held-out losses"
+            metrics |= self.rule.of_heldout(*self.heldout_cells(model))
         grid = first_grid(measured.first, self.config.data.classes)
         provenance = {
             "protocol": self.protocol.model_dump(mode="json"),
@@ -164,14 +166,21 @@ class Evaluator:
         return Evaluation(metrics, provenance, grid, measured.sample_seconds, seconds)
 
     @torch.inference_mode()
-    def heldout_ntp(self, model: ARModel) -> float:
+    def heldout_ntp(self, model: ARModel, ranks: Ranks | None = None) -> float:
         """Returns the next-token loss on the held-out split, in nats per token, without dropout.
 
-        The model is given the true classes.
+        The model is given the true classes. With `ranks` all processes of the group call this and
+        share the batches; what is returned on others than rank 0 means nothing.
         """
-        total = 0.0
-        for logits, tokens in self._heldout_logits(model):
-            total += F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum").item()
+        batches = self._heldout_batches()
+
+        def loss(number: int) -> float:
+            tokens, labels = batches[number]
+            logits = model(tokens, labels).logits.float()
+            return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum").item()
+
+        # Added up in the order of the batches, so that the number of processes changes nothing.
+        total = sum(round_robin(len(batches), loss, ranks or Ranks()))
         return total / self.heldout[0].numel()
 
     @torch.inference_mode()
@@ -183,18 +192,17 @@ class Evaluator:
         tokens, _ = self.heldout
         nats = torch.zeros(tokens.shape[1], dtype=torch.float64)
         correct = torch.zeros_like(nats)
-        for logits, batch in self._heldout_logits(model):
+        for batch, labels in self._heldout_batches():
+            logits = model(batch, labels).logits.float()
             losses = F.cross_entropy(logits.transpose(1, 2), batch, reduction="none")  # (B, T)
             nats += losses.sum(0, dtype=torch.float64).cpu()
             correct += (logits.argmax(-1) == batch).sum(0).cpu()
         return nats / len(tokens), correct / len(tokens)
 
-    def _heldout_logits(self, model: ARModel) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the logits (B, T, V) and tokens (B, T) of the held-out split, batch by batch."""
+    def _heldout_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """Returns the tokens (B, T) and labels (B,) of the held-out split, batch by batch."""
         tokens, labels = self.heldout
-        batches = zip(tokens.split(HELDOUT_BATCH), labels.split(HELDOUT_BATCH), strict=True)
-        for batch, batch_labels in batches:
-            yield model(batch, batch_labels).logits.float(), batch
+        return list(zip(tokens.split(HELDOUT_BATCH), labels.split(HELDOUT_BATCH), strict=True))
 
 
 def check_metrics(config: RunConfig, has_model: bool = True) -> None:

@@ -200,9 +200,11 @@ class FeatureCollector:
     compare images with images: precision, recall, density, coverage, KID, and the copy check.
     """
 
-    def __init__(self, n: int, entry: Entry, keep: int | None = None) -> None:
+    def __init__(self, n: int, entry: Entry, device: torch.device, keep: int | None = None) -> None:
+        """Covariances are computed on `device`, and kept in this machine's memory."""
         self.n = n
         self.entry = entry
+        self.device = device
         self.seen = 0
         self.kept_rows = evenly_spaced(n, n if keep is None else keep)
         self.moments: dict[str, Moments] = {}
@@ -229,11 +231,17 @@ class FeatureCollector:
         self._kept[first:last] = pool[self.kept_rows[first:last] - self.seen]
         for name in ("pool", "spatial"):
             if name in features:
-                moments = self.moments.setdefault(name, Moments(features[name].shape[1]))
+                moments = self.moments.setdefault(name, Moments(features[name].shape[1], self._gram))
                 moments.add(features[name])
         if "logits" in features:
             self._add_logits(features["logits"], labels)
         self.seen += len(pool)
+
+    def _gram(self, x: Array) -> Array:
+        if self.device.type == "cpu":
+            return x.T @ x
+        there = torch.from_numpy(x).to(self.device)
+        return (there.T @ there).cpu().numpy()
 
     def _add_logits(self, logits: np.ndarray, labels: np.ndarray | None) -> None:
         if not self.entry.labels:

@@ -20,8 +20,8 @@ from mirai_bench.data.images.image_sets import ImageSet, NpzWriter, resized
 from mirai_bench.data.tokenizers import Tokenizer
 from mirai_bench.evaluate.exact import Rule
 from mirai_bench.evaluate.extractors import Extractor, FeatureCollector
-from mirai_bench.evaluate.metrics import frechet, frechet_at_infinity, mind
-from mirai_bench.evaluate.pairs import compare_pairs, draw_subsets, within
+from mirai_bench.evaluate.metrics import frechet, frechet_at_infinity
+from mirai_bench.evaluate.pairs import compare_pairs, draw_subsets, mind, within
 from mirai_bench.evaluate.references import Reference
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.results.frame import RECONSTRUCTIONS
@@ -135,7 +135,9 @@ class Meter:
         self.extractor = extractor
         self.reference = reference
         self.rule = rule
-        self.samples = FeatureCollector(num_images, extractor.entry) if extractor is not None else None
+        self.samples = (
+            FeatureCollector(num_images, extractor.entry, extractor.device) if extractor is not None else None
+        )
         self.obeying = 0  # images that obey the rule
 
     def look(self, images: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
@@ -307,15 +309,14 @@ def compare(
 def image_to_image(samples: FeatureCollector, reference: Reference, device: torch.device) -> dict[str, float]:
     """Returns the metrics that need the features themselves, not their moments."""
     assert reference.features is not None, "the caller has looked"
-    fake = samples.kept
-    real = reference.features
+    fake = torch.from_numpy(samples.kept).to(device)
+    real = torch.from_numpy(reference.features).to(device, torch.float64)
     count, size = samples.entry.kid
-    subsets = draw_subsets(len(fake), len(real), count, min(size, len(fake), len(real)))
+    subsets = draw_subsets(len(fake), len(real), count, min(size, len(fake), len(real)), device)
     # All evaluations of a run have as many samples, and share what the reference says of itself.
     of_real = reference.within.get(len(fake))
     if of_real is None:
-        of_real = reference.within[len(fake)] = within(real, subsets.theirs, device)
-    of_fake = within(fake, subsets.ours, device)
-    found = compare_pairs(fake, real, of_fake, of_real, subsets, device)
+        of_real = reference.within[len(fake)] = within(real, subsets.theirs)
+    found = compare_pairs(fake, real, within(fake, subsets.ours), of_real, subsets)
     kid = found.pop("kid")
     return {samples.entry.kernel: kid, samples.entry.sliced: mind(fake, real)} | found

@@ -1,12 +1,12 @@
 """Statistics of features in float64, in pure numpy and scipy.
 
-Moments that are accumulated, the Fréchet distance and its extrapolation in 1/n, MIND, and the
-Inception Score. Letters: n images, d dimensions of a feature, C classes.
+Moments that are accumulated, the Fréchet distance and its extrapolation in 1/n, and the Inception
+Score. Letters: n images, d dimensions of a feature, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,8 +16,6 @@ from scipy import linalg
 
 Array = NDArray[np.float64]
 Floats = NDArray[np.floating]
-
-DIRECTIONS = 100  # of MIND at a time
 
 
 class Gaussian(NamedTuple):
@@ -33,7 +31,9 @@ class Moments:
     Memory is d², whatever the number of images. The update is Chan, Golub and LeVeque's.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, gram: Callable[[Array], Array] = lambda x: x.T @ x) -> None:
+        """`gram` computes XᵀX, which is nearly all of the work."""
+        self.gram = gram
         self.n = 0
         self.mean: Array = np.zeros(width)
         self.scatter: Array = np.zeros((width, width))  # Σ (x - mean)(x - mean)ᵀ
@@ -45,7 +45,7 @@ class Moments:
         mean = x.mean(0)
         x -= mean
         delta = mean - self.mean
-        self.scatter += x.T @ x + np.outer(delta, delta) * (self.n * len(x) / n)
+        self.scatter += self.gram(x) + np.outer(delta, delta) * (self.n * len(x) / n)
         self.mean = self.mean + delta * (len(x) / n)
         self.n = n
 
@@ -111,27 +111,6 @@ def frechet_at_infinity(features: Floats, reference: Gaussian, points: int = 10,
         values.append(frechet(moments.gaussian(), reference, root))
     intercept, _ = line_in_inverse_n(sizes, values)
     return intercept
-
-
-def mind(samples: Floats, reference: Floats, directions: int = 1000, seed: int = 0) -> float:
-    """Returns MIND (arXiv 2605.06797): the sliced Wasserstein-2 distance of two sets of features.
-
-    Both sets are projected onto random unit directions u_i of the d dimensions, and sorted:
-    3d / (n·M) · Σ_i Σ_j |sort(u_i·X)_j - sort(u_i·Y)_j|², with M directions. There is no covariance
-    to estimate, so that a thousand images say something. Sets of a shift δ are 3|δ|² apart. The sets
-    must be of one size: of the larger one, n rows are drawn.
-    """
-    rng = np.random.Generator(np.random.PCG64(seed))
-    n = min(len(samples), len(reference))
-    x, y = (rows if len(rows) == n else rows[rng.permutation(len(rows))[:n]] for rows in (samples, reference))
-    width = x.shape[1]
-    total = 0.0
-    # In parts, so that memory does not grow with the number of directions.
-    for start in range(0, directions, DIRECTIONS):
-        u = rng.standard_normal((width, min(DIRECTIONS, directions - start)))  # (d, m)
-        u /= np.linalg.norm(u, axis=0)
-        total += float(np.square(np.sort(x @ u, axis=0) - np.sort(y @ u, axis=0)).sum())
-    return 3 * width * total / (n * directions)
 
 
 class InceptionScore:

@@ -104,7 +104,7 @@ class Reference:
 
 def write_reference(path: Path, images: ReferenceImages, extractor: Extractor) -> dict[str, Any]:
     """Writes the statistics of images to an .npz file and returns its manifest."""
-    samples = FeatureCollector(images.n, extractor.entry, images.keep)
+    samples = FeatureCollector(images.n, extractor.entry, extractor.device, images.keep)
     side = 0
     for batch in progress(images.batches, images.label, images.n, "images", weigh=len):
         samples.add(extractor(batch))

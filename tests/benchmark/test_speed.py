@@ -411,9 +411,9 @@ def test_evaluate(trained_run, monkeypatch):
     assert len(statistics) == 4 and all(seconds > 0 for seconds in statistics.values())
     few, many = (row for row in rows if row["kind"] == "memory")
     # what grows with the number of images is their features (64 float64); blocks of products are
-    # bounded
+    # bounded, and so are the holes that they leave in memory
     growth, features = (many[key] - few[key] for key in ("peak_megabytes", "features_megabytes"))
-    assert growth < 3 * features + 5 * 8 * BLOCK**2 / 2**20
+    assert growth < 3 * features + 12 * 8 * BLOCK**2 / 2**20
     assert report.table(rows).count("\n") == 2 + len(rows)
 
 

@@ -71,7 +71,7 @@ def test_real_digits_score_best(make_config):
     config = make_config()
     extractor = open_extractor(config, "digits", CPU)
     reference = open_reference(config, "train", extractor)
-    real = FeatureCollector(297, extractor.entry)
+    real = FeatureCollector(297, extractor.entry, CPU)
     real.add(extractor(some_digits(config, "heldout")))
     found = measure.compare(real, reference, CPU)
     noise = Evaluator(config, CPU).evaluate_model(model_of(config)).metrics
@@ -130,7 +130,7 @@ def test_metrics_are_those_of_torch_fidelity_on_the_same_images(make_config):
         verbose=False,
         cache=False,
     )
-    collected = FeatureCollector(len(ours), extractor.entry)
+    collected = FeatureCollector(len(ours), extractor.entry, CPU)
     for start in range(0, len(ours), 100):
         collected.add(extractor(ours[start : start + 100]))
     found = measure.compare(collected, open_reference(config, "train", extractor), CPU)

@@ -2,25 +2,26 @@
 
 import numpy as np
 import pytest
+import torch
 
-from mirai_bench.evaluate.metrics import mind
+from mirai_bench.evaluate.pairs import mind
 
 
 def features(n, d, seed=0):
-    return np.random.default_rng(seed).standard_normal((n, d))
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, d)))
 
 
 def test_a_shift_by_delta_is_three_times_its_square():
     """A direction u sees (u·δ)², whose mean over directions is |δ|² / d."""
     x = features(500, 16)
-    shift = np.zeros(16)
+    shift = torch.zeros(16)
     shift[3] = 2.0
     assert mind(x, x) == 0.0
     assert mind(x, x + shift, directions=20_000) == pytest.approx(3 * 4.0, rel=0.03)
 
 
 def test_one_dimension_is_the_wasserstein_distance_of_sorted_values():
-    x, y = np.array([[3.0], [1.0]]), np.array([[2.0], [5.0]])
+    x, y = torch.tensor([[3.0], [1.0]]), torch.tensor([[2.0], [5.0]])
     assert mind(x, y) == pytest.approx(3 * (1.0 + 4.0) / 2)
 
 

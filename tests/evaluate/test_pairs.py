@@ -18,9 +18,9 @@ def rng(seed=0):
 
 
 def measured(x, y, count=7, size=12):
-    subsets = draw_subsets(len(x), len(y), count, size)
-    of_x = within(x, subsets.ours, CPU)
-    return compare_pairs(x, y, of_x, within(y, subsets.theirs, CPU), subsets, CPU)
+    x, y = torch.from_numpy(x), torch.from_numpy(y)
+    subsets = draw_subsets(len(x), len(y), count, size, CPU)
+    return compare_pairs(x, y, within(x, subsets.ours), within(y, subsets.theirs), subsets)
 
 
 @pytest.mark.parametrize("block", [7, 1000])
@@ -67,6 +67,6 @@ def test_alike_and_distant_sets():
 
 def test_an_image_is_its_own_nearest_and_copies_lie_in_its_ball():
     x = rng(3).normal(size=(20, 2000)) + 1000
-    of_x = within(x, np.zeros((20, 1)), CPU)
-    assert (of_x.nearest[:, 0] == 0).all() and (np.diff(of_x.nearest, axis=1) > 0).all()
+    of_x = within(torch.from_numpy(x), torch.zeros(20, 1, dtype=torch.float64))
+    assert (of_x.nearest[:, 0] == 0).all() and (of_x.nearest.diff(dim=1) > 0).all()
     assert measured(x, x, size=5)["precision"] == 1

@@ -45,7 +45,7 @@ def test_samples_that_are_reconstructions_are_0_away(lossy):
     evaluator = Evaluator(lossy, CPU)
     codes = open_codes(lossy, "train", CPU).all()[0]
     decoded = evaluator.tokenizer.decode(codes).numpy()
-    samples = FeatureCollector(len(decoded), evaluator.extractor.entry)
+    samples = FeatureCollector(len(decoded), evaluator.extractor.entry, CPU)
     samples.add(evaluator.extractor(decoded))
     found = compare(samples, evaluator.with_reconstructions, CPU)
     assert found[NAME] == pytest.approx(0, abs=1e-6 * found["FD-digits"])

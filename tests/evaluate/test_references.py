@@ -157,7 +157,7 @@ def test_a_reference_is_looked_for_among_the_assets(tmp_path, monkeypatch):
 def test_few_of_many_features_are_kept_evenly():
     extractor = Projection("dinov2")
     images = noise(100)
-    collected = FeatureCollector(100, extractor.entry, keep=7)
+    collected = FeatureCollector(100, extractor.entry, extractor.device, keep=7)
     for part in np.split(images, [13, 14, 60]):
         collected.add(extractor(part))
     np.testing.assert_allclose(collected.kept, extractor(images)["pool"][np.arange(7) * 100 // 7])

@@ -6,6 +6,7 @@ one. It takes about two minutes.
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from torch._dynamo.utils import counters
 
 from mirai_bench.benchmark import workload
 from mirai_bench.benchmark.timing import with_peak
+from mirai_bench.evaluate.extractors import EXTRACTORS, FeatureCollector
+from mirai_bench.evaluate.measure import compare
+from mirai_bench.evaluate.references import Reference
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train import memory
 from mirai_bench.train.run import train
@@ -133,6 +137,19 @@ def test_convolutions_are_computed_in_float32():
     exact = F.conv2d(images.double(), weight.double())
     found = F.conv2d(images.cuda(), weight.cuda()).cpu()
     assert (found - exact).abs().max() / exact.std() < 1e-5
+
+
+def test_metrics_of_features_are_those_of_the_cpu():
+    rng = np.random.default_rng(0)
+    ours, theirs = (np.abs(rng.normal(size=(n, 64))) for n in (400, 500))
+    found = []
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        sets = [FeatureCollector(len(x), EXTRACTORS["dinov2"], device) for x in (ours, theirs)]
+        for one, features in zip(sets, (ours, theirs), strict=True):
+            one.add({"pool": features})
+        reference = Reference("", "", 500, sets[1].moments["pool"].gaussian(), None, theirs)
+        found.append(compare(sets[0], reference, device))
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
 
 
 def test_a_checkpoint_goes_on_where_it_was(make_config):

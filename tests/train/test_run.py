@@ -212,18 +212,28 @@ def test_non_finite_updates_are_skipped_counted_and_end_the_run(make_config, tmp
 
 SHARED_OUT = """
 import os, sys
-from mirai_bench.evaluate import measure
+from mirai_bench.evaluate import evaluation, measure
 from mirai_bench.train.__main__ import command
 from mirai_bench.utils.cli import run
 
+rank = os.environ.get("RANK", "alone")
 whole = measure.SampledImages.read
 
 def noted(source, rows):
-    with open(f"{sys.argv[1]}.{os.environ.get('RANK', 'alone')}", "a") as file:
+    with open(f"{sys.argv[1]}.{rank}", "a") as file:
         file.write(f"{rows} ")
     return whole(source, rows)
 
+def in_turns(count, make, ranks):
+    def loss(number):
+        with open(f"{sys.argv[1]}.{rank}", "a") as file:
+            file.write(f"batch {number} ")
+        return make(number)
+
+    return measure.round_robin(count, loss, ranks)
+
 measure.SampledImages.read = noted
+evaluation.round_robin = in_turns
 sys.exit(run(command))
 """
 
@@ -231,8 +241,8 @@ sys.exit(run(command))
 def test_two_processes_equal_one(make_config, tmp_path):
     """Two ranks with half the batch each give what one rank with the whole batch gives.
 
-    Without dropout, because each rank has its own masks. Both ranks sample, and the metrics are
-    those of one process with the same weights.
+    Without dropout, because each rank has its own masks. Both ranks sample and compute held-out
+    losses, and the metrics are those of one process with the same weights.
     """
     import subprocess
     import sys
@@ -267,9 +277,9 @@ def test_two_processes_equal_one(make_config, tmp_path):
             torch.testing.assert_close(results[2][name][key], tensor, atol=1e-4, rtol=1e-3)
     rows = {path.suffix: path.read_text() for path in tmp_path.glob("config.json.*")}
     assert rows == {
-        ".alone": "range(0, 500) range(500, 600) ",
-        ".0": "range(0, 500) ",
-        ".1": "range(500, 600) ",
+        ".alone": "range(0, 500) range(500, 600) batch 0 batch 1 ",
+        ".0": "range(0, 500) batch 0 ",
+        ".1": "range(500, 600) batch 1 ",
     }
     (record,) = [
         line for line in read_journal(config.run_path / "journal.jsonl") if line["kind"] == "evaluation"
