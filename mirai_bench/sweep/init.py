@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     )
     images = "of a profile: the folder of your own images, class/image, that it is for"
     result.add_argument("--images", type=Path, metavar="FOLDER", help=images)
-    result.add_argument("kind", choices=KINDS, help="what to write")
+    result.add_argument("kind", choices=tuple(KINDS), help="what to write")
     checked = output_file(".yaml", ".yml")
     result.add_argument("file", type=checked, metavar="FILE.yaml", help="where to write it")
     return result

@@ -1,5 +1,6 @@
 """What a newcomer asks first: what is there, and a file to begin with."""
 
+import importlib
 import json
 
 import pytest
@@ -56,3 +57,30 @@ def test_scripts_of_the_analysis_are_commands(capsys):
         main.command(["plott"])
     assert main.command(["--version"]) == 0
     assert capsys.readouterr().out.startswith("mirai-bench ")
+
+
+def words_of(name):
+    """Returns the words after a command that its own parser knows."""
+    module = importlib.import_module(f"mirai_bench.{name}" if "." in name else f"mirai_bench.{name}.__main__")
+    if hasattr(module, "ACTIONS"):
+        return {*module.ACTIONS} - {"run"}
+    return {
+        word
+        for action in module.parser()._actions
+        for word in action.choices or ()
+        if not action.option_strings
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in main.FORMS if name != "evaluate"])
+def test_help_names_the_commands_below_a_command(name):
+    assert {*main.FORMS[name]} == words_of(name)
+    assert f"[{', '.join(main.FORMS[name])}]" in main.usage()
+
+
+def test_a_shell_completes_commands_options_and_words():
+    pytest.importorskip("shtab")
+    script = main.completion("bash")
+    assert all(word in script for word in ("guidance", "--until-decided", "fetch", "parity"))
+    with pytest.raises(UserError, match=r"Unknown shell 'fsh'\. Did you mean 'fish'"):
+        main.completion("fsh")
