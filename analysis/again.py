@@ -174,3 +174,7 @@ def add_sources(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--axis", help="only this axis, for instance injection_level")
     parser.add_argument("--profile", default="digits", help="only this profile; default digits")
     add_out(parser)
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

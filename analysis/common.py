@@ -268,3 +268,7 @@ def rendered(figure: Figure, kind: str, title: bool = True) -> bytes:
             figure.suptitle("")
         figure.savefig(drawn, format=kind, metadata=NO_DATES[kind], dpi=DOTS)
     return drawn.getvalue()
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

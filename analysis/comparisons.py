@@ -157,3 +157,7 @@ def kind_of(test: Test) -> str:
 def at_last(results: Results, arm: str, name: str) -> dict[int, float]:
     """Returns a quantity of an arm at the sweep's last evaluation, by seed."""
     return results.by_seed(arm, results.last_step, name)
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

@@ -282,3 +282,7 @@ def _name_lines(panel: Panel, results: Results, frame: pd.DataFrame, looks: Look
         label.set_gid(f"arm-{number}-label")
         assert label.arrow_patch is not None
         label.arrow_patch.set_gid(f"arm-{number}-leader")
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

@@ -218,3 +218,7 @@ def correlations(
         known = [each for each in found if each is not None]
         corrected = holm([each.p for each in known])
         yield [replace(each, holm=p) for each, p in zip(known, corrected, strict=True)]
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

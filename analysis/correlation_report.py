@@ -170,3 +170,7 @@ def comma_separated(groups: Sequence[Sequence[Correlation]]) -> str:
         ]
         writer.writerow([*line, *(MISSING if math.isnan(number) else f"{number:.5g}" for number in numbers)])
     return out.getvalue()
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

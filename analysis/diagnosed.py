@@ -222,3 +222,7 @@ def draw_diagnostic(diagnoses: Diagnoses, diagnostic: str) -> dict[str, Figure]:
             figures["_layers" if figures else ""] = layers
     names = diagnoses.values(diagnostic)
     return figures or ({"": draw_headlines(diagnoses, diagnostic, names)} if names else {})
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

@@ -153,3 +153,7 @@ def with_interval(estimate: Estimate | None) -> str:
     if not math.isnan(estimate.half):
         text += f" [{estimate.low:+.{places}f}, {estimate.high:+.{places}f}]"
     return text.replace("-", "−")
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

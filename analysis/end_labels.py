@@ -62,3 +62,7 @@ def _pushed_apart(heights: list[float], gap: float) -> list[float]:
         lift = max(0.0, 0.01 - heights[0]) if heights else 0.0
         heights = [height + lift for height in heights]
     return heights
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

@@ -117,3 +117,7 @@ def _draw_training(axes: Axes, diagnoses: Diagnoses, diagnostic: str, arm: str) 
         by_seed = {seed: [values[seed] for values in curves] for seed in common}
         draw_curve(axes, epochs, by_seed, of_line, of_point, linestyle=line)
     axes.set_xlabel("epoch (all shared parameters)", fontsize=8)
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

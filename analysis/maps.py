@@ -127,3 +127,7 @@ def _add_bar(
     )
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7.5)
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

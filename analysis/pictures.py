@@ -122,3 +122,7 @@ def _draw_grid(
         )
         figure.suptitle(plain(text), fontsize=9, x=0.01, ha="left", wrap=True)
     return figure
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

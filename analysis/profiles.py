@@ -223,3 +223,7 @@ def legend(figure: Figure, results: Results, arms: Iterable[str]) -> None:
     columns = min(LEGEND_COLUMNS, len(named))
     where: dict[str, Any] = {"loc": "outside lower left", "frameon": False, "fontsize": 8.5}
     figure.legend(handles, [plain(arm) for arm in named], ncols=columns, **where)
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

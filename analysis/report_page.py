@@ -119,3 +119,7 @@ def inline_svg(figure: Figure, name: str, alt: str) -> Markup:
     # The text is matplotlib's own, in which whatever comes from records is drawn and not written.
     label = Markup('<svg role="img" aria-label="{}"').format(alt)
     return Markup(text.replace("<svg", label, 1))
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

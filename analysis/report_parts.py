@@ -216,3 +216,7 @@ def repetition(results: Results, files: Sequence[Path]) -> Part:
     return Part(
         "repeat", "How to repeat it", texts=texts, commands=["\n".join(lines), shlex.join([*script, *source])]
     )
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

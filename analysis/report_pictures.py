@@ -80,3 +80,7 @@ def diagnostics(diagnoses: Diagnoses) -> Part:
     texts = document(diagnoses, rows, DIAGNOSTICS)
     folded = "table of all headline values"
     return Part("diagnostics", "Why", pictures=pictures, grids=texts.grids, folded=folded, notes=texts.notes)
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

@@ -222,3 +222,7 @@ def by_arm(points: Iterable[Point]) -> dict[str, list[Point]]:
     for point in points:
         arms.setdefault(point.arm, []).append(point)
     return {arm: own for arm, own in arms.items() if len({point.rung for point in own}) > 1}
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

@@ -106,9 +106,6 @@ class Speedup:
         return f"{mean} [{low}, {high}]"
 
 
-# ---- curves
-
-
 def curves(results: Results, metric: str, x: str) -> dict[str, dict[int, Curve]]:
     """Returns the curve of each arm and seed.
 
@@ -130,9 +127,6 @@ def _scaled(curve: Curve, metric: str, kind: str) -> tuple[Array, Array]:
         y = np.log(y)
     y = y if lower_is_better(metric) else -y
     return x, np.minimum.accumulate(y) if kind == "best" else y
-
-
-# ---- the estimate
 
 
 def factors(ours: list[Array], theirs: list[Array]) -> Factors | None:
@@ -245,9 +239,6 @@ def speedup(
     return Speedup(len(seeds), float(np.exp(found.mean)), *ends, reached, bound, float(np.exp(at.logs[-1])))
 
 
-# ---- what nothing looks like
-
-
 def null(results: Results, metric: str, x: str, kind: str) -> tuple[float, float] | None:
     """Returns the median and the 95 % point of the speed-up of the baseline over itself.
 
@@ -298,3 +289,7 @@ def speedup_table(results: Results, metric: str, timing: bool = True) -> str:
     header, *rows = speedup_grid(results, metric, timing)
     title = f"{results.axis} ({results.profile}): speed-up in {metric} over {results.baseline}"
     return f"**{markdown_escape(title)}**\n\n{markdown_table(header, rows)}\n{DEFINITION}\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

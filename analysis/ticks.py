@@ -45,3 +45,7 @@ def cost_axis(axes: Axes, x: str, values: pd.Series[float]) -> str:
     power = math.floor(math.log10(greatest))
     axes.xaxis.set_major_formatter(lambda place, _: f"{place / 10**power:g}")
     return f" ($10^{{{power}}}$)"
+
+
+if __name__ == "__main__":
+    raise SystemExit("no command, but a part of some: docs/commands/analysis.md lists them")

@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     _add_shared(sub.add_argument, output_folder)
     add_device(sub)
     sub = commands.add_parser("report", help="writes tables and chart of a folder of JSON files")
-    sub.add_argument("folder", type=Path)
+    sub.add_argument("folder", type=Path, help="the folder, such as reports/benchmarks")
     sub = commands.add_parser("parity", help="compares what both codes compute, in float32")
     _add_parity(sub.add_argument)
     add_device(sub)

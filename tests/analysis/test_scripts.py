@@ -461,6 +461,14 @@ def test_help_has_an_example(name, capsys):
     assert f"example: python analysis/{name}.py" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_file_without_a_command_says_so():
+    files = sorted((ROOT / "analysis").glob("*.py"))
+    assert all('if __name__ == "__main__":' in path.read_text(encoding="utf-8") for path in files)
+    words = [sys.executable, str(ROOT / "analysis" / "ticks.py"), "--help"]
+    answer = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert answer.returncode != 0 and "docs/commands/analysis.md" in answer.stderr
+
+
 def test_paper_values_are_marked():
     rows = []
     for axis in ("injection_level", "foresight_layout", "foresight_source"):

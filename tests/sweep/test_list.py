@@ -1,5 +1,6 @@
 """What a newcomer asks first: what is there, and a file to begin with."""
 
+import argparse
 import importlib
 import json
 
@@ -59,9 +60,13 @@ def test_scripts_of_the_analysis_are_commands(capsys):
     assert capsys.readouterr().out.startswith("mirai-bench ")
 
 
+def module_of(name):
+    return importlib.import_module(f"mirai_bench.{name}" if "." in name else f"mirai_bench.{name}.__main__")
+
+
 def words_of(name):
     """Returns the words after a command that its own parser knows."""
-    module = importlib.import_module(f"mirai_bench.{name}" if "." in name else f"mirai_bench.{name}.__main__")
+    module = module_of(name)
     if hasattr(module, "ACTIONS"):
         return {*module.ACTIONS} - {"run"}
     return {
@@ -76,6 +81,22 @@ def words_of(name):
 def test_help_names_the_commands_below_a_command(name):
     assert {*main.FORMS[name]} == words_of(name)
     assert f"[{', '.join(main.FORMS[name])}]" in main.usage()
+
+
+def without_help(parser):
+    """Returns what a parser takes without saying what it is."""
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [words for below in action.choices.values() for words in without_help(below)]
+        elif action.help is None:
+            found.append(f"{parser.prog}: {action.dest}")
+    return found
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_every_option_has_a_word(name):
+    assert without_help(module_of(name).parser()) == []
 
 
 def test_a_shell_completes_commands_options_and_words():
