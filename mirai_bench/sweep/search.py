@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 
 EXAMPLE = """  search:
     arms:
-      internal-2d:
-        foresight.weight: {low: 0.1, high: 10, log: true}
+      {arm}:
+        foresight.weight: {{low: 0.1, high: 10, log: true}}
         foresight.k: [1, 3, 9]
         foresight.layer: [4/12, 8/12, 12/12]"""
 
@@ -169,7 +169,8 @@ def plan_searches(plan: Plan, path: Path) -> list[SearchPlan]:
     """
     search = checked(SweepFile, read_yaml(path), str(path)).search
     if search is None:
-        raise UserError(f"{path} has no `search:`: write for instance\n" + EXAMPLE)
+        tuned = next((arm for arm in plan.sweep.arms if arm != plan.sweep.baseline), plan.sweep.baseline)
+        raise UserError(f"{path} has no `search:`: write for instance\n" + EXAMPLE.format(arm=tuned))
     planned = [arm for arm in search.arms if arm in plan.sweep.arms]
     if not planned:
         arms = ", ".join(search.arms)
