@@ -162,8 +162,8 @@ def test_every_value_of_a_search_fits_before_it_starts(here, tmp_path):
         plan = make_plan(tmp_path / "sweep.yaml")
         with pytest.raises(UserError, match=message):
             plan_searches(plan, tmp_path / "sweep.yaml")
-    with pytest.raises(UserError, match=r"has no `search:`: write for instance\n.*\n.*\n +output-1d:\n"):
-        plan_searches(plan, FILE)  # the example names an arm of the file
+    with pytest.raises(UserError, match=r"has no `search:`: write for instance\n.*\n.*\n +internal-1d:\n"):
+        plan_searches(plan, FILE)  # the example names an arm of the plan
     only = make_plan(tmp_path / "sweep.yaml", only=["baseline"])
     with pytest.raises(UserError, match="write one of internal-2d, or nothing"):
         plan_searches(only, tmp_path / "sweep.yaml")
