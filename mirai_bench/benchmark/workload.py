@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mirai_bench.config.load import build_run
 from mirai_bench.config.run_config import MODEL_SIZES, RunConfig
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.data.synthetic import CLASSES, random_codes
 from mirai_bench.foresight.level import InternalLevel
 from mirai_bench.train.trainer import Trainer

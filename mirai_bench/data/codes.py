@@ -7,7 +7,6 @@ any time. Letters: N images, R views, T tokens, B batch. Codes are uint16 everyw
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from mirai_bench.config.data_config import DataConfig
 from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.batch import Batch, Place, Read
 from mirai_bench.data.images.crops import all_views, base_sizes, read_bases
 from mirai_bench.data.images.datasets import Dataset, Split, open_dataset
 from mirai_bench.data.images.listing import renumbered
@@ -39,26 +39,6 @@ from mirai_bench.utils.errors import UserError
 
 # Images per forward pass of the tokenizer, and per batch of `images_of`.
 ENCODE_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's part of a global batch, on the device. All tensors are long."""
-
-    tokens: Tensor
-    """Tokens (B, T)."""
-    labels: Tensor
-    """Classes (B,)."""
-    index: Tensor
-    """Images (B,), 0 … N-1."""
-    view: Tensor
-    """Views (B,) of these images, 0 … R-1."""
-
-    def split(self, parts: int) -> list[Batch]:
-        """Returns the batch as micro-batches, in order."""
-        fields = (self.tokens, self.labels, self.index, self.view)
-        chunks = zip(*(field.chunk(parts) for field in fields), strict=True)
-        return [Batch(*chunk) for chunk in chunks]
 
 
 class Codes:
@@ -116,15 +96,13 @@ class Codes:
             raise UserError(f"train.batch_size is {batch_size}, but there are {most} images: write less")
         return most // batch_size
 
-    def _order(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    def _order(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the order of the images (N,) in an epoch, and the view (N,) of each image."""
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
-        order = torch.from_numpy(rng.permutation(self.num_images))
-        views = torch.from_numpy(rng.integers(self.num_views, size=self.num_images))
-        return order.to(self.device), views.to(self.device)
+        return rng.permutation(self.num_images), rng.integers(self.num_views, size=self.num_images)
 
-    def batch(self, *, seed: int, step: int, rank: int, world: int, batch_size: int) -> Batch:
-        """Returns this rank's contiguous slice of the global batch of `step` (from 0).
+    def place(self, step: int, *, seed: int, rank: int, world: int, batch_size: int) -> Place:
+        """Returns where this rank's contiguous slice of the global batch of `step` (from 0) is.
 
         The global batch is the same for every number of ranks.
         """
@@ -134,17 +112,40 @@ class Codes:
         share = batch_size // world  # images per rank
         start = position * batch_size + rank * share
         index = order[start : start + share]
-        view = views[index]
-        return Batch(self.tokens_of(index, view), self.labels[index], index, view)
+        return Place(index, views[index])
+
+    def reads_files(self, with_pixels: bool) -> bool:
+        """Tells whether a batch, with pixels or without, is read from files."""
+        return self._tokens is None or (with_pixels and self.pixels.from_files)
+
+    def read(self, place: Place, with_pixels: bool) -> Read:
+        """Reads from files what `batch_at` will need. It does nothing on the device."""
+        tokens = self._codes.take(place.images, place.views) if self._tokens is None else None
+        from_files = with_pixels and self.pixels.from_files
+        return Read(tokens, self.pixels.read(place) if from_files else None)
+
+    def batch_at(self, place: Place, read: Read, with_pixels: bool) -> Batch:
+        """Returns the batch, of which `read` has read what is in files. It waits for nothing."""
+        index, view = send(place.images, self.device), send(place.views, self.device)
+        if self._tokens is not None:
+            tokens = self.tokens_of(index, view)
+        else:
+            assert read.tokens is not None, "the codes are in files"
+            tokens = as_tokens(send(read.tokens.view(np.int16), self.device))
+        pixels = self.pixels.at(place, read.bases) if with_pixels else None
+        return Batch(tokens, self.labels[index], index, view, pixels)
+
+    def batch(self, **which: int) -> Batch:
+        """Returns the batch that `place` finds, without pixels."""
+        place = self.place(**which)
+        return self.batch_at(place, self.read(place, False), False)
 
     def tokens_of(self, index: Tensor, view: Tensor) -> Tensor:
         """Returns the tokens long (B, T) of images (B,) and their views (B,)."""
         if self._tokens is not None:
-            tokens = self._tokens[index, view]
-        else:
-            rows = self._codes.take(index.cpu().numpy(), view.cpu().numpy())
-            tokens = send(rows.view(np.int16), self.device)
-        return tokens.long() & 0xFFFF  # codes above 32,767 are negative as int16
+            return as_tokens(self._tokens[index, view])
+        rows = self._codes.take(index.cpu().numpy(), view.cpu().numpy())
+        return as_tokens(send(rows.view(np.int16), self.device))
 
     def images(self, index: Tensor) -> Batch:
         """Returns view 0 of these images, (B,) on the device."""
@@ -159,9 +160,14 @@ class Codes:
     def all(self) -> tuple[Tensor, Tensor]:
         """Returns the tokens (N, T) of view 0 and the labels (N,), for held-out losses."""
         if self._tokens is not None:
-            return self._tokens[:, 0].long() & 0xFFFF, self.labels
+            return as_tokens(self._tokens[:, 0]), self.labels
         first = np.concatenate([part[:, 0] for part in self._codes.parts]).astype(np.int64)
         return torch.from_numpy(first).to(self.device), self.labels
+
+
+def as_tokens(codes: Tensor) -> Tensor:
+    """Returns codes that are stored as int16 as long."""
+    return codes.long() & 0xFFFF  # those above 32,767 are negative as int16
 
 
 # ---- where codes come from

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from mirai_bench.config.data_config import DataConfig
+from mirai_bench.data.batch import Place
 from mirai_bench.data.images.crops import base_sizes, cut, read_bases
 from mirai_bench.data.images.datasets import Dataset
 from mirai_bench.data.shards import ShardedArray
+from mirai_bench.utils.device import send
 
 
 @dataclass(eq=False)
@@ -53,37 +55,64 @@ class Pixels:
         """The threads that read image files."""
         return ThreadPoolExecutor(self.threads)
 
+    @property
+    def from_files(self) -> bool:
+        """Tells whether bases are read from files."""
+        return bool(self.stored) or self.dataset.images is None
+
     @torch.compiler.disable  # it reads files and host memory, which no graph can hold
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
-        """Returns the pixels of these images (B,) in these views (B,)."""
-        sizes = base_sizes(self.data)
-        views = self.data.views
-        size = self.data.image_size
-        per_base = self.data.num_views // len(sizes)
-        base = view // per_base  # (B,) crop range of each view
-        inner = (view % per_base).to(self.device)  # (B,) view within its base
-        # With one crop range there is nothing to tell apart, and no wait for the device.
-        if len(sizes) == 1:
-            return cut(self._bases(0, sizes[0], index), inner, size, views)
-        out = torch.empty(len(index), size, size, 3, dtype=torch.uint8, device=self.device)
-        for number in base.unique().tolist():
-            chosen = base == number
-            bases = self._bases(number, sizes[number], index[chosen])
-            here = chosen.to(self.device)
-            out[here] = cut(bases, inner[here], size, views)
-        return out
+        """Returns the pixels of these images (B,) in these views (B,), and waits for the device."""
+        return self.at(Place(index.cpu().numpy(), view.cpu().numpy()))
 
-    def _bases(self, number: int, size: int, index: Tensor) -> Tensor:
-        """Returns the bases uint8 (B, S, S, 3) of crop range `number`, whose side S is `size`."""
+    def read(self, place: Place) -> list[np.ndarray]:
+        """Reads the bases of these images from files: of each crop range uint8 (b, S, S, 3).
+
+        b is the number of views that are of this range.
+        """
+        sizes = base_sizes(self.data)
+        ranges = self._ranges(place.views)
+        return [self._read(number, sizes[number], place.images[rows]) for number, rows in ranges]
+
+    def at(self, place: Place, read: list[np.ndarray] | None = None) -> Tensor:
+        """Returns the pixels of these images in these views, without waiting for the device.
+
+        `read` is what `read` returned for them. It is called if that is not given.
+        """
+        if read is None and self.from_files:
+            read = self.read(place)
+        inner = place.views % self._per_range  # view within its base
+        ranges = self._ranges(place.views)
+        parts = []
+        for part, (number, rows) in enumerate(ranges):
+            if read is not None:
+                bases = send(read[part], self.device)
+            else:
+                bases = self._all_bases(number)[send(place.images[rows], self.device)]
+            parts.append(cut(bases, send(inner[rows], self.device), self.data.image_size, self.data.views))
+        order = np.argsort(np.concatenate([rows for _, rows in ranges]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[send(order, self.device)]
+
+    @property
+    def _per_range(self) -> int:
+        """Returns the number of views of a crop range."""
+        return self.data.num_views // len(base_sizes(self.data))
+
+    def _ranges(self, view: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Returns each crop range that these views (B,) are of, and which of them are."""
+        numbers = view // self._per_range
+        return [(int(number), np.flatnonzero(numbers == number)) for number in np.unique(numbers)]
+
+    def _read(self, number: int, size: int, index: np.ndarray) -> np.ndarray:
+        """Returns the bases uint8 (b, S, S, 3) of crop range `number`, whose side S is `size`."""
         if self.stored:
-            bases = self.stored[number].take(index.cpu().numpy())
-        elif self.dataset.images is None:
-            rows = self.rows[index.cpu().numpy()]
-            parts = self.pool.map(lambda row: read_bases(self.dataset, [row], size), rows)
-            bases = np.concatenate(list(parts))
-        else:
-            if number not in self.resident:
-                all_bases = read_bases(self.dataset, self.rows, size)
-                self.resident[number] = torch.from_numpy(all_bases).to(self.device)
-            return self.resident[number][index.to(self.device)]
-        return torch.from_numpy(bases).to(self.device)
+            return self.stored[number].take(index)
+        parts = self.pool.map(lambda row: read_bases(self.dataset, [row], size), self.rows[index])
+        return np.concatenate(list(parts))
+
+    def _all_bases(self, number: int) -> Tensor:
+        """Returns the bases uint8 (N, S, S, 3) of a crop range of all images, on the device."""
+        if number not in self.resident:
+            bases = read_bases(self.dataset, self.rows, base_sizes(self.data)[number])
+            self.resident[number] = torch.from_numpy(bases).to(self.device)
+        return self.resident[number]

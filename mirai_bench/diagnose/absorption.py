@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.diagnose.diagnostic import Finding
 from mirai_bench.diagnose.subject import NotMeasurable, Subject, evenly_spaced
 from mirai_bench.foresight.level import InternalLevel
-from mirai_bench.train.trainer import Objective
+from mirai_bench.train.objective import Objective
 
 PART = 64  # images of a forward pass; the control that takes the wrong image takes it from the same part
 CHOOSING = 1 / 5  # of the images that the map is fitted to: they choose its strength

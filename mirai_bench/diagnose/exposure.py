@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mirai_bench.config.protocol import Protocol
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.diagnose.diagnostic import Finding
 from mirai_bench.diagnose.subject import BATCH, Subject
 from mirai_bench.model.transformer import ARModel

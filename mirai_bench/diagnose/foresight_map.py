@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.data.tokenizers import load_tokenizer, tokenizer_identity
 from mirai_bench.diagnose.diagnostic import Finding
 from mirai_bench.diagnose.probes import BITS, Examples, fit_probes, losses, standardised

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.diagnose.diagnostic import Finding
 from mirai_bench.diagnose.subject import NotMeasurable, Subject
 from mirai_bench.foresight import Level
 from mirai_bench.model.kernels import linear_cross_entropy
 from mirai_bench.model.transformer import ARModel
+from mirai_bench.train.objective import Objective
 from mirai_bench.train.optim import foresight_weight
-from mirai_bench.train.trainer import Objective
 
 PART = 64  # most images of a forward and backward pass
 

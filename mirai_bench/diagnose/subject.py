@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.codes import Batch, Codes, has_heldout_codes, open_codes
+from mirai_bench.data.batch import Batch
+from mirai_bench.data.codes import Codes, has_heldout_codes, open_codes
 from mirai_bench.diagnose.scope import Scope
 from mirai_bench.diagnose.snapshots import Snapshot
 from mirai_bench.foresight import SourceContext
 from mirai_bench.foresight.source import SOURCES
 from mirai_bench.model.transformer import ARModel, Grid, build_model
-from mirai_bench.train.trainer import Objective, Trainer
+from mirai_bench.train.objective import Objective
+from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils.device import Hardware
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.tensors import check_fits

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.diagnose.absorption import FITTED, PART, Pairs, projected_cosines
 from mirai_bench.diagnose.diagnostic import Finding
 from mirai_bench.diagnose.probes import Examples, log_marginals
 from mirai_bench.diagnose.subject import NotMeasurable, Subject, evenly_spaced
 from mirai_bench.foresight.level import InternalLevel, Level, OutputLevel
 from mirai_bench.foresight.loss import reduce_heads
-from mirai_bench.train.trainer import Objective
+from mirai_bench.train.objective import Objective
 
 HEADLINE = {
     "constant": "foresight loss of the best constant of each cell, which knows nothing of the image",

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.codes import Batch, Codes
+from mirai_bench.data.batch import Batch
+from mirai_bench.data.codes import Codes
 from mirai_bench.model.transformer import ARModel
 
 
@@ -41,6 +42,14 @@ class Source(Protocol):
         dropped. Feature s is that of state s or of cell s: `config.foresight.explicit` says which.
         """
         # `labels` matters to a teacher that is conditioned on the class, so encoders ignore it.
+
+
+def needs_pixels(source: Source) -> bool:
+    """Tells whether a source looks at `batch.pixels`, which are read during the step before.
+
+    A source says so with the attribute `needs_pixels = True`. Without it the batch has no pixels.
+    """
+    return getattr(source, "needs_pixels", False)
 
 
 @dataclass(frozen=True)

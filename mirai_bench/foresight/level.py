@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mirai_bench.config.foresight import ForesightConfig, resolve_layer
-from mirai_bench.data.codes import Batch
-from mirai_bench.foresight.context import SourceContext
+from mirai_bench.data.batch import Batch
+from mirai_bench.foresight.context import SourceContext, needs_pixels
 from mirai_bench.foresight.layout import Layout, cells_of
 from mirai_bench.foresight.loss import LOSSES, TARGET_NORMS, pair, pool, reduce_heads
 from mirai_bench.foresight.projector import PROJECTORS
@@ -38,6 +38,11 @@ class Level(nn.Module):
         self.config = config
         self.register_buffer("index", torch.from_numpy(pairs.targets), persistent=False)
         self.register_buffer("valid", torch.from_numpy(pairs.valid), persistent=False)
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Tells whether the loss looks at the pixels of a batch."""
+        return False
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Initialises the heads. Those that start at zero are made so."""
@@ -140,6 +145,11 @@ class InternalLevel(Alignment):
         self.tap = resolve_layer(foresight.layer, config.model.depth)
         self.source = source
         self.one_off_seconds = source.one_off_seconds
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Tells whether the source looks at the pixels of a batch."""
+        return needs_pixels(self.source)
 
     def losses(self, states: States, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the distance of projected states and features, averaged over each head's pairs, (K,)."""

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from mirai_bench.config.foresight import resolve_layer
-from mirai_bench.data.codes import Batch
-from mirai_bench.foresight.context import Source, SourceContext
+from mirai_bench.data.batch import Batch
+from mirai_bench.foresight.context import Source, SourceContext, needs_pixels
 from mirai_bench.foresight.encoders.build import RandomTokens, build_encoder
 from mirai_bench.model.transformer import ARModel
 
@@ -49,6 +49,7 @@ class Shuffled:
 
     def __init__(self, inner: Source) -> None:
         self.inner = inner
+        self.needs_pixels = needs_pixels(inner)
         self.width = inner.width
         self.one_off_seconds = inner.one_off_seconds
 

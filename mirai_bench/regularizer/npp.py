@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mirai_bench.config.regularizer import NppConfig
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.foresight.context import SourceContext
 from mirai_bench.model.rope import rope_table
 from mirai_bench.model.transformer import ARModel

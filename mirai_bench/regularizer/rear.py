@@ -12,7 +12,7 @@ from torch import Tensor
 from mirai_bench.config.foresight import resolve_layer
 from mirai_bench.config.projector import ProjectorConfig
 from mirai_bench.config.regularizer import RearConfig
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.data.tokenizers import load_tokenizer
 from mirai_bench.foresight.context import SourceContext
 from mirai_bench.foresight.loss import cosine_loss

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.model.kernels import linear_cross_entropy
 from mirai_bench.model.transformer import ARModel
 

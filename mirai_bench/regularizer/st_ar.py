@@ -13,7 +13,7 @@ from torch import Tensor
 from mirai_bench.config.foresight import resolve_layer
 from mirai_bench.config.projector import ProjectorConfig
 from mirai_bench.config.regularizer import StArConfig
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.foresight.context import SourceContext
 from mirai_bench.foresight.projector import Projector
 from mirai_bench.model.transformer import ARModel

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,18 @@ from mirai_bench.checkpoint.store import HEADS, Checkpoint, load_weights
 from mirai_bench.config.foresight import ForesightConfig
 from mirai_bench.config.regularizer import NoRegularizer
 from mirai_bench.config.run_config import RunConfig, SeedsConfig
-from mirai_bench.data.codes import Batch, Codes, open_codes
-from mirai_bench.foresight import Level, SourceContext, build_foresight
-from mirai_bench.model.transformer import ARModel, States, build_model
+from mirai_bench.data.codes import Codes, open_codes
+from mirai_bench.data.read_ahead import Batches
+from mirai_bench.foresight import SourceContext, build_foresight
+from mirai_bench.model.transformer import ARModel, build_model
 from mirai_bench.regularizer.registry import build_regularizer
-from mirai_bench.regularizer.regularizer import Moment, Prepared, Regularizer
+from mirai_bench.regularizer.regularizer import Moment
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train import optim
 from mirai_bench.train.compiled import compile_forward
+from mirai_bench.train.objective import Losses, Objective
 from mirai_bench.utils.device import Hardware, dropout_generator, send
 from mirai_bench.utils.errors import UserError
-
-Losses = tuple[Tensor, Tensor, Tensor, Tensor]
 
 BUCKET_MIB = 256  # of the gradients that processes reduce at a time; torch's 25 would be many
 
@@ -62,47 +63,6 @@ def dropped_labels(config: RunConfig, step: int, rank: int, world: int) -> np.nd
     # Philox is keyed by the pair, so that no step depends on how many were drawn before it.
     draws = np.random.Generator(np.random.Philox(key=[config.seed_of("dropout"), step])).random(size)
     return draws[rank * size // world : (rank + 1) * size // world] < config.model.class_dropout
-
-
-class Objective(nn.Module):
-    """The loss L = NTP + λ · foresight (arXiv 2601.14671) + λ' · regularizer of one batch.
-
-    Its parameters are what is trained: those of the generator and of the heads of both terms.
-    """
-
-    def __init__(self, model: ARModel, level: Level | None, regularizer: Regularizer | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.foresight = level
-        self.regularizer = regularizer or Regularizer()
-
-    def forward(
-        self,
-        batch: Batch,
-        labels: Tensor,
-        weight: Tensor | None,
-        extra: tuple[Tensor, ...] = (),
-        penalty: Tensor | None = None,
-    ) -> Losses:
-        """Returns (loss, NTP in nats per token, foresight and regularizer before λ), four scalars.
-
-        `weight` is the λ of foresight, `penalty` that of the regularizer, which prepared `extra`.
-        With None a term is off: its loss is zero, and its heads see no gradient and no decay.
-        """
-        level = None if weight is None else self.foresight
-        prepared = Prepared(batch, extra)
-        # 1. The states, as the regularizer has the model read the batch.
-        taps = () if penalty is None else self.regularizer.taps
-        if level is not None and level.tap is not None:
-            taps = (*taps, level.tap)
-        reading = self.regularizer.read(self.model, prepared, labels, taps)
-        # 2. The losses.
-        loss, ntp, regularizer = self.regularizer(self.model, reading, prepared, labels, penalty)
-        if level is None:
-            return loss, ntp, ntp.new_zeros(()), regularizer
-        hidden = None if level.tap is None else reading.streams[level.tap]
-        foresight = level(States(hidden, reading.final), batch, labels)
-        return loss + weight * foresight, ntp, foresight, regularizer
 
 
 class Trainer:
@@ -161,7 +121,11 @@ class Trainer:
                 find_unused_parameters=optim.foresight_can_be_off(config.foresight),
                 gradient_as_bucket_view=True,
             )
-        # 3. Randomness and counters. Seeding the device's own generator is 0.2 ms faster per step
+        # 3. The data. The next batch is read while a step is computed.
+        which = {"seed": config.seed_of("order"), "rank": rank, "world": world, "batch_size": size}
+        place = partial(self.codes.place, **which)
+        self.batches = Batches(self.codes, self.total_steps, place, self._needs_pixels)
+        # 4. Randomness and counters. Seeding the device's own generator is 0.2 ms faster per step
         #    than torch.manual_seed, which also formats the call stack for each device type that is
         #    not in use. The counters are tensors, so that counting does not wait for the device.
         self.dropout_generator = dropout_generator(self.device)
@@ -223,6 +187,12 @@ class Trainer:
             values |= {"regularizer": regularizer, "regularizer_weight": self.regularizer.weight}
         return values | {"foresight_weight": weight, "grad_norm": norm, "lr": lr}
 
+    def _needs_pixels(self, step: int) -> bool:
+        """Tells whether the loss of a step looks at pixels."""
+        level = self.objective.foresight
+        weight = optim.foresight_weight(self.config.foresight, step / self.total_steps)
+        return level is not None and level.needs_pixels and weight > 0
+
     def _accumulate(self, step: int, weight: float) -> Tensor:
         """Accumulates the gradients of the global batch over micro-batches and ranks.
 
@@ -231,8 +201,7 @@ class Trainer:
         # 1. This rank's share of the batch, B images, and its labels after label dropout.
         config = self.config
         ranks = {"rank": self.rank, "world": self.world}
-        size = config.train.batch_size
-        images = self.codes.batch(seed=config.seed_of("order"), step=step, batch_size=size, **ranks)
+        images = self.batches.at(step)
         moment = Moment(config.seed_of("dropout"), step, step / self.total_steps, **ranks)
         prepared = self.regularizer.prepare(images, moment)
         dropped = send(dropped_labels(config, step, **ranks), self.device)  # (B,)

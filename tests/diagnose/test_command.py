@@ -17,7 +17,7 @@ from mirai_bench.diagnose.subject import NotMeasurable
 from mirai_bench.foresight import SourceContext, build_foresight
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking.run_folder import RunFolder
-from mirai_bench.train.trainer import Objective
+from mirai_bench.train.objective import Objective
 from mirai_bench.utils.errors import UserError
 from tests.diagnose.conftest import subject_of
 from tests.support.synthetic import shared_store

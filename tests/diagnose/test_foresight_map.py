@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.diagnose import foresight_map as fm
 
 GRID = (4, 4)

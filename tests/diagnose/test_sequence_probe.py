@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.diagnose import sequence_probe
 from mirai_bench.diagnose.sequence_probe import positions, predictions
 from mirai_bench.diagnose.subject import NotMeasurable

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mirai_bench.config.regularizer import RegularizerConfig
-from mirai_bench.data.codes import Batch, open_codes
+from mirai_bench.data.batch import Batch
+from mirai_bench.data.codes import open_codes
 from mirai_bench.model.regularizer_cost import COSTS
 from mirai_bench.regularizer.registry import REGULARIZERS
 from mirai_bench.regularizer.regularizer import Moment

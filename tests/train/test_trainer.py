@@ -152,7 +152,7 @@ def test_each_source_of_randomness_has_its_seed(make_config):
             config = trainer.config
             drawn["init"].append(trainer.model.tok_embeddings.weight)
             order, _ = trainer.codes.order(config.seed_of("order"), 0)
-            drawn["order"].append(order)
+            drawn["order"].append(torch.from_numpy(order))
             drawn["labels"].append(torch.from_numpy(dropped_labels(config, 0, 0, 1)))
         equal = {name for name, (one, two) in drawn.items() if torch.equal(one, two)}
         assert equal == set(drawn) - {changed}

@@ -25,13 +25,13 @@ from mirai_bench.benchmark.peer.checkout import MiraiCode, load_peer
 from mirai_bench.benchmark.peer.decoding import compare_sampling
 from mirai_bench.benchmark.peer.pair import ParityOptions, ParityPair, Row, difference, largest
 from mirai_bench.checkpoint.official import split_projectors, to_official
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
 from mirai_bench.foresight.level import InternalLevel
 from mirai_bench.foresight.loss import cosine_loss
 from mirai_bench.tracking import provenance
+from mirai_bench.train.objective import Objective
 from mirai_bench.train.optim import build_optimizer, clone_as_ema, update_ema
-from mirai_bench.train.trainer import Objective
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_json, write_text
 from mirai_bench.utils.text_table import markdown_table

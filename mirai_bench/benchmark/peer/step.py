@@ -18,7 +18,7 @@ from mirai_bench.benchmark.peer.checkout import Peer, official_flags
 from mirai_bench.benchmark.workload import DINOV2_WIDTH, StoredFeatures, TrainStep
 from mirai_bench.config.foresight import resolve_layer
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
 from mirai_bench.utils.errors import UserError
 

@@ -78,10 +78,10 @@ def cut(bases: Tensor, view: Tensor, size: int, views: str) -> Tensor:
     if views == "ten_crop":
         spare = side - size
         middle = round(spare / 2)
-        tops = torch.tensor([0, 0, spare, spare, middle], device=device)
-        lefts = torch.tensor([0, spare, 0, spare, middle], device=device)
-        top = tops[view % 5]
-        left = lefts[view % 5]
+        corner = view % 5
+        centre = corner == 4
+        top = (corner // 2 * spare).masked_fill(centre, middle)
+        left = (corner % 2 * spare).masked_fill(centre, middle)
         mirrored = view >= 5
     else:
         top = torch.zeros_like(view)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mirai_bench.config.foresight import BlockCausal
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.codes import Batch
+from mirai_bench.data.batch import Batch
 from mirai_bench.data.pixels import Pixels
 from mirai_bench.foresight.context import Source, SourceContext
 from mirai_bench.foresight.encoders.feature_cache import cached_features
@@ -86,6 +86,7 @@ class ImageFeatures:
     """The features of a pretrained image encoder, computed from the pixels of the same view."""
 
     one_off_seconds = 0.0  # its training is not known here
+    needs_pixels = True
 
     def __init__(self, encoder: PixelEncoder, pixels: Pixels) -> None:
         self.encoder = encoder
@@ -95,7 +96,10 @@ class ImageFeatures:
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the features (B, T, Z) of the batch's images."""
         # Exactly the crops that the codes were made from, or the cells would not lie on each other.
-        return self.encoder.features(self.pixels(batch.index, batch.view))
+        pixels = batch.pixels
+        if pixels is None:
+            pixels = self.pixels(batch.index, batch.view)
+        return self.encoder.features(pixels)
 
 
 def image_encoder(context: SourceContext) -> Source:

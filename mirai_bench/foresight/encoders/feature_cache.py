@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mirai_bench.config.data_config import DataConfig
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.codes import Batch, Codes
+from mirai_bench.data.batch import Batch
+from mirai_bench.data.codes import Codes
 from mirai_bench.data.images.crops import crop_rule
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
 from mirai_bench.utils.arrays import UNREADABLE
