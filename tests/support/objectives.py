@@ -7,8 +7,8 @@ from mirai_bench.foresight import build_foresight
 from mirai_bench.foresight.source import SourceContext
 from mirai_bench.model.transformer import build_model
 from mirai_bench.regularizer.registry import build_regularizer
-from mirai_bench.train.optim import clone_as_ema
 from mirai_bench.train.objective import Objective
+from mirai_bench.train.optim import clone_as_ema
 
 CPU = torch.device("cpu")
 
