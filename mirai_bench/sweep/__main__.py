@@ -72,6 +72,7 @@ def parser(action: str = "run") -> argparse.ArgumentParser:
         _add_panel(add)
         add_settings(result)
         _add_trials(add)
+        _add_time(add)
         return result
     # 1. What chooses among the cells of the file. An option given twice adds to its list.
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
@@ -84,10 +85,8 @@ def parser(action: str = "run") -> argparse.ArgumentParser:
         return result
     # 2. How the trials are run.
     _add_trials(add)
-    if action in ("run", "noise"):
-        timing = "with --dry-run: time some steps here first, for the hours"
-        add("--time", action="store_true", help=timing)
     if action == "run":
+        _add_time(add)
         frozen = "frozen records (reports/data/*.jsonl): a cell that has ended there is not trained again"
         add("--records", type=Path, metavar="FILE", help=frozen, **several)
         further = "go on to the next of the file's looks, with the arms that have no verdict yet"
@@ -97,6 +96,11 @@ def parser(action: str = "run") -> argparse.ArgumentParser:
         why = "afterwards, look into the weights of the finished cells: why does an arm help?"
         add("--diagnose", action="store_true", help=why)
     return result
+
+
+def _add_time(add: Callable[..., Any]) -> None:
+    timing = "with --dry-run: time some steps here first, for the hours"
+    add("--time", action="store_true", help=timing)
 
 
 def _add_panel(add: Callable[..., Any]) -> None:

@@ -77,3 +77,9 @@ def test_a_panel_from_its_trainings_to_its_tables(tmp_path, monkeypatch, capsys)
 def test_wrong_words(words, message):
     with pytest.raises(UserError, match=message):
         command(["noise", *words])
+
+
+def test_a_dry_run_shows_the_trainings_and_starts_none(tmp_path, capsys):
+    words = ["digits", "--trainings", "2", "--dry-run", "--set", f"machine.runs={tmp_path / 'runs'}"]
+    assert command(["noise", *words]) == 0
+    assert "5 cells, 5 to run" in capsys.readouterr().out and not (tmp_path / "runs").exists()
