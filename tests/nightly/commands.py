@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirai_bench.__main__ import ALIASES, COMMANDS, usage
+from mirai_bench.__main__ import ALIASES, COMMANDS, COMPLETION, usage
 from mirai_bench.__main__ import SCRIPTS as COMMANDS_OF_ANALYSIS
 from tests.support.paths import ROOT
 
@@ -198,18 +198,20 @@ def _with_subparsers(parser: argparse.ArgumentParser) -> Iterator[argparse.Argum
 
 
 def read(text: str) -> Command:
-    """Returns the command of a text, up to a pipe.
+    """Returns the command of a text, up to a pipe or a file that it is written to.
 
     Comments and dots that stand for further words are left out, and of a range of numbers all but the
     first.
     """
     text = re.sub(r"\$\(seq (\d+) \d+\)", r"\1", text)
     words = [word for word in shlex.split(text, comments=True) if word not in ("…", "...")]
-    words = list(itertools.takewhile(lambda word: word != "|", words))
+    words = list(itertools.takewhile(lambda word: word not in ("|", ">"), words))
     launcher = words[0]
     if launcher == "mirai-bench":
         if words[1] in COMMANDS_OF_ANALYSIS:
             return Command(launcher, f"analysis/{COMMANDS_OF_ANALYSIS[words[1]][0]}.py", tuple(words[2:]))
+        if words[1] == COMPLETION:  # has no module of its own
+            return Command(launcher, "mirai_bench", tuple(words[1:]))
         module = f"mirai_bench.{ALIASES.get(words[1], words[1])}"
         return Command(launcher, module, tuple(words[2:]))
     if launcher == "sbatch":  # the words after the script are those of a sweep
@@ -251,6 +253,8 @@ def parse(command: Command) -> argparse.Namespace | None:
 
     Raises NotUnderstood if the parser refuses the command.
     """
+    if command.words[:1] == (COMPLETION,):
+        return argparse.Namespace(shell=command.words[1])  # the one command without a parser
     names = ("parse_args", "parse_intermixed_args")
     originals = {name: getattr(argparse.ArgumentParser, name) for name in names}
     said = io.StringIO()
