@@ -79,7 +79,8 @@ def copy(tmp_path_factory) -> Path:
     """A copy of the repository, with a small sweep of the README's axis, also in MLflow."""
     folder = tmp_path_factory.mktemp("copy")
     copy_repository(folder)
-    run([sys.executable, "-m", "mirai_bench.sweep", *SMALL_SWEEP], folder, environment_of(folder), timeout=1800)
+    words = [sys.executable, "-m", "mirai_bench.sweep", *SMALL_SWEEP]
+    run(words, folder, environment_of(folder), timeout=1800)
     return folder
 
 
