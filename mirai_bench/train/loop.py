@@ -15,13 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mirai_bench.checkpoint.store import (
-    Checkpoint,
-    keep_weights,
-    load_latest,
-    read_checkpoint,
-    save_checkpoint,
-)
+from mirai_bench.checkpoint.store import Checkpoint, keep_weights, load_latest, read_checkpoint
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.grid import write_image
 from mirai_bench.evaluate.evaluation import Evaluator
@@ -30,6 +24,7 @@ from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.tracking import provenance
 from mirai_bench.tracking.journal import Counts
 from mirai_bench.tracking.run_folder import RunFailed, RunFolder
+from mirai_bench.train.saving import CheckpointWriter
 from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils import distributed
 from mirai_bench.utils.cli import progress
@@ -72,6 +67,8 @@ class Run:
         if self.world > 1:
             group = torch.distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
         self.ranks = distributed.Ranks(rank, self.world, group)
+        in_thread = self.hardware.kind == "cuda"
+        self.writer = CheckpointWriter(self.folder, self.config.machine.keep_checkpoints, in_thread)
         # Numbers of steps after which the run is evaluated, and after which it is saved besides.
         # The last step is always evaluated.
         total = self.trainer.total_steps
@@ -92,6 +89,10 @@ class Run:
 
         Raises KeyboardInterrupt after a checkpoint if it is asked to stop.
         """
+        with self.writer:
+            self._train()
+
+    def _train(self) -> None:
         start = self._resume()
         # A run that was killed after the checkpoint of an evaluation step, and before its record
         # was in the journal, makes up for the evaluation.
@@ -123,11 +124,13 @@ class Run:
                 self.seconds += time.perf_counter() - clock
                 self._save(done)
                 if stop:
+                    self.writer.wait()
                     raise KeyboardInterrupt
                 if done in self.evaluation_steps:
                     self._evaluate(done)
                 clock = time.perf_counter()
         # 3. The end. The journal comes first: a run that is marked as done is never opened again.
+        self.writer.wait()
         self.write("end", total, {"train_seconds": self.seconds}, durable=True)
         if self.is_leader:
             self.folder.mark_done(total, self.seconds)
@@ -143,8 +146,7 @@ class Run:
             keep_weights(self.folder.kept_file(epoch), dict(self.trainer.ema.state_dict()))
         self.journal.sync()
         counters = {"train_seconds": self.seconds, "journal": self.journal.counts()}
-        state = self.trainer.checkpoint(counters)
-        save_checkpoint(self.folder, step, state, self.config.machine.keep_checkpoints)
+        self.writer.save(step, self.trainer.checkpoint(counters))
 
     def _stop_agreed(self, step: int) -> bool:
         """Tells whether to stop now.
