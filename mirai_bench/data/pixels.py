@@ -60,7 +60,6 @@ class Pixels:
         """Tells whether bases are read from files."""
         return bool(self.stored) or self.dataset.images is None
 
-    @torch.compiler.disable  # it reads files and host memory, which no graph can hold
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
         """Returns the pixels of these images (B,) in these views (B,), and waits for the device."""
         return self.at(Place(index.cpu().numpy(), view.cpu().numpy()))

@@ -90,7 +90,9 @@ class ImageFeatures:
 
     def __init__(self, encoder: PixelEncoder, pixels: Pixels) -> None:
         self.encoder = encoder
-        self.pixels = pixels
+        # It may read files, which no graph can hold. The compiler is imported here and not with the
+        # module: that takes 1.5 s, which a command that trains nothing does without.
+        self.pixels = torch.compiler.disable(pixels.__call__)
         self.width = encoder.width
 
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:

@@ -54,15 +54,20 @@ class CachedFeatures:
         self.stored = np.load(path, mmap_mode="r", allow_pickle=False)
         self.width = self.stored.shape[-1]
         self.device = device
+        # A mapped file cannot be read within a compiled graph. The compiler is imported here and not
+        # with the module: that takes 1.5 s, which a command that trains nothing does without.
+        self._from_file = torch.compiler.disable(self._read)
         self.resident: Tensor | None = None
         if device.type == "cuda" and fits(self.stored.nbytes, device):
             self.resident = torch.from_numpy(np.array(self.stored)).to(device)
 
-    @torch.compiler.disable  # a mapped file cannot be read within a compiled graph
     def __call__(self, batch: Batch, labels: Tensor) -> Tensor:
         """Returns the features (B, T, Z) of the batch's views, in float32."""
         if self.resident is not None:
             return self.resident[batch.index, batch.view].float()
+        return self._from_file(batch)
+
+    def _read(self, batch: Batch) -> Tensor:
         rows = self.stored[batch.index.cpu().numpy(), batch.view.cpu().numpy()]
         return torch.from_numpy(rows).to(self.device).float()
 
