@@ -100,7 +100,7 @@ def usage() -> str:
     width = max(map(len, shown))
     lines = ["usage: mirai-bench COMMAND …        (mirai-bench COMMAND --help says more)", ""]
     lines += [f"  {name:{width}}  {what}" for name, what in shown.items()]
-    lines += ["", "A word in brackets follows the command: mirai-bench sweep status FILE"]
+    lines += ["", "A word in brackets follows the command: mirai-bench sweep status injection_level"]
     lines += ["example: mirai-bench sweep injection_level --dry-run"]
     return "\n".join(lines)
 
