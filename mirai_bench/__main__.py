@@ -45,6 +45,7 @@ FORMS = {
 }
 # Short names of commands that lie in a room of others.
 ALIASES = {"assets": "data.assets", "prepare": "data.prepare", "list": "sweep.list", "init": "sweep.init"}
+SHORT = {module: name for name, module in ALIASES.items()}
 # The scripts of analysis/, by the names of their commands, and what --help says of each.
 SCRIPTS = {
     "table": ("fid_table", "writes the table of a sweep as Markdown, CSV, LaTeX and HTML"),
@@ -91,10 +92,9 @@ def script_of(name: str) -> Path:
 
 def usage() -> str:
     """Returns the text of --help."""
-    short = {module: name for name, module in ALIASES.items()}
     shown: dict[str, str] = {}
     for name, what in COMMANDS.items():
-        shown[short.get(name, name)] = f"{what} [{', '.join(FORMS[name])}]" if name in FORMS else what
+        shown[SHORT.get(name, name)] = f"{what} [{', '.join(FORMS[name])}]" if name in FORMS else what
     shown |= {name: what for name, (_, what) in SCRIPTS.items()}
     shown[COMPLETION] = "prints a script that completes all of this in a shell: bash, zsh, fish"
     width = max(map(len, shown))
@@ -115,14 +115,13 @@ def completion(shell: str) -> str:
         raise unknown("shell", shell, shtab.SUPPORTED_SHELLS)
     result = argparse.ArgumentParser(prog="mirai-bench")
     commands = result.add_subparsers()
-    short = {module: name for name, module in ALIASES.items()}
     for name, what in COMMANDS.items():
         module = f"mirai_bench.{name}" if "." in name else f"mirai_bench.{name}.__main__"
         parser = importlib.import_module(module).parser()
         for action in parser._actions:
             if action.nargs != 0 and not action.choices:
                 action.complete = shtab.FILE
-        commands.add_parser(short.get(name, name), parents=[parser], add_help=False, help=what)
+        commands.add_parser(SHORT.get(name, name), parents=[parser], add_help=False, help=what)
     for name, (_, what) in SCRIPTS.items():
         commands.add_parser(name, help=what)
     return shtab.complete(result, shell)

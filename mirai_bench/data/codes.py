@@ -131,7 +131,7 @@ class Codes:
             tokens = self.tokens_of(index, view)
         else:
             assert read.tokens is not None, "the codes are in files"
-            tokens = as_tokens(send(read.tokens.view(np.int16), self.device))
+            tokens = self._sent(read.tokens)
         pixels = self.pixels.at(place, read.bases) if with_pixels else None
         return Batch(tokens, self.labels[index], index, view, pixels)
 
@@ -144,8 +144,11 @@ class Codes:
         """Returns the tokens long (B, T) of images (B,) and their views (B,)."""
         if self._tokens is not None:
             return as_tokens(self._tokens[index, view])
-        rows = self._codes.take(index.cpu().numpy(), view.cpu().numpy())
-        return as_tokens(send(rows.view(np.int16), self.device))
+        return self._sent(self._codes.take(index.cpu().numpy(), view.cpu().numpy()))
+
+    def _sent(self, codes: np.ndarray) -> Tensor:
+        """Returns codes uint16 (B, T) from files as tokens on the device."""
+        return as_tokens(send(codes.view(np.int16), self.device))
 
     def images(self, index: Tensor) -> Batch:
         """Returns view 0 of these images, (B,) on the device."""
