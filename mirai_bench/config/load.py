@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 SWEEPS = shipped("sweeps")
 MOST_VALUES = 100_000  # in one YAML file, once its aliases are written out
 MOST_BYTES = 200_000  # of one YAML file, which is read at 100 kB/s
+MOST_NESTED = 50  # levels of one YAML file, whose scanner takes time with their square
 MOST_SHOWN = 80  # characters of a wrong value in a message
 # What constructing a value from YAML may raise, for instance from `!!int ''`. TypeError and
 # RecursionError: a value that is a key, and thousands of brackets.
@@ -60,7 +61,22 @@ class Unfit(UserError):
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key written twice. YAML would silently keep the last one."""
+    """A SafeLoader that refuses a key written twice, of which YAML would silently keep the last one,
+    and values within more than MOST_NESTED others.
+    """
+
+    levels = 0  # that are open where the loader reads
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.levels += 1
+        if self.levels > MOST_NESTED:
+            raise UserError(
+                f"{self.name}, line {self.line + 1}: values stand within more than {MOST_NESTED} others, "
+                "which no configuration needs"
+            )
+        node = super().compose_node(parent, index)
+        self.levels -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
