@@ -61,8 +61,9 @@ class Unfit(UserError):
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key written twice, of which YAML would silently keep the last one,
-    and values within more than MOST_NESTED others.
+    """A SafeLoader that refuses a key written twice, and values within more than MOST_NESTED others.
+
+    YAML would silently keep the last of two keys.
     """
 
     levels = 0  # that are open where the loader reads

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mirai_bench.config.data_config import DataConfig
+from mirai_bench.config.machine_config import MachineConfig
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.crops import crop_rule
 from mirai_bench.data.images.datasets import Split, check_size
@@ -96,6 +98,18 @@ def check_fields(path: Path, found: dict[str, Any], wanted: dict[str, Any], advi
             )
 
 
+def prepare_command(config: RunConfig) -> str:
+    """Returns the command that prepares the codes where this configuration looks for them."""
+    profile = "CONFIG" if config.profile == "custom" else config.profile
+    data = str(config.machine.data or "PATH")
+    words = ["python", "-m", "mirai_bench.data.prepare", profile, "--data", data]
+    for name in ("runs", "codes"):
+        place = getattr(config.machine, name)
+        if place != MachineConfig.model_fields[name].default:
+            words += ["--set", f"machine.{name}={place}"]
+    return shlex.join(words)
+
+
 def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]]:
     """Returns the folder of a split and its manifest.
 
@@ -106,10 +120,8 @@ def read_manifest(config: RunConfig, split: Split) -> tuple[Path, dict[str, Any]
     if not file.is_file():
         begun = (folder / "plan.json").is_file()
         state = "are only partly prepared" if begun else "are not prepared"
-        profile = "CONFIG" if config.profile == "custom" else config.profile
         raise UserError(
-            f"The codes of {config.data.dataset} ({split}) {state} in {folder}: run python -m "
-            f"mirai_bench.data.prepare {profile} --data {config.machine.data or 'PATH'}"
+            f"The codes of {config.data.dataset} ({split}) {state} in {folder}: run {prepare_command(config)}"
         )
     manifest = read_part(file)
     found = manifest.pop("digest", None)  # older ones have none

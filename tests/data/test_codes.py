@@ -1,5 +1,7 @@
 """A batch is a function of (seed, step), and codes of another configuration are refused."""
 
+import shlex
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,20 @@ def test_codes_of_another_config_are_refused_by_name(images, tmp_path, name):
         open_codes(build_run(fields, "test"), "train", CPU)
     with pytest.raises(UserError, match=message):
         prepare([write_config(build_run(fields, "test"), tmp_path / "other.json")])
+
+
+@pytest.mark.parametrize("field", ["runs", "codes"])
+def test_the_command_of_the_hint_prepares_the_codes_where_they_are_looked_for(images, tmp_path, field):
+    elsewhere = {"machine": {"data": str(images), field: str(tmp_path / "a folder")}}
+    config = build_run(merge(folder_config(images, tmp_path).model_dump(mode="json"), elsewhere), "test")
+    with pytest.raises(UserError, match=r"not prepared in .*: run python") as error:
+        open_codes(config, "train", CPU)
+    words = shlex.split(str(error.value).partition("mirai_bench.data.prepare")[2])
+    assert words[0] == "CONFIG"
+    # What the user has: the same file, but for what was given on the command line.
+    file = write_config(folder_config(images, tmp_path), tmp_path / "mine.json")
+    prepare([file, *words[1:]])
+    assert open_codes(config, "train", CPU).labels.shape == (21,)
 
 
 def test_pixels_of_other_images_are_refused(images, damaged):
