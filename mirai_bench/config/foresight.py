@@ -194,7 +194,7 @@ image (iREPA, arXiv 2512.10794)."""
 profile with `teacher_seed`, which is trained first if it is missing."""
     teacher_seed: Seed = 0
     """Seed of a teacher that the project trains (sources frozen and encoder), or of random \
-weights (source random)."""
+weights (source random, or `encoder.weights: random`)."""
     shuffled_of: Literal["encoder", "ema"] = "encoder"
     """Source shuffled: whose features are given to the wrong image."""
     encoder: EncoderConfig = EncoderConfig()

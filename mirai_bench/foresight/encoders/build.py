@@ -116,6 +116,7 @@ def image_encoder(context: SourceContext) -> Source:
         assets=assets_folder(config.machine.assets),
         layer=settings.layer,
         cells=context_mask(config, context.device),
+        seed=config.foresight.teacher_seed,
     )
     # Features of a cut context are cached apart from those of the full one.
     if settings.cache:

@@ -76,8 +76,11 @@ class PixelEncoder:
         assets: Path | None = None,
         layer: int | str | None = None,
         cells: Tensor | None = None,
+        seed: int = 0,
     ) -> None:
         """`layer` is the block of a ViT that gives the features; None is the last one and its norm.
+
+        `seed` is that of `random` weights.
 
         `cells` (T, T) bool cuts off the context of a ViT: it says which cells each cell sees.
 
@@ -103,7 +106,7 @@ class PixelEncoder:
             )
         self.stage, self.size = self._stage_and_size()
         found = find_weights(name, self.entry, weights, assets)
-        self.model = create_network(self.entry, self.size, found)
+        self.model = create_network(self.entry, self.size, found, seed)
         if layer is not None:
             self._cut(layer)
         self.model.to(device, memory_format=torch.channels_last)  # as permuted images have it

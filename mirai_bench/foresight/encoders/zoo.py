@@ -242,15 +242,23 @@ class FirstLayers(nn.Module):
         return [self.layers(x)]
 
 
-def create_network(entry: PixelEntry, size: int, weights: Weights) -> Any:
-    """Returns the network for inputs of `size` pixels, frozen.
+def create_network(entry: PixelEntry, size: int, weights: Weights, seed: int = 0) -> Any:
+    """Returns the network for inputs of `size` pixels, frozen. `seed` is that of random weights.
 
     Without a weight file, timm asks the hub.
 
     Raises UserError if the hub cannot be reached, or if the file is of another architecture.
     """
+    # A run that resumes must find the same random weights, and its own generators untouched.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _build(entry, size, weights)
+    return network.eval().requires_grad_(False)
+
+
+def _build(entry: PixelEntry, size: int, weights: Weights) -> Any:
     if entry.stride is not None:
-        return FirstLayers(weights).eval().requires_grad_(False)
+        return FirstLayers(weights)
     timm = import_timm()
     arguments: dict[str, Any] = {"num_classes": 0}
     if entry.patch is not None:
@@ -265,4 +273,4 @@ def create_network(entry: PixelEntry, size: int, weights: Weights) -> Any:
         ) from None
     if isinstance(weights, Path):
         load_file_into(model, weights)
-    return model.eval().requires_grad_(False)
+    return model

@@ -174,6 +174,23 @@ def test_any_timm_model_with_a_spatial_output(name, grid):
     assert encoder.features(random_images(1, 32)).shape == (1, grid * grid, encoder.width)
 
 
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "vgg16_relu3_3"])
+def test_random_weights_are_those_of_their_seed(name):
+    """A run that resumes has the teacher that it began with, and its own generator goes on."""
+
+    def weights(seed):
+        return list(PixelEncoder(name, (8, 8), CPU, weights="random", seed=seed).model.parameters())
+
+    torch.manual_seed(5)
+    first = weights(3)
+    after = torch.rand(1)
+    again, other = weights(3), weights(4)
+    torch.manual_seed(5)
+    assert after == torch.rand(1), "the generator of the run was used"
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
 def test_names_and_outputs_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="Did you mean 'resnet18'"):
         PixelEncoder("timm:resnet_18", (8, 8), CPU, weights="random")
