@@ -25,7 +25,7 @@ from comparisons import (
     kind_of,
 )
 
-from mirai_bench.config.load import read_yaml
+from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.results.diagnoses import HEAD, Diagnoses, read_diagnosed, read_frozen_diagnoses
 from mirai_bench.results.frame import Results, refuse_mixed_protocols
 from mirai_bench.results.looks import SMALL, UNDECIDED

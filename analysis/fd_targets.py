@@ -22,7 +22,7 @@ import yaml
 from common import load, parser
 from speedup import Curve, curves
 
-from mirai_bench.config.load import read_yaml
+from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.results.cost import AXES
 from mirai_bench.results.frame import Results, is_distance, lower_is_better, refuse_mixed_protocols
 from mirai_bench.results.stats import t_interval

@@ -14,7 +14,7 @@ from report_page import Part, Verdict
 from report_pictures import arms_of
 from speedup import DEFINITION, speedup_grid
 
-from mirai_bench.config.load import read_yaml
+from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.results.cost import at_equal_cost, equal_cost_notes, one_off, one_off_notes, with_one_off
 from mirai_bench.results.diagnoses import Diagnoses
 from mirai_bench.results.frame import MEASURED_WITH, Results

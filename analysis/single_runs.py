@@ -19,7 +19,7 @@ import numpy as np
 from common import add_out, write
 from scipy.special import ndtr, ndtri
 
-from mirai_bench.config.load import read_yaml
+from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.results.noise import TOGETHER, read_panel, spread_of
 from mirai_bench.results.paper import EPOCHS, read_paper
 from mirai_bench.results.stats import CONFIDENCE, holm

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from mirai_bench.checkpoint.store import load_weights
-from mirai_bench.config.load import read_yaml
+from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.data.images import cifar10, fashion_mnist
 from mirai_bench.data.images.image_sets import open_images
 from mirai_bench.data.images.vgg16 import read_weights

@@ -10,133 +10,25 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
-
+from mirai_bench.config.checking import checked
 from mirai_bench.config.official import expand
 from mirai_bench.config.protocol import PROTOCOLS
-from mirai_bench.config.regularizer import BUILTIN
 from mirai_bench.config.run_config import RunConfig
+from mirai_bench.config.yaml_file import BAD_YAML, read_yaml, yaml_value
 from mirai_bench.utils.assets import shipped
-from mirai_bench.utils.errors import UserError, shortened, unknown
+from mirai_bench.utils.errors import UserError, unknown
 
 log = logging.getLogger(__name__)
 
 SWEEPS = shipped("sweeps")
-MOST_VALUES = 100_000  # in one YAML file, once its aliases are written out
-MOST_BYTES = 200_000  # of one YAML file, which is read at 100 kB/s
-MOST_NESTED = 50  # levels of one YAML file, whose scanner takes time with their square
-MOST_SHOWN = 80  # characters of a wrong value in a message
-# What constructing a value from YAML may raise, for instance from `!!int ''`. TypeError and
-# RecursionError: a value that is a key, and thousands of brackets.
-BAD_YAML = (
-    yaml.YAMLError,
-    ValueError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    TypeError,
-    ArithmeticError,
-    RecursionError,
-)
-# Types that YAML 1.1 sees in `no`, `2024-01-01`, `12` or `null`, where a text was meant.
-NO_TEXT = (bool, int, float, date, type(None))
-# Pydantic names its own validators among the fields that lead to an error. No user knows them.
-INTERNAL_NAMES = ("function-", "constrained-", "lax-or-strict")
-REGULARIZER = "regularizer"  # the section of which there are several, told apart by their `name`
-
-M = TypeVar("M", bound=BaseModel)
 
 
 class Unfit(UserError):
     """The data of a configuration cannot carry what an arm asks for."""
-
-
-# ---- YAML
-
-
-class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key written twice, and values within more than MOST_NESTED others.
-
-    YAML would silently keep the last of two keys.
-    """
-
-    levels = 0  # that are open where the loader reads
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self.levels += 1
-        if self.levels > MOST_NESTED:
-            raise UserError(
-                f"{self.name}, line {self.line + 1}: values stand within more than {MOST_NESTED} others, "
-                "which no configuration needs"
-            )
-        node = super().compose_node(parent, index)
-        self.levels -= 1
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            mark = key_node.start_mark
-            line = f"{mark.name}, line {mark.line + 1}"
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise UserError(f"{line}: a key must be a word, found {shortened(repr(key))}")
-            if not isinstance(key, str):
-                word = shortened(key_node.value)
-                kind = type(key).__name__
-                raise UserError(f"{line}: the key {word} is read as {kind}: write it in quotes, '{word}'")
-            if key in seen:
-                raise UserError(f"{line}: {key!r} is written twice: give each its own name")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Returns the number of values once every alias is written out. `known` holds counted nodes.
-
-    Nine levels of nine aliases are half a billion values, which an error message would write out.
-    """
-    if id(node) not in known:
-        known[id(node)] = 1  # so that a node that contains itself ends
-        children = node.value if isinstance(node, yaml.CollectionNode) else ()
-        for child in children:
-            # A child of a mapping is a pair: the key and its value.
-            for part in child if isinstance(child, tuple) else (child,):
-                known[id(node)] += _num_values(part, known)
-    return known[id(node)]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the fields of a YAML file. Raises UserError if it is unreadable, or no mapping."""
-    value = None
-    try:
-        if not path.is_file():
-            raise UserError(f"There is no file {str(path)!r}")
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} has more than {MOST_BYTES:,} bytes, which no configuration needs")
-        with open(path, encoding="utf-8") as file:
-            loader = _Loader(file)
-            node = loader.get_single_node()  # None if the file is empty
-            if node is not None and _num_values(node, {}) > MOST_VALUES:
-                raise UserError(
-                    f"{path} holds more than {MOST_VALUES} values once its aliases are written "
-                    "out: write it without them"
-                )
-            if node is not None:
-                # `deep` refuses a mapping that contains itself, which would be an endless dict.
-                value = loader.construct_object(node, deep=True)
-    except (*BAD_YAML, OSError) as error:
-        reason = shortened(str(error).strip(), 500) or type(error).__name__
-        raise UserError(f"{path} is not readable YAML: {reason}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold `key: value` lines, found {type(value).__name__}")
-    return value
 
 
 # ---- trees of fields
@@ -170,7 +62,7 @@ def parse_sets(settings: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set {setting!r}: {form}")
         try:
             # In YAML 1.1 "1e-3" is a text, because it has no dot. Pydantic makes it a number.
-            value: Any = yaml.safe_load(text)
+            value: Any = yaml_value(text, f"--set {path}")
         except BAD_YAML:
             value = text
         # A text is taken as it stands, and not up to a #, unless it is in quotes.
@@ -180,72 +72,6 @@ def parse_sets(settings: Iterable[str]) -> dict[str, Any]:
             value = {key: value}
         tree = merge(tree, value)
     return tree
-
-
-# ---- checking
-
-
-def checked(model: type[M], fields: Any, where: str) -> M:
-    """Returns the model of these fields. `where` names their origin in messages.
-
-    Raises one UserError with all that is wrong, with suggestions for misspelt names.
-    """
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        lines = [_explain(model, details) for details in error.errors()]
-    first = "\n  " if len(lines) > 1 else ""  # each of several on a line of its own
-    raise UserError(f"{where}: {first}" + "\n  ".join(lines))
-
-
-def _explain(model: type[BaseModel], error: Any) -> str:
-    """Returns one of pydantic's errors in the words of this project."""
-    names = [str(part) for part in error["loc"]]
-    path = [name for name in names if not name.startswith(INTERNAL_NAMES)]
-    # Without the regularizer's name, by which pydantic tells the built-in sections apart.
-    shown = path[:1] + path[2:] if path[:1] == [REGULARIZER] and set(path[1:2]) & set(BUILTIN) else path
-    where = ".".join(shown)
-    if error["type"] == "extra_forbidden":
-        message = str(unknown("field", path[-1], _fields_at(model, path[:-1])))
-        return f"{message} (in {'.'.join(shown[:-1])})" if path[:-1] else message
-    if error["type"] == "union_tag_invalid":
-        names = error["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return str(unknown(REGULARIZER, error["ctx"]["tag"], names))
-    if error["type"] == "union_tag_not_found":
-        return f"{where}.name is missing: write which regularizer is meant"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":  # raised by a validator of ours, which names the field
-        return message
-    if error["type"] == "unknown_name":
-        return f"{where}: {message}"
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    found = repr(error.get("input"))
-    if len(found) >= MOST_SHOWN:
-        found = found[: MOST_SHOWN - 3] + "…"
-    quotes = "; write it in quotes" if _was_meant_as_text(error) else ""
-    return f"{where} is {found}: {message[0].lower()}{message[1:]}{quotes}"
-
-
-def _was_meant_as_text(error: Any) -> bool:
-    wants_text = error["type"] in ("string_type", "path_type", "literal_error")
-    return wants_text and isinstance(error["input"], NO_TEXT)
-
-
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Returns the names of the fields of the section that `path` leads to."""
-    sections: list[type[BaseModel]] = []  # that the field before may hold
-    for part in path:
-        if part not in model.model_fields:  # a name, by which one of several sections is chosen
-            named = [each for each in sections if part in get_args(each.model_fields["name"].annotation)]
-            model = named[0] if named else model
-            continue
-        annotation = model.model_fields[part].annotation
-        # The section itself, or those in a union such as `Search | None`.
-        items = (annotation, *get_args(annotation))
-        sections = [item for item in items if isinstance(item, type) and issubclass(item, BaseModel)]
-        model = sections[0] if sections else model
-    return [name for name, field in model.model_fields.items() if not field.exclude]
 
 
 # ---- profiles, protocols, runs

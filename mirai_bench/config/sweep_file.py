@@ -12,20 +12,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mirai_bench.config.load import (
-    SWEEPS,
-    Unfit,
-    build_run,
-    checked,
-    merge,
-    parse_sets,
-    read_profile,
-    read_yaml,
-)
+from mirai_bench.config.checking import checked
+from mirai_bench.config.load import SWEEPS, Unfit, build_run, merge, parse_sets, read_profile
 from mirai_bench.config.official import expand_official
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sections import Amount, Name, Positive, PositiveAmount, Section, Seed
 from mirai_bench.config.variation import varied_name, varying
+from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.hashing import digest
 

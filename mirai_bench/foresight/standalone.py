@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mirai_bench.config.checking import checked
 from mirai_bench.config.foresight import ForesightConfig
-from mirai_bench.config.load import checked
 from mirai_bench.foresight.level import Alignment
 from mirai_bench.foresight.loss import reduce_heads
 from mirai_bench.utils.errors import UserError

@@ -68,7 +68,7 @@ def write_samples(args: argparse.Namespace, changes: dict[str, Any]) -> None:
     import numpy as np
     import torch
 
-    from mirai_bench.config.load import checked
+    from mirai_bench.config.checking import checked
     from mirai_bench.config.protocol import Protocol
     from mirai_bench.data.images.grid import image_grid, write_image
     from mirai_bench.sample.sampler import ImageSampler, equal_parts, load_for_sampling, to_sample

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mirai_bench.config.load import SWEEPS, checked, load_run, read_yaml
+from mirai_bench.config.checking import checked
+from mirai_bench.config.load import SWEEPS, load_run
 from mirai_bench.config.protocol import PROTOCOLS
 from mirai_bench.config.sweep_file import SweepFile, find_sweep
+from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.utils.cli import add_import, run
 from mirai_bench.utils.text_table import console_table
 

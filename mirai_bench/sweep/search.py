@@ -20,9 +20,11 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from mirai_bench.config.load import as_settings, build_run, checked, merge, parse_sets, read_yaml
+from mirai_bench.config.checking import checked
+from mirai_bench.config.load import as_settings, build_run, merge, parse_sets
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Range, Search, Space, SweepFile
+from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.results.frame import lower_is_better
 from mirai_bench.sweep import ray_session, ray_tune
 from mirai_bench.sweep.cell import lasting_errors_stay_here, train_cell

@@ -15,7 +15,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 
 from mirai_bench.config import json_schema
-from mirai_bench.config.load import SWEEPS
+from mirai_bench.config.load import SWEEPS, load_run
 from mirai_bench.sweep.__main__ import command
 from mirai_bench.sweep.driver import Options, run_sweep
 from mirai_bench.sweep.plan import make_plan
@@ -251,6 +251,14 @@ def test_hostile_yaml_is_refused_at_once(text, here, tmp_path):
     with pytest.raises(UserError) as error:
         make_plan(tmp_path / "sweep.yaml")
     assert time.process_time() - start < 5 and len(str(error.value)) < 5000
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "{a: 1, a: 2}", "{a: &x [*x]}"], ids=["deep", "twice", "itself"])
+def test_hostile_settings_are_refused_at_once(value):
+    start = time.process_time()
+    with pytest.raises(UserError, match="model.width") as error:
+        load_run("digits", [f"model.width={value}"])
+    assert time.process_time() - start < 5 and len(str(error.value)) < 1000
 
 
 def test_file_names_that_are_no_files(here):

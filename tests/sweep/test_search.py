@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mirai_bench.config.load import checked
+from mirai_bench.config.checking import checked
 from mirai_bench.config.sweep_file import Search
 from mirai_bench.sweep import search_progress
 from mirai_bench.sweep.search_table import compare
