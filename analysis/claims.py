@@ -29,7 +29,7 @@ from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.results.diagnoses import HEAD, Diagnoses, read_diagnosed, read_frozen_diagnoses
 from mirai_bench.results.frame import Results, refuse_mixed_protocols
 from mirai_bench.results.looks import SMALL, UNDECIDED
-from mirai_bench.results.table import MISSING
+from mirai_bench.results.notes import MISSING
 from mirai_bench.results.teachers import taught_by_judge
 from mirai_bench.utils.assets import shipped
 from mirai_bench.utils.cli import run

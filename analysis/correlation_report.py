@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mirai_bench.results.frame import is_distance, lower_is_better
+from mirai_bench.results.notes import MISSING
 from mirai_bench.results.stats import CONFIDENCE, t_interval
-from mirai_bench.results.table import MISSING
 from mirai_bench.results.writers import Document, p_value
 
 COLUMNS = 4

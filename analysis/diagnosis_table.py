@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mirai_bench.results.diagnoses import DIGITS, Diagnoses
 from mirai_bench.results.latex import in_latex
+from mirai_bench.results.notes import MISSING
 from mirai_bench.results.stats import CONFIDENCE, Estimate, t_interval
-from mirai_bench.results.table import MISSING
 from mirai_bench.results.writers import Document, in_html, in_markdown
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from speedup import Curve, curves
 from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.results.cost import AXES
 from mirai_bench.results.frame import Results, is_distance, lower_is_better, refuse_mixed_protocols
+from mirai_bench.results.notes import MISSING
 from mirai_bench.results.stats import t_interval
-from mirai_bench.results.table import MISSING
 from mirai_bench.utils.assets import shipped
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown

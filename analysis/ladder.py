@@ -28,7 +28,7 @@ from rungs import METRICS, SINGLE, Point, by_arm, joined, papers_points, points_
 
 from mirai_bench.results.frame import is_distance, refuse_mixed_protocols
 from mirai_bench.results.looks import BETTER, WORSE
-from mirai_bench.results.table import MISSING
+from mirai_bench.results.notes import MISSING
 from mirai_bench.results.writers import difference
 from mirai_bench.utils.assets import shipped
 from mirai_bench.utils.cli import run

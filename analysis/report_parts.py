@@ -19,8 +19,10 @@ from mirai_bench.results.cost import at_equal_cost, equal_cost_notes, one_off, o
 from mirai_bench.results.diagnoses import Diagnoses
 from mirai_bench.results.frame import MEASURED_WITH, Results
 from mirai_bench.results.looks import BETTER, PILOT, SMALL, UNDECIDED, WORSE
+from mirai_bench.results.notes import MISSING, as_change
+from mirai_bench.results.row import Row
 from mirai_bench.results.stats import CONFIDENCE, t_interval
-from mirai_bench.results.table import MISSING, Row, Table, as_change, build_table
+from mirai_bench.results.table import Table, build_table
 from mirai_bench.results.teachers import TEACHER
 from mirai_bench.results.writers import difference, document, p_value
 from mirai_bench.utils.assets import shipped

@@ -20,9 +20,10 @@ from mirai_bench.results.configs import foresight_of
 from mirai_bench.results.cost import with_one_off
 from mirai_bench.results.frame import RECONSTRUCTIONS, Results
 from mirai_bench.results.looks import decide
+from mirai_bench.results.notes import MISSING
 from mirai_bench.results.paper import read_paper
 from mirai_bench.results.stats import CONFIDENCE, Estimate, t_interval
-from mirai_bench.results.table import MISSING, build_table
+from mirai_bench.results.table import build_table
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mirai_bench.results.frame import Results
+from mirai_bench.results.notes import MISSING
 from mirai_bench.results.reading import fetch_grid
-from mirai_bench.results.table import MISSING
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError
 

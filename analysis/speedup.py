@@ -23,8 +23,8 @@ from scipy.special import stdtrit
 
 from mirai_bench.results.cost import AXES, spent
 from mirai_bench.results.frame import Results, is_distance, lower_is_better, value_of
+from mirai_bench.results.notes import MISSING
 from mirai_bench.results.stats import CONFIDENCE
-from mirai_bench.results.table import MISSING
 from mirai_bench.results.writers import Grid
 from mirai_bench.utils.text_table import markdown_escape, markdown_table
 

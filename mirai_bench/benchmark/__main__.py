@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mirai_bench.config.run_config import MODEL_SIZES
+from mirai_bench.config.model_config import MODEL_SIZES
 from mirai_bench.utils.cli import add_device, add_settings, run
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.outputs import output_file, output_folder

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mirai_bench.config.load import build_run
-from mirai_bench.config.run_config import MODEL_SIZES, RunConfig
+from mirai_bench.config.model_config import MODEL_SIZES
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.batch import Batch
 from mirai_bench.data.synthetic import CLASSES, random_codes
 from mirai_bench.foresight.level import InternalLevel

@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mirai_bench.config.model_config import MODEL_SIZES
 from mirai_bench.config.protocol import PROTOCOLS
-from mirai_bench.config.run_config import MODEL_SIZES, RunConfig
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import SweepFile
 from mirai_bench.utils.files import write_text
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mirai_bench.config.run_config import ModelConfig, RunConfig, ffn_width
+from mirai_bench.config.model_config import ModelConfig, ffn_width
+from mirai_bench.config.run_config import RunConfig
 
 
 def block_flops(model: ModelConfig, tokens: int) -> float:

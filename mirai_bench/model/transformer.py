@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mirai_bench.config.run_config import ModelConfig, RunConfig, ffn_width
+from mirai_bench.config.model_config import ModelConfig, ffn_width
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.model.cache import CachePosition
 from mirai_bench.model.kernels import attention, decoding_attention, rms_norm
 from mirai_bench.model.rope import rope_table, rotate

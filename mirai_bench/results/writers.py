@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from mirai_bench.results.frame import is_distance, lower_is_better
 from mirai_bench.results.looks import BETTER, WORSE
+from mirai_bench.results.notes import MISSING, as_change
 from mirai_bench.results.paper import papers_name
+from mirai_bench.results.row import Row
 from mirai_bench.results.stats import CONFIDENCE, Estimate
-from mirai_bench.results.table import MISSING, Row, Table, as_change
+from mirai_bench.results.table import Table
 from mirai_bench.results.teachers import TEACHER
 from mirai_bench.utils.errors import unknown
 from mirai_bench.utils.text_table import markdown_escape, markdown_table

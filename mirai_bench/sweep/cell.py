@@ -10,7 +10,8 @@ from typing import Any
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.sweep.job import Job
-from mirai_bench.tracking.run_folder import Failure, RunFolder
+from mirai_bench.tracking.failure import Failure
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.log import configure_logging
 
 

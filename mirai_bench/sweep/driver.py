@@ -22,7 +22,7 @@ from mirai_bench.sweep.mlflow_sync import Shipper
 from mirai_bench.sweep.page import send_summary
 from mirai_bench.sweep.plan import Plan, folder_of, in_order_of_execution
 from mirai_bench.sweep.progress import Screen
-from mirai_bench.tracking.run_folder import Failure
+from mirai_bench.tracking.failure import Failure
 from mirai_bench.utils.files import locked
 from mirai_bench.utils.home import ensure_home
 from mirai_bench.utils.signals import on_signals

@@ -10,9 +10,9 @@ from pathlib import Path
 from mirai_bench.results.frame import primary_metric
 from mirai_bench.results.looks import decide, levels
 from mirai_bench.results.noise import deviation_of, read_panel
+from mirai_bench.results.notes import as_change
 from mirai_bench.results.reading import read_journals
 from mirai_bench.results.stats import POWER, smallest_shown
-from mirai_bench.results.table import as_change
 from mirai_bench.sweep.plan import Plan, make_plan
 from mirai_bench.utils.errors import UserError
 

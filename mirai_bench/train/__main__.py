@@ -38,7 +38,8 @@ def command(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     config = load_run(args.config, args.settings)
     # Imported here, so that --help and wrong configs need no torch.
-    from mirai_bench.tracking.run_folder import RunFailed, RunFolder
+    from mirai_bench.tracking.failure import RunFailed
+    from mirai_bench.tracking.run_folder import RunFolder
     from mirai_bench.train.dry_run import describe
     from mirai_bench.train.run import train
     from mirai_bench.train.trainer import resolve_hardware

@@ -22,8 +22,9 @@ from mirai_bench.evaluate.evaluation import Evaluator
 from mirai_bench.model.cost import training_flops
 from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.tracking import provenance
+from mirai_bench.tracking.failure import RunFailed
 from mirai_bench.tracking.journal import Counts
-from mirai_bench.tracking.run_folder import RunFailed, RunFolder
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train.saving import CheckpointWriter
 from mirai_bench.train.trainer import Trainer
 from mirai_bench.utils import distributed

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 
+from mirai_bench.config.model_config import ffn_width
 from mirai_bench.config.projector import CAUSAL_CELLS, MLP_RATIO
-from mirai_bench.config.run_config import RunConfig, ffn_width
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.model.cost import num_parameters, teacher_parameters
 from mirai_bench.model.kernels import chunk_rows
 from mirai_bench.model.regularizer_cost import regularizer_cost

@@ -15,7 +15,8 @@ from functools import partial
 import torch
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
+from mirai_bench.tracking.failure import Failure, RunFailed
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train.loop import Callbacks, Run
 from mirai_bench.train.memory import check_memory, next_divisor, with_micro_batches
 from mirai_bench.train.trainer import teacher_run

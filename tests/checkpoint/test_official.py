@@ -17,7 +17,7 @@ from mirai_bench.checkpoint.official import (
 )
 from mirai_bench.checkpoint.store import load_latest, load_weights, unwrap
 from mirai_bench.config.load import build_run, read_profile
-from mirai_bench.config.run_config import ModelConfig
+from mirai_bench.config.model_config import ModelConfig
 from mirai_bench.foresight.projector import Projector
 from mirai_bench.model.transformer import ARModel, build_model
 from mirai_bench.sample.sampler import load_for_sampling

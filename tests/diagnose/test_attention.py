@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mirai_bench.config.run_config import ModelConfig
+from mirai_bench.config.model_config import ModelConfig
 from mirai_bench.diagnose.attention import attention_weights, entropy, even_gaze, gaze_of, measure
 from mirai_bench.model.rope import rope_table
 from mirai_bench.model.transformer import Block

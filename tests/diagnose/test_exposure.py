@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mirai_bench.config.run_config import ModelConfig
+from mirai_bench.config.model_config import ModelConfig
 from mirai_bench.data.batch import Batch
 from mirai_bench.diagnose.exposure import entropy_and_loss, gaps_by_length, measure, sampled
 from mirai_bench.model.transformer import ARModel

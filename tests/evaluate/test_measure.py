@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mirai_bench.config.model_config import ModelConfig
 from mirai_bench.config.protocol import Protocol
-from mirai_bench.config.run_config import ModelConfig
 from mirai_bench.evaluate import measure
 from mirai_bench.evaluate.measure import UNIT, SampledImages, batch_bytes, sampling_batch
 from mirai_bench.model.transformer import ARModel

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mirai_bench.config.run_config import ModelConfig
+from mirai_bench.config.model_config import ModelConfig
 from mirai_bench.model.cache import DevicePosition, HostPosition
 from mirai_bench.model.rope import rope_table
 from mirai_bench.model.transformer import ARModel

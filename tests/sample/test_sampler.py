@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
+from mirai_bench.config.model_config import ModelConfig
 from mirai_bench.config.protocol import Protocol
-from mirai_bench.config.run_config import ModelConfig
 from mirai_bench.model.cache import DevicePosition
 from mirai_bench.model.transformer import ARModel
 from mirai_bench.sample import sampler as sampling

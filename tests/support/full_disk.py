@@ -48,8 +48,9 @@ from mirai_bench.sweep.job import Job
 from mirai_bench.sweep.plan import make_plan
 from mirai_bench.tokenizer.train import save_weights
 from mirai_bench.tracking import mlflow_store
+from mirai_bench.tracking.failure import Failure
 from mirai_bench.tracking.journal import Journal
-from mirai_bench.tracking.run_folder import Failure, RunFolder
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.ship import ship, start_sweep
 from mirai_bench.tracking.tensorboard import export
 from mirai_bench.train.__main__ import command as train

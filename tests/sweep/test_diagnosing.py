@@ -7,7 +7,7 @@ from mirai_bench.diagnose.registry import DIAGNOSTICS
 from mirai_bench.sweep.__main__ import command
 from mirai_bench.sweep.plan import folder_of
 from mirai_bench.tracking import mlflow_store
-from mirai_bench.tracking.run_folder import Failure
+from mirai_bench.tracking.failure import Failure
 from tests.support.small_run import train
 from tests.support.small_sweeps import ARMS, plan_at
 from tests.support.synthetic import shared_store

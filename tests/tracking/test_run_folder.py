@@ -10,7 +10,8 @@ import time
 import pytest
 import torch
 
-from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
+from mirai_bench.tracking.failure import Failure, RunFailed
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.errors import UserError
 
 

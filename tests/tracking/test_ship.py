@@ -18,8 +18,9 @@ from mirai_bench.results.reading import read_mlflow
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking import ship as ship_module
 from mirai_bench.tracking.__main__ import command
+from mirai_bench.tracking.failure import Failure
 from mirai_bench.tracking.journal import read_journal
-from mirai_bench.tracking.run_folder import Failure, RunFolder
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.ship import end_sweep, ship, start_sweep
 from mirai_bench.utils.errors import UserError
 from tests.support.diagnosed import diagnosis_line, write_diagnoses

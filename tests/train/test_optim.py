@@ -51,8 +51,8 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_weight_decay_is_on_matrices_alone():
+    from mirai_bench.config.model_config import ModelConfig
     from mirai_bench.config.projector import ProjectorConfig
-    from mirai_bench.config.run_config import ModelConfig
     from mirai_bench.foresight.projector import Projector
     from mirai_bench.model.transformer import ARModel
 

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from mirai_bench.checkpoint.store import load_latest, load_weights
+from mirai_bench.tracking.failure import Failure, RunFailed
 from mirai_bench.tracking.journal import read_journal
-from mirai_bench.tracking.run_folder import Failure, RunFailed, RunFolder
+from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train import loop
 from mirai_bench.train import trainer as trainer_module
 from mirai_bench.train.trainer import Trainer

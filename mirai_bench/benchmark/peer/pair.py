@@ -17,7 +17,8 @@ from mirai_bench.benchmark.peer.step import build
 from mirai_bench.checkpoint.official import OUR_PROJECTOR, to_official
 from mirai_bench.config.foresight import resolve_layer
 from mirai_bench.config.load import build_run, read_profile
-from mirai_bench.config.run_config import RunConfig, ffn_width
+from mirai_bench.config.model_config import ffn_width
+from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.synthetic import random_codes
 from mirai_bench.foresight.context import SourceContext
 from mirai_bench.foresight.level import InternalLevel
