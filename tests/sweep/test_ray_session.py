@@ -1,7 +1,10 @@
 """Ray: whose address, which folder, and what of this process's environment it sees. None is started."""
 
 import os
+import platform
 import socket
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -9,6 +12,7 @@ import ray
 from ray.tune.execution import class_cache
 
 from mirai_bench.sweep import ray_session
+from mirai_bench.sweep.driver import WORKERS
 from mirai_bench.sweep.ray_session import check_address, private_folder, session
 from mirai_bench.utils.errors import UserError
 
@@ -110,3 +114,25 @@ def test_where_somebody_listens_ray_is_asked():
     with socket.create_server(("127.0.0.1", 0)) as server:
         check_address(f"127.0.0.1:{server.getsockname()[1]}")
     check_address("auto")
+
+
+# Takes twenty tensors of 4 MB and frees them a hundred times, as steps do. Prints the page faults of each.
+STEPS = """
+import resource
+for _ in range(3): [bytearray(4 << 20) for _ in range(20)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100): [bytearray(4 << 20) for _ in range(20)]
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 100)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is that of another C library")
+def test_a_trial_keeps_the_memory_that_a_step_has_freed():
+    def faults(environment):
+        bare = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        done = subprocess.run(
+            [sys.executable, "-c", STEPS], env=bare | environment, capture_output=True, text=True, check=True
+        )
+        return float(done.stdout)
+
+    assert faults(WORKERS) < 10 < faults({})
