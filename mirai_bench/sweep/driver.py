@@ -32,14 +32,15 @@ log = logging.getLogger(__name__)
 # The allocator of Linux's C library. A step on a CPU frees its activations and asks for as much again:
 # in large pages, and kept, they cost 0.83 of its time (a million parameters, bf16), and no number changes.
 KEPT_MEMORY = {
-    "glibc.malloc.hugetlb": 1,
-    "glibc.malloc.mmap_threshold": 2**25,  # bytes, the most that it takes
-    "glibc.malloc.trim_threshold": 2**32,
+    # One tunable only: up to glibc 2.37 a process hands on the first one of several to its children.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # bytes, the most that it takes
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
 }
 # Environment of trials. They have one thread each, and threads wait asleep: two spinning thread
 # pools on two cores slow each other down twelvefold.
 WORKERS = {
-    "GLIBC_TUNABLES": ":".join(f"{name}={value}" for name, value in KEPT_MEMORY.items()),
+    **KEPT_MEMORY,
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
