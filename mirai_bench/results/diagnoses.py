@@ -19,6 +19,7 @@ from mirai_bench.results.reading import (
     frozen_lines,
     joined,
     read_journals,
+    refuse_loss,
     refuse_others,
     thawed,
     write_lines,
@@ -204,7 +205,14 @@ def _place(found: Diagnosis) -> str:
 
 
 def freeze_diagnoses(diagnoses: Diagnoses, path: Path) -> None:
-    """Writes the diagnoses and what they are joined with as JSON lines."""
+    """Writes the diagnoses and what they are joined with as JSON lines.
+
+    Raises UserError if the file has diagnoses of cells that these lack, which would be lost.
+    """
+    if path.is_file():
+        before = {(each.arm, each.seed) for each in read_frozen_diagnoses([path])[0].found}
+        lost = before - {(each.arm, each.seed) for each in diagnoses.found}
+        refuse_loss(path, lost, "diagnose their runs in this folder of runs, too")
     places = {each.place for each in diagnoses.found}
     records = [r for r in diagnoses.results.records if (r["arm"], r["seed"], r["step"]) in places]
     head, *lines = frozen_lines(replace(diagnoses.results, records=records), HEAD)

@@ -186,8 +186,30 @@ def fetch_grid(results: Results, record: dict[str, Any], scratch: Path) -> Path 
 
 
 def freeze(results: Results, path: Path) -> None:
-    """Writes the records behind a table or figure as JSON lines."""
+    """Writes the records behind a table or figure as JSON lines.
+
+    Raises UserError if the file has records of cells that these results lack, which would be lost.
+    """
+    if path.is_file():
+        lost = _cells_with_records(read_jsonl([path])[0]) - _cells_with_records(results)
+        first = (
+            f"bring them into the folder of runs (python -m mirai_bench.sweep FILE --records {path}, "
+            "with the seeds of both)"
+        )
+        refuse_loss(path, lost, first)
     write_lines(path, frozen_lines(results, "sweep"))
+
+
+def refuse_loss(path: Path, lost: Iterable[tuple[str, int]], instead: str) -> None:
+    """Raises UserError if cells (arm, seed) of a frozen file would be lost. `instead` says what to do."""
+    cells = sorted(lost)
+    if cells:
+        arm, seed = cells[0]
+        more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+        raise UserError(
+            f"{path} has records of {arm}, seed {seed}{more}, which would be lost: {instead}, or move "
+            "the file away"
+        )
 
 
 def frozen_lines(results: Results, kind: str) -> list[dict[str, Any]]:

@@ -123,6 +123,14 @@ def test_what_is_no_diagnosis_is_one_message(runs, sweep, tmp_path, field, value
         read_diagnosed(runs)
 
 
+def test_freezing_loses_no_cell(runs, tmp_path):
+    (read,) = read_diagnosed(runs)
+    freeze_diagnoses(read, tmp_path / "a.jsonl")
+    some = replace(read, found=[each for each in read.found if each.seed != 2])
+    with pytest.raises(UserError, match=r"seed 2 and \d+ more, which would be lost: diagnose their runs"):
+        freeze_diagnoses(some, tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"kind": "sweep"}', '{"kind": "diagnoses"}', "{"])
 def test_another_file_is_one_message(tmp_path, content):
     (tmp_path / "x.jsonl").write_text(content + "\n")

@@ -179,3 +179,14 @@ def test_files_of_one_sweep_are_joined(frozen, tmp_path):
         assert markdown(build_table(joined)) == markdown(build_table(frozen))
     with pytest.raises(UserError, match=r"an earlier file has records of baseline, seed 0, too"):
         read_jsonl([*paths, paths[0]])
+
+
+def test_freezing_loses_no_cell(frozen, tmp_path):
+    path = tmp_path / "frozen.jsonl"
+    some = replace(frozen, records=[record for record in frozen.records if record["seed"] != 1])
+    freeze(some, path)
+    freeze(frozen, path)  # more is welcome
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"seed 1 and \d+ more, which would be lost: .*--records"):
+        freeze(some, path)
+    assert path.read_bytes() == before
