@@ -1,6 +1,7 @@
 """Diagnoses are read, joined with the plan and the evaluations, and frozen."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
