@@ -17,13 +17,18 @@ import ray
 from ray import tune
 
 from mirai_bench.config.machine_config import MachineConfig
+from mirai_bench.config.run_config import RunConfig
+from mirai_bench.model.cost import checkpoint_bytes
 from mirai_bench.sweep.job import Job, share_of_worker
 from mirai_bench.sweep.trial import run_cell
 from mirai_bench.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-GRACE_SECONDS = 20.0  # for running cells to save a checkpoint, once the stop file exists
+# Of running cells, once the stop file exists: to come to the end of a step, and, all of them on one disk
+# of this speed, to save a checkpoint. One of LlamaGen-XL has 12 GB.
+GRACE_SECONDS = 20.0
+DISK_BYTES_PER_SECOND = 100e6
 
 
 # ---- resources
@@ -80,6 +85,14 @@ def slots(machine: MachineConfig, local: bool) -> int:
             "until more join"
         )
     return max(1, fitting // machine.workers)
+
+
+def grace_seconds(job: Job, machine: MachineConfig) -> float:
+    """Returns how long running cells may take to save a checkpoint and leave."""
+    configs = [RunConfig.model_validate(fields) for fields in job.configs]
+    largest = max((checkpoint_bytes(config) for config in configs), default=0)
+    at_a_time = max(1, sum(fitting_processes(machine, nodes_up())) // machine.workers)
+    return GRACE_SECONDS + at_a_time * largest / DISK_BYTES_PER_SECOND
 
 
 def resources(machine: MachineConfig) -> dict[str, float]:
@@ -149,7 +162,7 @@ def fit(
         # stdout is for results, but Tune writes about trials that report nothing, whatever
         # verbosity is asked for.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            return list(in_thread(tuner.fit, job, every_second))
+            return list(in_thread(tuner.fit, job, every_second, grace_seconds(job, machine)))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -168,7 +181,9 @@ def execute(
     return fit(trainable, space, job, machine, scratch, tune_config, **options)
 
 
-def in_thread(fit: Callable[[], Any], job: Job, every_second: Callable[[], None]) -> Any:
+def in_thread(
+    fit: Callable[[], Any], job: Job, every_second: Callable[[], None], grace: float = GRACE_SECONDS
+) -> Any:
     """Calls fit() in a thread, where Tune does not take over the signals, and returns its result.
 
     Signals belong to the main thread, which waits here and shows progress. A check that found
@@ -182,7 +197,7 @@ def in_thread(fit: Callable[[], Any], job: Job, every_second: Callable[[], None]
         except BaseException as error:
             ended.set_exception(error)
 
-    # 1. Wait, but not longer than GRACE_SECONDS once the stop file exists.
+    # 1. Wait, but not longer than `grace` seconds once the stop file exists.
     # A daemon thread, because a command that has been stopped does not wait for Tune to end.
     thread = threading.Thread(target=target, daemon=True)
     thread.start()
@@ -193,7 +208,7 @@ def in_thread(fit: Callable[[], Any], job: Job, every_second: Callable[[], None]
             job.stop_file.touch()  # nothing has been trained
         every_second()
         if deadline is None and job.stop_file.exists():
-            deadline = time.monotonic() + GRACE_SECONDS
+            deadline = time.monotonic() + grace
     # 2. How it ended.
     wrong = job.wrong()
     if wrong:

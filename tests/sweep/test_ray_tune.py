@@ -1,13 +1,17 @@
 """How many trials fit on the nodes of a cluster, what each of them asks for, and how they end."""
 
 import json
+import time
+from dataclasses import replace
 
 import pytest
 import ray
 
+from mirai_bench.config.load import load_run
+from mirai_bench.model.cost import checkpoint_bytes
 from mirai_bench.sweep.driver import Options
 from mirai_bench.sweep.job import Job
-from mirai_bench.sweep.ray_tune import in_thread, processes_per_node, resources, slots
+from mirai_bench.sweep.ray_tune import grace_seconds, in_thread, processes_per_node, resources, slots
 from mirai_bench.utils.errors import UserError
 
 
@@ -93,6 +97,27 @@ def test_a_check_that_found_something_stops_the_trials_and_says_what(job):
     job.check_file.write_text(json.dumps({"wrong": ["no weights", "no data"]}))
     with pytest.raises(UserError, match="no weights\n  no data"):
         in_thread(lambda: [], job, lambda: None)
+
+
+def test_the_time_to_leave_follows_the_size_of_the_checkpoints(job, monkeypatch):
+    nodes(monkeypatch, (16, 8))
+    small = load_run("digits")
+    assert grace_seconds(job, small.machine) == 20, "nothing is trained"
+    job = replace(job, configs=[small.model_dump(mode="json")])
+    assert 20 < grace_seconds(job, small.machine) < 22
+    large = load_run("imagenet256_xl", ["machine.gpus=8", "machine.workers=8"])
+    job = replace(job, configs=[small.model_dump(mode="json"), large.model_dump(mode="json")])
+    assert grace_seconds(job, large.machine) == pytest.approx(20 + checkpoint_bytes(large) / 100e6)
+    alone = large.machine.model_copy(update={"gpus": 1, "workers": 1, "cpus": 2})
+    assert grace_seconds(job, alone) == pytest.approx(20 + 8 * checkpoint_bytes(large) / 100e6)
+
+
+def test_no_one_waits_for_cells_that_do_not_leave(job):
+    job.stop_file.touch()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        in_thread(lambda: time.sleep(30), job, lambda: None, grace=0.5)
+    assert time.monotonic() - began < 10
 
 
 def test_a_stop_that_was_asked_for_is_an_interruption(job):
