@@ -102,8 +102,6 @@ class Subject:
         student = self.snapshot.student
         if student is None:
             raise NotMeasurable("only the EMA weights of this epoch were kept")
-        if self._sees_pixels and self.config.foresight.encoder.weights == "random":
-            raise NotMeasurable("its teacher had random weights, which are not kept")
         try:
             trainer = Trainer(self.config, Hardware(self.device), codes=self.codes)
         except UserError as error:

@@ -13,7 +13,6 @@ from mirai_bench.diagnose.__main__ import command
 from mirai_bench.diagnose.records import journal_of
 from mirai_bench.diagnose.registry import DIAGNOSTICS
 from mirai_bench.diagnose.scope import Scope
-from mirai_bench.diagnose.subject import NotMeasurable
 from mirai_bench.foresight import SourceContext, build_foresight
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking.run_folder import RunFolder
@@ -170,8 +169,3 @@ def test_a_source_that_reads_pixels_reads_those_of_the_heldout_images(subject, t
         assert parameter is other.objective.get_parameter(name)
     # A source of states needs no pixels.
     assert subject.heldout_objective is subject.objective
-
-
-def test_a_teacher_of_random_weights_is_gone(subject):
-    with pytest.raises(NotMeasurable, match="random weights"):
-        assert with_encoder(subject, name="timm:test_vit", weights="random").objective
