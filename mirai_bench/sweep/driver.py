@@ -30,7 +30,7 @@ from mirai_bench.utils.signals import on_signals
 log = logging.getLogger(__name__)
 
 # The allocator of Linux's C library. A step on a CPU frees its activations and asks for as much again:
-# in large pages, and kept, they cost 0.83 of its time (a million parameters, bf16), and no number changes.
+# in large pages, and kept, it takes 0.84 of the time (a million parameters, bf16), and no number changes.
 KEPT_MEMORY = {
     # One tunable only: up to glibc 2.37 a process hands on the first one of several to its children.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
