@@ -52,6 +52,8 @@ def _add_sample(add: Add) -> None:
 def _add_evaluate(add: Add) -> None:
     add("--config", default="digits", help="a run file or the name of a profile; default digits")
     add("--statistics", type=int, default=5000, help="features of the statistics; default 5000")
+    whole = "samples of an evaluation at size B, of random weights; default none, on a GPU 50000"
+    add("--untrained", type=int, help=whole)
     # The peak memory is read for each of these numbers of images. Their difference is what grows.
     images = [5000, 50_000]
     add("--memory", type=int, nargs="*", default=images, help="images; default 5000 50000")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ import torch
 from mirai_bench.benchmark.options import Options
 from mirai_bench.benchmark.targets import Row
 from mirai_bench.benchmark.timing import MEBIBYTE, alternate, in_fresh_process, spread, timed
-from mirai_bench.config.load import load_run
+from mirai_bench.config.load import as_settings, load_run
 from mirai_bench.config.run_config import RunConfig
+from mirai_bench.data.tokenizers import load_tokenizer
+from mirai_bench.data.tokenizers.vq16 import VQ16Model
 from mirai_bench.evaluate import measure as measuring
 from mirai_bench.evaluate import networks
 from mirai_bench.evaluate.evaluation import Evaluator
@@ -21,10 +25,13 @@ from mirai_bench.evaluate.extractors import EXTRACTORS, Extractor, FeatureCollec
 from mirai_bench.evaluate.image_classifier import ImageClassifier
 from mirai_bench.evaluate.inception import inception_layers
 from mirai_bench.evaluate.metrics import Moments, frechet, square_root
-from mirai_bench.evaluate.references import Reference, open_reference
+from mirai_bench.evaluate.reference_images import FEATURES_KEPT, ReferenceImages
+from mirai_bench.evaluate.references import Reference, open_reference, write_reference
 from mirai_bench.model.transformer import build_model
 from mirai_bench.utils.assets import find_asset
 
+PAPERS_SAMPLES = 50_000
+NOISE = {"name": "noise", "sha256": "none"}  # what a reference of noise says of its images
 DIMENSIONS = 2048  # of Inception's features
 IMAGE_SIZE = 32  # pixels, as CIFAR-10's; extractors resize images to their own size
 DIGITS_SIZE = 8  # pixels
@@ -39,21 +46,31 @@ FILES = {
 
 
 def measure(
-    options: Options, config: str, settings: list[str], statistics: int, memory: list[int]
-) -> list[Row]:
-    """Returns the rows of an evaluation of `config`, of extractors, statistics, and peak memory.
+    options: Options,
+    config: str,
+    settings: list[str],
+    statistics: int,
+    memory: list[int],
+    untrained: int | None,
+) -> Iterator[Row]:
+    """Yields the rows of an evaluation of `config`, of one at size B, of extractors, statistics and memory.
 
-    `statistics` is the number of features of the statistics, and `memory` the numbers of images of
-    the memory rows.
+    `untrained` is the number of samples of the evaluation at size B, `statistics` the number of
+    features of the statistics, and `memory` the numbers of images of the memory rows.
     """
     machine = [f"machine.device={options.device.type}", f"machine.threads={options.threads}"]
     run = load_run(config, [*settings, *machine])
-    rows = [evaluation_row(run, options)]
-    rows += [extractor_row(run, name, options) for name in EXTRACTORS]
-    rows += statistics_rows(statistics)
+    yield evaluation_row(run, options)
+    if untrained is None:
+        untrained = PAPERS_SAMPLES if options.device.type == "cuda" else 0
+    if untrained:
+        yield untrained_row(untrained, options)
+    for name in EXTRACTORS:
+        yield extractor_row(run, name, options)
+    yield from statistics_rows(statistics)
     # The peak of a process is that of all it has done, so each reading has a process of its own.
-    rows += [in_fresh_process(memory_row, run, images) for images in memory]
-    return rows
+    for images in memory:
+        yield in_fresh_process(memory_row, run, images)
 
 
 def evaluation_row(config: RunConfig, options: Options) -> Row:
@@ -73,6 +90,38 @@ def evaluation_row(config: RunConfig, options: Options) -> Row:
     row |= {"samples": samples, "seconds": spreads}
     row["images_per_second"] = {part: samples / value["median"] for part, value in spreads.items()}
     return row
+
+
+def untrained_row(samples: int, options: Options, profile: str = "imagenet256_b") -> Row:
+    """Measures one evaluation of so many samples at the paper's size, of random weights.
+
+    It samples, decodes and compares as the profile's protocol says, with a reference of noise. Only
+    the loss on held-out images is not in it.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        inception, vq16, reference = (folder / name for name in ("inception.pth", "vq16.pt", "noise.npz"))
+        _random_inception(inception)
+        torch.save({"model": VQ16Model().state_dict()}, vq16)
+        extractor = Extractor("inception", inception, options.device)
+        machine = {"runs": folder, "device": options.device.type, "threads": options.threads}
+        settings = as_settings({f"machine.{name}": str(value) for name, value in machine.items()})
+        settings += as_settings({"tokenizer.weights": str(vq16), "evaluation.protocol.num_samples": samples})
+        run = load_run(profile, [*settings, f"evaluation.protocol.reference={json.dumps(str(reference))}"])
+        of_noise = Noise(min(samples, FEATURES_KEPT), run.data.image_size)
+        batches = (of_noise.read(rows)[0] for rows in of_noise.rows(extractor.entry.batch))
+        write_reference(reference, ReferenceImages(batches, len(of_noise), NOISE), extractor)
+        found = open_reference(run, str(reference), extractor)
+        model = build_model(run).to(options.device)
+        tokenizer = load_tokenizer(run, options.device)
+        source = measuring.SampledImages(model, tokenizer, run.evaluation.protocol, run.seed, None)
+        start = time.perf_counter()
+        result = measuring.measure(source, extractor, found)
+        seconds = time.perf_counter() - start
+    assert result is not None, "there is one rank"
+    parts = {"sample": result.sample_seconds, "evaluate": seconds - result.sample_seconds}
+    row: Row = {"kind": "untrained", "status": "measured", "profile": run.profile, "size": run.model.size}
+    return row | {"samples": samples, "seconds": seconds, "parts": parts}
 
 
 # ---- extractors
@@ -173,17 +222,23 @@ def statistics_rows(count: int) -> list[Row]:
 
 
 class Noise:
-    """Random images of digits' size, as an image source. They are made when they are read."""
+    """Random images, as an image source. They are made when they are read."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, side: int = DIGITS_SIZE) -> None:
         self.count = count
+        self.side = side
 
     def __len__(self) -> int:
         return self.count
 
     def read(self, rows: range) -> tuple[np.ndarray, None]:
-        """Returns images uint8 (B, 8, 8, 3), without labels."""
-        return noise(len(rows), DIGITS_SIZE, rows.start), None
+        """Returns images uint8 (B, side, side, 3), without labels."""
+        return noise(len(rows), self.side, rows.start), None
+
+    def rows(self, batch: int) -> Iterator[range]:
+        """Yields the rows of each batch."""
+        for start in range(0, self.count, batch):
+            yield range(start, min(start + batch, self.count))
 
 
 def memory_row(config: RunConfig, images: int) -> Row:

@@ -85,6 +85,10 @@ TEXTS = {
         "sample {images_per_second[sample]:.0f} images/s, "
         "evaluate {images_per_second[evaluate]:.0f} images/s",
     ),
+    "untrained": (
+        "{profile}, {samples} samples, random weights",
+        "{seconds:.0f} s, of which sampling {parts[sample]:.0f} s",
+    ),
     "extractor": ("{size}, batch {batch}{random}", "{images_per_second} images/s"),
     "statistics": ("{what}, {features} features of {dimensions} dimensions", "{seconds:.2f} s"),
     "memory": (

@@ -191,7 +191,8 @@ def load_run(source: str | Path, settings: Iterable[str] = ()) -> RunConfig:
     fields = read_yaml(path)
     profile = fields.get("profile")
     # A config.json also says which profile it comes from, but holds all fields itself.
-    if isinstance(profile, str) and "model" not in fields:
+    holds_all = path.suffix == ".json" and "model" in fields
+    if isinstance(profile, str) and not holds_all:
         own = expand(fields) | {"profile": find_profile(profile, path.parent).stem}
         fields = merge(read_profile(profile, path.parent), own)
     return build_run(fields, str(path), overrides)

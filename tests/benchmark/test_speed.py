@@ -395,6 +395,26 @@ def test_extractors_whose_weights_are_not_at_hand_are_measured_with_random_ones(
     )["pool"].shape == (1, 384)
 
 
+@pytest.mark.slow  # Inception and the decoder of 64x64 pixels
+def test_an_evaluation_at_the_papers_size_is_measured_without_its_data(tmp_path):
+    from mirai_bench.benchmark import evaluate
+
+    profile = tmp_path / "small.yaml"
+    profile.write_text(
+        "profile: imagenet256_b\nmodel: {size: nano}\ndata: {image_size: 64, crop_ranges: [1.0]}\n"
+        "train: {precision: fp32}\nmachine: {workers: 1, gpus: 0, cpus: 1}\n"
+    )
+    row = evaluate.untrained_row(20, Options(CPU, 1, 1), str(profile))
+    assert (row["status"], row["size"], row["samples"]) == ("measured", "nano", 20)
+    assert row["seconds"] == pytest.approx(sum(row["parts"].values())) and min(row["parts"].values()) > 0
+    assert "20 samples, random weights | " in report.table([row])
+    target = next(target for target in TARGETS if "50,000" in target.what)
+    of_gpu = row | {"device": "cuda", "size": "B", "samples": 50_000}
+    for seconds, met in ((250, True), (301, False)):
+        value = target.value([of_gpu | {"seconds": seconds}])
+        assert (target.met(value), target.shown(value)) == (met, f"{seconds} s")
+
+
 def test_evaluate(trained_run, monkeypatch):
     from mirai_bench.benchmark import evaluate
 
@@ -402,7 +422,7 @@ def test_evaluate(trained_run, monkeypatch):
     monkeypatch.setattr(evaluate, "UNTRAINED", {})  # they would take minutes
     small = ["--statistics", "200", "--memory", "1000", "9000"]
     options = own_options("evaluate", "--config", str(trained_run / "config.json"), *small)
-    rows = evaluate.measure(Options(CPU, 1, 1), **options)
+    rows = list(evaluate.measure(Options(CPU, 1, 1), **options))
     whole, extractors = rows[0], {row["size"]: row for row in rows if row["kind"] == "extractor"}
     assert whole["samples"] == 100 and whole["images_per_second"]["sample"] > 0
     assert extractors.keys() == EXTRACTORS.keys() and extractors["digits"]["images_per_second"]["median"] > 0

@@ -1,5 +1,6 @@
 """Files and words of the command line become a configuration."""
 
+import json
 import subprocess
 import sys
 
@@ -101,6 +102,17 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
         assert getattr(getattr(config, section), field) == tmp_path / "weights"
     with pytest.raises(UserError, match="no such home folder"):
         load_run("digits", ["machine.runs=~nobody-of-this-name/runs"])
+
+
+@pytest.mark.parametrize("section", ["model", "data", "train", "evaluation"])
+def test_a_run_file_overrides_its_profile_in_any_section(tmp_path, section):
+    field = {"model": "token_dropout", "data": "views", "train": "lr", "evaluation": "at"}[section]
+    value = {"model": 0.25, "data": "flip", "train": 0.5, "evaluation": [2, 6]}[section]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"profile": "digits", section: {field: value}}))
+    found = load_run(path)
+    assert json.loads(found.model_dump_json())[section][field] == value
+    assert found == load_run("digits", [f"{section}.{field}={json.dumps(value)}"])
 
 
 def test_a_folder_of_the_name_of_a_profile_does_not_hide_it(here):

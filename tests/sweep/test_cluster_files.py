@@ -3,6 +3,7 @@
 tests/end_to_end/test_cluster_runs.py runs them.
 """
 
+import os
 import re
 import shlex
 import shutil
@@ -15,10 +16,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mirai_bench.benchmark.__main__ import parser as benchmark_parser
 from mirai_bench.config.load import SWEEPS, load_run
 from mirai_bench.data import prepare
 from mirai_bench.data.shards import codes_folder
 from mirai_bench.sweep.__main__ import command
+from mirai_bench.sweep.__main__ import parser as sweep_parser
 from tests.support.paths import ROOT
 
 CLUSTER = SWEEPS / "cluster"
@@ -187,7 +190,10 @@ def test_what_the_image_leaves_out_is_not_part_of_the_project():
         ]
 
 
-@pytest.mark.parametrize(("linter", "file"), [("hadolint", "Dockerfile"), ("shellcheck", "slurm.sbatch")])
+@pytest.mark.parametrize(
+    ("linter", "file"),
+    [("hadolint", "Dockerfile"), ("shellcheck", "slurm.sbatch"), ("shellcheck", "first_gpu.sh")],
+)
 def test_linters_are_content(linter, file):
     if shutil.which(linter) is None:
         pytest.skip(f"{linter} is not installed: pip install -e '.[test]' on Linux brings it")
@@ -208,3 +214,62 @@ def test_the_slurm_examples_are_sweeps(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert command([*words, "--address", "10.0.0.1:6379", "--dry-run"]) == 0
     assert "15 cells" in capsys.readouterr().out
+
+
+# Stands for `python`: it writes down what it was called with, a word a line.
+CALLED = """#!/bin/sh
+printf '%s\\n' "$@" >> "$CALLS"
+echo >> "$CALLS"
+"""
+
+
+def calls_of(tmp_path, *words):
+    """Returns what first_gpu.sh calls python with, call by call, and what it says."""
+    stand_in = tmp_path / "bin" / "python"
+    stand_in.parent.mkdir()
+    stand_in.write_text(CALLED)
+    stand_in.chmod(0o755)
+    environment = {"PATH": f"{stand_in.parent}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    done = subprocess.run(
+        ["bash", CLUSTER / "first_gpu.sh", *words],
+        env=environment | {"PEERS": "../Mirai:../LlamaGen", "DATA": "cifar10.npz", "PROFILE": "cifar10_cpu"},
+        capture_output=True,
+        text=True,
+    )
+    calls = tmp_path / "calls"
+    return done, [call.split("\n") for call in calls.read_text().split("\n\n")[:-1]] if calls.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "file"),
+    [
+        ("b", "train", "train_cuda.json"),
+        ("large", "train", "train_cuda.json"),
+        ("sample", "sample", "sample_cuda.json"),
+        ("evaluate", "evaluate", "evaluate_cuda.json"),
+    ],
+)
+def test_the_first_gpu_is_measured_with_commands_that_are_understood(tmp_path, part, kind, file):
+    done, (call,) = calls_of(tmp_path, part, str(tmp_path / "out"))
+    assert (done.returncode, call[:2]) == (0, ["-m", "mirai_bench.benchmark"]), done.stderr
+    args = benchmark_parser().parse_args(call[2:])
+    assert (args.kind, args.device, args.seconds) == (kind, "cuda", 420)
+    assert args.out == tmp_path / "out" / file
+    assert args.peer == ([] if kind == "evaluate" else [Path("../Mirai"), Path("../LlamaGen")])
+
+
+def test_the_first_gpu_has_a_study(tmp_path):
+    done, (codes, cells, table) = calls_of(tmp_path, "study", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert codes[1] == "mirai_bench.data.prepare" and prepare.parser().parse_args(codes[2:])
+    assert cells[1] == "mirai_bench.sweep"
+    args = sweep_parser().parse_args(cells[2:])
+    assert args.commands and args.records and args.seeds == [10, 11, 12, 13, 14, 15]
+    assert table[0] == "analysis/fid_table.py" and "--freeze" in table
+
+
+@pytest.mark.parametrize("words", [[], ["all", "out"]])
+def test_the_first_gpu_says_what_its_parts_are(tmp_path, words):
+    done, calls = calls_of(tmp_path, *words)
+    assert (done.returncode, calls) == (2, [])
+    assert "sample" in done.stdout + done.stderr and "study" in done.stdout + done.stderr
