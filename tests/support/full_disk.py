@@ -362,6 +362,7 @@ SCRATCH = {
     "benchmark.evaluate: _random_classifier",
     "benchmark.evaluate: _random_dinov2",
     "benchmark.evaluate: _random_inception",
+    "benchmark.evaluate: untrained_row",
     "benchmark.evaluate: find_extractor",
     "benchmark.sweep: measure",
     "results.reading: read_mlflow",
