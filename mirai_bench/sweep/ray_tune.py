@@ -50,6 +50,11 @@ def fitting_processes(machine: MachineConfig, nodes: list[dict[str, float]]) -> 
     return fitting
 
 
+def fitting_trials(machine: MachineConfig, nodes: list[dict[str, float]]) -> int:
+    """Returns how many trials fit on the nodes at once, at least one."""
+    return max(1, sum(fitting_processes(machine, nodes)) // machine.workers)
+
+
 def processes_per_node(machine: MachineConfig, trials: int) -> int:
     """Returns an upper bound on the processes of concurrent trials that can share one node."""
     most = max(fitting_processes(machine, nodes_up()), default=1)
@@ -84,15 +89,14 @@ def slots(machine: MachineConfig, local: bool) -> int:
             f"of one node, and at the moment {fitting} fit on the cluster's nodes: trials wait "
             "until more join"
         )
-    return max(1, fitting // machine.workers)
+    return fitting_trials(machine, nodes)
 
 
 def grace_seconds(job: Job, machine: MachineConfig) -> float:
     """Returns how long running cells may take to save a checkpoint and leave."""
     configs = [RunConfig.model_validate(fields) for fields in job.configs]
     largest = max((checkpoint_bytes(config) for config in configs), default=0)
-    at_a_time = max(1, sum(fitting_processes(machine, nodes_up())) // machine.workers)
-    return GRACE_SECONDS + at_a_time * largest / DISK_BYTES_PER_SECOND
+    return GRACE_SECONDS + fitting_trials(machine, nodes_up()) * largest / DISK_BYTES_PER_SECOND
 
 
 def resources(machine: MachineConfig) -> dict[str, float]:
