@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mirai_bench.benchmark.cells import measure_cells
 from mirai_bench.benchmark.options import Options
 from mirai_bench.benchmark.targets import Row
 from mirai_bench.benchmark.timing import MEBIBYTE, alternate, in_fresh_process, spread, timed
@@ -60,17 +60,31 @@ def measure(
     """
     machine = [f"machine.device={options.device.type}", f"machine.threads={options.threads}"]
     run = load_run(config, [*settings, *machine])
-    yield evaluation_row(run, options)
     if untrained is None:
-        untrained = PAPERS_SAMPLES if options.device.type == "cuda" else 0
-    if untrained:
-        yield untrained_row(untrained, options)
-    for name in EXTRACTORS:
-        yield extractor_row(run, name, options)
-    yield from statistics_rows(statistics)
-    # The peak of a process is that of all it has done, so each reading has a process of its own.
-    for images in memory:
-        yield in_fresh_process(memory_row, run, images)
+        untrained = PAPERS_SAMPLES if options.on_gpu else 0
+    # The arguments of each kind of row are fields of the row, by which an earlier one is found again.
+    cells: dict[str, tuple[list[Row], Callable[..., list[Row]]]] = {
+        "evaluate": (
+            [{"fingerprint": run.fingerprint(), "samples": run.evaluation.protocol.num_samples}],
+            lambda **_: [evaluation_row(run, options)],
+        ),
+        "untrained": (
+            [{"samples": untrained}] if untrained else [],
+            lambda samples: [untrained_row(samples, options)],
+        ),
+        "extractor": (
+            [{"size": name} for name in EXTRACTORS],
+            lambda size: [extractor_row(run, size, options)],
+        ),
+        "statistics": ([{"features": statistics}], lambda features: statistics_rows(features)),
+        # The peak of a process is that of all it has done, so each reading has a process of its own.
+        "memory": (
+            [{"images": number} for number in memory],
+            lambda images: [in_fresh_process(memory_row, run, images)],
+        ),
+    }
+    for kind, (of_kind, work) in cells.items():
+        yield from measure_cells(options, kind, of_kind, work)
 
 
 def evaluation_row(config: RunConfig, options: Options) -> Row:
@@ -87,7 +101,7 @@ def evaluation_row(config: RunConfig, options: Options) -> Row:
     spreads = {part: spread(values) for part, values in seconds.items()}
     samples = config.evaluation.protocol.num_samples
     row: Row = {"kind": "evaluate", "status": "measured", "profile": config.profile}
-    row |= {"samples": samples, "seconds": spreads}
+    row |= {"fingerprint": config.fingerprint(), "samples": samples, "seconds": spreads}
     row["images_per_second"] = {part: samples / value["median"] for part, value in spreads.items()}
     return row
 
@@ -100,17 +114,26 @@ def untrained_row(samples: int, options: Options, profile: str = "imagenet256_b"
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        inception, vq16, reference = (folder / name for name in ("inception.pth", "vq16.pt", "noise.npz"))
+        inception = folder / "inception.pth"
+        vq16 = folder / "vq16.pt"
+        reference = folder / "noise.npz"
         _random_inception(inception)
         torch.save({"model": VQ16Model().state_dict()}, vq16)
         extractor = Extractor("inception", inception, options.device)
-        machine = {"runs": folder, "device": options.device.type, "threads": options.threads}
-        settings = as_settings({f"machine.{name}": str(value) for name, value in machine.items()})
-        settings += as_settings({"tokenizer.weights": str(vq16), "evaluation.protocol.num_samples": samples})
-        run = load_run(profile, [*settings, f"evaluation.protocol.reference={json.dumps(str(reference))}"])
-        of_noise = Noise(min(samples, FEATURES_KEPT), run.data.image_size)
-        batches = (of_noise.read(rows)[0] for rows in of_noise.rows(extractor.entry.batch))
-        write_reference(reference, ReferenceImages(batches, len(of_noise), NOISE), extractor)
+        settings = {
+            "machine.runs": str(folder),
+            "machine.device": options.device.type,
+            "machine.threads": options.threads,
+            "tokenizer.weights": str(vq16),
+            "evaluation.protocol.num_samples": samples,
+            "evaluation.protocol.reference": str(reference),
+        }
+        run = load_run(profile, as_settings(settings))
+        count = min(samples, FEATURES_KEPT)
+        batch = extractor.entry.batch
+        side = run.data.image_size
+        batches = (noise(min(batch, count - start), side, start) for start in range(0, count, batch))
+        write_reference(reference, ReferenceImages(batches, count, NOISE), extractor)
         found = open_reference(run, str(reference), extractor)
         model = build_model(run).to(options.device)
         tokenizer = load_tokenizer(run, options.device)
@@ -222,23 +245,17 @@ def statistics_rows(count: int) -> list[Row]:
 
 
 class Noise:
-    """Random images, as an image source. They are made when they are read."""
+    """Random images of digits' size, as an image source. They are made when they are read."""
 
-    def __init__(self, count: int, side: int = DIGITS_SIZE) -> None:
+    def __init__(self, count: int) -> None:
         self.count = count
-        self.side = side
 
     def __len__(self) -> int:
         return self.count
 
     def read(self, rows: range) -> tuple[np.ndarray, None]:
-        """Returns images uint8 (B, side, side, 3), without labels."""
-        return noise(len(rows), self.side, rows.start), None
-
-    def rows(self, batch: int) -> Iterator[range]:
-        """Yields the rows of each batch."""
-        for start in range(0, self.count, batch):
-            yield range(start, min(start + batch, self.count))
+        """Returns images uint8 (B, 8, 8, 3), without labels."""
+        return noise(len(rows), DIGITS_SIZE, rows.start), None
 
 
 def memory_row(config: RunConfig, images: int) -> Row:

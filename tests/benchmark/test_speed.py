@@ -435,6 +435,9 @@ def test_evaluate(trained_run, monkeypatch):
     growth, features = (many[key] - few[key] for key in ("peak_megabytes", "features_megabytes"))
     assert growth < 3 * features + 12 * 8 * BLOCK**2 / 2**20
     assert report.table(rows).count("\n") == 2 + len(rows)
+    # The same command again takes what it has measured, and begins nothing when the time is over.
+    late = Options(CPU, 1, 1, earlier=tuple(rows), deadline=0.0)
+    assert list(evaluate.measure(late, **options)) == [row for row in rows if row["status"] == "measured"]
 
 
 def test_a_sweeps_wall_clock_is_accounted_for(monkeypatch):
