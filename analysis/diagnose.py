@@ -20,8 +20,8 @@ from diagnosed import draw_diagnostic
 from diagnosis_table import headlines, rows_of, texts
 from matplotlib.figure import Figure
 from pictures import without_others
+from profiles import known_diagnostics
 
-from mirai_bench.diagnose.registry import DIAGNOSTICS
 from mirai_bench.results.diagnoses import (
     Diagnoses,
     freeze_diagnoses,
@@ -80,7 +80,7 @@ def load(args: argparse.Namespace) -> list[Diagnoses]:
         if name not in made:
             raise unknown("diagnostic", name, made)
     # In the order in which they are declared; those that are not known here come last.
-    order = [*DIAGNOSTICS, *made]
+    order = [*known_diagnostics(), *made]
     chosen = []
     for each in found:
         own = [one for one in each.found if one.fields["diagnostic"] in (args.only or made)]
@@ -109,7 +109,7 @@ def relate(sweeps: list[Diagnoses], out: Path) -> None:
     # 1. The values and metrics that all sweeps know.
     wanted: dict[str, list[str]] = {}
     for sweep in with_records:
-        for name, values in headlines(sweep, DIAGNOSTICS).items():
+        for name, values in headlines(sweep, known_diagnostics()).items():
             wanted[name] = list(dict.fromkeys([*wanted.get(name, []), *values]))
     results = with_records[0].results
     metrics = list(dict.fromkeys([results.primary, HELDOUT]))
@@ -147,8 +147,8 @@ def command(argv: list[str]) -> int:
             for more, figure in figures_of(diagnoses, diagnostic).items():
                 save(figure, args.out, f"{diagnoses.name}_{diagnostic}{more}")
         # 2. The table.
-        wanted = headlines(diagnoses, DIAGNOSTICS)
-        forms = texts(diagnoses, rows_of(diagnoses, wanted), DIAGNOSTICS)
+        wanted = headlines(diagnoses, known_diagnostics())
+        forms = texts(diagnoses, rows_of(diagnoses, wanted), known_diagnostics())
         write_forms(forms, args.out, diagnoses.name)
         # 3. The records behind them.
         if args.freeze:

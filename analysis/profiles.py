@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -16,10 +16,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from mirai_bench.diagnose.registry import DIAGNOSTICS
 from mirai_bench.results.diagnoses import Diagnoses
 from mirai_bench.results.frame import Results
 from mirai_bench.results.stats import t_interval
+
+if TYPE_CHECKING:
+    from mirai_bench.diagnose.diagnostic import Diagnostic
 
 COLUMNS = 3  # of panels
 WIDTH = 3.3  # of a panel, in inches
@@ -29,6 +31,15 @@ Array = NDArray[np.float64]
 BySeed = Mapping[int, Sequence[float]]
 Curves = dict[str, BySeed]
 """For each arm and seed a curve. All have as many points."""
+
+
+def known_diagnostics() -> dict[str, Diagnostic]:
+    """Returns the diagnostics by name, in the order in which they are declared."""
+    # Imported here, because it takes seconds to import torch, and what no run was diagnosed for needs
+    # none of them.
+    from mirai_bench.diagnose.registry import DIAGNOSTICS
+
+    return DIAGNOSTICS
 
 
 @dataclass(frozen=True)
@@ -194,7 +205,8 @@ def title(
 ) -> None:
     """Writes above a figure the question of the diagnostic, what is shown, and what was measured."""
     results = diagnoses.results
-    question = f" {DIAGNOSTICS[diagnostic].question}" if diagnostic in DIAGNOSTICS else ""
+    known = known_diagnostics()
+    question = f" {known[diagnostic].question}" if diagnostic in known else ""
     lines = [f"{results.axis}, {diagnostic}.{question}", caption, measured(diagnoses, diagnostic, intervals)]
     text = "\n".join(line for line in lines if line)
     figure.suptitle(plain(text), fontsize=9, x=0.01, ha="left", wrap=True)

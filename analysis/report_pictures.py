@@ -13,11 +13,11 @@ from diagnose import figures_of
 from diagnosis_table import document, headlines, rows_of
 from fid_table import draw_differences
 from PIL import Image
+from profiles import known_diagnostics
 from report_page import Arm, Part, image, inline_svg
 from sample_grid import chosen
 from sample_grid import draw as draw_samples
 
-from mirai_bench.diagnose.registry import DIAGNOSTICS
 from mirai_bench.results.diagnoses import Diagnoses
 from mirai_bench.results.frame import Results
 from mirai_bench.results.table import Table
@@ -76,8 +76,8 @@ def diagnostics(diagnoses: Diagnoses) -> Part:
         for figure in figures_of(diagnoses, name).values():
             # The title says what is looked at, which no other place does.
             pictures.append(image(rendered(figure, "svg"), "svg", f"diagnostic {name}"))
-    rows = rows_of(diagnoses, headlines(diagnoses, DIAGNOSTICS))
-    texts = document(diagnoses, rows, DIAGNOSTICS)
+    rows = rows_of(diagnoses, headlines(diagnoses, known_diagnostics()))
+    texts = document(diagnoses, rows, known_diagnostics())
     folded = "table of all headline values"
     return Part("diagnostics", "Why", pictures=pictures, grids=texts.grids, folded=folded, notes=texts.notes)
 

@@ -186,6 +186,22 @@ def test_help_is_printed_without_torch_ray_and_mlflow(name):
     assert run_python(HELP, f"{PACKAGE}.{name}") == []
 
 
+SCRIPT = """
+import importlib, json, sys
+sys.path.insert(0, "analysis")
+importlib.import_module(sys.argv[1])
+print(json.dumps(sorted({"torch", "ray", "mlflow"} & set(sys.modules))))
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["fid_table", "plot_convergence", "speedup", "sample_grid", "report", "claims", "ladder"]
+)
+def test_records_become_tables_figures_and_a_page_without_torch(name):
+    """Importing it takes seconds, for which every sweep would wait at its end."""
+    assert run_python(SCRIPT, name) == []
+
+
 # ---- the check itself
 
 

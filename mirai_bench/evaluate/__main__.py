@@ -189,6 +189,11 @@ def classifier_command(argv: list[str]) -> int:
     from mirai_bench.utils.device import resolve_device
 
     config = load_run(args.config, args.settings)
+    if config.data.dataset == "digits":
+        raise UserError(
+            "the digits classifier ships with the package, and training it again gives the same weights: "
+            "write a profile of other data"
+        )
     torch.set_num_threads(config.machine.threads)
     train, heldout, recipe = training_of(config)
     recipe = replace(recipe, epochs=args.epochs or recipe.epochs)

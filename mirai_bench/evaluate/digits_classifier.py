@@ -1,14 +1,13 @@
 """The digits classifier behind FD-digits and class accuracy.
 
-It is a small convolutional network that is trained once and is the same on every machine. It is
-trained in float64 and its weights are then rounded to a coarse grid: what processors and thread
-counts do to the last bits of a sum is far below that grid, so the rounded weights, and with them
-the file's sha256, come out the same everywhere.
+It is a small convolutional network. Its weights ship with the package, and whoever trains it again
+gets the same file: it is trained in float64 and its weights are then rounded to a coarse grid. What
+processors and thread counts do to the last bits of a sum is far below that grid, so the rounded
+weights, and with them the file's sha256, come out the same everywhere.
 """
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +17,10 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.images.datasets import open_dataset
-from mirai_bench.utils.files import cached
-from mirai_bench.utils.hashing import digest
+from mirai_bench.data.images.datasets import Dataset
 from mirai_bench.utils.tensors import load_into
 
-log = logging.getLogger(__name__)
-
+SHIPPED = Path(__file__).parent / "weights" / "digits_classifier.safetensors"
 SEED = 0  # of the initial weights, the order of the images and their shifts
 
 
@@ -93,12 +88,11 @@ def _shifted(images: Tensor, shifts: np.ndarray) -> Tensor:
     return padded[first, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def train_classifier(config: RunConfig) -> DigitsClassifier:
-    """Trains on the digits' training split.
+def train_classifier(dataset: Dataset) -> DigitsClassifier:
+    """Trains on the digits' training split, in one thread for a few seconds.
 
     The result depends on nothing but the data and the recipe.
     """
-    dataset = open_dataset(config, "train")
     assert dataset.images is not None, "digits are in memory"
     images = torch.from_numpy(dataset.images).permute(0, 3, 1, 2)
     labels = torch.from_numpy(dataset.labels)
@@ -124,30 +118,13 @@ def train_classifier(config: RunConfig) -> DigitsClassifier:
     return model
 
 
-def classifier_file(config: RunConfig) -> Path:
-    """Returns the file of the trained weights in the cache.
-
-    If it is missing, trains them first (a few seconds).
-    """
-
-    def build(folder: Path) -> None:
-        log.info("training the digits classifier, once")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the network is too small to share, and a sum then has one order
-        try:
-            model = train_classifier(config)
-        finally:
-            torch.set_num_threads(threads)
-        weights = {name: tensor.float() for name, tensor in model.state_dict().items()}
-        (folder / "model.safetensors").write_bytes(save(weights))  # an OSError if the disk is full
-
-    identity = digest([RECIPE._asdict(), SEED, open_dataset(config, "train").identity])
-    folder = config.machine.runs / "cache" / f"classifier-{identity}"
-    return cached(folder, build) / "model.safetensors"
+def weights_of(model: DigitsClassifier) -> bytes:
+    """Returns a weight file. Weights on a grid of 2^-10 are exact in its float32."""
+    return save({name: tensor.float() for name, tensor in model.state_dict().items()})
 
 
 def load_classifier(file: Path) -> DigitsClassifier:
-    """Loads the weights. On a grid of 2^-10 they are exact in the file's float32."""
+    """Loads the weights of a file, which are exact in its float32, for inference in float64."""
     model = DigitsClassifier()
     load_into(model, file)
     return model.eval().requires_grad_(False)

@@ -19,7 +19,6 @@ from pathlib import Path
 from mirai_bench.config.sweep_file import Cell
 from mirai_bench.sweep.job import Job, last_line
 from mirai_bench.sweep.mlflow_sync import Shipper
-from mirai_bench.sweep.page import send_summary
 from mirai_bench.sweep.plan import Plan, folder_of, in_order_of_execution
 from mirai_bench.sweep.progress import Screen
 from mirai_bench.tracking.failure import Failure
@@ -136,12 +135,9 @@ def run_sweep(plan: Plan, options: Options) -> Report:
         if cells:
             train_missing(cells, options, shipper, report)
         # 2. The sender, which has kept pace so far, sends the rest.
-        shipper.accept()
+        shipper.accept()  # also if nothing was missing
         with report.phase("MLflow, after the last trial"):
-            states = [folder_of(cell).state for cell in plan.sweep.cells]
-            shipper.end(failed="failed" in states)
-            if shipper.parent is not None and shipper.error is None:
-                send_summary(plan, shipper.parent)
+            shipper.close()
         return report
 
 
@@ -197,17 +193,19 @@ def train_missing(cells: list[Cell], options: Options, shipper: Shipper, report:
                 retries=options.retries,
                 every_second=every_second,
             )
+        # 4. What came out. `metrics` is what `run_cell` returned, if it did not raise.
+        for cell, result in zip(cells, results, strict=True):
+            seconds = result.metrics or {}
+            report.trial_seconds += seconds.get("seconds", 0.0)
+            report.ready_seconds += seconds.get("ready_seconds", 0.0)
+            report.measured_seconds += seconds.get("measured_seconds", 0.0)
+            if result.error is not None:
+                attempts = f"given up after {options.retries + 1} attempts"
+                folder_of(cell).write_failure(Failure(f"{attempts}: {last_line(result.error)}"))
+        # 5. The sender sends the rest while Ray stops.
+        shipper.end()
         with report.phase("ray stop"):
             stack.close()
-    # 4. What came out. `metrics` is what `run_cell` returned, if it did not raise.
-    for cell, result in zip(cells, results, strict=True):
-        seconds = result.metrics or {}
-        report.trial_seconds += seconds.get("seconds", 0.0)
-        report.ready_seconds += seconds.get("ready_seconds", 0.0)
-        report.measured_seconds += seconds.get("measured_seconds", 0.0)
-        if result.error is not None:
-            attempts = f"given up after {options.retries + 1} attempts"
-            folder_of(cell).write_failure(Failure(f"{attempts}: {last_line(result.error)}"))
 
 
 @contextlib.contextmanager

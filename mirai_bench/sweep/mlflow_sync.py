@@ -1,10 +1,11 @@
-"""Sends the journals of a sweep's runs to MLflow while they grow."""
+"""Sends the journals of a sweep's runs to MLflow while they grow, and its page when they have ended."""
 
 from __future__ import annotations
 
 import logging
 import threading
 
+from mirai_bench.sweep.page import import_scripts, send_summary
 from mirai_bench.sweep.plan import Plan, folder_of
 from mirai_bench.tracking import mlflow_store, ship
 
@@ -17,7 +18,7 @@ its news changes."""
 
 
 class Shipper(threading.Thread):
-    """Sends every cell's news at each evaluation.
+    """Sends every cell's news at each evaluation, and at the end the sweep's own page.
 
     The store is made while Ray starts, and nothing is sent before the sweep is accepted. There is
     one sender for all trials: no trial imports MLflow or waits for it, sqlite has one writer, and
@@ -32,7 +33,7 @@ class Shipper(threading.Thread):
         self.error: Exception | None = None
         self.opened = threading.Event()  # the store is known to be of use, or not
         self.accepted = threading.Event()
-        self.finish = threading.Event()
+        self.ended = threading.Event()  # all trials
         self.sent: dict[str, News] = {}  # by fingerprint
 
     def accept(self) -> None:
@@ -48,7 +49,7 @@ class Shipper(threading.Thread):
             raise self.error
 
     def run(self) -> None:
-        """Sends until `end` is called."""
+        """Sends until `end` is called, and then the rest."""
         try:
             mlflow_store.create_store()
         except Exception as error:
@@ -59,9 +60,15 @@ class Shipper(threading.Thread):
         try:
             self.accepted.wait()
             self.parent = ship.start_sweep(self.plan.content())
-            while not self.finish.wait(EVERY_SECONDS):
+            # Now, while the trials train, and not when everything waits for the page.
+            import_scripts()
+            while not self.ended.wait(EVERY_SECONDS):
                 self._send_news()
             self._send_news()  # what was written since the last look
+            states = [folder_of(cell).state for cell in self.plan.sweep.cells]
+            ship.end_sweep(self.parent, failed="failed" in states)
+            if self.parent is not None:
+                send_summary(self.plan, self.parent)
         except Exception as error:
             self.error = error
 
@@ -81,12 +88,14 @@ class Shipper(threading.Thread):
             ):
                 self.sent[cell.fingerprint] = news
 
-    def end(self, *, failed: bool) -> None:
-        """Sends the rest and closes the parent run. What goes wrong is said, and takes nothing with it."""
-        self.finish.set()
+    def end(self) -> None:
+        """Says that all trials have ended. What is left is sent meanwhile: `close` waits for it."""
+        self.ended.set()
+
+    def close(self) -> None:
+        """Waits until everything is sent. What goes wrong is said, and takes nothing with it."""
+        self.end()
         self.join()
         if self.error is not None:
             reason = mlflow_store.redact_credentials(str(self.error))
             log.warning(f"not everything was sent to MLflow ({reason}). {mlflow_store.REPLAY}")
-            return
-        ship.end_sweep(self.parent, failed=failed)

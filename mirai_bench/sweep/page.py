@@ -9,6 +9,7 @@ import logging
 import math
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from mirai_bench.results.frame import Results, is_distance
@@ -90,7 +91,6 @@ def made_by_scripts(plan: Plan, folder: Path) -> list[Path]:
 
     What a script cannot make is missing, and a warning says why: the sweep itself is done by then.
     """
-    sys.path.insert(0, str(shipped("analysis")))
     words = [
         "--runs",
         str(plan.runs),
@@ -104,7 +104,7 @@ def made_by_scripts(plan: Plan, folder: Path) -> list[Path]:
     before = logging.root.manager.disable
     logging.disable(logging.INFO)  # they say what they write, and this folder is soon gone
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with scripts_found(), contextlib.redirect_stdout(io.StringIO()):
             for name, made in SCRIPTS.items():
                 try:
                     importlib.import_module(name).command(words)
@@ -112,5 +112,22 @@ def made_by_scripts(plan: Plan, folder: Path) -> list[Path]:
                     log.warning(f"MLflow gets no {made} of this sweep: {type(error).__name__}: {error}")
     finally:
         logging.disable(before)
-        sys.path.pop(0)
     return sorted(folder.iterdir())
+
+
+def import_scripts() -> None:
+    """Imports the scripts, which takes a second, before they are needed. A failure shows when they are."""
+    with scripts_found(), contextlib.suppress(Exception):
+        for name in SCRIPTS:
+            importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def scripts_found() -> Iterator[None]:
+    """Returns a context in which the scripts of the analysis can be imported by their names."""
+    folder = str(shipped("analysis"))
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

@@ -29,8 +29,6 @@ from mirai_bench.data.codes import open_codes
 from mirai_bench.data.images import listing
 from mirai_bench.data.images.image_sets import NpzImages, NpzWriter, parts
 from mirai_bench.data.images.listing import content_hash, file_digests, list_images
-from mirai_bench.evaluate import digits_classifier
-from mirai_bench.evaluate.digits_classifier import classifier_file, load_classifier
 from mirai_bench.evaluate.extractors import open_extractor
 from mirai_bench.evaluate.reference_images import split_images
 from mirai_bench.evaluate.references import cached_reference, open_reference, write_reference
@@ -118,13 +116,6 @@ class Makers:
 
     def config(self, folder, **sections):
         return self.make_config(machine={"runs": str(folder)}, **sections)
-
-    def classifier(self, folder):
-        classifier_file(self.config(folder))
-
-    def classified(self, folder):
-        model = load_classifier(classifier_file(self.config(folder)))
-        return [parameter.tolist() for parameter in model.parameters()]
 
     def teacher_config(self, folder):
         return self.config(folder, foresight={"level": "internal", "source": "encoder"})
@@ -316,7 +307,6 @@ def kinds(makers: Makers) -> dict[str, Kept]:
     return {
         "checkpoints": Kept(m.checkpoints, m.newest, ("checkpoints/step_00000002/*",), is_earlier),
         "kept EMA": Kept(m.kept_weights, m.weights),
-        "classifier cache": Kept(m.classifier, m.classified, ("cache/*/*",)),
         "teacher cache": Kept(m.teacher, m.taught, ("cache/*/*",)),
         "reference cache": Kept(m.reference, m.moments, ("cache/*/*",)),
         "reference file": Kept(m.own_reference, m.own_moments),
@@ -349,9 +339,6 @@ def quickly_made(monkeypatch):
         module.init_weights(generator.manual_seed(0))
         return module
 
-    monkeypatch.setattr(
-        digits_classifier, "train_classifier", lambda config: drawn(digits_classifier.DigitsClassifier())
-    )
     monkeypatch.setattr(
         masked_tokens,
         "train_masked_tokens",

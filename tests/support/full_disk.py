@@ -36,7 +36,6 @@ from mirai_bench.data.tokenizers.vq_small import SmallVQ
 from mirai_bench.diagnose import __main__ as diagnose
 from mirai_bench.diagnose import foresight_map
 from mirai_bench.evaluate import __main__ as evaluate
-from mirai_bench.evaluate import digits_classifier
 from mirai_bench.evaluate.classifier_training import save_classifier
 from mirai_bench.evaluate.image_classifier import ImageClassifier
 from mirai_bench.foresight.encoders import masked_tokens
@@ -270,9 +269,9 @@ def writers(here: Here) -> dict[str, Writer]:
         ),
         "a whole run, with caches and grids": Writer(
             here.train_a_run,
-            "evaluate.digits_classifier: classifier_file classifier_file.build, evaluate.references: "
-            "_cached_file write_reference, train.loop: Run._evaluate, data.images.grid: write_image, "
-            "utils.files: cached write_json write_text write_bytes append_line _sync",
+            "evaluate.references: _cached_file write_reference, train.loop: Run._evaluate, "
+            "data.images.grid: write_image, utils.files: cached write_json write_text write_bytes "
+            "append_line _sync",
         ),
         "codes": Writer(
             here.prepare_images,
@@ -466,7 +465,6 @@ def main() -> None:
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     # What a cache holds does not matter here, and is not trained for.
-    digits_classifier.train_classifier = lambda config: digits_classifier.DigitsClassifier()
     masked_tokens.train_masked_tokens = lambda config, codes, device, seed: (
         masked_tokens.MaskedTokens(config).init_weights(torch.Generator().manual_seed(seed)),
         0.0,

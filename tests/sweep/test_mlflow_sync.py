@@ -21,8 +21,23 @@ def test_a_store_of_no_use_is_known_before_the_first_trial(shipper, monkeypatch,
     shipper.start()
     with pytest.raises(UserError, match="write the address of a server"):
         shipper.check()
-    shipper.end(failed=False)  # as after a command with nothing to train
+    shipper.close()  # as after a command with nothing to train
     assert "not everything was sent to MLflow" in capsys.readouterr().err
+
+
+def test_the_page_is_made_while_the_command_does_other_things(shipper, monkeypatch):
+    sent = threading.Event()
+    monkeypatch.setattr(mlflow_sync.mlflow_store, "create_store", lambda: "")
+    monkeypatch.setattr(mlflow_sync.ship, "start_sweep", lambda plan: "parent")
+    monkeypatch.setattr(mlflow_sync.ship, "end_sweep", lambda parent, failed: None)
+    monkeypatch.setattr(mlflow_sync, "send_summary", lambda plan, parent: sent.set())
+    monkeypatch.setattr(Plan, "write", lambda plan: None)
+    shipper.start()
+    shipper.accept()
+    assert not sent.wait(0.2), "trials train"
+    shipper.end()
+    assert sent.wait(60)
+    shipper.close()
 
 
 def test_a_sender_that_dies_is_said_and_nothing_else(shipper, monkeypatch, capsys):
@@ -35,7 +50,7 @@ def test_a_sender_that_dies_is_said_and_nothing_else(shipper, monkeypatch, capsy
     shipper.start()
     shipper.check()
     shipper.accept()
-    shipper.end(failed=False)
+    shipper.close()
     said = capsys.readouterr().err
     assert "not everything was sent to MLflow (no route to http://host)" in said
     assert not any(isinstance(thread, Shipper) for thread in threading.enumerate())
