@@ -39,6 +39,9 @@ AXIS = "noise"
 UNKNOWN = "—"
 # Numbers of seeds for which the floor is shown.
 FLOORS = (3, 6, 12, 24)
+# Trainings of a source from which on its share of the variance is shown. The ratio of two variances of three
+# trainings each is anything between 1/39 and 39 (in 95 % of cases), even if there is no difference.
+ENOUGH_FOR_SHARES = 5
 
 
 @dataclass(frozen=True)
@@ -179,20 +182,10 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
         rows.append([metric, f"{spread.mean:.4g}", *deviations, f"{spread.cov:.1%}", shown, *floors])
     header = ["metric", "mean", "s between", "s within", "s", "CoV", "s ~ mean^b"]
     first = markdown_table([*header, *(f"floor, n = {n}" for n in FLOORS)], rows)
-    # 2. Each source alone, between trainings, as a share of the variance of all together. A panel may
-    #    lack a source.
-    measured = {record["source"] for record in records}
-    rows = []
-    for metric in metrics:
-        whole = spread_of(records, TOGETHER, metric).between ** 2
-        shares = []
-        for source in SOURCES:
-            known = whole > 0 and source in measured
-            share = spread_of(records, source, metric).between ** 2 / whole if known else math.nan
-            shares.append(f"{share:.0%}" if known else UNKNOWN)
-        rows.append([metric, *shares])
-    second = markdown_table(["metric", *(NAMES[source] for source in SOURCES)], rows)
+    # 2. Each source alone, between trainings.
     spread = spread_of(records, TOGETHER, metrics[0])
+    shares = spread.trainings >= ENOUGH_FOR_SHARES
+    second = in_shares(records, metrics) if shares else in_deviations(records, metrics)
     protocol = head["protocol"]
     return (
         f"# Noise of {head['profile']}\n\n"
@@ -207,8 +200,46 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
         "scale to compare on. Floor: the difference of two means of n trainings that noise alone "
         "exceeds in 5 % of cases, 1.96 · √2 · s / √n; arms that are paired by seed can do better.\n\n"
         "## Where it comes from\n\n"
-        f"{second}\n"
-        "Variance between trainings with only this source varied, as a share of that with all of them "
-        "varied. The shares need not add up to 100 %: each is an estimate from "
-        f"{spread.trainings} trainings, and sources act on each other.\n"
+        f"{second}"
     )
+
+
+def in_shares(records: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
+    """Returns a table of what each source alone causes of the variance of all together, and its note."""
+    rows = []
+    for metric in metrics:
+        whole = spread_of(records, TOGETHER, metric).between ** 2
+        found = [between_of(records, source, metric) ** 2 for source in SOURCES]
+        shares = [part / whole if whole > 0 else math.nan for part in found]
+        rows.append([metric, *(UNKNOWN if math.isnan(share) else f"{share:.0%}" for share in shares)])
+    table = markdown_table(["metric", *(NAMES[source] for source in SOURCES)], rows)
+    trainings = spread_of(records, TOGETHER, metrics[0]).trainings
+    return (
+        f"{table}\n"
+        "Variance between trainings with only this source varied, as a share of that with all of them "
+        f"varied. The shares need not add up to 100 %: each is an estimate from {trainings} trainings, and "
+        "sources act on each other.\n"
+    )
+
+
+def in_deviations(records: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
+    """Returns a table of the spread that each source alone causes, and its note, for few trainings."""
+    rows = []
+    for metric in metrics:
+        found = [between_of(records, source, metric) for source in (TOGETHER, *SOURCES)]
+        rows.append([metric, *(UNKNOWN if math.isnan(value) else f"{value:.2g}" for value in found)])
+    table = markdown_table(["metric", "all together", *(NAMES[source] for source in SOURCES)], rows)
+    trainings = spread_of(records, TOGETHER, metrics[0]).trainings
+    return (
+        f"{table}\n"
+        "Standard deviation between trainings with only this source varied, without that of the evaluation; "
+        f"0 if that of the evaluation explains all of it. These are estimates from {trainings} trainings each: "
+        "they show the size of the noise, and not which source causes more of it.\n"
+    )
+
+
+def between_of(records: Sequence[dict[str, Any]], source: str, metric: str) -> float:
+    """Returns the standard deviation between trainings of a source. It is NaN if the panel lacks it."""
+    if not any(record["source"] == source for record in records):
+        return math.nan
+    return spread_of(records, source, metric).between

@@ -1,6 +1,7 @@
 """The command `sweep noise`: its trainings, its records, and its tables."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from mirai_bench.sweep.plan import folder_of
 from mirai_bench.utils.errors import UserError
 from tests.support.small_run import train
 
+REPORTS = Path(__file__).parents[2] / "reports"
 SMALL = (
     "model.depth=2",
     "model.width=32",
@@ -60,10 +62,19 @@ def test_a_panel_from_its_trainings_to_its_tables(tmp_path, monkeypatch, capsys)
     assert sum(line["kind"] == "trajectory" for line in lines) == 2 * 2
     text = (tmp_path / "reports/noise_digits.md").read_text()
     assert text == capsys.readouterr().out and "| FD-digits |" in text and "order of the data" in text
+    # Two trainings tell how large the noise is, and not what causes more of it.
+    sources = text.partition("## Where it comes from")[2]
+    assert "| metric | all together | initial weights |" in sources and "%" not in sources
     # A panel that lacks a source says so, and has the rest.
     lacking = noise.report([line for line in lines if line.get("source") != "dropout"])
     rows = [line for line in lacking.splitlines() if line.startswith("| FD-digits |")]
     assert rows[0] in text and rows[1].endswith("| — |")
+
+
+def test_a_panel_of_ten_trainings_tells_what_causes_which_share():
+    lines = [json.loads(line) for line in (REPORTS / "data/noise_digits.jsonl").read_text().splitlines()]
+    assert noise.report(lines) == (REPORTS / "noise_digits.md").read_text()
+    assert "| FD-digits | 105% | 96% | 89% |" in noise.report(lines)
 
 
 @pytest.mark.parametrize(
