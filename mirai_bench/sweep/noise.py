@@ -234,7 +234,8 @@ def in_deviations(records: Sequence[dict[str, Any]], metrics: Sequence[str]) -> 
         f"{table}\n"
         "Standard deviation between trainings with only this source varied, without that of the evaluation; "
         "0 if that of the evaluation explains all of it. These are estimates from "
-        f"{trainings} trainings each: they show the size of the noise, and not which source causes more of it.\n"
+        f"{trainings} trainings each: they show the size of the noise, and not which source causes "
+        "more of it.\n"
     )
 
 
