@@ -22,7 +22,6 @@ Add = Callable[..., object]  # `add_argument` of a parser
 
 # Relative. Float32 through a dozen blocks leaves 1e-5, and a wrong pairing or offset 1e-3 or more.
 TOLERANCE = 1e-4
-ARMS = ["baseline", "output-1d", "output-2d"]  # of the sweep that is measured by default
 SIZES = "small, medium, B, L or XL"
 # Options of all measurements. The others are arguments of the measurement's own function.
 SHARED = ("kind", "device", "rounds", "threads", "compile", "peer", "seconds", "out", "plugins")
@@ -65,7 +64,7 @@ def _add_data(add: Add) -> None:
 
 def _add_sweep(add: Add) -> None:
     add("file", type=Path, nargs="?", help="sweep file; default that of the injection level")
-    add("--only", nargs="+", default=ARMS, metavar="ARM", help=f"default {' '.join(ARMS)}")
+    add("--only", nargs="+", default=[], metavar="ARM", help="default all arms of the file")
     add("--seeds", nargs="+", type=int, default=[0, 1], help="default 0 1")
 
 

@@ -1,7 +1,7 @@
 """`benchmark sweep`: where the wall-clock time of a sweep goes that starts from nothing.
 
-By default it has six cells of about a minute each. A short sweep beforehand finds the number of
-epochs.
+By default it has all arms of the injection level with two seeds, in cells of about a minute each. A
+short sweep beforehand finds the number of epochs.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def measure(
         folder = Path(temporary)
         # The sweep's driver, its trials and the table all find MLflow there.
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        settings = settings or a_minute(file, only[:2], seeds[0], device, folder / "first")
+        arms = only or [cell.arm for cell in make_plan(file, seeds=seeds[:1]).sweep.cells]
+        settings = settings or a_minute(file, arms[:2], seeds[0], device, folder / "first")
         settings = [*settings, f"machine.runs={folder / 'runs'}", f"machine.device={device}"]
         with before.phase("plan"):
             plan = make_plan(file, seeds=seeds, only=only, settings=settings)
