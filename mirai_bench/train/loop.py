@@ -60,7 +60,7 @@ class Run:
         rank, self.world = rank_and_world()
         self.is_leader = rank == 0
         self.journal = self.folder.journal
-        self.trainer = Trainer(self.config, self.hardware, rank, self.world)
+        self.trainer = self._made_trainer(rank)
         self.evaluator = Evaluator(self.config, self.hardware.device)
         # The ranks share an evaluation. Features travel from CPU to CPU, whatever backend the
         # gradients use.
@@ -82,6 +82,19 @@ class Run:
         self.saved_steps = {*range(0, total, every), *self.kept}
         self.seconds = 0.0  # of training steps; evaluations and checkpoints do not count
         self.stopping = False  # set by SIGTERM
+
+    def _made_trainer(self, rank: int) -> Trainer:
+        """Makes the trainer and its teacher, which may be trained or have its features computed now."""
+        try:
+            return Trainer(self.config, self.hardware, rank, self.world)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # Not one of a training step, which more micro-batches would mend.
+            raise RunFailed(
+                f"{self.hardware.name} ran out of memory before the first step: let fewer processes share it "
+                "(machine.gpus), or choose a smaller model or encoder"
+            ) from error
 
     # ---- the loop
 

@@ -382,6 +382,19 @@ def test_an_evaluation_that_runs_out_of_memory_is_not_taken_for_a_step(make_conf
     assert json.loads((tmp_path / "failed.json").read_text()).get("micro_batches") is None
 
 
+def test_a_teacher_that_runs_out_of_memory_is_not_taken_for_a_step(make_config, tmp_path, monkeypatch):
+    attempts = []
+
+    def full(*_, **__):
+        attempts.append(1)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(loop, "Trainer", full)
+    with pytest.raises(RunFailed, match=r"ran out of memory before the first step: .*machine\.gpus"):
+        train(make_config(train={"batch_size": 500}), tmp_path)
+    assert attempts == [1] and RunFolder(tmp_path).failure().micro_batches is None
+
+
 def test_weights_of_chosen_epochs_are_kept(make_config, tmp_path):
     config = make_config(train={"epochs": 3}, machine={"keep_at": [1, 2], "keep_checkpoints": 1})
     train(config, tmp_path)

@@ -149,7 +149,8 @@ def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> float:
     for start in progress(missing, f"{encoder.name} features", len(starts), "batches", before):
         chosen = torch.arange(start, min(start + BATCH_SIZE, total), device=codes.device)
         images = codes.pixels(chosen // codes.num_views, chosen % codes.num_views)
-        features = encoder.features(images).half().cpu().numpy()
+        # Contiguous, for the hash: an encoder may hand over a view of (B, C, h, w), as VGG16 does on a GPU.
+        features = encoder.features(images).half().cpu().contiguous().numpy()
         if not np.isfinite(features).all():
             raise UserError(
                 f"{encoder.name} gives features beyond half precision (65,504): write "

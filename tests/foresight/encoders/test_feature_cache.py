@@ -64,6 +64,21 @@ def test_the_cache_holds_what_the_encoder_gives(digits_config, few_codes):
     )
 
 
+def test_an_encoder_may_hand_over_features_in_any_layout(digits_config, few_codes, monkeypatch, tmp_path):
+    """Such as a view of (B, C, h, w), which is what a convolutional network gives on a GPU."""
+    config = digits_config()
+    encoder = PixelEncoder("timm:test_vit", config.grid, CPU, weights=config.foresight.encoder.weights)
+    features = PixelEncoder.features
+    found = []
+    for name in ("rows", "view"):
+        (tmp_path / name).mkdir()
+        feature_cache.write_features(encoder, few_codes, tmp_path / name)
+        found.append(np.load(tmp_path / name / "features.npy"))
+        other = lambda self, images: features(self, images).mT.contiguous().mT  # noqa: E731
+        monkeypatch.setattr(PixelEncoder, "features", other)
+    assert np.array_equal(*found)
+
+
 def test_the_cache_is_made_once_and_again_for_another_encoder(digits_config, few_codes, monkeypatch):
     config = digits_config(cache=True)
     made = lambda: {path.name for path in (config.machine.runs / "cache").glob("features-*") if path.is_dir()}  # noqa: E731
