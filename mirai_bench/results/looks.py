@@ -125,11 +125,28 @@ def decide(results: Results, step: int, metric: str) -> Decisions | None:
 
 
 def departures(results: Results) -> list[str]:
-    """Returns what decides otherwise now than was registered before the first run."""
+    """Returns what decides otherwise now than was registered before the first run, a sentence each."""
     first = results.registered.get("first", {})
     now = results.registered.get("now", {})
-    names = [name for name in now if name != "hash" and first.get(name) != now[name]]
-    return [f"{name} was {first.get(name)} and is {now[name]}" for name in names]
+    found: list[str] = []
+    for name in now:
+        if name != "hash" and first.get(name) != now[name]:
+            found += _departure(name, first.get(name), now[name])
+    return found
+
+
+def _departure(name: str, first: Any, now: Any) -> list[str]:
+    """Returns how a field departs from what it was: of arms and families what is new and what is gone."""
+    if name == "arms" and isinstance(first, list):
+        added = [arm for arm in now if arm not in first]
+        gone = [arm for arm in first if arm not in now]
+    elif name == "families" and isinstance(first, dict):
+        added = [f"{key} ({', '.join(arms)})" for key, arms in now.items() if first.get(key) != arms]
+        gone = [f"{key} ({', '.join(arms)})" for key, arms in first.items() if now.get(key) != arms]
+    else:
+        return [f"{name} was {first} and is {now}"]
+    parts = ((added, "added"), (gone, "removed"))
+    return [f"{name} {what}: {', '.join(which)}" for which, what in parts if which] or [f"{name} reordered"]
 
 
 def families(plan: Mapping[str, Any], results: Results, barred: Collection[str]) -> list[list[str]]:

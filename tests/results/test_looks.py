@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from mirai_bench.results.frame import Results
 from mirai_bench.results.looks import (
     BETTER,
     PILOT,
@@ -144,6 +145,21 @@ def test_a_departure_from_what_was_registered_is_named(frozen):
     changed = replace(results, registered={"first": results.registered["first"], "now": now})
     assert departures(changed) == ["looks was [3, 6] and is [3, 5]"]
     assert "Departures from it: looks was \\[3, 6] and is \\[3, 5]." in markdown(build_table(changed))
+
+
+def test_departures_name_the_arms_and_families_that_came_and_went():
+    first = {"arms": ["baseline", "a", "b"], "families": {"one": ["a", "b"]}, "hash": "x"}
+    more = {"arms": ["baseline", "a", "c"], "families": {"one": ["a"], "two": ["c"]}, "hash": "y"}
+    results = Results("axis", "digits", "?", "baseline", [], [], registered={"first": first, "now": more})
+    assert departures(results) == [
+        "arms added: c",
+        "arms removed: b",
+        "families added: one (a), two (c)",
+        "families removed: one (a, b)",
+    ]
+    turned = first | {"arms": ["baseline", "b", "a"]}
+    again = replace(results, registered={"first": first, "now": turned})
+    assert departures(again) == ["arms reordered"]
 
 
 def test_sizes_of_effects():
