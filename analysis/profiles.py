@@ -35,8 +35,7 @@ Curves = dict[str, BySeed]
 
 def known_diagnostics() -> dict[str, Diagnostic]:
     """Returns the diagnostics by name, in the order in which they are declared."""
-    # Imported here, because it takes seconds to import torch, and what no run was diagnosed for needs
-    # none of them.
+    # Imported here, because importing torch takes seconds, and records without diagnoses do without.
     from mirai_bench.diagnose.registry import DIAGNOSTICS
 
     return DIAGNOSTICS
