@@ -148,6 +148,11 @@ def test_a_wrong_command_is_refused_before_training(options):
         command(["classifier", "cifar10", *options])
 
 
+def test_the_digits_classifier_is_not_trained_by_the_command():
+    with pytest.raises(UserError, match="the digits classifier ships with the package"):
+        command(["classifier", "digits"])
+
+
 # ---- as an extractor
 
 
