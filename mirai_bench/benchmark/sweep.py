@@ -34,14 +34,15 @@ def with_epochs(number: int) -> list[str]:
 
 
 def a_minute(file: Path, arms: list[str], seed: int, device: str, folder: Path) -> list[str]:
-    """Returns the settings with which cells of these arms take about a minute on average.
+    """Returns the settings with which cells of these arms, by default all, take a minute on average.
 
     A short sweep finds them. It runs in a subprocess, so that the measured one pays for its own imports
     and Ray start.
     """
     settings = [f"machine.runs={folder}", f"machine.device={device}"]
     settings += with_epochs(EPOCHS_PER_EVALUATION)
-    words = [sys.executable, "-m", "mirai_bench.sweep", str(file), "--only", *arms, "--seeds", str(seed)]
+    words = [sys.executable, "-m", "mirai_bench.sweep", str(file), "--seeds", str(seed)]
+    words += ["--only", *arms] if arms else []
     words += [f"--set={setting}" for setting in settings]
     done = subprocess.run(words, stdout=subprocess.DEVNULL)
     if done.returncode:
@@ -95,8 +96,7 @@ def measure(
         folder = Path(temporary)
         # The sweep's driver, its trials and the table all find MLflow there.
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        arms = only or [cell.arm for cell in make_plan(file, seeds=seeds[:1]).sweep.cells]
-        settings = settings or a_minute(file, arms, seeds[0], device, folder / "first")
+        settings = settings or a_minute(file, only, seeds[0], device, folder / "first")
         settings = [*settings, f"machine.runs={folder / 'runs'}", f"machine.device={device}"]
         with before.phase("plan"):
             plan = make_plan(file, seeds=seeds, only=only, settings=settings)

@@ -18,16 +18,17 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mirai_bench.data.images.datasets import Dataset
+from mirai_bench.evaluate.image_classifier import SHIPPED, weight_name
 from mirai_bench.utils.tensors import load_into
 
-SHIPPED = Path(__file__).parent / "weights" / "digits_classifier.safetensors"
+DIGITS_WEIGHTS = SHIPPED / weight_name("digits")
 SEED = 0  # of the initial weights, the order of the images and their shifts
 
 
 class Recipe(NamedTuple):
     """How the classifier is built and trained.
 
-    Another value makes another classifier, with another digest.
+    Another value makes another classifier, with another file.
     """
 
     width: int = 64

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.evaluate import digits_classifier, inception, networks
-from mirai_bench.evaluate.digits_classifier import load_classifier
+from mirai_bench.evaluate import inception, networks
+from mirai_bench.evaluate.digits_classifier import DIGITS_WEIGHTS, load_classifier
 from mirai_bench.evaluate.image_classifier import load_image_classifier, locate_classifier
 from mirai_bench.evaluate.metrics import Array, InceptionScore, Moments
 from mirai_bench.evaluate.own_classifier import OwnClassifier, locate_own
@@ -68,7 +68,7 @@ def _locate_digits(config: RunConfig, weights: Path | None) -> Path:
             f"protocol.extractor is digits, but data.dataset is {config.data.dataset}: write "
             "extractor: own, inception, inception_2015, dinov2 or none"
         )
-    return weights or digits_classifier.SHIPPED
+    return weights or DIGITS_WEIGHTS
 
 
 def _among_assets(

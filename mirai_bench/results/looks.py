@@ -137,16 +137,21 @@ def departures(results: Results) -> list[str]:
 
 def _departure(name: str, first: Any, now: Any) -> list[str]:
     """Returns how a field departs from what it was: of arms and families what is new and what is gone."""
-    if name == "arms" and isinstance(first, list):
-        added = [arm for arm in now if arm not in first]
-        gone = [arm for arm in first if arm not in now]
-    elif name == "families" and isinstance(first, dict):
-        added = [f"{key} ({', '.join(arms)})" for key, arms in now.items() if first.get(key) != arms]
-        gone = [f"{key} ({', '.join(arms)})" for key, arms in first.items() if now.get(key) != arms]
-    else:
+    if name not in ("arms", "families") or first is None:
         return [f"{name} was {first} and is {now}"]
-    parts = ((added, "added"), (gone, "removed"))
-    return [f"{name} {what}: {', '.join(which)}" for which, what in parts if which] or [f"{name} reordered"]
+    before = named_families(first) if name == "families" else first
+    after = named_families(now) if name == "families" else now
+    changes = {
+        "added": [item for item in after if item not in before],
+        "removed": [item for item in before if item not in after],
+    }
+    found = [f"{name} {how}: {', '.join(items)}" for how, items in changes.items() if items]
+    return found or [f"{name} reordered"]
+
+
+def named_families(families: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns each family as its name and its arms."""
+    return [f"{name} ({', '.join(arms)})" for name, arms in families.items()]
 
 
 def families(plan: Mapping[str, Any], results: Results, barred: Collection[str]) -> list[list[str]]:

@@ -7,7 +7,7 @@ import math
 from mirai_bench.results.controls import SOLVED, controls_note, solved_counts
 from mirai_bench.results.frame import Results, is_distance
 from mirai_bench.results.left_out import left_out_note
-from mirai_bench.results.looks import Decisions, departures
+from mirai_bench.results.looks import Decisions, departures, named_families
 from mirai_bench.results.machines import mixed_machines
 from mirai_bench.results.paper import is_papers, paper_setting
 from mirai_bench.results.plugged import plugins_note
@@ -132,8 +132,7 @@ def _registered(results: Results) -> list[str]:
     if smallest is not None:
         text = f"{100 * smallest:g} %" if is_distance(results.primary) else f"{smallest:g}"
         parts.append(f"smallest effect of interest {text}")
-    named = [f"{name} ({', '.join(arms)})" for name, arms in plan["families"].items()]
-    parts.append(f"families {'; '.join(named) or 'all arms together'}")
+    parts.append(f"families {'; '.join(named_families(plan['families'])) or 'all arms together'}")
     parts.append(f"exclusions {'; '.join(plan['exclusions']) or 'none'}")
     notes = [f"Registered before the first run ({plan['hash']}): {', '.join(parts)}."]
     found = departures(results)

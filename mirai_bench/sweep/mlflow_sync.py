@@ -60,8 +60,8 @@ class Shipper(threading.Thread):
         try:
             self.accepted.wait()
             self.parent = ship.start_sweep(self.plan.content())
-            # Now, while the trials train, and not when everything waits for the page.
-            import_scripts()
+            if self.parent is not None:
+                import_scripts()  # now, while the trials train, and not when all waits for the page
             while not self.ended.wait(EVERY_SECONDS):
                 self._send_news()
             self._send_news()  # what was written since the last look

@@ -184,8 +184,7 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
     first = markdown_table([*header, *(f"floor, n = {n}" for n in FLOORS)], rows)
     # 2. Each source alone, between trainings.
     spread = spread_of(records, TOGETHER, metrics[0])
-    shares = spread.trainings >= ENOUGH_FOR_SHARES
-    second = in_shares(records, metrics) if shares else in_deviations(records, metrics)
+    second = by_source(records, metrics, spread.trainings)
     protocol = head["protocol"]
     return (
         f"# Noise of {head['profile']}\n\n"
@@ -204,39 +203,36 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def in_shares(records: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
-    """Returns a table of what each source alone causes of the variance of all together, and its note."""
+def by_source(records: Sequence[dict[str, Any]], metrics: Sequence[str], trainings: int) -> str:
+    """Returns a table of how much trainings differ with each source alone, and its note.
+
+    With enough trainings it is a share of the variance of all sources together, else the standard deviation.
+    """
+    in_shares = trainings >= ENOUGH_FOR_SHARES
+    sources = SOURCES if in_shares else (TOGETHER, *SOURCES)
     rows = []
     for metric in metrics:
-        whole = spread_of(records, TOGETHER, metric).between ** 2
-        found = [between_of(records, source, metric) ** 2 for source in SOURCES]
-        shares = [part / whole if whole > 0 else math.nan for part in found]
-        rows.append([metric, *(UNKNOWN if math.isnan(share) else f"{share:.0%}" for share in shares)])
-    table = markdown_table(["metric", *(NAMES[source] for source in SOURCES)], rows)
-    trainings = spread_of(records, TOGETHER, metrics[0]).trainings
-    return (
-        f"{table}\n"
-        "Variance between trainings with only this source varied, as a share of that with all of them "
-        f"varied. The shares need not add up to 100 %: each is an estimate from {trainings} trainings, and "
-        "sources act on each other.\n"
-    )
-
-
-def in_deviations(records: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
-    """Returns a table of the spread that each source alone causes, and its note, for few trainings."""
-    rows = []
-    for metric in metrics:
-        found = [between_of(records, source, metric) for source in (TOGETHER, *SOURCES)]
-        rows.append([metric, *(UNKNOWN if math.isnan(value) else f"{value:.2g}" for value in found)])
-    table = markdown_table(["metric", "all together", *(NAMES[source] for source in SOURCES)], rows)
-    trainings = spread_of(records, TOGETHER, metrics[0]).trainings
-    return (
-        f"{table}\n"
-        "Standard deviation between trainings with only this source varied, without that of the evaluation; "
-        "0 if that of the evaluation explains all of it. These are estimates from "
-        f"{trainings} trainings each: they show the size of the noise, and not which source causes "
-        "more of it.\n"
-    )
+        found = [between_of(records, source, metric) for source in sources]
+        if in_shares:
+            whole = between_of(records, TOGETHER, metric)
+            found = [(value / whole) ** 2 if whole else math.nan for value in found]
+        form = ".0%" if in_shares else ".2g"
+        rows.append([metric, *(UNKNOWN if math.isnan(value) else format(value, form) for value in found)])
+    table = markdown_table(["metric", *(NAMES[source] for source in sources)], rows)
+    if in_shares:
+        note = (
+            "Variance between trainings with only this source varied, as a share of that with all of them "
+            f"varied. The shares need not add up to 100 %: each is an estimate from {trainings} trainings, "
+            "and sources act on each other."
+        )
+    else:
+        note = (
+            "Standard deviation between trainings with only this source varied, without that of the "
+            "evaluation; 0 if that of the evaluation explains all of it. These are estimates from "
+            f"{trainings} trainings each: they show the size of the noise, and not which source causes "
+            "more of it."
+        )
+    return f"{table}\n{note}\n"
 
 
 def between_of(records: Sequence[dict[str, Any]], source: str, metric: str) -> float:

@@ -6,10 +6,11 @@ resumed run equals an uninterrupted one bit for bit, and no random state is stor
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,6 +48,20 @@ class Callbacks(NamedTuple):
     """Asked after each step. Once it is true, the run saves a checkpoint and leaves."""
 
 
+@contextlib.contextmanager
+def ending_without_memory(reason: str, step: int | None = None) -> Iterator[None]:
+    """Makes a lack of memory in the block end the run, for this reason.
+
+    It is none of a training step, which more micro-batches would mend.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailed(reason, step) from error
+
+
 @dataclass(eq=False)
 class Run:
     """A trainer with its folder: journal, checkpoints, evaluations. Only rank 0 writes."""
@@ -60,7 +75,10 @@ class Run:
         rank, self.world = rank_and_world()
         self.is_leader = rank == 0
         self.journal = self.folder.journal
-        self.trainer = self._made_trainer(rank)
+        full = f"{self.hardware.name} ran out of memory before the first step"
+        instead = "let fewer processes share it (machine.gpus), or choose a smaller model or encoder"
+        with ending_without_memory(f"{full}: {instead}"):
+            self.trainer = Trainer(self.config, self.hardware, rank, self.world)
         self.evaluator = Evaluator(self.config, self.hardware.device)
         # The ranks share an evaluation. Features travel from CPU to CPU, whatever backend the
         # gradients use.
@@ -82,19 +100,6 @@ class Run:
         self.saved_steps = {*range(0, total, every), *self.kept}
         self.seconds = 0.0  # of training steps; evaluations and checkpoints do not count
         self.stopping = False  # set by SIGTERM
-
-    def _made_trainer(self, rank: int) -> Trainer:
-        """Makes the trainer and its teacher, which may be trained or have its features computed now."""
-        try:
-            return Trainer(self.config, self.hardware, rank, self.world)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            # Not one of a training step, which more micro-batches would mend.
-            raise RunFailed(
-                f"{self.hardware.name} ran out of memory before the first step: let fewer processes share it "
-                "(machine.gpus), or choose a smaller model or encoder"
-            ) from error
 
     # ---- the loop
 
@@ -277,17 +282,10 @@ class Run:
         model = self.trainer.ema if uses_ema else self.trainer.model
         if not all(bool(torch.isfinite(tensor).all()) for tensor in model.parameters()):
             raise RunFailed(f"weights are not finite after step {step}: lower train.lr", step)
-        try:
+        full = f"the evaluation after step {step} ran out of memory on {self.hardware.name}"
+        instead = "let fewer processes share it (machine.gpus), or choose a smaller extractor"
+        with ending_without_memory(f"{full}: {instead}", step):
             result = self.evaluator.evaluate_model(model, ranks=self.ranks)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            # Not one of a training step, which more micro-batches would mend.
-            raise RunFailed(
-                f"the evaluation after step {step} ran out of memory on {self.hardware.name}: let "
-                "fewer processes share it (machine.gpus), or choose a smaller extractor",
-                step,
-            ) from error
         if result is None:  # this is not rank 0
             return
         grid = self.folder.grid_file(step / self.trainer.steps_per_epoch)

@@ -11,7 +11,12 @@ from mirai_bench.config.protocol import PROTOCOLS
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.images.datasets import open_dataset
 from mirai_bench.evaluate import inception, networks
-from mirai_bench.evaluate.digits_classifier import SHIPPED, load_classifier, train_classifier, weights_of
+from mirai_bench.evaluate.digits_classifier import (
+    DIGITS_WEIGHTS,
+    load_classifier,
+    train_classifier,
+    weights_of,
+)
 from mirai_bench.evaluate.extractors import EXTRACTORS, entry_of, open_extractor
 from mirai_bench.evaluate.inception import inception_layers, load_2015, load_compat, resize_as_tensorflow
 from mirai_bench.evaluate.measure import StoredImages, measure
@@ -55,9 +60,9 @@ def accuracy(model, dataset):
 def test_training_the_digits_classifier_again_gives_the_shipped_file(make_config):
     config = make_config()
     train = open_dataset(config, "train")
-    assert weights_of(train_classifier(train)) == SHIPPED.read_bytes()
-    record = json.loads(SHIPPED.with_suffix(".json").read_bytes())
-    found = accuracy(load_classifier(SHIPPED), open_dataset(config, "heldout"))
+    assert weights_of(train_classifier(train)) == DIGITS_WEIGHTS.read_bytes()
+    record = json.loads(DIGITS_WEIGHTS.with_suffix(".json").read_bytes())
+    found = accuracy(load_classifier(DIGITS_WEIGHTS), open_dataset(config, "heldout"))
     assert found >= 0.97 and found == pytest.approx(record["heldout"]["accuracy"], abs=1e-4)
     assert record["data"] == train.identity
     assert open_extractor(config, "digits", CPU).identity["sha256"] == record["weights"]["sha256"]
