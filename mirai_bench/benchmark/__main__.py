@@ -40,6 +40,8 @@ def _add_train(add: Add) -> None:
     add("--arms", nargs="+", help="arms of foresight; default ntp mirai-e-k3, on a GPU all")
     add("--precisions", nargs="+", choices=precisions, help="default fp32 auto, on a GPU bf16")
     add("--batch-size", type=int, help="global batch size, instead of the size's own")
+    parts = "parts in which our steps compute the batch, to save memory; default 1"
+    add("--micro-batches", type=int, default=1, help=parts)
 
 
 def _add_sample(add: Add) -> None:
@@ -142,7 +144,8 @@ def parser() -> argparse.ArgumentParser:
 def measure(args: argparse.Namespace) -> None:
     """Runs one measurement, prints its table, and writes its JSON file row by row.
 
-    Rows that the file has from this machine and code are kept and not measured again.
+    Rows that the file has from this machine and code are kept, and those that were asked for again are not
+    measured again.
     """
     # Imported here, so that --help needs no torch.
     from mirai_bench.benchmark import data, evaluate, report, sample, sweep, train
@@ -167,7 +170,7 @@ def measure(args: argparse.Namespace) -> None:
         # At once, because what comes next may be killed.
         if args.out is not None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(args.out, head | {"rows": rows})
+            write_json(args.out, head | {"rows": options.with_earlier(rows)})
     print(report.table(rows), end="")
 
 

@@ -76,6 +76,19 @@ class Options:
         wanted = {"kind": kind, "status": "measured", **cell}
         return [row for row in self.earlier if wanted.items() <= row.items()]
 
+    def with_earlier(self, rows: list[Row]) -> list[Row]:
+        """Returns the rows that the file is to hold: these, after those of other cells that it has.
+
+        An earlier row is of the same cell if a new one has all that it says, but for the status: the very
+        row that was taken over, or the new measurement of a cell that had failed.
+        """
+
+        def is_here(earlier: Row) -> bool:
+            cell = {key: value for key, value in earlier.items() if key != "status"}
+            return any(cell.items() <= row.items() for row in rows)
+
+        return [row for row in self.earlier if not is_here(row)] + rows
+
     def is_late(self) -> bool:
         """Tells whether no further cell is to be begun."""
         return time.monotonic() > self.deadline

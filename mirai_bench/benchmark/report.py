@@ -60,9 +60,11 @@ def train_line(row: Row) -> list[str]:
     height, width = row["grid"]
     against = [row.get("peer", {}).get(precision, {}) for precision in ("fp32", "bf16")]
     memory = [ratios["memory"] for ratios in against if ratios.get("memory") is not None]
+    parts = row["micro_batches"]
+    batch = f"batch {row['batch']}" + (f" in {parts} parts" if parts > 1 else "")
     phases = dict(sorted(row["phases_ms"].items(), key=lambda item: -item[1]))
     return [
-        f"{row['size']} ({row['depth']} x {row['width']}, {height}x{width}, batch {row['batch']})",
+        f"{row['size']} ({row['depth']} x {row['width']}, {height}x{width}, {batch})",
         row["arm"],
         row["precision"],
         f"{row['step_ms']['median']:.1f} ({row.get('machine', 'this machine')})",

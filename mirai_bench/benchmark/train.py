@@ -37,23 +37,33 @@ GPU_STEPS = 5  # in one round: a single step is as short as its launch
 
 
 def measure(
-    options: Options, sizes: Names, arms: Names, precisions: Names, batch_size: int | None
+    options: Options,
+    sizes: Names,
+    arms: Names,
+    precisions: Names,
+    batch_size: int | None,
+    micro_batches: int,
 ) -> Iterator[Row]:
-    """Yields one row per size, arm and precision. What is None depends on the device."""
+    """Yields one row per size, arm and precision. What is None depends on the device.
+
+    Our steps compute the batch in `micro_batches` parts, and the peer's compute it at once.
+    """
     sizes = sizes or (["B", "L"] if options.on_gpu else ["small", "medium"])
     arms = arms or (list(ARMS) if options.on_gpu else ["ntp", "mirai-e-k3"])
     precisions = precisions or (["bf16"] if options.on_gpu else ["fp32", "auto"])
     cells: list[Row] = []
     for size in sizes:
         batch = batch_size or find_shape(size).batch
-        cells += [{"size": size, "arm": arm, "asked_batch": batch} for arm in arms]
-    for cell in cells:
-        run_config(find_shape(cell["size"]), cell["arm"], "fp32")  # a wrong name is an error now
+        of_size = {"size": size, "asked_batch": batch, "micro_batches": micro_batches}
+        cells += [of_size | {"arm": arm} for arm in arms]
+    for cell in cells:  # a wrong name or number is an error now
+        shape = replace(find_shape(cell["size"]), batch=cell["asked_batch"])
+        run_config(shape, cell["arm"], "fp32", micro_batches)
     yield from measure_cells(options, "train", cells, partial(measure_fitting, precisions, options))
 
 
 def measure_fitting(
-    precisions: list[str], options: Options, size: str, arm: str, asked_batch: int
+    precisions: list[str], options: Options, size: str, arm: str, asked_batch: int, micro_batches: int = 1
 ) -> list[Row]:
     """Measures a cell at the largest batch that fits: the one asked for, or a half of a half of it.
 
@@ -62,18 +72,21 @@ def measure_fitting(
     batch = asked_batch
     while True:
         try:
-            rows = measure_cell(replace(find_shape(size), batch=batch), arm, precisions, options)
+            shape = replace(find_shape(size), batch=batch)
+            rows = measure_cell(shape, arm, precisions, options, micro_batches)
             break
         except torch.OutOfMemoryError:
-            if batch == 1:
+            if batch == micro_batches:
                 raise
             log.info(f"{size} {arm}: out of memory with batch {batch}")
-            batch //= 2
+            batch = max(micro_batches, batch // 2)
         release(options.device)
     return [row | {"size": size, "asked_batch": asked_batch} for row in rows]
 
 
-def measure_cell(shape: Shape, arm: str, precisions: list[str], options: Options) -> list[Row]:
+def measure_cell(
+    shape: Shape, arm: str, precisions: list[str], options: Options, micro_batches: int = 1
+) -> list[Row]:
     """Measures our step in each precision and the peer's steps, alternating.
 
     Returns a row per precision of ours.
@@ -83,7 +96,7 @@ def measure_cell(shape: Shape, arm: str, precisions: list[str], options: Options
     ours: dict[str, TrainStep] = {}
     memory: dict[str, float | None] = {}
     for precision in precisions:
-        config = run_config(shape, arm, precision)
+        config = run_config(shape, arm, precision, micro_batches)
         asked = config.train.precision
         hardware = Hardware.resolve(str(device), asked, options.compile, width=shape.width)
         ours[precision], memory[precision] = with_peak(partial(TrainStep, config, hardware), device)
@@ -144,6 +157,7 @@ def row_of(arm: str, step: TrainStep, samples: list[Sample]) -> Row:
     row: Row = {"kind": "train", "status": "measured"}
     row |= {"depth": config.model.depth, "width": config.model.width, "grid": list(config.grid)}
     row |= {"vocabulary": config.tokenizer.vocabulary, "batch": batch, "arm": arm}
+    row["micro_batches"] = config.machine.micro_batches
     row |= {"asked_precision": config.train.precision, "precision": hardware.precision}
     row |= {"compiled": hardware.compile}
     row["parameters"] = sum(parameter.numel() for parameter in step.trainer.model.parameters())

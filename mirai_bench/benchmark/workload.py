@@ -65,7 +65,7 @@ def find_shape(name: str) -> Shape:
     return SHAPES[name]
 
 
-def run_config(shape: Shape, arm: str, precision: str) -> RunConfig:
+def run_config(shape: Shape, arm: str, precision: str, micro_batches: int = 1) -> RunConfig:
     """Returns the config of a run of this shape. Raises UserError if there is no such arm."""
     if arm not in ARMS:
         raise unknown("arm", arm, ARMS)
@@ -78,6 +78,7 @@ def run_config(shape: Shape, arm: str, precision: str) -> RunConfig:
         "foresight": ARMS[arm],
         "train": {"epochs": 1000, "batch_size": shape.batch, "precision": precision},
         "evaluation": {"at": [1000], "protocol": "paper"},
+        "machine": {"micro_batches": micro_batches},
     }
     return build_run(fields, "benchmark")
 

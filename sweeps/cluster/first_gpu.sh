@@ -5,7 +5,7 @@
 #   sweeps/cluster/first_gpu.sh PART OUT
 #
 #   check     tests/gpu: compiled steps against eager ones, no step waits for the device, out of memory, resuming
-#   b         a training step of size B, all arms            -> OUT/train_cuda.json
+#   b         a training step of size B, all arms, and in two micro-batches -> OUT/train_cuda.json
 #   large     a training step of sizes L and XL              -> OUT/train_cuda.json
 #   sample    sampling at size B, by batch and guidance      -> OUT/sample_cuda.json
 #   evaluate  an evaluation of 50,000 images of size B       -> OUT/evaluate_cuda.json
@@ -43,7 +43,7 @@ done
 
 # A cell is begun only if there is time for it, and what has been measured is written at once.
 measure() {
-    python -m mirai_bench.benchmark "$@" --device "$device" --seconds $((seconds - 120))
+    python -m mirai_bench.benchmark "$@" --device "$device" --seconds $((seconds - 120 - SECONDS))
 }
 
 case $part in
@@ -52,6 +52,7 @@ check)
     ;;
 b)
     measure train --sizes B "${peers[@]}" --out "$out/train_cuda.json"
+    measure train --sizes B --arms ntp --micro-batches 2 "${peers[@]}" --out "$out/train_cuda.json"
     ;;
 large)
     measure train --sizes L XL --arms ntp mirai-e-k3 "${peers[@]}" --out "$out/train_cuda.json"

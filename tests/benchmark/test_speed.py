@@ -225,19 +225,21 @@ def test_a_cell_that_does_not_fit_is_measured_at_the_batch_that_does(monkeypatch
         return real(shape, *others)
 
     monkeypatch.setattr(train, "measure_cell", small_card)
-    (row,) = train.measure_fitting(["fp32"], Options(CPU, 1, 1), "small", "ntp", 8)
+    (row,) = train.measure_fitting(["fp32"], Options(CPU, 1, 1), "small", "ntp", 8, 1)
     assert (row["asked_batch"], row["batch"]) == (8, 2)
+    (row,) = train.measure_fitting(["fp32"], Options(CPU, 1, 1), "small", "ntp", 8, 2)
+    assert (row["batch"], row["micro_batches"]) == (2, 2)
+    assert "batch 2 in 2 parts" in report.table([row])
 
 
 def test_a_cell_that_fails_costs_no_other_and_none_is_measured_twice(monkeypatch, tmp_path, capsys):
     measured = []
 
-    def measure_fitting(precisions, options, size, arm, asked_batch):
-        measured.append(arm)
-        if arm == "mtp":
+    def measure_fitting(precisions, options, **cell):
+        measured.append(cell["arm"])
+        if cell["arm"] == "mtp":
             raise RuntimeError("the compiler broke\nat length")
-        row = {"kind": "train", "status": "measured", "size": size, "arm": arm, "asked_batch": asked_batch}
-        return [row | {"peak_mib": None}]
+        return [{"kind": "train", "status": "measured", **cell, "peak_mib": None}]
 
     monkeypatch.setattr(train, "measure_fitting", measure_fitting)
     monkeypatch.setattr(report, "train_line", lambda row: [row["arm"]])
@@ -252,6 +254,10 @@ def test_a_cell_that_fails_costs_no_other_and_none_is_measured_twice(monkeypatch
         assert found["mtp"] == "failed: RuntimeError: the compiler broke"
         assert found["ntp"] == found["mirai-e-k1"] == "measured" and len(rows) == 3
     assert "the compiler broke" in capsys.readouterr().out
+    # A command that asks for other cells adds to the file, as the parts of a first GPU do.
+    command(["train", "--device", "cpu", "--sizes", "medium", "--arms", "ntp", "--out", str(out)])
+    found = [(row["size"], row["arm"]) for row in json.loads(out.read_text())["rows"]]
+    assert sorted(found) == [("medium", "ntp"), ("small", "mirai-e-k1"), ("small", "mtp"), ("small", "ntp")]
     # Rows of another machine or another code are not taken over, and no cell begins too late.
     changed = json.loads(out.read_text())
     changed["machine"]["cpu"] = "another"
@@ -282,12 +288,14 @@ def test_targets_without_rows_are_not_measured_and_with_rows_are_judged():
 
 def test_the_cost_of_foresight_and_the_best_batches():
     step = {"kind": "train", "status": "measured", "device": "cuda", "size": "B", "asked_precision": "bf16"}
+    step |= {"micro_batches": 1}
     ntp = step | {"arm": "ntp", "images_per_second": 200.0, "step_flops": 1e12, "batch": 100}
     # Twice the operations an image, and 1.9 times its time, at another batch.
     arm = step | {"arm": "mirai-e-k3", "images_per_second": 200 / 1.9, "step_flops": 1e12, "batch": 50}
     sampling = {"kind": "sample", "status": "measured", "device": "cuda", "size": "B", "cfg_scale": 2.0}
     sampling |= {"foresight_cost": spread([1.0])}
-    rows = [ntp, arm]
+    in_parts = ntp | {"micro_batches": 2, "images_per_second": 1.0}
+    rows = [ntp, arm, in_parts]
     for batch, ours, theirs in ((16, 70.0, 80.0), (256, 400.0, 300.0), (1024, 450.0, None)):
         peer = {"images_per_second": theirs, "wall": spread([1.5])}
         rows.append(sampling | {"batch": batch, "images_per_second": ours, "peer": peer})

@@ -250,12 +250,16 @@ def calls_of(tmp_path, *words):
     ],
 )
 def test_the_first_gpu_is_measured_with_commands_that_are_understood(tmp_path, part, kind, file):
-    done, (call,) = calls_of(tmp_path, part, str(tmp_path / "out"))
-    assert (done.returncode, call[:2]) == (0, ["-m", "mirai_bench.benchmark"]), done.stderr
-    args = benchmark_parser().parse_args(call[2:])
-    assert (args.kind, args.device, args.seconds) == (kind, "cuda", 420)
-    assert args.out == tmp_path / "out" / file
-    assert args.peer == ([] if kind == "evaluate" else [Path("../Mirai"), Path("../LlamaGen")])
+    done, calls = calls_of(tmp_path, part, str(tmp_path / "out"))
+    assert done.returncode == 0 and len(calls) == (2 if part == "b" else 1), done.stderr
+    for call in calls:
+        assert call[:2] == ["-m", "mirai_bench.benchmark"]
+        args = benchmark_parser().parse_args(call[2:])
+        assert (args.kind, args.device) == (kind, "cuda") and 410 <= args.seconds <= 420
+        assert args.out == tmp_path / "out" / file
+        assert args.peer == ([] if kind == "evaluate" else [Path("../Mirai"), Path("../LlamaGen")])
+    if part == "b":  # the whole batch, and less memory
+        assert [benchmark_parser().parse_args(call[2:]).micro_batches for call in calls] == [1, 2]
 
 
 def test_the_first_gpu_has_a_study(tmp_path):
