@@ -55,16 +55,20 @@ def shares_text(parts: dict[str, float], digits: int) -> str:
     return ", ".join(f"{name} {value / total:.{digits}%}" for name, value in parts.items())
 
 
+def parts_text(row: Row) -> str:
+    """Says in how many micro-batches a step is computed, if it is more than one."""
+    parts = row["micro_batches"]
+    return f" in {parts} parts" if parts > 1 else ""
+
+
 def train_line(row: Row) -> list[str]:
     """Returns the line of a training step."""
     height, width = row["grid"]
     against = [row.get("peer", {}).get(precision, {}) for precision in ("fp32", "bf16")]
     memory = [ratios["memory"] for ratios in against if ratios.get("memory") is not None]
-    parts = row["micro_batches"]
-    batch = f"batch {row['batch']}" + (f" in {parts} parts" if parts > 1 else "")
     phases = dict(sorted(row["phases_ms"].items(), key=lambda item: -item[1]))
     return [
-        f"{row['size']} ({row['depth']} x {row['width']}, {height}x{width}, {batch})",
+        f"{row['size']} ({row['depth']} x {row['width']}, {height}x{width}, batch {row['batch']}{parts_text(row)})",
         row["arm"],
         row["precision"],
         f"{row['step_ms']['median']:.1f} ({row.get('machine', 'this machine')})",
@@ -146,10 +150,9 @@ def targets_table(rows: list[Row]) -> str:
 
 
 def chart(rows: list[Row], path: Path) -> None:
-    """Draws how many times as fast as the peer's step our training steps are.
+    """Draws how many times as fast as the peer's step of the same precision our training steps are.
 
-    They are compared with the peer's fp32 step, and on a GPU with its bf16 step. Without such rows
-    there is no chart.
+    There is a panel for each machine. Without such rows there is no chart.
     """
     import matplotlib
 
@@ -160,16 +163,29 @@ def chart(rows: list[Row], path: Path) -> None:
     steps = [row for row in rows if row["kind"] == "train" and "peer" in row]
     if not steps:
         return
-    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.32 * len(steps)), layout="constrained")
-    for place, row in enumerate(reversed(steps)):
-        ratio = (row["peer"].get("fp32") or row["peer"]["bf16"])["busy"]
-        quartiles = [[ratio["median"] - ratio["q1"]], [ratio["q3"] - ratio["median"]]]
-        axes.barh(place, ratio["median"], xerr=quartiles, color=COLORS[row["precision"]], height=0.7)
-    names = [f"{row['size']}, {row['arm']}, {row['precision']}" for row in reversed(steps)]
-    axes.set_yticks(range(len(names)), names)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("times as fast as the official training step (median, quartiles)")
-    axes.spines[["top", "right"]].set_visible(False)
+    machines = list(dict.fromkeys(row["machine"] for row in steps))
+    panels = [[row for row in steps if row["machine"] == machine] for machine in machines]
+    figure, grid = plt.subplots(
+        len(panels),
+        figsize=(7, 0.6 + 0.32 * len(steps) + 0.4 * len(panels)),
+        height_ratios=[0.5 + len(panel) for panel in panels],
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, machine, panel in zip(grid[:, 0], machines, panels, strict=True):
+        for place, row in enumerate(reversed(panel)):
+            ratio = row["peer"][row["precision"]]["busy"]
+            quartiles = [[ratio["median"] - ratio["q1"]], [ratio["q3"] - ratio["median"]]]
+            axes.barh(place, ratio["median"], xerr=quartiles, color=COLORS[row["precision"]], height=0.7)
+        names = [
+            f"{row['size']}, {row['arm']}{parts_text(row)}, {row['precision']}" for row in reversed(panel)
+        ]
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title(machine, loc="left", fontsize="medium")
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[-1, 0].set_xlabel("times as fast as the official step of the same precision (median, quartiles)")
     drawn = io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
     write_bytes(path, drawn.getvalue())
