@@ -67,8 +67,9 @@ def train_line(row: Row) -> list[str]:
     against = [row.get("peer", {}).get(precision, {}) for precision in ("fp32", "bf16")]
     memory = [ratios["memory"] for ratios in against if ratios.get("memory") is not None]
     phases = dict(sorted(row["phases_ms"].items(), key=lambda item: -item[1]))
+    batch = f"batch {row['batch']}{parts_text(row)}"
     return [
-        f"{row['size']} ({row['depth']} x {row['width']}, {height}x{width}, batch {row['batch']}{parts_text(row)})",
+        f"{row['size']} ({row['depth']} x {row['width']}, {height}x{width}, {batch})",
         row["arm"],
         row["precision"],
         f"{row['step_ms']['median']:.1f} ({row.get('machine', 'this machine')})",
