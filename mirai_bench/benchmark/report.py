@@ -15,6 +15,7 @@ UNKNOWN = "—"
 TABLES = "<!-- tables -->"
 END_OF_TABLES = "<!-- end of tables -->"
 COLORS = {"fp32": "#4c72b0", "bf16": "#dd8452"}  # of the chart's bars
+NOT_IN_0_2 = {"micro_batches": 1}  # what rows lack that version 0.2 and earlier ones wrote
 TRAIN_HEADER = ["size", "arm", "precision", "ms", "of the matmul ceiling", "x peer fp32"]
 TRAIN_HEADER += ["x peer bf16", "wall: x fp32", "wall: x bf16", "memory / peer", "phases"]
 
@@ -28,7 +29,8 @@ def read_rows(folder: Path) -> list[Row]:
         if "rounds" in file:  # which a file of `benchmark parity` has not
             try:
                 machine = file["machine"]
-                rows += [row | {"machine": machine["gpu"] or machine["cpu"]} for row in file["rows"]]
+                named = {"machine": machine["gpu"] or machine["cpu"]}
+                rows += [NOT_IN_0_2 | row | named for row in file["rows"]]
             except (LookupError, TypeError) as error:
                 raise UserError(f"a file of {folder} is damaged ({error!r}): {advice}") from None
     return rows

@@ -79,7 +79,7 @@ def measure_fitting(
             if batch == micro_batches:
                 raise
             log.info(f"{size} {arm}: out of memory with batch {batch}")
-            batch = max(micro_batches, batch // 2)
+            batch = max(1, batch // 2 // micro_batches) * micro_batches  # which the parts divide
         release(options.device)
     return [row | {"size": size, "asked_batch": asked_batch} for row in rows]
 
