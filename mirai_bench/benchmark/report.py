@@ -155,7 +155,8 @@ def targets_table(rows: list[Row]) -> str:
 def chart(rows: list[Row], path: Path) -> None:
     """Draws how many times as fast as the peer's step of the same precision our training steps are.
 
-    There is a panel for each machine. Without such rows there is no chart.
+    There is a panel for each machine. A step that the peer did not compute in its precision is left out,
+    and without any other there is no chart.
     """
     import matplotlib
 
@@ -163,7 +164,7 @@ def chart(rows: list[Row], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "mirai_bench"  # the same rows make the same file
     from matplotlib import pyplot as plt
 
-    steps = [row for row in rows if row["kind"] == "train" and "peer" in row]
+    steps = [row for row in rows if row["kind"] == "train" and row.get("precision") in row.get("peer", {})]
     if not steps:
         return
     machines = list(dict.fromkeys(row["machine"] for row in steps))

@@ -348,6 +348,14 @@ def test_files_tables_and_chart_come_from_the_rows(tmp_path):
     assert first == report.write_report(tmp_path)
 
 
+def test_a_step_without_a_counterpart_of_its_precision_is_in_no_chart(tmp_path):
+    """On a GPU the official step is computed in bf16 only."""
+    row = {"kind": "train", "precision": "fp32", "peer": {"name": "Mirai", "bf16": {"busy": spread([1.1])}}}
+    failed = {"kind": "train", "status": "out of memory"}
+    report.chart([row, failed], tmp_path / "speed.svg")
+    assert not (tmp_path / "speed.svg").exists()
+
+
 def test_the_committed_report_is_made_of_the_committed_files(tmp_path):
     folder = ROOT / "reports" / "benchmarks"
     for file in (*folder.glob("*.json"), folder / "README.md"):
