@@ -15,9 +15,9 @@ pytestmark = pytest.mark.slow
 
 FILES = {"cifar10_cpu": "cifar10.npz", "fashion_mnist": "fashion_mnist.npz"}
 VGG16, EFFICIENTNET = "vgg16_features.pt", "efficientnet_lite0.pth"
-TEACHERS = {"vgg16": VGG16, "vgg16-shuffled": VGG16, "efficientnet": EFFICIENTNET}
 SWEEP = SWEEPS / "real_images.yaml"
 ARMS = list(dict.fromkeys(cell.arm for cell in load_sweep(SWEEP).cells))
+TEACHERS = {"efficientnet": EFFICIENTNET} | {arm: VGG16 for arm in ARMS if arm.startswith("vgg16")}
 IMAGES, HELDOUT, BATCH, STEPS = 48, 8, 16, 3
 FEW = [
     f"data.subset={IMAGES}",
