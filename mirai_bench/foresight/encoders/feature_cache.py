@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mirai_bench.config.data_config import DataConfig
 from mirai_bench.config.run_config import RunConfig
-from mirai_bench.data.batch import Batch
+from mirai_bench.data.batch import Batch, Place
 from mirai_bench.data.codes import Codes
 from mirai_bench.data.images.crops import crop_rule
 from mirai_bench.foresight.encoders.pixels import PixelEncoder
@@ -147,8 +147,8 @@ def write_features(encoder: PixelEncoder, codes: Codes, folder: Path) -> float:
     missing = starts[done // BATCH_SIZE :]
     before = len(starts) - len(missing)  # batches
     for start in progress(missing, f"{encoder.name} features", len(starts), "batches", before):
-        chosen = torch.arange(start, min(start + BATCH_SIZE, total), device=codes.device)
-        images = codes.pixels(chosen // codes.num_views, chosen % codes.num_views)
+        chosen = np.arange(start, min(start + BATCH_SIZE, total))
+        images = codes.pixels.at(Place(chosen // codes.num_views, chosen % codes.num_views))
         # Contiguous, for the hash: an encoder may hand over a view of (B, C, h, w), as VGG16 does on a GPU.
         features = encoder.features(images).half().cpu().contiguous().numpy()
         if not np.isfinite(features).all():
