@@ -137,10 +137,19 @@ def judge(
 
     There is a row for each profile that ran one of the comparisons, or one row `not run`.
     """
-    # 1. What is compared. One comparison of m is enough to contradict, so each of them has to do so
-    #    at 1 - 5 %/m (Bonferroni). To support the claim all must agree, which needs no correction.
-    tests = claim["tests"]
     label = [claim["claim"], claim["paper"]]
+    # What is compared: in the sweep of the paper's axis, and in those that try the same elsewhere.
+    comparisons = [claim["tests"], *([claim["also"]] if "also" in claim else [])]
+    rows = [label + row for tests in comparisons for row in judged(tests, sweeps, diagnoses)]
+    # A claim that no profile has tested says what it needs.
+    needs = "; ".join(subject(test) for test in claim["tests"])
+    return rows or [[*label, MISSING, NOT_RUN, f"needs {needs}"]]
+
+
+def judged(tests: list[Test], sweeps: Sequence[Results], diagnoses: Sequence[Diagnoses]) -> list[list[str]]:
+    """Returns rows of profile, verdict and evidence, one for each profile that ran one of the comparisons."""
+    # 1. One comparison of m is enough to contradict, so each of them has to do so at 1 - 5 %/m
+    #    (Bonferroni). To support the claim all must agree, which needs no correction.
     strict = 1 - 0.05 / len(tests)
     # 2. The comparisons that each profile has run. Profiles are other data: they are never pooled.
     rows = []
@@ -153,10 +162,14 @@ def judge(
             side = overall(made, len(made) == len(tests)) if made else NOT_MEASURED
             # What was compared comes first.
             texts = [each.text for each in sorted(found, key=lambda each: each.verdict not in made)]
-            rows.append([*label, profile, side, "; ".join(texts)])
-    # 3. A claim that no profile has tested says what it needs.
-    needs = "; ".join(subject(test) for test in tests)
-    return rows or [[*label, MISSING, NOT_RUN, f"needs {needs}"]]
+            rows.append([profile, side, "; ".join(texts)])
+    return rows
+
+
+def counted(rows: list[list[str]], profile: str) -> str:
+    """Returns how often each verdict was given in a profile, in words."""
+    given = [row[3] for row in rows if row[2] == profile]
+    return ", ".join(f"{given.count(side)} {side}" for side in VERDICTS if side in given)
 
 
 def report(
@@ -166,11 +179,11 @@ def report(
     for results in sweeps:
         refuse_mixed_protocols(results)
     rows = [row for claim in claims for row in judge(claim, sweeps, diagnoses)]
-    given = [row[3] for row in rows]
-    summary = ", ".join(f"{given.count(side)} {side}" for side in VERDICTS)
+    profiles = dict.fromkeys(profile for _, _, profile, *_ in rows)
+    summary = "\n".join(f"- {profile}: {counted(rows, profile)}." for profile in profiles)
     header = ["claim", "in the paper", "profile", "verdict", "evidence"]
     table = markdown_table(header, rows, "---")
-    return f"# The paper's claims against these records\n\n{RULES}\n\n{summary}.\n\n{table}"
+    return f"# The paper's claims against these records\n\n{RULES}\n\n{summary}\n\n{table}"
 
 
 def load_diagnoses(args: argparse.Namespace) -> list[Diagnoses]:

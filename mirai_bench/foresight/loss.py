@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirai_bench.foresight.layout import Layout
+from mirai_bench.model.kernels import cosine
 
 Pairing = Literal["consumed", "predicting"]
 
@@ -56,19 +57,15 @@ TARGET_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 def cosine_loss(projected: Tensor, targets: Tensor, index: Tensor, valid: Tensor) -> Tensor:
     """Returns the loss of each head (K,): 1 - cos(ρ_k(h_s), target), averaged over the valid pairs.
 
-    projected is (K, B, T, Z), targets (B, T, Z), index and valid (T, K). This is the paper's
-    foresight loss, with the cosine as its similarity, plus 1. It is computed in float32, whatever
-    autocast says, because half precision loses small angles. A head without a valid pair has
-    loss 0.
+    projected is (K, B, T, Z), targets (B, T, Z), into which no gradient flows, index and valid
+    (T, K). This is the paper's foresight loss, with the cosine as its similarity, plus 1. It is
+    computed in float32, whatever autocast says, because half precision loses small angles. A head
+    without a valid pair has loss 0.
     """
     with torch.autocast(projected.device.type, enabled=False):
-        student = F.normalize(projected.float(), dim=-1)
-        teacher = F.normalize(targets.float(), dim=-1)
-        cosines = []
+        teacher = F.normalize(targets.detach().float(), dim=-1)
         # Head by head, because the targets of all heads at once would be K times as large.
-        for k in range(len(projected)):
-            products = student[k] * teacher[:, index[:, k]]  # (B, T, Z)
-            cosines.append(products.sum(-1).mean(0))  # (T,)
+        cosines = [cosine(x, teacher, index[:, k]).mean(0) for k, x in enumerate(projected)]  # (T,) each
         # An average over the valid pairs, and 0 instead of 0 / 0.
         weights = valid.T / valid.T.sum(1, keepdim=True).clamp(min=1)  # (K, T)
         return ((1 - torch.stack(cosines)) * weights).sum(1)

@@ -1,4 +1,4 @@
-"""Hand-written kernels: RMSNorm, causal attention, the projectors' products, a linear head's loss.
+"""Hand-written kernels: RMSNorm, attention, the projectors' products, cosines, a linear head's loss.
 
 Each one replaces a plain torch expression because it was measured to be faster or smaller, and is
 tested to give the same numbers. The model and the losses call the functions of this module where
@@ -85,6 +85,15 @@ def batched_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return products + bias.to(products.dtype)
 
 
+def cosine(x: Tensor, unit: Tensor, index: Tensor) -> Tensor:
+    """Returns F.cosine_similarity(x, unit[:, index], dim=-1), (B, T) in float32.
+
+    x is (B, T, Z). `unit` (B, T', Z) are unit vectors in float32, into which no gradient flows, and
+    index (T) says which of them a row of x is compared with. It cannot be differentiated twice.
+    """
+    return Cosine.apply(x, unit, index)
+
+
 # ---- attention and norms
 
 
@@ -168,6 +177,38 @@ class HeadByHead(torch.autograd.Function):
             else:  # a shared x sums the gradients of all heads
                 torch.addmm(grad_x[0], grad[k], weight[k].T, out=grad_x[0])
         return grad_x, grad_weight, grad.sum(1, keepdim=True)
+
+
+# ---- cosines
+
+SHORTEST = 1e-12  # F.normalize's; a vector that is shorter is divided by this length
+
+
+class Cosine(torch.autograd.Function):
+    """The cosine of rows and unit vectors. Its backward pass has no sum over the rows' width.
+
+    The gradient of F.normalize has one. For a GPU, Inductor of torch before 2.14 writes it as a
+    kernel that stores a gradient to memory, sums, and reads the gradient back, which other warps may
+    not have written yet (pytorch issue 190517): gradients were silently wrong by about a percent.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, unit: Tensor, index: Tensor) -> Tensor:
+        """Returns x · unit[:, index] / ‖x‖, (B, T)."""
+        wide = x.float()
+        length = torch.linalg.vector_norm(wide, dim=-1).clamp_(min=SHORTEST)
+        cosines = (wide * unit[:, index]).sum(-1) / length
+        ctx.save_for_backward(x, unit, index, length, cosines)
+        return cosines
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Returns the gradient of x: (unit - cosine · x / ‖x‖) / ‖x‖."""
+        x, unit, index, length, cosines = ctx.saved_tensors
+        along = x.float() * (cosines / length)[..., None]
+        grad_x = (unit[:, index] - along) * (grad / length)[..., None]
+        return grad_x.to(x.dtype), None, None
 
 
 # ---- the loss of a linear head

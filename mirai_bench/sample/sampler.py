@@ -25,6 +25,7 @@ from mirai_bench.model.cache import DevicePosition, HostPosition
 from mirai_bench.model.transformer import ARModel, build_model
 from mirai_bench.sample.draws import draw, draw_classes, guide, restrict, uniforms
 from mirai_bench.tracking.run_folder import RunFolder
+from mirai_bench.utils.compiler import compiled
 from mirai_bench.utils.device import is_out_of_memory
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.tensors import check_fits
@@ -123,7 +124,7 @@ class Sampler:
         # Torch counts what it compiles of a function, here a step for each stretch of each sampler.
         limits = {"recompile_limit": MOST_COMPILED, "accumulated_recompile_limit": MOST_COMPILED}
         with torch._dynamo.config.patch(limits):
-            torch.compile(self.next_step, dynamic=False, fullgraph=True)(length)
+            compiled(self.next_step, dynamic=False, fullgraph=True)(length)
 
     def _record(self, step: Callable[[int], None]) -> list[tuple[torch.cuda.CUDAGraph, int]]:
         """Returns a CUDA graph of `step` for each stretch of positions, and how often it is replayed."""

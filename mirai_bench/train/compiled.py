@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mirai_bench.utils.compiler import compiled
+
 
 def compile_forward(objective: nn.Module, graphs: bool) -> Callable[..., Any]:
     """Returns the objective compiled with torch.compile: one graph of each shape and kind of step.
@@ -26,4 +28,4 @@ def compile_forward(objective: nn.Module, graphs: bool) -> Callable[..., Any]:
     torch._dynamo.config.optimize_ddp = False
     # With `fallback_random` a compiled run draws the same dropout masks as an eager one.
     options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": graphs}
-    return torch.compile(objective, dynamic=False, options=options)
+    return compiled(objective, dynamic=False, options=options)

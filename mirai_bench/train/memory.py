@@ -89,8 +89,8 @@ def _projector_bytes(config: RunConfig, num_bytes: int) -> int:
     else:  # input and output of each SiLU
         trunks = 1 if projector.shared_trunk else foresight.num_heads
         hidden = trunks * (projector.layers - 1) * 2 * num_bytes * projector.hidden
-    # Three vectors of the cosine of each head.
-    return hidden + foresight.num_heads * 3 * FLOAT32 * width
+    # What each head projects, and the unit vectors of the targets, which all heads share.
+    return hidden + foresight.num_heads * num_bytes * width + FLOAT32 * width
 
 
 def logit_bytes(config: RunConfig, rows: int, num_bytes: int, kind: str) -> tuple[int, int]:

@@ -324,6 +324,20 @@ def test_a_comparison_of_one_profile_is_not_made_in_another(frozen):
     assert row[3] == "not run" and "injection_level (imagenet384_b): internal-2d" in row[4]
 
 
+def test_the_same_claim_in_another_sweep_has_a_row_and_a_verdict_of_its_own(frozen):
+    up, low = [5.0, 5.1, 5.25], [4.0, 4.15, 4.2]
+    here = results_with(frozen, a=low, b=up)
+    elsewhere = replace(results_with(frozen, c=up, d=low), axis="real_images", profile="cifar10_cpu")
+    also = [{"axis": "real_images", "better": "c", "than": "d"}]
+    claim = claim_of({"axis": "injection_level", "better": "a", "than": "b"}) | {"also": also}
+    rows = claims.judge(claim, [here, elsewhere])
+    assert [row[2:4] for row in rows] == [["digits", "supported"], ["cifar10_cpu", "contradicted"]]
+    (row,) = claims.judge(claim, [replace(here, axis="own_cell")])
+    assert row[3:] == ["not run", "needs injection_level: a and b"]
+    text = claims.report([claim], [here, elsewhere])
+    assert "- digits: 1 supported.\n- cifar10_cpu: 1 contradicted.\n" in text
+
+
 def test_speedup_and_sameness_claims(frozen):
     def row_of(arm="internal-2d", **test):
         (row,) = claims.judge(claim_of({"axis": "injection_level", "arm": arm} | test), [frozen])
@@ -362,7 +376,7 @@ def test_bad_claims_are_refused(test, message):
 def test_shipped_claims_name_arms_that_a_sweep_has():
     for claim in CLAIMS:
         assert claim["paper"] and claim["tests"]
-        for test in claim["tests"]:
+        for test in [*claim["tests"], *claim.get("also", [])]:
             claims.kind_of(test)
             path = ROOT / "sweeps" / f"{test['axis']}.yaml"
             if path.is_file():

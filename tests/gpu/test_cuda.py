@@ -5,12 +5,14 @@ one. It takes about two minutes.
 """
 
 import gc
+import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 
 from mirai_bench.benchmark import workload
 from mirai_bench.benchmark.timing import with_peak
@@ -20,6 +22,7 @@ from mirai_bench.evaluate.references import Reference
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.train import memory
 from mirai_bench.train.run import train
+from mirai_bench.utils import compiler
 from mirai_bench.utils.device import Hardware, resolve_device
 from mirai_bench.utils.exactness import fixed_order
 from tests.support.small_run import new_trainer
@@ -49,6 +52,39 @@ def test_a_compiled_step_equals_an_eager_one(arm, graphs):
     compiled = losses_and_norms(new_step(arm, compiled=True, graphs=graphs))
     assert compiled == pytest.approx(eager, rel=1e-2)
     assert eager[2] > 0  # a gradient
+
+
+def kernels_of(step):
+    """Runs what compiles itself, and returns the sources of its kernels."""
+    _, modules = run_and_get_code(step)
+    return [kernel for module in modules for kernel in re.findall(r"'''(.*?)'''", module, re.DOTALL)]
+
+
+def read_back(kernel):
+    """Returns what stands between the store and the load of each pointer that a kernel reads back."""
+    pointers = set(re.findall(r"tl\.store\((\w+) ", kernel))
+    found = [re.search(rf"tl\.store\({p} (.*?)tl\.load\({p} ", kernel, re.DOTALL) for p in pointers]
+    return [match[1] for match in found if match]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_compiled_kernel_waits_for_what_it_reads_back(arm):
+    """Torch 2.11 compiled a gradient of the cosine that other warps had not written yet."""
+    kernels = kernels_of(new_step(arm, compiled=True))
+    assert sum("tl.store(" in kernel for kernel in kernels) > 10
+    assert all("tl.debug_barrier()" in between for kernel in kernels for between in read_back(kernel))
+
+
+def test_a_kernel_that_reads_back_has_a_barrier():
+    def scaled(x):
+        """Stores y in one loop over a row, and reads it back in another one."""
+        y = x.float() * 2
+        return y, y / y.square().sum(-1, keepdim=True)
+
+    x = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    kernels = kernels_of(lambda: compiler.compiled(scaled)(x))
+    betweens = [between for kernel in kernels for between in read_back(kernel)]
+    assert betweens and all("tl.debug_barrier()" in between for between in betweens)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

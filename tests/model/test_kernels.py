@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mirai_bench.model.kernels import FusedRMSNorm, HeadByHead, causal_attention
+from mirai_bench.model.kernels import FusedRMSNorm, HeadByHead, causal_attention, cosine
 
 
 def test_rms_norm_equals_torchs():
@@ -54,3 +54,24 @@ def test_products_head_by_head_equal_the_batched_one(rows, half, tolerance):
     for a, b in grads:
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, atol=30 * tolerance, rtol=30 * tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_cosines_equal_torchs(dtype, tolerance):
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 16).to(dtype).requires_grad_()
+    unit = F.normalize(torch.randn(4, 9, 16), dim=-1)
+    index = torch.tensor([8, 0, 3, 3, 1, 7])
+    grad = torch.randn(4, 6)
+    ours, theirs = cosine(x, unit, index), F.cosine_similarity(x.float(), unit[:, index], dim=-1)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    a, b = (torch.autograd.grad(y, x, grad)[0] for y in (ours, theirs))
+    assert a.dtype == dtype
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def test_the_cosine_of_a_vector_of_zeros_is_zero_and_finite():
+    x = torch.zeros(1, 1, 4, requires_grad=True)
+    value = cosine(x, torch.eye(4)[None, :1], torch.tensor([0]))
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    assert value.item() == 0 and torch.isfinite(grad).all()

@@ -13,6 +13,12 @@ CPU = torch.device("cpu")
 TINY = workload.Shape(3, 64, 4, 32, 4)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_compiled_yet():
+    """What other tests of this process have compiled counts towards torch's limit of recompilations."""
+    torch.compiler.reset()
+
+
 def new_step(arm):
     return workload.TrainStep(workload.run_config(TINY, arm, "fp32"), Hardware(CPU))
 
