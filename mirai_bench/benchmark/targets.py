@@ -84,15 +84,17 @@ def last(target: Target, rows: list[Row]) -> float | None:
 def over_flops(target: Target, rows: list[Row]) -> float | None:
     """Returns what an image costs in the arm over NTP, divided by the same ratio of their FLOPs.
 
-    The rows are those of both arms, of which the last machine's count. `path` is the arm.
+    The rows are those of both arms, of which the last machine's count that has both. `path` is the arm.
     """
-    same = [row for row in rows if row.get("machine") == rows[-1].get("machine")]
-    costs = {row["arm"]: 1 / row["images_per_second"] for row in same}
-    flops = {row["arm"]: row["step_flops"] / row["batch"] for row in same if row["step_flops"]}
-    arm = target.path
-    if arm not in flops or "ntp" not in flops:
-        return None
-    return costs[arm] / costs["ntp"] / (flops[arm] / flops["ntp"])
+    arms = ("ntp", target.path)
+    counted = [row for row in rows if row["arm"] in arms and row["step_flops"]]
+    # Per image, because a batch may have been halved until it fitted.
+    by_machine: dict[str | None, dict[str, float]] = {}
+    for row in counted:
+        of_machine = by_machine.setdefault(row.get("machine"), {})
+        of_machine[row["arm"]] = row["batch"] / row["step_flops"] / row["images_per_second"]
+    both = [of_machine for of_machine in by_machine.values() if set(of_machine) == set(arms)]
+    return both[-1][target.path] / both[-1]["ntp"] if both else None
 
 
 def of_best_batches(target: Target, rows: list[Row]) -> float | None:
