@@ -36,6 +36,8 @@ from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.text_table import markdown_table
 
 COLUMNS = 4  # of panels
+NAME_LINES = 3  # of data sets above a panel
+NAME_HEIGHT = 8  # points
 APART = 0.16  # of two points of a panel, in decades of the number of parameters
 UNITS = {1e9: "B", 1e6: "M", 1e3: "k"}
 CSV_COLUMNS = (
@@ -82,7 +84,7 @@ def draw(points: list[Point]) -> Figure:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, (arm, own) in zip(grid.flat, panels.items(), strict=False):
             axes.axhline(0, color="black", linewidth=1)
-            axes.set_title(arm, fontsize=9, loc="left", pad=24)
+            axes.set_title(arm, fontsize=9, loc="left", pad=10 + NAME_HEIGHT * NAME_LINES)
             _draw_points(axes, own, colours)
             _name_data_sets(axes, own, colours, data_sets)
         # The axes are shared: what is set on one is set on all.
@@ -125,10 +127,12 @@ def _name_data_sets(axes: Axes, points: list[Point], colours: dict[str, str], da
     """Writes the names of the data sets above the axes, each over its points."""
     for name in dict.fromkeys(point.data for point in points):
         centre = fmean(math.log10(point.parameters) for point in points if point.data == name)
-        # Two lines in turn, because neighbours are wider than the distance between them.
-        height = 1.02 + 0.08 * (data_sets.index(name) % 2)
-        where: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center"}
-        axes.text(10**centre, height, name, color=colours[name], fontsize=7, **where)
+        # Several lines in turn, because neighbours are wider than the distance between them.
+        above = 3 + NAME_HEIGHT * (data_sets.index(name) % NAME_LINES)
+        where: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+        axes.annotate(
+            name, (10**centre, 1), (0, above), color=colours[name], fontsize=7, ha="center", **where
+        )
 
 
 # ---- the numbers
