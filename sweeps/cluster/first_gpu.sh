@@ -17,7 +17,8 @@
 # ASSETS    for study: weights that do not ship (mirai-bench assets); default assets
 # PROFILE   for study; default cifar10_cpu, a model of a million parameters that every card holds many times
 # SEEDS     for study; default 10 to 15, its first look. Cells that reports/data has are not trained again
-# AT_A_TIME for study: trainings that share the card; default 4
+# AT_A_TIME for study: trainings that share the card; default 4. With CUDA's multi-process service (nvidia-cuda-mps-control -d) a core
+#           for each is about right: sixteen trained 99 cells in eleven minutes on an H100
 #
 # What it must show is in reports/benchmarks/README.md (the targets), and `report` makes its tables from OUT:
 #

@@ -1,7 +1,7 @@
 """What only a GPU can show: compiled kernels, nothing that waits, memory, and whole runs.
 
 Without a GPU all of it is skipped: `pytest tests/gpu` is the first command on a machine that has
-one. It takes about two minutes.
+one. It takes some minutes, most of them for compiling.
 """
 
 import gc
