@@ -271,7 +271,7 @@ def _exact(found: object, field: str) -> str:
 
 STYLE = (
     "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
-    "th,td{padding:.3em .8em;text-align:right}th:first-child{text-align:left}"
+    "th,td{padding:.3em .8em;text-align:right}th:first-child{text-align:left}td,tbody th{white-space:nowrap}"
     "thead{border-bottom:1px solid}p{max-width:60em;color:#555}"
 )
 
