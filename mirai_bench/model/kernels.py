@@ -189,7 +189,7 @@ class Cosine(torch.autograd.Function):
 
     The gradient of F.normalize has one. For a GPU, Inductor of torch before 2.14 writes it as a
     kernel that stores a gradient to memory, sums, and reads the gradient back, which other warps may
-    not have written yet (pytorch issue 190517): gradients were silently wrong by about a percent.
+    not have written yet (pytorch issue 190517): gradients were silently wrong.
     """
 
     @staticmethod
