@@ -139,7 +139,7 @@ def judge(
     """
     label = [claim["claim"], claim["paper"]]
     # What is compared: in the sweep of the paper's axis, and in those that try the same elsewhere.
-    comparisons = [claim["tests"], *([claim["also"]] if "also" in claim else [])]
+    comparisons = [claim[key] for key in ("tests", "also") if key in claim]
     rows = [label + row for tests in comparisons for row in judged(tests, sweeps, diagnoses)]
     # A claim that no profile has tested says what it needs.
     needs = "; ".join(subject(test) for test in claim["tests"])

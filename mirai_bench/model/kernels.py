@@ -1,8 +1,8 @@
 """Hand-written kernels: RMSNorm, attention, the projectors' products, cosines, a linear head's loss.
 
-Each one replaces a plain torch expression because it was measured to be faster or smaller, and is
-tested to give the same numbers. The model and the losses call the functions of this module where
-the plain expression would stand.
+Each one replaces a plain torch expression because it was measured to be faster or smaller, the
+cosine because its compiled gradient was wrong, and is tested to give the same numbers. The model and
+the losses call the functions of this module where the plain expression would stand.
 
 "Step time" is the CPU time of one training step (6 layers, width 256, one thread) divided by the
 time with the plain expression. reports/benchmarks/README.md has the protocol, and what was tried
