@@ -149,7 +149,7 @@ def test_what_changes_a_number_is_in_the_fingerprint():
 FINGERPRINTS = {
     "cifar10": "ca4ada583656",
     "digits": "4fcbeef2b357",
-    "digits_deep": "292ad8ca4ed8",
+    "digits_deep": "7ab668e033c1",
     "imagenet256_b": "ab1956aa85ed",
     "imagenet256_l": "727dc3ff32fb",
     "imagenet256_xl": "75a2512e12c8",
