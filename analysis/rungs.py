@@ -154,7 +154,7 @@ def _confidences(results: Results, metric: str) -> dict[str, float]:
     decisions = decide(results, results.last_step, metric) if metric == results.primary else None
     if decisions is None:
         return {}
-    return {arm: 1 - decisions.level for arm, verdict in decisions.verdicts.items() if verdict.look}
+    return {arm: 1 - decisions.level(arm) for arm, verdict in decisions.verdicts.items() if verdict.look}
 
 
 def _data_set(data: dict[str, Any]) -> str:

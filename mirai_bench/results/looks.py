@@ -46,25 +46,41 @@ class Decisions:
 
     looks: tuple[int, ...]
     """Number of seeds at each planned look."""
-    reached: int
-    """Number of looks that have been reached."""
+    reached_by: Mapping[str, int]
+    """By arm the number of looks that its family has reached. Families are corrected apart, so that one \
+which was added later may be at an earlier look."""
     verdicts: Mapping[str, Verdict]
     """By arm, without the baseline, arms of no family, and arms whose own teacher would judge them."""
 
     @property
-    def level(self) -> float:
-        """Returns the level of the last look that was reached, or of the first one to come."""
-        return level_of(self.looks, self.looks[max(0, self.reached - 1)])
+    def reached(self) -> int:
+        """Returns the number of looks that the family which is furthest has reached."""
+        return max(self.reached_by.values(), default=0)
+
+    def level(self, arm: str | None = None) -> float:
+        """Returns the level of the last look that was reached, by the family of `arm` or by any.
+
+        Before the first look it is the level of that one.
+        """
+        reached = self.reached if arm is None else self.reached_by[arm]
+        return levels(self.looks)[max(0, reached - 1)]
 
     @property
     def undecided(self) -> list[str]:
-        """Returns the arms that a further look could decide."""
+        """Returns the arms without a verdict that stays."""
         return [arm for arm, verdict in self.verdicts.items() if verdict.word not in FINAL]
 
     @property
-    def are_over(self) -> bool:
-        """Tells whether no look remains, or none is needed."""
-        return self.reached == len(self.looks) or not self.undecided
+    def next_look(self) -> tuple[int, list[str]] | None:
+        """Returns the number of the next look, from 0, and the arms that it could decide.
+
+        Returns None if no look remains, or none is needed.
+        """
+        reached = [self.reached_by[arm] for arm in self.undecided]
+        number = min(reached, default=len(self.looks))
+        if number == len(self.looks):
+            return None
+        return number, [arm for arm in self.undecided if self.reached_by[arm] == number]
 
 
 def levels(looks: Sequence[int]) -> list[float]:
@@ -112,16 +128,18 @@ def decide(results: Results, step: int, metric: str) -> Decisions | None:
     if not plan.get("looks"):
         return None
     looks = tuple(plan["looks"])
-    values = {arm: results.by_seed(arm, step, metric) for arm in results.arms}
-    reached = sum(_is_reached(results, values, plan["seeds"][:n]) for n in looks)
+    reached_by: dict[str, int] = {}
     verdicts: dict[str, Verdict] = {}
     for family in families(plan, results, taught_by_judge(results, metric)):
+        values = {arm: results.by_seed(arm, step, metric) for arm in (*family, results.baseline)}
+        reached = sum(_is_reached(results, values, plan["seeds"][:n]) for n in looks)
+        reached_by |= dict.fromkeys(family, reached)
         verdicts |= {arm: Verdict(PILOT, 0, None) for arm in family}
         for number in range(reached):
             seeds = plan["seeds"][: looks[number]]
-            own = {arm: _of_seeds(values[arm], seeds) for arm in (*family, results.baseline)}
+            own = {arm: _of_seeds(of_arm, seeds) for arm, of_arm in values.items()}
             _look(verdicts, family, own, plan, results.baseline, metric, number)
-    return Decisions(looks, reached, verdicts)
+    return Decisions(looks, reached_by, verdicts)
 
 
 def departures(results: Results) -> list[str]:
@@ -165,13 +183,13 @@ def families(plan: Mapping[str, Any], results: Results, barred: Collection[str])
 
 
 def _is_reached(results: Results, values: Mapping[str, Values], seeds: Sequence[int]) -> bool:
-    """Tells whether every cell of these seeds has a value or has failed, where it was planned.
+    """Tells whether each cell of these arms and seeds has a value or has failed, where it was planned.
 
     An arm that is no longer trained after its verdict has no cells of later seeds.
     """
     planned = {(cell["arm"], cell["seed"]): cell["status"] for cell in results.cells}
     for seed in seeds:
-        for arm in results.arms:
+        for arm in values:
             status = planned.get((arm, seed))
             if seed not in values[arm] and status not in ("failed", None):
                 return False

@@ -102,11 +102,11 @@ def _how_to_read(
     look = ""
     if decisions is not None and decisions.reached:
         n = decisions.looks[decisions.reached - 1]
-        interval = f"{100 * (1 - decisions.level):.1f} % t-interval"
-        p = f"Holm-corrected over the family, to be compared with {decisions.level:.3f}"
+        interval = f"{100 * (1 - decisions.level()):.1f} % t-interval"
+        p = f"Holm-corrected over the family, to be compared with {decisions.level():.3f}"
         if any(0 < verdict.look < decisions.reached for verdict in decisions.verdicts.values()):
             p += " (with an earlier look's verdict: the p of that look)"
-        look = f" Look {decisions.reached} of {len(decisions.looks)} ({n} seeds)."
+        look = f" Look {decisions.reached} of {len(decisions.looks)} ({n} seeds).{_behind(decisions)}"
     elif decisions is not None:
         n = decisions.looks[0]
         look = f" A pilot: no verdict is given before the first look at {n} seeds."
@@ -119,6 +119,20 @@ def _how_to_read(
         f"paired by seed, with its {interval}; p: paired t-test, {p}. ↓ lower is better, ↑ higher. "
         f"{costs}: training cost up to there, relative to the baseline."
     )
+
+
+def _behind(decisions: Decisions) -> str:
+    """Returns which arms belong to families that have not reached the last look, a sentence for each look."""
+    sentences = []
+    for reached in sorted(set(decisions.reached_by.values()) - {decisions.reached}, reverse=True):
+        arms = [arm for arm, own in decisions.reached_by.items() if own == reached]
+        if reached:
+            level = decisions.level(arms[0])
+            at = f"at look {reached} ({decisions.looks[reached - 1]} seeds), at the level of {level:.3f}"
+        else:
+            at = f"before the first look at {decisions.looks[0]} seeds, with intervals of {100 * CONFIDENCE:g} %"
+        sentences.append(f" Still {at}: {', '.join(arms)}.")
+    return "".join(sentences)
 
 
 def _registered(results: Results) -> list[str]:
@@ -148,7 +162,7 @@ def _can_show(rows: list[Row], metric: str, decisions: Decisions | None) -> list
     # The arms differ little in their deviation, which few seeds cannot tell apart: it is pooled.
     deviation = math.sqrt(sum(test.deviation**2 for test in found.values()) / len(found))
     n = max(test.n for test in found.values())
-    level = (decisions.level if decisions else 1 - CONFIDENCE) / len(found)
+    level = (decisions.level() if decisions else 1 - CONFIDENCE) / len(found)
     shown = as_change(smallest_shown(n, deviation, level), metric)
     needed = []
     for arm, test in found.items():

@@ -34,12 +34,12 @@ def next_look(
     if decisions.reached:
         verdicts = ", ".join(f"{arm} {verdict.word}" for arm, verdict in decisions.verdicts.items())
         log.info(f"look {decisions.reached} of {len(decisions.looks)}: {verdicts}")
-    if decisions.are_over:
+    if decisions.next_look is None:
         return None
-    log.info(f"on to the look at {decisions.looks[decisions.reached]} seeds")
-    seeds = plan.sweep.registered["seeds"][: decisions.looks[decisions.reached]]
-    undecided = [arm for arm in decisions.undecided if arm in only or not only]
-    arms = [plan.sweep.baseline, *undecided]
+    number, undecided = decisions.next_look
+    log.info(f"on to the look at {decisions.looks[number]} seeds")
+    seeds = plan.sweep.registered["seeds"][: decisions.looks[number]]
+    arms = [plan.sweep.baseline, *(arm for arm in undecided if arm in only or not only)]
     return make_plan(path, profile=profile, seeds=seeds, only=arms, settings=settings)
 
 

@@ -103,7 +103,7 @@ def test_verdicts(frozen):
     decisions = decided(results)
     assert decisions.verdicts["better"].look == 1, "three seeds were enough, and a verdict stays"
     assert decisions.verdicts["noise"].look == 2
-    assert decisions.undecided == ["noise"] and decisions.are_over
+    assert decisions.undecided == ["noise"] and decisions.next_look is None
     text = markdown(build_table(results))
     assert "Look 2 of 2 (6 seeds)" in text and "Registered before the first run (abc)" in text
     assert "smallest effect of interest 15 %" in text
@@ -125,6 +125,30 @@ def test_a_missing_cell_holds_up_a_look_and_a_failed_one_does_not(frozen):
     for status, reached in (("pending", 0), ("failed", 1)):
         known = replace(results, cells=[*results.cells, cell | {"status": status}])
         assert decided(known).reached == reached
+
+
+def test_a_family_that_was_added_later_is_at_its_own_look(frozen):
+    base = [4.0, 5.0, 6.0, 4.5, 5.5, 5.0]
+    noise = [4.0, 5.2, 5.9, 4.7, 5.2, 5.0]
+    values = {"baseline": base, "early": noise, "added": noise[:3], "pilot": noise[:2]}
+    apart = {"first": ["early"], "second": ["added"], "third": ["pilot"]}
+    results = results_of(frozen, values, families=apart)
+    missing = [("added", 13), ("pilot", 12)]
+    pending = [
+        {"arm": arm, "seed": seed, "fingerprint": "0" * 12, "status": "pending"} for arm, seed in missing
+    ]
+    results = replace(results, cells=[*results.cells, *pending])
+    decisions = decided(results)
+    assert decisions.reached_by == {"early": 2, "added": 1, "pilot": 0} and decisions.reached == 2
+    assert {arm: verdict.look for arm, verdict in decisions.verdicts.items()} == decisions.reached_by
+    assert decisions.next_look == (0, ["pilot"]), "the family that is least far goes on first"
+    assert decisions.level("early") == decisions.level() != decisions.level("added")
+    rows = {row.arm: row for row in build_table(results).rows}
+    assert rows["early"].verdict == UNDECIDED and rows["added"].verdict == f"{UNDECIDED} (look 1)"
+    assert rows["pilot"].verdict == PILOT and math.isnan(rows["pilot"].differences[METRIC].p)
+    text = markdown(build_table(results))
+    assert "Still at look 1 (3 seeds), at the level of" in text and ": added." in text
+    assert "Still before the first look at 3 seeds, with intervals of 95 %: pilot." in text
 
 
 def test_arms_are_corrected_within_their_family(frozen):
