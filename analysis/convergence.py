@@ -131,7 +131,7 @@ def draw(
         if panels[0].changes is not None and is_distance(metric):
             percent_axis(panels[0].changes, "y", most=6 if len(panels) == 1 else 4)
         # 4. The words.
-        _name_axes(panels, results, metric)
+        _name_axes(panels, results, frame, metric)
         if len(panels) == 1:
             _name_lines(panels[0], results, frame, looks)
         figure.supxlabel(f"{AXES[x][1]}{unit}", fontsize=9)
@@ -252,7 +252,14 @@ def caption(results: Results, band: str, panels: Sequence[Panel], paper: bool) -
     return f"{results.axis}: {results.question}\n{'; '.join(parts)}"
 
 
-def _name_axes(panels: Sequence[Panel], results: Results, metric: str) -> None:
+def with_missing(results: Results, frame: pd.DataFrame, arm: str) -> str:
+    """Returns the name of an arm, and says if seeds of it are missing."""
+    n = frame.loc[frame["arm"] == arm, "seed"].nunique()
+    planned = len(results.seeds(arm))
+    return arm if n == planned else f"{arm} ({n} of {planned} seeds)"
+
+
+def _name_axes(panels: Sequence[Panel], results: Results, frame: pd.DataFrame, metric: str) -> None:
     """Labels the axes of the first column. Several panels have the names of their arms on top."""
     looks = look(results)
     better = "lower" if lower_is_better(metric) else "higher"
@@ -263,7 +270,8 @@ def _name_axes(panels: Sequence[Panel], results: Results, metric: str) -> None:
                 panel.changes.set_ylabel(f"Δ to\n{results.baseline}")
         if len(panels) > 1:
             arm = panel.arms[1]
-            title = panel.curves.set_title(plain(arm), fontsize=8.5, color=looks[arm][0], loc="left")
+            name = plain(with_missing(results, frame, arm))
+            title = panel.curves.set_title(name, fontsize=8.5, color=looks[arm][0], loc="left")
             title.set_gid(f"arm-{results.arms.index(arm)}-title")
 
 
@@ -273,10 +281,8 @@ def _name_lines(panel: Panel, results: Results, frame: pd.DataFrame, looks: Look
     for name, own in frame.groupby("arm"):
         arm = str(name)
         last = own[own["x"] == own["x"].max()]
-        n = own["seed"].nunique()
-        planned = len(results.seeds(arm))
-        text = arm if n == planned else f"{arm} ({n} of {planned} seeds)"
-        ends[arm] = End(last["x"].iloc[0], last["y"].mean(), looks[arm][0], plain(text))
+        text = plain(with_missing(results, frame, arm))
+        ends[arm] = End(last["x"].iloc[0], last["y"].mean(), looks[arm][0], text)
     for arm, label in zip(ends, label_ends(panel.curves, list(ends.values())), strict=True):
         number = results.arms.index(arm)
         label.set_gid(f"arm-{number}-label")

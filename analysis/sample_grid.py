@@ -24,6 +24,7 @@ from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError
 
 Records = dict[tuple[str, int], dict[str, Any]]  # by arm and seed
+MOST_COLUMNS = 8
 
 
 def chosen(results: Results, epoch: float | None) -> Records:
@@ -41,12 +42,15 @@ def chosen(results: Results, epoch: float | None) -> Records:
 def draw(results: Results, records: Records, seeds: list[int], scratch: Path) -> Figure:
     """Returns a figure whose columns are arms in the sweep's order and whose rows are seeds.
 
-    A missing cell stays empty. Raises UserError if all are missing.
+    Arms that one row has no room for follow below. A missing cell stays empty. Raises UserError if all
+    are missing.
     """
     arms = results.arms
     looks = look(results)
-    figure = Figure(figsize=(1.9 * len(arms), 1.9 * len(seeds) + 0.5), layout="constrained")
-    grid = figure.subplots(len(seeds), len(arms), squeeze=False)
+    bands = -(-len(arms) // MOST_COLUMNS)  # rounded up
+    columns = -(-len(arms) // bands)
+    figure = Figure(figsize=(1.9 * columns, bands * (1.9 * len(seeds) + 0.5)), layout="constrained")
+    grid = figure.subplots(bands * len(seeds), columns, squeeze=False)
     # 1. The images, of which each may be a download.
     paths = {}
     for (arm, seed), record in records.items():
@@ -58,14 +62,17 @@ def draw(results: Results, records: Records, seeds: list[int], scratch: Path) ->
             "folders with --runs FOLDER"
         )
     # 2. The cells.
-    for row, seed in enumerate(seeds):
-        for column, arm in enumerate(arms):
-            axes = grid[row][column]
+    for number, arm in enumerate(arms):
+        band, column = divmod(number, columns)
+        for row, seed in enumerate(seeds):
+            axes = grid[band * len(seeds) + row][column]
             _draw_cell(axes, records.get((arm, seed)), paths.get((arm, seed)))
             if row == 0:
                 axes.set_title(arm, fontsize=8, color=looks[arm][0])
             if column == 0:
                 axes.set_ylabel(f"seed {seed}", fontsize=8)
+    for axes in grid[(bands - 1) * len(seeds) :, len(arms) - (bands - 1) * columns :].flat:
+        axes.remove()
     return figure
 
 

@@ -70,6 +70,16 @@ def test_a_narrow_figure_has_fewer_columns(many, width, columns):
     assert max(axes.get_subplotspec().colspan.start for axes in figure.axes) == columns - 1
 
 
+def test_a_panel_says_if_seeds_are_missing(many):
+    *others, last = many.arms
+    planned = len(many.seeds(last))
+    missing = (last, many.seeds(last)[0])
+    lost = [record for record in many.records if (record["arm"], record["seed"]) != missing]
+    figure = convergence.draw(replace(many, records=lost), "FD-digits", "epochs")
+    titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
+    assert titles == [*others[1:], f"{last} ({planned - 1} of {planned} seeds)"]
+
+
 # ---- seeds and bands
 
 

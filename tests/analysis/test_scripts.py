@@ -453,13 +453,19 @@ def test_every_script_reads_mlflow_and_run_folders(main_job, tmp_path, tmp_path_
     assert written == expected | {f"injection_level_{other}" for other in others}
 
 
-def test_grids_stand_side_by_side(main_job, frozen, tmp_path):
+def test_grids_stand_side_by_side(main_job, frozen, tmp_path, monkeypatch):
     runs, _ = main_job
     (results,) = common.load(common.parser("x", "", "").parse_args(["--runs", str(runs)]))
     figure = sample_grid.draw(results, sample_grid.chosen(results, None), [20, 21], tmp_path)
     assert len(figure.axes) == 2 * 5
     assert all(len(axes.images) == 1 for axes in figure.axes)
     assert [axes.get_title() for axes in figure.axes[:5]] == results.arms
+    monkeypatch.setattr(sample_grid, "MOST_COLUMNS", 3)
+    wrapped = sample_grid.draw(results, sample_grid.chosen(results, None), [20, 21], tmp_path).axes
+    assert len(wrapped) == 2 * 5, "the places of no arm are empty"
+    titled = [axes for axes in wrapped if axes.get_title()]
+    assert [axes.get_title() for axes in titled] == results.arms
+    assert [axes.get_subplotspec().rowspan.start for axes in titled] == [0, 0, 0, 2, 2]
     earlier = sample_grid.chosen(results, 4.2)
     assert {record["epoch"] for record in earlier.values()} == {4.0}
     (runs / results.cells[0]["fingerprint"] / earlier["baseline", 20]["grid"]).unlink()
