@@ -180,7 +180,8 @@ def report(
         refuse_mixed_protocols(results)
     rows = [row for claim in claims for row in judge(claim, sweeps, diagnoses)]
     profiles = dict.fromkeys(profile for _, _, profile, *_ in rows)
-    summary = "\n".join(f"- {profile}: {counted(rows, profile)}." for profile in profiles)
+    names = {profile: "in no profile" if profile == MISSING else profile for profile in profiles}
+    summary = "\n".join(f"- {names[profile]}: {counted(rows, profile)}." for profile in profiles)
     header = ["claim", "in the paper", "profile", "verdict", "evidence"]
     table = markdown_table(header, rows, "---")
     return f"# The paper's claims against these records\n\n{RULES}\n\n{summary}\n\n{table}"
