@@ -130,7 +130,8 @@ def _behind(decisions: Decisions) -> str:
             level = decisions.level(arms[0])
             at = f"at look {reached} ({decisions.looks[reached - 1]} seeds), at the level of {level:.3f}"
         else:
-            at = f"before the first look at {decisions.looks[0]} seeds, with intervals of {100 * CONFIDENCE:g} %"
+            first = decisions.looks[0]
+            at = f"before the first look at {first} seeds, with intervals of {100 * CONFIDENCE:g} %"
         sentences.append(f" Still {at}: {', '.join(arms)}.")
     return "".join(sentences)
 
