@@ -185,17 +185,21 @@ def gains_of(arm: Arm, diagnostic: str, metric: str) -> dict[int, float]:
 def correlate(arms: Sequence[Arm], diagnostic: str, value: str, metric: str) -> Correlation | None:
     """Returns how a diagnostic goes with a metric, over the arms that have both and the seeds they share.
 
-    Returns None for fewer than 4 arms or 2 seeds.
+    If they share fewer than 2 seeds, the arms with the fewest are left out. Returns None for fewer than
+    4 arms.
     """
     pairs = {}
     for arm in arms:
         both = (changes_of(arm, diagnostic, value), gains_of(arm, diagnostic, metric))
         if both[0].keys() & both[1].keys():
             pairs[arm] = both
-    common = [set(change) & set(gain) for change, gain in pairs.values()]
-    seeds = sorted(set.intersection(*common)) if common else []
-    if len(pairs) < FEWEST_ARMS or len(seeds) < FEWEST_SEEDS:
+    own = {arm: change.keys() & gain.keys() for arm, (change, gain) in pairs.items()}
+    while own and len(set.intersection(*own.values())) < FEWEST_SEEDS:
+        fewest = min(own, key=lambda arm: len(own[arm]))
+        del own[fewest], pairs[fewest]
+    if len(pairs) < FEWEST_ARMS:
         return None
+    seeds = sorted(set.intersection(*own.values()))
     changes = np.array([[change[seed] for seed in seeds] for change, _ in pairs.values()])
     gains = np.array([[gain[seed] for seed in seeds] for _, gain in pairs.values()])
     x, y = changes.mean(1), gains.mean(1)

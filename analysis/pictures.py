@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -23,15 +24,15 @@ Array = NDArray[np.float64]
 
 
 def draw_pictures(diagnoses: Diagnoses, diagnostic: str) -> Figure:
-    """Draws the first seed that every arm has: three principal directions of all arms together as colours.
+    """Draws one seed of the arms that have it: three principal directions of all of them as colours.
 
     States of one seed start from the same weights, and those of each arm are centred at their own mean.
-    The last cell is left white, because no state has consumed it.
+    The last cell is left white, because no state has consumed it. Raises UserError if there are none.
     """
     results = diagnoses.results
     seed = drawn_seed(diagnoses, diagnostic)
     if seed is None:
-        raise UserError(f"{results.axis}: no seed has pictures of every arm: diagnose the same seeds of all")
+        raise UserError(f"{results.axis}: there are no pictures: diagnose the runs again")
     of_seed = {arm: diagnoses.details(diagnostic, arm).get(seed, {}) for arm in results.arms}
     shown = {arm: detail for arm, detail in of_seed.items() if detail}
     panels = {"PCA": colours({arm: states_of(detail) for arm, detail in shown.items()})}
@@ -41,10 +42,10 @@ def draw_pictures(diagnoses: Diagnoses, diagnostic: str) -> Figure:
 
 
 def drawn_seed(diagnoses: Diagnoses, diagnostic: str) -> int | None:
-    """Returns the first seed of which every arm that has pictures has them."""
+    """Returns the seed of which most arms have pictures, the first one of several."""
     own = [diagnoses.details(diagnostic, arm) for arm in diagnoses.results.arms]
-    seeds = [{seed for seed, detail in details.items() if detail} for details in own]
-    return min(set.intersection(*filter(None, seeds)), default=None) if any(seeds) else None
+    counts = Counter(seed for details in own for seed, detail in details.items() if detail)
+    return min(counts, key=lambda seed: (-counts[seed], seed), default=None)
 
 
 def without_others(diagnoses: Diagnoses) -> Diagnoses:

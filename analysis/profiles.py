@@ -214,12 +214,16 @@ def title(
 def measured(diagnoses: Diagnoses, diagnostic: str, intervals: bool) -> str:
     """Returns in words what a diagnostic was measured on."""
     own = diagnoses.of(diagnostic)
-    seeds = len({each.seed for each in own})
+    by_arm: dict[str, set[int]] = {}
+    for each in own:
+        by_arm.setdefault(each.arm, set()).add(each.seed)
+    fewest, most = (pick(len(seeds) for seeds in by_arm.values()) for pick in (min, max))
     epoch = diagnoses.epochs(diagnostic)[diagnoses.last_step(diagnostic)]
     images = own[0].subject["scope"].get("heldout_images")
     number = f"up to {images} held-out images, " if images else ""
-    shown = "mean and 95 % t-interval" if intervals and seeds > 1 else "mean"
-    spread = f"{shown} over {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    shown = "mean and 95 % t-interval" if intervals and most > 1 else "mean"
+    number_of_seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
+    spread = f"{shown} over {number_of_seeds} {'seed' if most == 1 else 'seeds'}"
     return f"{spread}; {number}weights of epoch {epoch:g}; profile {diagnoses.results.profile}"
 
 

@@ -2,9 +2,10 @@
 
 import math
 
+import correlation
 import numpy as np
 import pytest
-from correlation import exchanged_p, least_p, pearson, resampled, within_arms
+from correlation import correlate, exchanged_p, least_p, pearson, resampled, within_arms
 
 
 def test_pearson_and_what_has_no_spread():
@@ -35,6 +36,22 @@ def test_p_counts_the_orders_of_the_arms():
     assert exchanged_p(x, np.ones(4)) == 1
     many = np.arange(12.0)
     assert exchanged_p(many, many) == pytest.approx(least_p(12)) == 1 / 5040
+
+
+@pytest.mark.parametrize(("lone", "expected"), [([10, 11, 13], "abcde"), ([13], "abcd")])
+def test_an_arm_that_shares_no_seeds_is_left_out(monkeypatch, lone, expected):
+    seeds = {arm: lone if arm == "e" else [10, 11, 12] for arm in "abcde"}
+    generator = np.random.default_rng(0)
+
+    def values(arm, *_):
+        return {seed: generator.normal() for seed in seeds[arm]}
+
+    monkeypatch.setattr(correlation, "changes_of", values)
+    monkeypatch.setattr(correlation, "gains_of", values)
+    found = correlate("eabcd", "spatial", "lds", "FD-digits")
+    assert sorted(found.arms) == list(expected)
+    assert found.seeds == sorted(set.intersection(*(set(seeds[arm]) for arm in found.arms)))
+    assert correlate("abc", "spatial", "lds", "FD-digits") is None
 
 
 def test_a_run_that_is_better_for_its_arm_is_seen_within_arms_only():

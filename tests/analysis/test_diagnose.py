@@ -180,6 +180,20 @@ def test_a_frozen_file_keeps_the_pictures_that_are_drawn(runs, tmp_path):
     assert (out / name).read_bytes() == (again / name).read_bytes()
 
 
+def test_arms_without_a_seed_of_the_others_do_not_keep_them_from_being_drawn(runs, tmp_path):
+    sweep = injection_level(seeds=[0, 1])
+    generator = np.random.default_rng(0)
+    for cell in sweep.cells:
+        if cell.seed == (1 if cell.arm == "output-1d" else 0):
+            detail = {"coordinates": generator.normal(size=(2, 8, 4)).tolist(), "labels": [3, 4]}
+            detail |= {"directions": np.eye(4, 6).tolist(), "mean": [0.0] * 6, "images": [0, 1]}
+            write_diagnoses(
+                runs, cell.config, [diagnosis_line(cell.config, "pictures", {"colours": 0.5}, detail)]
+            )
+    assert diagnose.command(["--runs", str(runs), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "diagnose_injection_level_pictures.png").is_file()
+
+
 def test_colours_are_fitted_to_all_arms_together():
     generator = np.random.default_rng(0)
     states = {"a": generator.normal(size=(2, 15, 6)), "b": 3 * generator.normal(size=(2, 15, 6))}
