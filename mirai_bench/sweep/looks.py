@@ -13,6 +13,7 @@ from mirai_bench.results.noise import deviation_of, read_panel
 from mirai_bench.results.notes import as_change
 from mirai_bench.results.reading import read_journals
 from mirai_bench.results.stats import POWER, smallest_shown
+from mirai_bench.sweep.driver import missing
 from mirai_bench.sweep.plan import Plan, make_plan
 from mirai_bench.utils.errors import UserError
 
@@ -25,7 +26,7 @@ def next_look(
     """Returns the plan of the next look: more seeds of the arms that have no verdict yet.
 
     `path` is the sweep file, and the rest are the choices of the command line. Returns None if all
-    arms have a verdict, or if there is no further look.
+    arms have a verdict, if there is no further look, or if it waits for arms that are not in `only`.
     """
     (results,) = read_journals(plan.runs, plan.sweep.axis, plan.profile)
     decisions = decide(results, results.last_step, results.primary)
@@ -40,7 +41,13 @@ def next_look(
     log.info(f"on to the look at {decisions.looks[number]} seeds")
     seeds = plan.sweep.registered["seeds"][: decisions.looks[number]]
     arms = [plan.sweep.baseline, *(arm for arm in undecided if arm in only or not only)]
-    return make_plan(path, profile=profile, seeds=seeds, only=arms, settings=settings)
+    following = make_plan(path, profile=profile, seeds=seeds, only=arms, settings=settings)
+    if not missing(following):
+        unfinished = [cell for cell in results.cells if cell["status"] != "done" and cell["seed"] in seeds]
+        names = ", ".join(dict.fromkeys(cell["arm"] for cell in unfinished))
+        log.info(f"this look waits for arms that --only leaves out: {names}")
+        return None
+    return following
 
 
 def can_show(plan: Plan) -> str:

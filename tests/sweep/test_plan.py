@@ -312,6 +312,25 @@ def test_until_decided_goes_on_with_the_arms_that_need_it(here, tmp_path, monkey
         command([str(file_with(tmp_path, looks=[], pilot=None, smallest_effect=None)), "--until-decided"])
 
 
+def test_until_decided_does_not_wait_for_ever(here, tmp_path, monkeypatch, caplog):
+    path = file_with(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    content["arms"]["output-2d"] = yaml.safe_load(FILE.read_text())["arms"]["output-2d"]
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    plan_of(path, seeds=[10, 11, 12]).write()  # an earlier command, of which nothing is trained
+
+    def train(plan, args):
+        plan.write()
+        for cell in plan.sweep.cells:
+            write_run(cell.config.machine.runs, cell.config, lambda epoch: {"FD-digits": 4.0})
+        return 0
+
+    monkeypatch.setattr("mirai_bench.sweep.__main__.train", train)
+    caplog.set_level("INFO")
+    assert command([str(path), "--until-decided", "--only", "baseline", "internal-2d"]) == 0
+    assert "this look waits for arms that --only leaves out: output-2d" in caplog.text
+
+
 def test_a_dry_run_says_what_the_seeds_can_show(here, tmp_path):
     assert "there is no noise panel of staircase" in can_show(plan_of(SWEEPS / "controls.yaml"))
 
