@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -214,10 +215,9 @@ def title(
 def measured(diagnoses: Diagnoses, diagnostic: str, intervals: bool) -> str:
     """Returns in words what a diagnostic was measured on."""
     own = diagnoses.of(diagnostic)
-    by_arm: dict[str, set[int]] = {}
-    for each in own:
-        by_arm.setdefault(each.arm, set()).add(each.seed)
-    fewest, most = (pick(len(seeds) for seeds in by_arm.values()) for pick in (min, max))
+    counts = Counter(arm for arm, _ in {(each.arm, each.seed) for each in own}).values()
+    fewest = min(counts)
+    most = max(counts)
     epoch = diagnoses.epochs(diagnostic)[diagnoses.last_step(diagnostic)]
     images = own[0].subject["scope"].get("heldout_images")
     number = f"up to {images} held-out images, " if images else ""

@@ -63,7 +63,7 @@ which was added later may be at an earlier look."""
         Before the first look it is the level of that one.
         """
         reached = self.reached if arm is None else self.reached_by[arm]
-        return levels(self.looks)[max(0, reached - 1)]
+        return level_of(self.looks, self.looks[max(0, reached - 1)])
 
     @property
     def undecided(self) -> list[str]:

@@ -35,9 +35,10 @@ def next_look(
     if decisions.reached:
         verdicts = ", ".join(f"{arm} {verdict.word}" for arm, verdict in decisions.verdicts.items())
         log.info(f"look {decisions.reached} of {len(decisions.looks)}: {verdicts}")
-    if decisions.next_look is None:
+    upcoming = decisions.next_look
+    if upcoming is None:
         return None
-    number, undecided = decisions.next_look
+    number, undecided = upcoming
     log.info(f"on to the look at {decisions.looks[number]} seeds")
     seeds = plan.sweep.registered["seeds"][: decisions.looks[number]]
     arms = [plan.sweep.baseline, *(arm for arm in undecided if arm in only or not only)]

@@ -158,17 +158,20 @@ def test_numbers_have_as_many_decimals_as_their_interval_is_worth():
 # ---- pictures
 
 
+def write_pictures(runs, config, generator):
+    """Writes the pictures of two images, of random states."""
+    detail = {"coordinates": generator.normal(size=(2, 8, 4)).tolist(), "labels": [3, 4]}
+    detail |= {"directions": np.eye(4, 6).tolist(), "mean": [0.0] * 6, "images": [0, 1]}
+    write_diagnoses(runs, config, [diagnosis_line(config, "pictures", {"colours": 0.5}, detail)])
+
+
 def test_a_frozen_file_keeps_the_pictures_that_are_drawn(runs, tmp_path):
     sweep = injection_level(seeds=[0, 1, 2])
     generator = np.random.default_rng(0)
     for cell in sweep.cells:
         if (cell.arm, cell.seed) == ("output-1d", 0):
             continue  # so that seed 1 is the first that all arms have
-        detail = {"coordinates": generator.normal(size=(2, 8, 4)).tolist(), "labels": [3, 4]}
-        detail |= {"directions": np.eye(4, 6).tolist(), "mean": [0.0] * 6, "images": [0, 1]}
-        write_diagnoses(
-            runs, cell.config, [diagnosis_line(cell.config, "pictures", {"colours": 0.5}, detail)]
-        )
+        write_pictures(runs, cell.config, generator)
     out, again = tmp_path / "out", tmp_path / "again"
     diagnose.command(["--runs", str(runs), "--out", str(out), "--freeze"])
     frozen = out / "data" / "diagnose_injection_level_digits.jsonl"
@@ -185,11 +188,7 @@ def test_arms_without_a_seed_of_the_others_do_not_keep_them_from_being_drawn(run
     generator = np.random.default_rng(0)
     for cell in sweep.cells:
         if cell.seed == (1 if cell.arm == "output-1d" else 0):
-            detail = {"coordinates": generator.normal(size=(2, 8, 4)).tolist(), "labels": [3, 4]}
-            detail |= {"directions": np.eye(4, 6).tolist(), "mean": [0.0] * 6, "images": [0, 1]}
-            write_diagnoses(
-                runs, cell.config, [diagnosis_line(cell.config, "pictures", {"colours": 0.5}, detail)]
-            )
+            write_pictures(runs, cell.config, generator)
     assert diagnose.command(["--runs", str(runs), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "diagnose_injection_level_pictures.png").is_file()
 
