@@ -273,10 +273,34 @@ weights (source random, or `encoder.weights: random`)."""
         return [*named, ("encoder", self.encoder.name)] if self.uses_encoder else named
 
     @property
-    def stops_at(self) -> float | None:
-        """Returns the fraction of training after which foresight is off, or None if there is none."""
-        last_steps = {"step": self.step_at, "two_steps": self.second_step_at}
-        return last_steps.get(self.schedule) if self.final_weight == 0 else None
+    def active(self) -> list[tuple[float, float]]:
+        """Returns the parts of training in which λ is not 0, each from one fraction of it to another.
+
+        A linear or cosine schedule is at a weight of 0 in its very first or after its very last
+        step only: the part then holds that step, too.
+        """
+        if self.level == "none":
+            return []
+        # 1. Where λ changes at once, and what it is up to there.
+        if self.schedule == "two_steps":
+            ends, weights = [self.step_at, self.second_step_at, 1.0], [self.middle_weight, self.final_weight]
+        elif self.schedule == "step":
+            ends, weights = [self.step_at, 1.0], [self.final_weight]
+        else:
+            ends, weights = [1.0], []
+        first = self.weight
+        if self.schedule in ("linear", "cosine"):
+            first = max(self.weight, self.final_weight)
+        # 2. The parts of which λ is not 0, after the warm-up. Parts that touch are one.
+        found: list[tuple[float, float]] = []
+        start = self.warmup
+        for end, weight in zip(ends, [first, *weights], strict=True):
+            if weight != 0 and end > start:
+                if found and found[-1][1] == start:
+                    start = found.pop()[0]
+                found.append((start, end))
+            start = max(start, end)
+        return found
 
     def relevant(self) -> dict[str, Any]:
         """Returns the fields that can change a number, for the fingerprint.

@@ -12,9 +12,10 @@ class MachineConfig(Section):
     """Where and how the run is computed. Not fingerprinted.
 
     It changes nothing that is computed beyond rounding, with one exception: `micro_batches` and
-    `workers` decide which forward pass a token is in, and so which dropout masks it draws. The
-    distribution is the same, and without dropout the updates are the same. The record says how many
-    there were.
+    `workers` decide which images are in one forward pass. On them depend the dropout masks, the
+    image whose features `foresight.source: shuffled` gives to another one, and the mean that
+    `foresight.target_norm: center` takes away. Otherwise the updates are the same. The record says
+    how many there were.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -230,8 +230,14 @@ must be the code that is loaded here. A new file leaves it out."""
             )
 
     def check_groups(self, parts: int) -> None:
-        """Raises ValueError if the batch in so many parts cuts a group of compared images."""
+        """Raises ValueError if the batch in so many parts cuts a group of images that need each other."""
         size = self.train.batch_size
+        if self.foresight.internal and self.foresight.source == "shuffled" and size // parts == 1:
+            raise ValueError(
+                f"foresight.source is shuffled, which gives an image the features of another one, but a "
+                f"process has 1 of the {size} images at a time: write a larger train.batch_size, or fewer "
+                "machine.workers or micro_batches"
+            )
         group = self.regularizer.group_of(size)
         if group is not None and size // parts % group:
             raise ValueError(

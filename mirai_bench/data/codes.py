@@ -150,10 +150,10 @@ class Codes:
         """Returns codes uint16 (B, T) from files as tokens on the device."""
         return as_tokens(send(codes.view(np.int16), self.device))
 
-    def images(self, index: Tensor) -> Batch:
-        """Returns view 0 of these images, (B,) on the device."""
-        view = torch.zeros_like(index)
-        return Batch(self.tokens_of(index, view), self.labels[index], index, view)
+    def images(self, index: Tensor, view: int = 0) -> Batch:
+        """Returns a view of these images, (B,) on the device."""
+        views = torch.full_like(index, view)
+        return Batch(self.tokens_of(index, views), self.labels[index], index, views)
 
     def of_view(self, view: int) -> Iterator[Tensor]:
         """Yields the tokens long (B, T) of this view of every image, in the order of the images."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.batch import Batch
 from mirai_bench.data.codes import Codes, has_heldout_codes, open_codes
+from mirai_bench.data.images.crops import center_view
 from mirai_bench.diagnose.scope import Scope
 from mirai_bench.diagnose.snapshots import Snapshot
 from mirai_bench.foresight import SourceContext
@@ -91,7 +92,11 @@ class Subject:
     @cached_property
     def fit(self) -> Batch:
         """The training images that probes are fitted to."""
-        return evenly_spaced(self.codes, self.scope.fit_images)
+        return self.training(self.scope.fit_images)
+
+    def training(self, most: int) -> Batch:
+        """Returns at most `most` training images, cropped at the centre as the held-out images are."""
+        return evenly_spaced(self.codes, most, center_view(self.config.data))
 
     @cached_property
     def objective(self) -> Objective:
@@ -106,8 +111,9 @@ class Subject:
             trainer = Trainer(self.config, Hardware(self.device), codes=self.codes)
         except UserError as error:
             raise NotMeasurable(f"its teacher cannot be opened: {error}") from None
-        if trainer.student_weights().keys() - student.keys():  # imported from an official file
-            raise NotMeasurable("its checkpoint has no foresight heads")
+        missing = sorted(trainer.student_weights().keys() - student.keys())
+        if missing:  # imported from an official file
+            raise NotMeasurable(f"its checkpoint has no heads of the training loss, such as {missing[0]}")
         trainer.load(student, self.snapshot.ema)
         return trainer.objective
 
@@ -161,7 +167,7 @@ class Subject:
         return next(islice(self.layers(images, null_class=null_class), layer, None))
 
 
-def evenly_spaced(codes: Codes, most: int) -> Batch:
-    """Returns view 0 of at most `most` images of a split, evenly spaced."""
+def evenly_spaced(codes: Codes, most: int, view: int = 0) -> Batch:
+    """Returns a view of at most `most` images of a split, evenly spaced."""
     n = min(most, codes.num_images)
-    return codes.images(torch.arange(n, device=codes.device) * codes.num_images // n)
+    return codes.images(torch.arange(n, device=codes.device) * codes.num_images // n, view)

@@ -14,7 +14,7 @@ from mirai_bench.data.batch import Batch
 from mirai_bench.diagnose.absorption import FITTED, PART, Pairs, projected_cosines
 from mirai_bench.diagnose.diagnostic import Finding
 from mirai_bench.diagnose.probes import Examples, log_marginals
-from mirai_bench.diagnose.subject import NotMeasurable, Subject, evenly_spaced
+from mirai_bench.diagnose.subject import NotMeasurable, Subject
 from mirai_bench.foresight.level import InternalLevel, Level, OutputLevel
 from mirai_bench.foresight.loss import reduce_heads
 from mirai_bench.train.objective import Objective
@@ -49,7 +49,7 @@ def measure(subject: Subject) -> Finding:
 def of_features(subject: Subject, level: InternalLevel) -> Finding:
     """Measures an internal level, whose targets are features and whose loss is 1 - cosine."""
     few = max(2, round(subject.scope.fit_images * FITTED))
-    fit, _ = raw_pairs(subject.objective, evenly_spaced(subject.codes, few))
+    fit, _ = raw_pairs(subject.objective, subject.training(few))
     heldout, states = raw_pairs(subject.heldout_objective, subject.heldout)
     norm = level.config.target_norm
     values = {"position": explained_by_cell(level.targets(fit), level.targets(heldout))}

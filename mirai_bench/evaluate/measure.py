@@ -229,7 +229,7 @@ class Measured(NamedTuple):
     first: np.ndarray
     """The first images, at most UNIT."""
     sample_seconds: float
-    """Time that making the images took, over all ranks."""
+    """Time that rank 0 took to make its share of the images. The ranks make theirs at the same time."""
 
 
 def measure(
@@ -261,9 +261,10 @@ def measure(
     found = units(source, meter, resize, ranks, writer is not None)
     if label is not None and ranks.rank == 0:
         found = progress(found, label, len(source), "images", weigh=lambda unit: unit.num_images)
-    for unit in found:
+    for number, unit in enumerate(found):
         meter.add(unit.found, unit.labels)
-        seconds += unit.seconds
+        if number % ranks.world == 0:  # rank 0's own
+            seconds += unit.seconds
         if first is None:
             first = unit.images
         if writer is not None and unit.images is not None:

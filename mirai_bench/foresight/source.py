@@ -44,7 +44,8 @@ class CausalStates:
 class Shuffled:
     """A control: correct features of the wrong image.
 
-    Each image is given those of its neighbour in the batch.
+    Each image is given those of its neighbour in the batch, of which a process computes several images
+    at a time (RunConfig.check_groups).
     """
 
     def __init__(self, inner: Source) -> None:

@@ -109,15 +109,14 @@ def training_flops(config: RunConfig, steps: int, total_steps: int) -> float | N
     with_foresight = step_flops(config)
     if with_foresight is None:
         return None
-    # Foresight costs nothing during its warm-up, and after the step of a schedule to 0.
-    foresight = config.foresight
-    start = min(steps, math.ceil(foresight.warmup * total_steps))
-    end = steps
-    if foresight.stops_at is not None:
-        end = max(start, min(steps, math.ceil(foresight.stops_at * total_steps)))
+    # Foresight costs nothing where λ is 0: during its warm-up, or after the step of a schedule.
+    active = 0
+    for start, end in config.foresight.active:
+        first, last = (min(steps, math.ceil(part * total_steps)) for part in (start, end))
+        active += last - first
     regularizer = regularizer_cost(config)
     without = 3 * forward_flops(config) + regularizer.flops
-    of_all = (steps - (end - start)) * without + (end - start) * with_foresight
+    of_all = (steps - active) * without + active * with_foresight
     # No foresight stands beside shorter sequences.
     early = min(steps, math.ceil(regularizer.early_share * total_steps))
     of_all += early * (regularizer.early_flops - without)

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.config.sweep_file import Cell
-from mirai_bench.model.cost import num_steps
+from mirai_bench.model.cost import num_steps, training_flops
 from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.utils.errors import UserError
 
@@ -32,9 +32,15 @@ def timed_rate(cell: Cell, processes: int) -> float:
     config = cell.config
     steps = num_steps(config)
     flops = cell_flops(config)
-    if steps is None or flops is None:
+    if steps is None:
         raise UserError(
-            f"--time: how long an epoch of {config.profile} is is not known before its data are there"
+            f"--time: how many steps an epoch of {config.profile} has is not known before its data are "
+            "prepared: python -m mirai_bench.data.prepare PROFILE --data FOLDER, or leave out --time"
+        )
+    if flops is None:
+        raise UserError(
+            f"--time: the FLOPs of {cell.arm}, the first arm, are not known, so that no other arm's time "
+            "follows from its own: choose others with --only, or leave out --time"
         )
     if config.machine.gpus:
         processes = 1
@@ -52,11 +58,13 @@ def run_seconds(config: RunConfig, steps: int) -> float:
     from mirai_bench.data.synthetic import random_codes
     from mirai_bench.evaluate.evaluation import Evaluator
     from mirai_bench.evaluate.measure import SampledImages
+    from mirai_bench.train.dry_run import without_teacher
     from mirai_bench.train.trainer import Trainer, resolve_hardware
 
     torch.set_num_threads(config.machine.threads)
     hardware = resolve_hardware(config)
-    trainer = Trainer(config, hardware, codes=random_codes(config, hardware.device))
+    timed = without_teacher(config)
+    trainer = Trainer(timed, hardware, codes=random_codes(timed, hardware.device))
     # 1. A step.
     for step in range(WARM_UP):
         float(trainer.step(step)["loss"])  # waits for the device
@@ -66,6 +74,10 @@ def run_seconds(config: RunConfig, steps: int) -> float:
         float(trainer.step(WARM_UP + done)["loss"])
         done += 1
     per_step = (time.perf_counter() - start) / done
+    # What was left out takes as long for each operation as the rest.
+    own, measured = (training_flops(each, steps, steps) for each in (config, timed))
+    assert own and measured, "timed_rate has looked"
+    per_step *= own / measured
     # 2. An image of an evaluation.
     evaluator = Evaluator(config, hardware.device)
     protocol = config.evaluation.protocol

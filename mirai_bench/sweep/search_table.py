@@ -47,6 +47,8 @@ def compare(runs: list[dict[str, Any]], search: Search, lower: bool) -> list[dic
             row["excluded"] = "not measured"
         elif search.seconds is not None and seconds is not None and seconds > search.seconds:
             row["excluded"] = f"{seconds:.0f} s of training, more than {search.seconds:g}"
+        elif search.slack is not None and row[HELDOUT] is None:
+            row["excluded"] = f"{HELDOUT} not measured"
         elif search.slack is not None and row[HELDOUT] > min(losses) + search.slack:
             row["excluded"] = f"{HELDOUT} is {row[HELDOUT] - min(losses):.3f} above the best"
     sign = 1 if lower else -1

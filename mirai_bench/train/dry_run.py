@@ -34,6 +34,24 @@ class MeasuredStep(NamedTuple):
     teachers that would have to be loaded. None if they are not known."""
 
 
+def without_teacher(config: RunConfig, **train: Any) -> RunConfig:
+    """Returns the run as its steps can be timed on random codes; `train` changes fields of that section.
+
+    A teacher that would have to be loaded is left out, or one that would be trained on codes that
+    mean nothing and kept for the real runs. So is a regularizer, which may need the weights of the
+    tokenizer. Foresight has no warm-up, so that the first steps compute it.
+    """
+    foresight = config.foresight
+    needs_teacher = foresight.internal and foresight.source != "ema"
+    level = "none" if needs_teacher else foresight.level
+    changes = {
+        "train": config.train.model_copy(update=train),
+        "foresight": foresight.model_copy(update={"level": level, "warmup": 0.0}),
+        "regularizer": NoRegularizer(),
+    }
+    return config.model_copy(update=changes)
+
+
 def measured_step(config: RunConfig, hardware: Hardware) -> MeasuredStep:
     """Measures a training step on random codes: the median of a few.
 
@@ -42,16 +60,7 @@ def measured_step(config: RunConfig, hardware: Hardware) -> MeasuredStep:
     # 1. A run of one process and one micro-batch, without a teacher that has to be loaded.
     share = config.train.batch_size // (config.machine.workers * config.machine.micro_batches)
     size = share if hardware.kind == "cuda" else min(MEASURED_BATCH, share)
-    foresight = config.foresight
-    needs_teacher = foresight.internal and foresight.source != "ema"
-    level = "none" if needs_teacher else foresight.level
-    changes = {
-        "train": config.train.model_copy(update={"batch_size": size}),
-        # Without the warm-up, so that the first steps compute foresight.
-        "foresight": foresight.model_copy(update={"level": level, "warmup": 0.0}),
-        "regularizer": NoRegularizer(),  # which may need the weights of the tokenizer
-    }
-    smaller = config.model_copy(update=changes).with_machine(workers=1, micro_batches=1)
+    smaller = without_teacher(config, batch_size=size).with_machine(workers=1, micro_batches=1)
     trainer = Trainer(smaller, hardware, codes=random_codes(smaller, hardware.device))
     # 2. Its steps. Reading the loss waits for the device.
     seconds = []

@@ -123,7 +123,8 @@ class Run:
         steps: Iterable[int] = range(start, total)
         if self.is_leader:
             steps = progress(steps, self.folder.path.name, total, "steps", start)
-        logged = start
+        logged = start  # step and seconds of the last line of the log
+        logged_seconds = self.seconds
         clock = time.perf_counter()  # since when training steps have not been added to self.seconds
         for step in steps:
             values = self.trainer.step(step)
@@ -132,11 +133,11 @@ class Run:
             if done % self.config.machine.log_every == 0 or done in self.evaluation_steps:
                 numbers = {name: float(value) for name, value in values.items()}
                 now = time.perf_counter()
-                elapsed = now - clock
+                self.seconds += now - clock
                 clock = now
-                self.seconds += elapsed
-                self._log(done, numbers, (done - logged) / elapsed)
+                self._log(done, numbers, (done - logged) / (self.seconds - logged_seconds))
                 logged = done
+                logged_seconds = self.seconds
             # 2. Save, stop, evaluate. None of it counts as training time.
             stop = self._stop_agreed(done)
             if done in self.evaluation_steps or done in self.saved_steps or stop:

@@ -45,8 +45,8 @@ def foresight_can_be_off(config: ForesightConfig) -> bool:
 
     Such a step does not use the foresight heads.
     """
-    # Linear and cosine schedules come to zero after the last step, not in it.
-    is_off = config.warmup > 0 or config.weight == 0 or config.stops_at is not None
+    # Linear and cosine schedules come to zero after the last step, not in it, and may start at zero.
+    is_off = config.weight == 0 or config.active != [(0.0, 1.0)]
     return config.level != "none" and is_off
 
 

@@ -70,7 +70,7 @@ def load(plugins: Iterable[Plugin]) -> None:
         if plugin.folder not in sys.path:
             sys.path.append(plugin.folder)  # last, so that no file there hides a library
         try:
-            importlib.import_module(plugin.module)
+            found = importlib.import_module(plugin.module)
         except UserError as error:
             raise UserError(f"--import {plugin.module}: {error}") from None
         except Exception as error:
@@ -79,6 +79,13 @@ def load(plugins: Iterable[Plugin]) -> None:
                 f"--import {plugin.module} failed ({reason}): write the name of a module that Python finds "
                 f"from {plugin.folder}, or the path of a .py file"
             ) from None
+        own = Path(plugin.folder, f"{plugin.module}.py")
+        file = getattr(found, "__file__", None)
+        if own.is_file() and (file is None or not own.samefile(file)):
+            raise UserError(
+                f"--import {own}: another module is called {plugin.module} ({file or 'built into Python'}): "
+                "rename the file"
+            )
 
 
 def _place(error: Exception) -> str:

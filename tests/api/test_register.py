@@ -115,6 +115,19 @@ def test_a_layout_and_a_source_of_a_plug_in_are_trained(plugin, make_config):
     assert config.model_dump(mode="json")["plugins"] == config.for_record()["plugins"] == config.plugins
 
 
+def test_a_plug_in_is_the_file_that_was_named(plugin, here):
+    """Another module of that name would be imported instead, and nothing said."""
+    import_plugin(plugin("twin_plugin", COLUMN.replace('"column"', '"twin"')))
+    other = here / "other" / "twin_plugin.py"
+    other.parent.mkdir()
+    other.write_text(COLUMN)
+    with pytest.raises(UserError, match=r"another module is called twin_plugin \(.*rename the file"):
+        import_plugin(str(other))
+    (here / "json.py").write_text(COLUMN)
+    with pytest.raises(UserError, match="another module is called json"):
+        import_plugin(str(here / "json.py"))
+
+
 def test_every_other_dictionary_takes_a_plug_in(plugin, make_config):
     import_plugin(plugin("others", OTHERS))
     energy = assemble(make_config, {"level": "energy"}, regularizer={"name": "shrink", "strength": 0.25})

@@ -46,6 +46,14 @@ def digits(**sections):
             "shared_trunk is true with kind: conv",
         ),
         ({"foresight": {"encoder": {"layer": 2}}}, "encoder.layer is 2 with name: masked_tokens"),
+        (
+            {
+                "foresight": {"level": "internal", "source": "shuffled"},
+                "train": {"batch_size": 16},
+                "machine": {"micro_batches": 16},
+            },
+            "a process has 1 of the 16 images at a time",
+        ),
         ({"foresight": {"level": "output", "k": 1}}, "write k: 2 or more"),
         (
             {"foresight": {"level": "internal", "class_token": True, "pairing": "predicting"}},

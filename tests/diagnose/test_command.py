@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mirai_bench.diagnose.__main__ import command
 from mirai_bench.diagnose.records import journal_of
 from mirai_bench.diagnose.registry import DIAGNOSTICS
 from mirai_bench.diagnose.scope import Scope
+from mirai_bench.diagnose.subject import Subject
 from mirai_bench.foresight import SourceContext, build_foresight
 from mirai_bench.tracking import mlflow_store
 from mirai_bench.tracking.run_folder import RunFolder
@@ -101,7 +103,16 @@ def test_an_official_checkpoint_is_looked_at(mirai_e, tmp_path, capfd, weights):
         assert found.keys() == {"spatial", "gradients", "absorption"}
     else:
         assert found.keys() == {"spatial"}
-        assert "gradients left out 1 times: its checkpoint has no foresight heads" in capfd.readouterr().err
+        said = "gradients left out 1 times: its checkpoint has no heads of the training loss, such as "
+        assert said in capfd.readouterr().err
+
+
+def test_probes_are_fitted_to_crops_of_the_centre_like_those_that_test_them():
+    """Held-out images are cropped at the centre, which is the fifth of ten crops."""
+    codes = SimpleNamespace(num_images=4, device="cpu", images=lambda index, view: (index.tolist(), view))
+    for views, centre in (("ten_crop", 4), ("flip", 0), ("center", 0)):
+        subject = SimpleNamespace(codes=codes, config=SimpleNamespace(data=SimpleNamespace(views=views)))
+        assert Subject.training(subject, 2) == ([0, 2], centre)
 
 
 def test_a_half_written_line_is_measured_again(folder):

@@ -18,7 +18,7 @@ from mirai_bench.evaluate import evaluation, measure
 from mirai_bench.evaluate.__main__ import command
 from mirai_bench.evaluate.evaluation import Evaluator, check_evaluation
 from mirai_bench.evaluate.extractors import EXTRACTORS, FeatureCollector, open_extractor
-from mirai_bench.evaluate.measure import FEWEST, StoredImages, round_robin
+from mirai_bench.evaluate.measure import FEWEST, SampledImages, StoredImages, Unit, round_robin
 from mirai_bench.evaluate.metrics import Gaussian
 from mirai_bench.evaluate.references import Reference, open_reference
 from mirai_bench.model.transformer import build_model
@@ -163,6 +163,22 @@ def test_what_evaluations_share_is_opened_once(make_config, monkeypatch):
 
 def test_ranks_take_turns_and_rank_0_has_all_in_order():
     assert list(round_robin(5, lambda number: number * 10, Ranks())) == [0, 10, 20, 30, 40]
+
+
+def test_the_time_of_sampling_is_that_of_rank_0(make_config, monkeypatch):
+    """With the sum over ranks, what is left for the rest of an evaluation was less than nothing."""
+    config = make_config()
+    evaluator = Evaluator(config, CPU)
+
+    def units(source, meter, *others):
+        for number in range(4):
+            images, labels = source.read(range(number * 25, number * 25 + 25))
+            yield Unit(images, labels, 25, meter.look(images, images), 1.0 if number % 2 else 0.25)
+
+    monkeypatch.setattr(measure, "units", units)
+    source = SampledImages(model_of(config), evaluator.tokenizer, evaluator.protocol, 0, None)
+    found = measure.measure(source, evaluator.extractor, evaluator.reference, ranks=Ranks(0, 2, None))
+    assert found.sample_seconds == 0.5
 
 
 def test_one_and_two_processes_give_the_same_images_and_number(trained_run, tmp_path):

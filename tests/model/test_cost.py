@@ -16,6 +16,7 @@ from mirai_bench.regularizer.regularizer import Moment
 from mirai_bench.sweep.estimate import cell_flops
 from mirai_bench.sweep.plan import make_plan
 from mirai_bench.train.memory import device_bytes, logit_bytes
+from mirai_bench.train.optim import foresight_weight
 from mirai_bench.utils.device import Hardware
 from tests.support.small_run import new_trainer, saved
 
@@ -208,6 +209,24 @@ def test_foresight_that_stops_costs_nothing_afterwards(make_config):
     assert flops(stopped, 50) == flops(plain, 50)
     assert flops(stopped, 625) == flops(whole, 625) > flops(plain, 625)
     assert flops(stopped, 1000) - flops(stopped, 625) == pytest.approx(flops(plain, 375))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"weight": 0},
+        {"weight": 0, "schedule": "step", "step_at": 0.25},
+        {"schedule": "two_steps", "middle_weight": 0, "step_at": 0.25, "second_step_at": 0.5},
+        {"schedule": "two_steps", "warmup": 0.3, "step_at": 0.25, "second_step_at": 0.5, "final_weight": 0},
+        {"schedule": "cosine", "final_weight": 0, "warmup": 0.1},
+    ],
+)
+def test_foresight_costs_something_where_its_weight_is_not_0(make_config, schedule):
+    config = make_config(foresight={"level": "internal"} | schedule)
+    active = sum(foresight_weight(config.foresight, step / 1000) != 0 for step in range(1000))
+    per_step = config.train.batch_size * (cost.step_flops(config) - cost.step_flops(make_config()))
+    plain = cost.training_flops(make_config(), 1000, 1000)
+    assert cost.training_flops(config, 1000, 1000) == pytest.approx(plain + active * per_step)
 
 
 def test_training_on_patches_costs_less(make_config):

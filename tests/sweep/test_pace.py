@@ -29,6 +29,28 @@ def test_a_run_takes_its_steps_and_its_evaluations(monkeypatch):
     assert pace.run_seconds(load_run("digits", SMALL), 100) == pytest.approx(100 * 2 / 5 + 2 * 50 * 1 / 10)
 
 
+def test_a_teacher_is_left_out_and_counted_by_its_flops(monkeypatch, tmp_path):
+    """Trained on random codes it would be kept, and real runs would use it."""
+    monkeypatch.setattr(pace, "SECONDS", 0.0)
+    monkeypatch.setattr(pace, "IMAGES", 10)
+    clock = iter(range(100))
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: float(next(clock)))
+    teacher = ("foresight={level: internal, source: encoder}", f"machine.runs={tmp_path}")
+    config = load_run("digits", (*SMALL, *teacher))
+    share = training_flops(config, 100, 100) / training_flops(load_run("digits", SMALL), 100, 100)
+    assert pace.run_seconds(config, 100) == pytest.approx(share * 100 * 2 / 5 + 2 * 50 * 1 / 10) and share > 1
+    assert not list(tmp_path.rglob("masked_tokens*"))
+
+
+def test_what_is_not_known_is_named(tmp_path):
+    folder = ("data={dataset: folder, name: own, image_size: 8}", f"machine.runs={tmp_path}")
+    with pytest.raises(UserError, match="how many steps an epoch of digits has is not known"):
+        pace.timed_rate(Cell("baseline", load_run("digits", (*SMALL, *folder))), 1)
+    encoder = "foresight={level: internal, source: encoder, encoder: {name: 'timm:vit_tiny_patch16_224'}}"
+    with pytest.raises(UserError, match="the FLOPs of mirai-i, the first arm, are not known"):
+        pace.timed_rate(Cell("mirai-i", load_run("digits", (*SMALL, encoder))), 1)
+
+
 def test_the_rate_is_that_of_all_processes_at_once(monkeypatch):
     config = load_run("digits", SMALL)
     steps = num_steps(config)

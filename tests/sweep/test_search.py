@@ -8,7 +8,7 @@ import pytest
 from mirai_bench.config.checking import checked
 from mirai_bench.config.sweep_file import Search
 from mirai_bench.sweep import search_progress
-from mirai_bench.sweep.search_table import compare
+from mirai_bench.sweep.search_table import best_of, compare
 from mirai_bench.tracking.journal import Journal
 from mirai_bench.utils.errors import UserError
 
@@ -59,6 +59,14 @@ def test_what_does_not_count_is_after_what_counts_and_says_why():
         "61 s of training, more than 60",
         "not measured",
     ]
+
+
+def test_without_a_heldout_loss_slack_lets_nothing_count():
+    runs = [run(1, 0, 1.0, heldout=None), run(2, 0, 2.0)]
+    rows = compare(runs, search(metric="FD-digits", slack=0.01), lower=True)
+    assert order(rows) == [2, 1] and rows[1]["excluded"] == "heldout_ntp not measured"
+    rows = compare(runs[:1], search(metric="FD-digits", slack=0.01), lower=True)
+    assert rows[0]["excluded"] == "heldout_ntp not measured" and best_of(rows) is None
 
 
 def test_a_configuration_of_which_one_run_failed_is_not_measured():

@@ -87,6 +87,9 @@ def test_ema_by_hand():
         ({"level": "output", "k": 2, "schedule": "step", "final_weight": 0}, True),
         ({"level": "internal", "schedule": "two_steps", "final_weight": 0}, True),
         ({"level": "internal", "schedule": "two_steps", "final_weight": 0.5}, False),
+        ({"level": "internal", "schedule": "two_steps", "middle_weight": 0}, True),
+        ({"level": "internal", "schedule": "step", "weight": 0}, True),
+        ({"level": "internal", "schedule": "linear", "weight": 0}, True),
         ({"level": "internal", "weight": 0}, True),
     ],
 )

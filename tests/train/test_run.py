@@ -421,6 +421,17 @@ def test_weights_of_chosen_epochs_are_kept(make_config, tmp_path):
         make_config(train={"epochs": 3}, machine={"keep_at": [4]})
 
 
+def test_the_speed_in_the_log_counts_the_time_before_a_checkpoint(make_config, tmp_path):
+    """Checkpoints lie between two lines of the log, and a batch has 16 images."""
+    train(make_config(machine={"log_every": 20, "checkpoint_every": 0.3}), tmp_path)
+    steps = seconds = 0
+    for line in read_journal(tmp_path / "journal.jsonl"):
+        if line["kind"] == "train":
+            seconds += 16 * (line["step"] - steps) / line["images_per_second"]
+            steps = line["step"]
+            assert seconds == pytest.approx(line["train_seconds"])
+
+
 def test_a_journal_that_was_emptied_beside_a_checkpoint_is_refused(make_config, tmp_path):
     config = make_config(train={"epochs": 3}, evaluation={"at": [1, 2, 3]}, machine={"keep_checkpoints": 9})
     train(config, tmp_path)
