@@ -28,7 +28,7 @@ from comparisons import (
 from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.results.diagnoses import HEAD, Diagnoses, read_diagnosed, read_frozen_diagnoses
 from mirai_bench.results.frame import Results, refuse_mixed_protocols
-from mirai_bench.results.looks import SMALL, UNDECIDED
+from mirai_bench.results.looks import LEVEL, SMALL, UNDECIDED
 from mirai_bench.results.notes import MISSING
 from mirai_bench.results.teachers import taught_by_judge
 from mirai_bench.utils.assets import shipped
@@ -38,9 +38,11 @@ from mirai_bench.utils.text_table import markdown_table
 CLAIMS = shipped("reports", "claims.yaml")
 RULES = (
     "A comparison is made at the last evaluation, paired by seed, with the t-interval over seeds. "
-    "A claim is **supported** if the 95 % interval\nof each of its comparisons lies wholly on the "
-    "claimed side; **contradicted** if the interval of one of them (at 1 − 5 %/m, for "
-    "m\ncomparisons) lies wholly on the other side; else **undecided**: these seeds do not tell. "
+    "Its level is 95 %, or where the sweep plans looks\nthat of the last look which its seeds have "
+    "reached, which then stands beside the interval. A claim is **supported** if the interval\nof "
+    "each of its comparisons lies wholly on the claimed side; **contradicted** if the interval of one of "
+    "them (for m comparisons\nwith an m-th of the level's error) lies wholly on the other side; else "
+    "**undecided**: these seeds do not tell. "
     "One seed never decides, nor does a sweep before its first planned look. "
     "A claim whose whole corrected\ninterval lies within the smallest effect of interest that its sweep "
     "registered is **below the smallest effect of interest**. A claim that a profile\ncould not show "
@@ -148,9 +150,9 @@ def judge(
 
 def judged(tests: list[Test], sweeps: Sequence[Results], diagnoses: Sequence[Diagnoses]) -> list[list[str]]:
     """Returns rows of profile, verdict and evidence, one for each profile that ran one of the comparisons."""
-    # 1. One comparison of m is enough to contradict, so each of them has to do so at 1 - 5 %/m
+    # 1. One comparison of m is enough to contradict, so each of them has to do so with an m-th of the error
     #    (Bonferroni). To support the claim all must agree, which needs no correction.
-    strict = 1 - 0.05 / len(tests)
+    strict = 1 - LEVEL / len(tests)
     # 2. The comparisons that each profile has run. Profiles are other data: they are never pooled.
     rows = []
     profiles = [results.profile for results in (*sweeps, *(each.results for each in diagnoses))]

@@ -44,7 +44,23 @@ def is_pilot(results: Results, n: int) -> bool:
     return len(looks) > 0 and n < looks[0]
 
 
-# ---- the kinds of comparison. `strict` is the confidence that a contradiction needs.
+def levels_of(results: Results, n: int, strict: float) -> tuple[float, float]:
+    """Returns the confidence of an interval of n seeds, and that of one that contradicts.
+
+    It is that of the last planned look which the seeds have reached. The other one is stricter by the
+    same factor as `strict` is than 95 %.
+    """
+    level = level_of(results.registered.get("now", {}).get("looks", ()), n)
+    return 1 - level, 1 - level * (1 - strict) / LEVEL
+
+
+def seeds_and_level(results: Results, n: int) -> str:
+    """Returns the number of seeds in words, with the level of the intervals if it is not 95 %."""
+    confidence, _ = levels_of(results, n, CONFIDENCE)
+    return f"n {n}" if math.isclose(confidence, CONFIDENCE) else f"n {n} ({100 * confidence:.1f} %)"
+
+
+# ---- the kinds of comparison. `strict` is the confidence that a contradiction needs without looks.
 
 
 def compare_better(results: Results, test: Test, strict: float) -> Evidence:
@@ -54,20 +70,17 @@ def compare_better(results: Results, test: Test, strict: float) -> Evidence:
     in_log = is_distance(metric)
     ours = at_last(results, test["better"], metric)
     theirs = at_last(results, test["than"], metric)
-    plan = results.registered.get("now", {})
-    level = level_of(plan.get("looks", ()), len(ours.keys() & theirs.keys()))
-    found = paired(ours, theirs, 1 - level, in_log=in_log)
-    # Stricter by the same factor as `strict` is than 95 %.
-    wide = paired(ours, theirs, 1 - level * (1 - strict) / LEVEL, in_log=in_log)
+    n = len(ours.keys() & theirs.keys())
+    found, wide = (paired(ours, theirs, each, in_log=in_log) for each in levels_of(results, n, strict))
     what = f"{metric}: {test['better']} {'relative to' if in_log else 'minus'} {test['than']}"
-    text = f"{what} {difference(found, metric)}, n {found.n if found else 0}"
+    text = f"{what} {difference(found, metric)}, {seeds_and_level(results, n)}"
     if found is None or wide is None or math.isnan(found.half):
         return Evidence(UNDECIDED, text)
     # 2. A sweep that has not come to its first look decides nothing.
     if is_pilot(results, found.n):
         return Evidence(UNDECIDED, f"{text}, a pilot")
     # 3. The claim is a side of 0. Within the smallest effect of interest it is neither.
-    if is_small(wide, plan.get("smallest_effect"), metric):
+    if is_small(wide, results.registered.get("now", {}).get("smallest_effect"), metric):
         return Evidence(SMALL, text)
     if lower_is_better(metric):
         return Evidence(verdict(found.high < 0, wide.low > 0), text)
@@ -81,9 +94,12 @@ def compare_speedup(results: Results, test: Test, strict: float) -> Evidence:
     cost = test.get("cost", "epochs")
     if cost not in COSTS:
         raise unknown("cost of a speed-up", cost, COSTS)
-    found = speedup(results, test["arm"], metric, cost, "final", CONFIDENCE)
-    wide = speedup(results, test["arm"], metric, cost, "final", strict)
-    text = f"{test['arm']} reaches the baseline's final {metric}: {found} in {COSTS[cost]}, n {found.n}"
+    n = len(at_last(results, test["arm"], metric).keys() & at_last(results, results.baseline, metric).keys())
+    found, wide = (
+        speedup(results, test["arm"], metric, cost, "final", each) for each in levels_of(results, n, strict)
+    )
+    seeds = seeds_and_level(results, found.n)
+    text = f"{test['arm']} reaches the baseline's final {metric}: {found} in {COSTS[cost]}, {seeds}"
     if factor > found.greatest:
         more = f"the evaluations of this profile could show {found.greatest:.3g}× at most"
         return Evidence(CANNOT, f"{text}; {more}")
@@ -96,8 +112,8 @@ def compare_same(results: Results, test: Test, strict: float) -> Evidence:
     """Compares a quantity of an arm, over the baseline's, with 1."""
     ours = at_last(results, test["arm"], test["same"])
     theirs = at_last(results, results.baseline, test["same"])
-    found = ratio(ours, theirs)
-    wide = ratio(ours, theirs, strict)
+    n = len(ours.keys() & theirs.keys())
+    found, wide = (ratio(ours, theirs, each) for each in levels_of(results, n, strict))
     what = f"{test['same']}: {test['arm']} over {results.baseline}"
     if found is None or wide is None or math.isnan(found.half):
         mean = found.mean if found else math.nan
@@ -105,7 +121,8 @@ def compare_same(results: Results, test: Test, strict: float) -> Evidence:
     # A test of equivalence. That a difference is not significant would not show that there is none.
     low = 1 - test["within"]
     high = 1 + test["within"]
-    text = f"{what} {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}], n {found.n}"
+    seeds = seeds_and_level(results, found.n)
+    text = f"{what} {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}], {seeds}"
     same = low <= found.low and found.high <= high
     return Evidence(verdict(same, wide.high < low or wide.low > high), text)
 
@@ -127,9 +144,10 @@ def compare_diagnosed(diagnoses: Diagnoses, test: Test, strict: float) -> Eviden
     """Compares a value of a diagnostic, which is to be larger in the arm `more` than in the arm `than`."""
     diagnostic, value = test[DIAGNOSED].split("/")
     ours, theirs = (diagnoses.by_seed(diagnostic, test[arm], value) for arm in ("more", "than"))
-    found, wide = paired(ours, theirs), paired(ours, theirs, strict)
+    n = len(ours.keys() & theirs.keys())
+    found, wide = (paired(ours, theirs, each) for each in levels_of(diagnoses.results, n, strict))
     text = f"{diagnostic} {value}: {test['more']} minus {test['than']} {with_interval(found)}"
-    text += f", n {found.n if found else 0}"
+    text += f", {seeds_and_level(diagnoses.results, n)}"
     if found is None or wide is None or math.isnan(found.half):
         return Evidence(UNDECIDED, text)
     if is_pilot(diagnoses.results, found.n):

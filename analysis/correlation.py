@@ -115,9 +115,8 @@ def exchanged_p(x: Array, y: Array) -> float:
 
 
 def least_p(arms: int) -> float:
-    """Returns the least p that so many arms can have: an order and its mirror image look alike."""
-    orders = math.factorial(arms)
-    return 2 / orders if orders <= MOST_ORDERS else 1 / MOST_ORDERS
+    """Returns the least p that so many arms can have: no other order does as well as theirs."""
+    return 1 / min(math.factorial(arms), MOST_ORDERS)
 
 
 def within_arms(changes: Array, gains: Array) -> tuple[float, tuple[float, float]]:

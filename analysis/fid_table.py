@@ -66,8 +66,7 @@ def draw_differences(results: Results, table: Table, width: float = WIDTH) -> Fi
     looks = look(results)
     rows = [row for row in table.rows if row.arm != table.baseline]
     better = "left" if lower_is_better(metric) else "right"
-    decided = any(row.verdict for row in rows)
-    filled = "verdict better or worse" if decided else f"Holm-corrected p below {SIGNIFICANT:g}"
+    filled = "verdict better or worse" if table.is_decided else f"Holm-corrected p below {SIGNIFICANT:g}"
     note = f"mean and t-interval over seeds, as in the table; filled: {filled}; profile {results.profile}"
     with matplotlib.rc_context(STYLE):
         # A line of 0.27 inches per arm, below a heading.
@@ -77,7 +76,7 @@ def draw_differences(results: Results, table: Table, width: float = WIDTH) -> Fi
         for place, row in enumerate(rows):
             change = row.differences.get(metric)
             shown = change is not None and change.p < SIGNIFICANT
-            if decided:
+            if table.is_decided:
                 shown = (row.verdict or "").startswith((BETTER, WORSE))
             _draw_difference(axes, place, change, shown, *looks[row.arm])
         axes.set_yticks(range(len(rows)), [row.arm for row in rows])

@@ -134,6 +134,8 @@ are one family. An arm of no family is described and gets no verdict."""
             raise ValueError(f"looks is {looks}: write increasing numbers of seeds, such as [6, 12, 24]")
         if self.smallest_effect is not None and not looks:
             raise ValueError(f"smallest_effect is {self.smallest_effect} without looks: write both")
+        if self.families and not looks:
+            raise ValueError("families without looks: write both, for instance looks: [6, 12, 24]")
         if self.pilot is not None and (not looks or self.pilot >= looks[0]):
             raise ValueError(
                 f"pilot is {self.pilot} with looks {looks}: write fewer seeds than the first look"

@@ -136,7 +136,12 @@ def similarities(x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def kernel(x: Tensor, *, unit: bool) -> Tensor:
-    """Returns the inner products (n, n) of the centred rows, of unit length if `unit`."""
+    """Returns the inner products (n, n) of the centred rows, of unit length if `unit`.
+
+    CKNNA and shared neighbours are published without centring, so that values cannot be compared with
+    those of other papers. States of a transformer have a large common mean, beside which all rows
+    would be neighbours.
+    """
     x = x.double() - x.double().mean(0)
     if unit:
         x = F.normalize(x, dim=-1)

@@ -30,7 +30,8 @@ def measure(subject: Subject) -> Finding:
     """Compares the trained foresight loss on held-out images with that of constants.
 
     Constants are fitted to training images. Losses are reduced over the heads as the run's configuration
-    says, so `loss` compares with the journal's. Of an internal level, `constant_center` is the loss of
+    says, so `loss` compares with the journal's unless `foresight.loss` is another one than the cosine,
+    which is what is measured here. Of an internal level, `constant_center` is the loss of
     constants if the mean of all targets is subtracted first. detail: `constant` [K] and
     `loss` [K], by head; heads without a pair have 0.
     """

@@ -18,14 +18,14 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.data.codes import has_heldout_codes, open_codes
 from mirai_bench.data.images.grid import first_grid
 from mirai_bench.data.tokenizers import Tokenizer, load_tokenizer
-from mirai_bench.evaluate.exact import Rule, open_rule
+from mirai_bench.evaluate.exact import Rule, metrics_of_heldout, open_rule
 from mirai_bench.evaluate.extractors import Extractor, entry_of, open_extractor
 from mirai_bench.evaluate.measure import SampledImages, Source, measure, round_robin
 from mirai_bench.evaluate.reconstructions import reconstructions_of
 from mirai_bench.evaluate.reference_images import SPLITS, split_images
 from mirai_bench.evaluate.references import Reference, find_reference, open_reference
 from mirai_bench.model.transformer import ARModel
-from mirai_bench.results.frame import lower_is_better
+from mirai_bench.results.frame import BITS, RECONSTRUCTIONS, lower_is_better
 from mirai_bench.utils.distributed import Ranks
 from mirai_bench.utils.errors import UserError
 
@@ -208,15 +208,35 @@ class Evaluator:
 def check_metrics(config: RunConfig, has_model: bool = True) -> None:
     """Raises UserError if an evaluation of a model, or of images alone, would measure nothing.
 
-    The same holds if the metric that decides is unknown.
+    The same holds if the metric that decides will not be measured.
     """
     is_planted = config.data.dataset == "staircase"
     has_loss = has_model and has_heldout_codes(config)
     if config.evaluation.protocol.extractor == "none" and not is_planted and not has_loss:
         where = "the data has no held-out split" if has_model else "images alone have no held-out loss"
         raise UserError(f"protocol.extractor is none, and {where}: nothing is measured; name an extractor")
-    if config.evaluation.primary is not None:
-        lower_is_better(config.evaluation.primary)  # for its UserError
+    named = config.evaluation.primary
+    if named is not None:
+        lower_is_better(named)  # for its UserError, if it is no metric at all
+        known = possible_metrics(config, has_loss)
+        if has_model and named not in known:
+            raise UserError(
+                f"evaluation.primary is {named}, which is not measured here: write one of {', '.join(known)}"
+            )
+
+
+def possible_metrics(config: RunConfig, has_loss: bool) -> list[str]:
+    """Returns the names of the metrics that an evaluation of this config can have."""
+    names = ["heldout_ntp", BITS] if has_loss else []
+    if config.evaluation.protocol.extractor != "none":
+        entry = entry_of(config.evaluation.protocol.extractor)
+        names += [entry.frechet, f"{entry.frechet}{RECONSTRUCTIONS}", f"{entry.frechet}-infinity"]
+        names += [entry.kernel, entry.sliced, "precision", "recall", "density", "coverage", "copies"]
+        names += ["sFID"] if "spatial" in entry.features else []
+        names += ["class_accuracy" if entry.labels else "IS"] if "logits" in entry.features else []
+    if config.data.dataset == "staircase":
+        names += ["rule", *(metrics_of_heldout(config.data.staircase) if has_loss else [])]
+    return names
 
 
 def check_evaluation(config: RunConfig) -> None:

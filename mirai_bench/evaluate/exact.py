@@ -58,6 +58,13 @@ class Rule:
         return values
 
 
+def metrics_of_heldout(planted: StaircaseConfig) -> list[str]:
+    """Returns the names of the metrics that `Rule.of_heldout` gives."""
+    _, *others = planted_cells(planted)
+    names = ["heldout_excess", "decisive_nats", "decisive_accuracy", "solved"]
+    return [*names, *(f"{name}_{cell}" for cell in others for name in ("nats", "accuracy"))]
+
+
 def open_rule(config: RunConfig, device: torch.device) -> Rule | None:
     """Returns the rule of the config's data set, or None if it has none."""
     if config.data.dataset != "staircase":

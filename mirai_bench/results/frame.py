@@ -90,22 +90,25 @@ records."""
 
     @cached_property
     def primary(self) -> str:
-        """The metric that decides: the one that the profile names, or the one by default.
+        """The metric that decides: the one that the sweep or its profile names, or the one by default.
 
         Raises UserError if the records do not have it.
         """
-        for record in self.records:
-            evaluation = record["run"]["config"].get("evaluation", {})
-            named = evaluation.get("primary")
-            if named in self.choices:
-                return named
-            if named is not None:
-                known = ", ".join(self.choices)
-                raise UserError(
-                    f"evaluation.primary is {named}, which {self.axis} has no values of: choose one of "
-                    f"{known} with --metric"
-                )
-        return primary_metric(self.metrics)
+        if "now" in self.registered:
+            named = self.registered["now"]["primary"]
+        else:
+            # Older records say it with each run. A run may have been trained for another sweep.
+            of_runs = (record["run"]["config"].get("evaluation", {}) for record in self.records)
+            named = next((each["primary"] for each in of_runs if each.get("primary")), None)
+        if named is None:
+            return primary_metric(self.metrics)
+        if named not in self.choices:
+            known = ", ".join(self.choices)
+            raise UserError(
+                f"evaluation.primary is {named}, which {self.axis} has no values of: choose one of "
+                f"{known} with --metric, or change it in the sweep file and run the sweep again"
+            )
+        return named
 
     @cached_property
     def frame(self) -> pd.DataFrame:

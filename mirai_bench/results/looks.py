@@ -8,7 +8,7 @@ finds something sooner or later, so the looks share one level of 5 %.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +41,26 @@ None for PILOT, or without a pair of seeds."""
 
 
 @dataclass(frozen=True)
+class Family:
+    """Arms that are tested together (Holm's correction)."""
+
+    arms: list[str]
+    """Those that are in the plan."""
+    absent: int
+    """Number of registered arms that are not, because a command has left them out. They count as tests \
+that show nothing: which arms are trained must not make the others' tests milder."""
+
+    @property
+    def size(self) -> int:
+        """Returns the number of tests."""
+        return len(self.arms) + self.absent
+
+    def corrected(self, p_values: Sequence[float]) -> dict[str, float]:
+        """Returns the corrected p-value of each arm. A nan, of an arm without a test, is not counted."""
+        return dict(zip(self.arms, holm([*p_values, *[1.0] * self.absent]), strict=False))
+
+
+@dataclass(frozen=True)
 class Decisions:
     """The verdicts on the arms of a sweep, and where it stands."""
 
@@ -49,6 +69,8 @@ class Decisions:
     reached_by: Mapping[str, int]
     """By arm the number of looks that its family has reached. Families are corrected apart, so that one \
 which was added later may be at an earlier look."""
+    family_size: Mapping[str, int]
+    """By arm the number of arms that are tested with it, itself included."""
     verdicts: Mapping[str, Verdict]
     """By arm, without the baseline, arms of no family, and arms whose own teacher would judge them."""
 
@@ -129,17 +151,19 @@ def decide(results: Results, step: int, metric: str) -> Decisions | None:
         return None
     looks = tuple(plan["looks"])
     reached_by: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     verdicts: dict[str, Verdict] = {}
-    for family in families(plan, results, taught_by_judge(results, metric)):
-        values = {arm: results.by_seed(arm, step, metric) for arm in (*family, results.baseline)}
+    for family in tested_together(results, metric):
+        values = {arm: results.by_seed(arm, step, metric) for arm in (*family.arms, results.baseline)}
         reached = sum(_is_reached(results, values, plan["seeds"][:n]) for n in looks)
-        reached_by |= dict.fromkeys(family, reached)
-        verdicts |= {arm: Verdict(PILOT, 0, None) for arm in family}
+        reached_by |= dict.fromkeys(family.arms, reached)
+        sizes |= dict.fromkeys(family.arms, family.size)
+        verdicts |= {arm: Verdict(PILOT, 0, None) for arm in family.arms}
         for number in range(reached):
             seeds = plan["seeds"][: looks[number]]
             own = {arm: _of_seeds(of_arm, seeds) for arm, of_arm in values.items()}
             _look(verdicts, family, own, plan, results.baseline, metric, number)
-    return Decisions(looks, reached_by, verdicts)
+    return Decisions(looks, reached_by, sizes, verdicts)
 
 
 def departures(results: Results) -> list[str]:
@@ -172,14 +196,21 @@ def named_families(families: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"{name} ({', '.join(arms)})" for name, arms in families.items()]
 
 
-def families(plan: Mapping[str, Any], results: Results, barred: Collection[str]) -> list[list[str]]:
+def tested_together(results: Results, metric: str) -> list[Family]:
     """Returns the families of arms that are corrected together; by default all arms are one.
 
-    Arms that are `barred` from a verdict are left out.
+    Arms that the metric cannot judge are left out, and where families are named all others.
     """
+    plan = results.registered.get("now", {})
+    barred = taught_by_judge(results, metric)
     others = [arm for arm in results.arms if arm != results.baseline and arm not in barred]
-    named = plan["families"].values() or [others]
-    return [[arm for arm in family if arm in others] for family in named]
+    if not plan.get("looks"):
+        return [Family(others, 0)]
+    found = []
+    for named in plan["families"].values() or [[arm for arm in plan["arms"] if arm != results.baseline]]:
+        arms = [arm for arm in named if arm in others]
+        found.append(Family(arms, sum(arm not in results.arms for arm in named)))
+    return [family for family in found if family.arms]
 
 
 def _is_reached(results: Results, values: Mapping[str, Values], seeds: Sequence[int]) -> bool:
@@ -204,7 +235,7 @@ def _of_seeds(values: Values, seeds: Sequence[int]) -> dict[int, float]:
 
 def _look(
     verdicts: dict[str, Verdict],
-    family: Sequence[str],
+    family: Family,
     values: Mapping[str, Values],
     plan: Mapping[str, Any],
     baseline: str,
@@ -218,12 +249,12 @@ def _look(
     #    and one that is below the smallest effect as accepted (Holm's correction over looks).
     estimates: dict[str, Estimate | None] = {}
     p_values = []
-    for arm in family:
+    for arm in family.arms:
         found = paired(values[arm], values[baseline], 1 - level, in_log=in_log)
         estimates[arm] = found
         tested = found.p if found else math.nan
         p_values.append({SMALL: 1.0, BETTER: 0.0, WORSE: 0.0}.get(verdicts[arm].word, tested))
-    corrected = dict(zip(family, holm(p_values), strict=True))
+    corrected = family.corrected(p_values)
     # 2. The verdicts.
     for arm, found in estimates.items():
         earlier = verdicts[arm]
@@ -231,7 +262,7 @@ def _look(
             if found is not None and earlier.estimate is not None:
                 verdicts[arm] = replace(earlier, estimate=replace(found, p=earlier.estimate.p))
             continue
-        wide = paired(values[arm], values[baseline], 1 - level / len(family), in_log=in_log)
+        wide = paired(values[arm], values[baseline], 1 - level / family.size, in_log=in_log)
         word = UNDECIDED
         if found is not None and wide is not None and not math.isnan(found.half):
             found = replace(found, p=corrected[arm])

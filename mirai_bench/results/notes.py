@@ -13,7 +13,7 @@ from mirai_bench.results.paper import is_papers, paper_setting
 from mirai_bench.results.plugged import plugins_note
 from mirai_bench.results.row import Row
 from mirai_bench.results.stats import CONFIDENCE, MOST_SEEDS, POWER, seeds_needed, smallest_shown
-from mirai_bench.results.teachers import teachers_note
+from mirai_bench.results.teachers import shared_teacher_note, teachers_note
 
 MISSING = "—"
 MOST_LISTED = 12  # unfinished cells that a note names
@@ -62,6 +62,7 @@ def notes_below(
     #    still missing.
     found = (
         teachers_note(results, metric),
+        shared_teacher_note(results),
         controls_note(results),
         mixed_machines(results),
         left_out_note(results),
@@ -106,7 +107,8 @@ def _how_to_read(
         p = f"Holm-corrected over the family, to be compared with {decisions.level():.3f}"
         if any(0 < verdict.look < decisions.reached for verdict in decisions.verdicts.values()):
             p += " (with an earlier look's verdict: the p of that look)"
-        look = f" Look {decisions.reached} of {len(decisions.looks)} ({n} seeds).{_behind(decisions)}"
+        others = _without_verdict(rows, decisions) + _behind(decisions)
+        look = f" Look {decisions.reached} of {len(decisions.looks)} ({n} seeds).{others}"
     elif decisions is not None:
         n = decisions.looks[0]
         look = f" A pilot: no verdict is given before the first look at {n} seeds."
@@ -119,6 +121,14 @@ def _how_to_read(
         f"paired by seed, with its {interval}; p: paired t-test, {p}. ↓ lower is better, ↑ higher. "
         f"{costs}: training cost up to there, relative to the baseline."
     )
+
+
+def _without_verdict(rows: list[Row], decisions: Decisions) -> str:
+    """Returns which arms get no verdict, as a sentence, or nothing."""
+    arms = [row.arm for row in rows if row.differences and row.arm not in decisions.verdicts]
+    if not arms:
+        return ""
+    return f" In no family that is tested, with intervals of {100 * CONFIDENCE:g} %: {', '.join(arms)}."
 
 
 def _behind(decisions: Decisions) -> str:
@@ -158,21 +168,27 @@ def _can_show(rows: list[Row], metric: str, decisions: Decisions | None) -> list
     """Returns which difference these seeds can show, and how many seeds the observed ones need."""
     tests = {row.arm: row.differences.get(metric) for row in rows}
     found = {arm: test for arm, test in tests.items() if test is not None and test.deviation > 0}
+    if decisions is not None:
+        found = {arm: test for arm, test in found.items() if arm in decisions.verdicts}
     if not found:
         return []
     # The arms differ little in their deviation, which few seeds cannot tell apart: it is pooled.
     deviation = math.sqrt(sum(test.deviation**2 for test in found.values()) / len(found))
-    n = max(test.n for test in found.values())
-    level = (decisions.level() if decisions else 1 - CONFIDENCE) / len(found)
-    shown = as_change(smallest_shown(n, deviation, level), metric)
+    groups: dict[tuple[float, int], int] = {}  # by level and size of a family the most seeds of its arms
     needed = []
     for arm, test in found.items():
-        seeds = seeds_needed(test.mean, deviation, level)
+        size = decisions.family_size[arm] if decisions else len(found)
+        level = decisions.level(arm) if decisions else 1 - CONFIDENCE
+        groups[level, size] = max(test.n, groups.get((level, size), 0))
+        seeds = seeds_needed(test.mean, deviation, level / size)
         needed.append(f"{arm} {f'over {MOST_SEEDS:,}' if seeds is None else seeds}")
+    texts = []
+    for (level, size), n in groups.items():
+        shown = as_change(smallest_shown(n, deviation, level / size), metric)
+        texts.append(f"with {n} seeds a difference of {shown} (corrected over {size})")
     return [
-        f"With {n} seeds a difference of {shown} is shown with a probability of {POWER:g} (paired s.d. of "
-        f"these runs, corrected over {len(found)}). Seeds that the observed differences would need: "
-        f"{', '.join(needed)}."
+        f"These seeds show with a probability of {POWER:g}, by the paired s.d. of these runs: "
+        f"{'; '.join(texts)}. Seeds that the observed differences would need: {', '.join(needed)}."
     ]
 
 

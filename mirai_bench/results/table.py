@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 
 from mirai_bench.results.cost import one_off_notes, with_one_off
 from mirai_bench.results.frame import Results, is_distance, refuse_mixed_protocols
-from mirai_bench.results.looks import PILOT, Decisions, decide
+from mirai_bench.results.looks import PILOT, Decisions, decide, tested_together
 from mirai_bench.results.noise import deviation_of, noise_floor, read_panel
 from mirai_bench.results.notes import notes_below
 from mirai_bench.results.paper import PaperValues, paper_values, papers_name
 from mirai_bench.results.row import Row
 from mirai_bench.results.stats import (
     Values,
-    holm,
     paired,
     ratio,
     t_interval,
@@ -46,6 +45,11 @@ panel, if it has one for this recipe. Of a Fréchet distance that of the logarit
 
     Without them the table of a sweep is the same however often it was interrupted.
     """
+
+    @property
+    def is_decided(self) -> bool:
+        """Tells whether verdicts are given, and not only corrected p-values."""
+        return any(row.verdict not in (None, TEACHER) for row in self.rows)
 
 
 def build_table(
@@ -115,22 +119,21 @@ def _row(results: Results, step: int, arm: str, metrics: list[str], paper: Paper
 
 
 def _correct(results: Results, rows: list[Row], metrics: list[str]) -> None:
-    """Applies Holm's correction over the arms to the p-values of each metric.
+    """Applies Holm's correction over the arms of each family to the p-values of each metric.
 
-    An arm that a metric cannot judge is not tested by it.
+    An arm that a metric cannot judge is not tested by it, nor one of no family where looks are planned.
     """
     # One family of tests per metric, because each metric is a question of its own.
     for name in metrics:
-        barred = taught_by_judge(results, name)
-        tests = [row.differences.get(name) for row in rows]
-        p_values = [
-            test.p if test and row.arm not in barred else math.nan
-            for row, test in zip(rows, tests, strict=True)
-        ]
-        corrected = holm(p_values)
-        for row, test, p in zip(rows, tests, corrected, strict=True):
+        tests = {row.arm: row.differences.get(name) for row in rows}
+        corrected = dict.fromkeys(tests, math.nan)
+        for family in tested_together(results, name):
+            own = [tests[arm] for arm in family.arms]
+            corrected |= family.corrected([test.p if test else math.nan for test in own])
+        for row in rows:
+            test = tests[row.arm]
             if test:
-                row.differences[name] = replace(test, p=p)
+                row.differences[name] = replace(test, p=corrected[row.arm])
 
 
 def _decided(row: Row, decisions: Decisions, metric: str) -> Row:

@@ -43,3 +43,21 @@ def teachers_note(results: Results, metric: str) -> str | None:
         "What judges them is the held-out loss (--metric heldout_ntp), or an evaluation with another "
         "extractor."
     )
+
+
+def shared_teacher_note(results: Results) -> str | None:
+    """Returns a sentence on the arms whose seeds share a teacher that the project trained, or None."""
+    found = {}
+    for record in results.records:
+        foresight = foresight_of(record["run"])
+        encoder = foresight.encoder
+        trained = foresight.uses_encoder and encoder.name == "masked_tokens" and encoder.weights is None
+        if trained or foresight.trains_teacher:
+            found[record["arm"]] = foresight.teacher_seed
+    arms = [f"{arm} (seed {found[arm]})" for arm in results.arms if arm in found]
+    if not arms:
+        return None
+    return (
+        f"All runs of an arm share one teacher, trained with foresight.teacher_seed: {', '.join(arms)}. What "
+        "a teacher of another seed would change is in no interval."
+    )

@@ -206,7 +206,7 @@ def _comparable(table: Table, row: Row, metric: str) -> float:
 def _is_shown(table: Table, row: Row, metric: str) -> bool:
     """Tells whether an arm differs from the baseline: by its verdict, or else by the corrected p."""
     change = row.differences.get(metric)
-    if metric == table.metrics[0] and any(each.verdict for each in table.rows):
+    if metric == table.metrics[0] and table.is_decided:
         return (row.verdict or "").startswith((BETTER, WORSE))
     return change is not None and change.p < 1 - CONFIDENCE
 

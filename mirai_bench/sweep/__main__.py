@@ -178,6 +178,8 @@ def run_looks(plan: Plan, path: Path, args: argparse.Namespace) -> int:
     from mirai_bench.sweep.recorded import recorded_cells, restore, with_registered
 
     # 1. What was registered before, and what is only shown.
+    if args.until_decided and not plan.sweep.registered["looks"]:
+        raise UserError(f"--until-decided: {path} plans no looks: write looks: [6, 12, 24] or the like")
     known = read_jsonl(args.records)
     plan = with_registered(plan, known)
     if args.dry_run:
@@ -209,14 +211,14 @@ def rate_of(plan: Plan, args: argparse.Namespace) -> float | None:
 
 
 def train(plan: Plan, args: argparse.Namespace) -> int:
-    """Trains what is missing and prints the table. Returns 1 if a cell failed."""
+    """Trains what is missing and prints the table. Returns 1 if a cell failed, or there is no table."""
     from mirai_bench.sweep.driver import Options, run_sweep
     from mirai_bench.tracking.mlflow_store import ui_command
 
     # 1. Train. stdout gets the table, and stderr everything else.
     report = run_sweep(plan, Options(args.max_concurrent, args.address, args.retries))
     log.info(report.line())
-    show_table(plan)
+    is_shown = show_table(plan)
     if args.diagnose:
         from mirai_bench.sweep.diagnosing import diagnose_finished
 
@@ -233,7 +235,7 @@ def train(plan: Plan, args: argparse.Namespace) -> int:
     log.info(f"  mirai-bench plot   # {plan.sweep.axis}: metric against epochs")
     if args.diagnose:
         log.info(f"  python analysis/diagnose.py --runs {plan.runs}   # why: one figure for each diagnostic")
-    return 1 if failed else 0
+    return 1 if failed or not is_shown else 0
 
 
 def search(plan: Plan, path: Path, args: argparse.Namespace) -> int:
@@ -284,8 +286,8 @@ def measure_noise(args: argparse.Namespace) -> int:
     return run_panel(panel, Options(args.max_concurrent, args.address, args.retries), args.out)
 
 
-def show_table(plan: Plan) -> None:
-    """Prints the table, or logs why the records do not belong in one.
+def show_table(plan: Plan) -> bool:
+    """Prints the table, or logs why the records do not belong in one, and returns False then.
 
     Prints nothing before the first evaluation.
     """
@@ -300,6 +302,8 @@ def show_table(plan: Plan) -> None:
                 print(for_stdout(document(build_table(results))), flush=True)
             except UserError as error:
                 log.info(f"no table: {error}")
+                return False
+    return True
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from mirai_bench.results.reading import read_journals
 from mirai_bench.results.stats import POWER, smallest_shown
 from mirai_bench.sweep.driver import missing
 from mirai_bench.sweep.plan import Plan, make_plan
-from mirai_bench.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +29,7 @@ def next_look(
     """
     (results,) = read_journals(plan.runs, plan.sweep.axis, plan.profile)
     decisions = decide(results, results.last_step, results.primary)
-    if decisions is None:
-        raise UserError(f"--until-decided: {path} plans no looks: write looks: [6, 12, 24] or the like")
+    assert decisions is not None, "the command has refused a file without looks"
     if decisions.reached:
         verdicts = ", ".join(f"{arm} {verdict.word}" for arm, verdict in decisions.verdicts.items())
         log.info(f"look {decisions.reached} of {len(decisions.looks)}: {verdicts}")
@@ -62,12 +60,15 @@ def can_show(plan: Plan) -> str:
     if deviation is None:
         return (
             f"What these seeds can show is not known: there is no noise panel of {plan.profile} with this "
-            f"recipe (python -m mirai_bench.sweep noise {plan.profile})"
+            "recipe (python -m mirai_bench.sweep noise PROFILE, a name or a file, makes one)"
         )
-    # 2. What each look can show, corrected over the arms. Without planned looks there is one, at the end.
-    num_tests = max(1, len(plan.sweep.arms) - 1)
+    # 2. What each look can show, corrected over the arms of the largest family. Without planned looks
+    #    there is one, at the end.
+    registered = plan.sweep.registered
+    families = registered.get("families", {}).values()
+    num_tests = max([1, *map(len, families)] if families else [1, len(plan.sweep.arms) - 1])
     seeds = len({cell.seed for cell in plan.sweep.cells})
-    looks = plan.sweep.registered.get("looks") or [seeds]
+    looks = registered.get("looks") or [seeds]
     texts = []
     for n, level in zip(looks, levels(looks), strict=True):
         shown = smallest_shown(n, math.sqrt(2) * deviation, level / num_tests)

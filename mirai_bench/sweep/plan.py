@@ -105,6 +105,12 @@ def make_plan(
     plan = Plan(sweep)
     # 2. Those of earlier commands. The plan that they left names a cell by what identifies it.
     left = _left(plan)
+    settings_left = left.get("settings", list(sweep.settings))  # older plans do not have them
+    if settings_left != list(sweep.settings):
+        raise UserError(
+            f"{plan.file('.json')} is the plan of a sweep under --set {' '.join(settings_left)}, of the "
+            f"same name as one under {' '.join(sweep.settings)}: use another machine.runs for one of them"
+        )
     first = left["registered"]["first"] if "registered" in left else None
     plan = replace(plan, first_registered=first)
     earlier = {(cell["arm"], cell["seed"], cell["fingerprint"]) for cell in left["cells"]}

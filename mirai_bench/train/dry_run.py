@@ -91,9 +91,12 @@ def pace(config: RunConfig, hardware: Hardware) -> dict[str, str]:
     facts = {"measured step": f"{seconds:.3g} s for {size} images on {where}{left_out}"}
     steps = cost.num_steps(config)
     if steps is not None and share is not None:
-        # The workers share the batch. Foresight is assumed to be as fast per FLOP as the rest.
+        # The workers share the batch. Foresight is assumed to be as fast per FLOP as the rest, and
+        # steps without it, or on shorter sequences, to take as much less as their FLOPs are.
         workers = config.machine.workers
-        hours = steps * config.train.batch_size / size * seconds * share / 3600 / workers
+        of_all, of_one = cost.training_flops(config, steps, steps), cost.step_flops(config)
+        assert of_all is not None and of_one is not None, "the share is known"
+        hours = of_all / of_one / size * seconds * share / 3600 / workers
         digits = 0 if hours >= 100 else 2
         text = f"about {hours:,.{digits}f} hours on {workers} such devices"
         facts["training time"] = f"{text}, evaluation not counted"

@@ -32,7 +32,9 @@ def test_the_baseline_changes_no_correlation():
 def test_p_counts_the_orders_of_the_arms():
     x = np.array([1.0, 2.0, 3.0, 4.0])
     assert exchanged_p(x, x) == pytest.approx(2 / 24), "that order and its mirror image"
-    assert least_p(4) == pytest.approx(2 / 24)
+    assert (
+        least_p(4) == pytest.approx(1 / 24) == exchanged_p(np.array([0, 1, 2, 10]), np.array([0, 1, 3, 20]))
+    )
     assert exchanged_p(x, np.ones(4)) == 1
     many = np.arange(12.0)
     assert exchanged_p(many, many) == pytest.approx(least_p(12)) == 1 / 5040

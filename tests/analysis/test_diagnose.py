@@ -83,7 +83,7 @@ def test_what_rises_with_the_gain_is_correlated_with_it(runs, tmp_path):
     assert float(row["p"]) == pytest.approx(2 / 24, rel=1e-4)
     assert rows["rank", "FD-digits"]["pearson"] == "—", "it is the same for all arms"
     text = (tmp_path / "diagnose_injection_level_correlation.md").read_text()
-    assert "4 arms cannot have a p below 0.083" in text and "output-1d, output-2d, internal-1d" in text
+    assert "4 arms cannot have a p below 0.042" in text and "output-1d, output-2d, internal-1d" in text
 
 
 def test_some_diagnostics_are_drawn_alone(runs, tmp_path):

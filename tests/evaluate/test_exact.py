@@ -12,7 +12,7 @@ from mirai_bench.data.codes import open_codes
 from mirai_bench.data.images.staircase import floor, make_codes, make_images
 from mirai_bench.evaluate.__main__ import command
 from mirai_bench.evaluate.evaluation import Evaluator, check_evaluation
-from mirai_bench.evaluate.exact import open_rule
+from mirai_bench.evaluate.exact import metrics_of_heldout, open_rule
 from mirai_bench.evaluate.measure import measure
 from mirai_bench.model.transformer import Output, build_model
 from mirai_bench.results.frame import lower_is_better
@@ -178,5 +178,9 @@ def test_an_evaluation_that_measures_nothing_is_refused(make_config, tmp_path):
 
 def test_a_metric_that_decides_is_a_known_one():
     check_evaluation(staircase("evaluation.primary=decisive_nats"))
+    with pytest.raises(UserError, match=r"primary is FID, which is not measured here: write one of h"):
+        check_evaluation(staircase("evaluation.primary=FID"))
+    found = exact_metrics(staircase(), range(23)).keys()
+    assert found == set(metrics_of_heldout(staircase().data.staircase))
     with pytest.raises(UserError, match=r"Unknown metric .* 'colour'"):
         check_evaluation(staircase("evaluation.primary=colour"))

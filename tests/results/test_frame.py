@@ -103,6 +103,10 @@ def test_a_profile_names_the_metric_that_decides(frozen):
     assert frozen.primary == "FD-digits"
     named = with_primary(replace(frozen), "recall")
     assert named.primary == "recall"
+    # The sweep decides, and not another one for which a run was trained.
+    for primary, found in ((None, "FD-digits"), ("precision", "precision")):
+        registered = {"now": {"primary": primary}}
+        assert replace(with_primary(replace(frozen), "recall"), registered=registered).primary == found
     assert build_table(named).metrics[0] == "recall"
     assert build_table(named, metric="FD-digits").metrics[0] == "FD-digits"
     with pytest.raises(UserError, match=r"evaluation.primary is rule, .* choose one of FD-digits"):

@@ -36,7 +36,7 @@ def results_of(frozen, values, **registered):
             cells.append({"arm": arm, "seed": seed, "fingerprint": "0" * 12, "status": "done"})
             records.append(base | {"arm": arm, "seed": seed, "metrics": {METRIC: value}})
     plan = {"primary": None, "looks": [3, 6], "smallest_effect": None, "families": {}, "exclusions": []}
-    plan |= {"seeds": list(range(10, 34)), "hash": "abc"} | registered
+    plan |= {"seeds": list(range(10, 34)), "arms": list(values), "hash": "abc"} | registered
     both = {"first": plan, "now": plan}
     return replace(frozen, arms=list(values), cells=cells, records=records, registered=both)
 
@@ -125,6 +125,40 @@ def test_a_missing_cell_holds_up_a_look_and_a_failed_one_does_not(frozen):
     for status, reached in (("pending", 0), ("failed", 1)):
         known = replace(results, cells=[*results.cells, cell | {"status": status}])
         assert decided(known).reached == reached
+
+
+def test_arms_that_a_command_left_out_count_in_their_family(frozen):
+    """Which arms are trained must not make the tests of the others milder."""
+    base = [4.0, 5.0, 6.0]
+    values = {"baseline": base, "arm": [3.6, 4.35, 5.5], "other": base[::-1]}
+    alone = results_of(frozen, values, looks=[3], families={"one": ["arm"], "two": ["other"]})
+    p = decided(alone).verdicts["arm"].estimate.p
+    assert decided(alone).family_size == {"arm": 1, "other": 1} and words(alone)["arm"] == BETTER
+    arms = ["baseline", "arm", "other", "second", "third"]
+    families = {"one": ["arm", "second", "third"], "two": ["other"]}
+    registered = results_of(frozen, values, looks=[3], families=families, arms=arms)
+    decisions = decided(registered)
+    assert decisions.family_size == {"arm": 3, "other": 1}
+    assert decisions.verdicts["arm"].estimate.p == pytest.approx(3 * p)
+    assert decisions.verdicts["arm"].word == UNDECIDED and 0.05 / 3 < p < 0.05
+    # Without named families all registered arms are one, and other metrics are corrected alike.
+    whole = results_of(frozen, values, looks=[3], arms=arms)
+    assert decided(whole).family_size == {"arm": 4, "other": 4}
+    row = build_table(whole).rows[1]
+    assert row.differences[METRIC].p == pytest.approx(4 * p)
+
+
+def test_what_seeds_can_show_is_corrected_over_the_family(frozen):
+    rng = np.random.default_rng(2)
+    base = 4 * np.exp(rng.normal(0, 0.1, 6))
+    names = ("a", "b", "c", "d")
+    values = {"baseline": base} | {arm: base * np.exp(rng.normal(0, 0.1, 6)) for arm in names}
+    found = {arm: list(of_seeds) for arm, of_seeds in values.items()}
+    text = markdown(build_table(results_of(frozen, found, families={"one": ["a"], "two": ["b", "c"]})))
+    assert "(corrected over 1); with 6 seeds a difference of " in text and "(corrected over 2). Seeds" in text
+    assert "In no family that is tested, with intervals of 95 %: d." in text
+    needed = text.partition("would need: ")[2].partition(".")[0].split(", ")
+    assert [item.partition(" ")[0] for item in needed] == ["a", "b", "c"]
 
 
 def test_a_family_that_was_added_later_is_at_its_own_look(frozen):

@@ -10,7 +10,7 @@ from mirai_bench.evaluate.networks import DINOV2_MODEL
 from mirai_bench.foresight.encoders.zoo import PIXEL_ENTRIES
 from mirai_bench.results.looks import BETTER, decide
 from mirai_bench.results.table import build_table
-from mirai_bench.results.teachers import SAME_NETWORK, TEACHER, taught_by_judge
+from mirai_bench.results.teachers import SAME_NETWORK, TEACHER, shared_teacher_note, taught_by_judge
 from mirai_bench.results.writers import markdown
 
 METRIC = "FD-DINOv2"
@@ -42,7 +42,7 @@ def results(frozen):
             cells.append({"arm": arm, "seed": seed, "fingerprint": "0" * 12, "status": "done"})
             records.append(base | {"arm": arm, "seed": seed, "metrics": metrics, "run": run})
     plan = {"primary": None, "looks": [6], "smallest_effect": None, "families": {}, "exclusions": []}
-    plan |= {"seeds": list(range(10, 16)), "hash": "abc"}
+    plan |= {"seeds": list(range(10, 16)), "arms": list(ARMS), "hash": "abc"}
     both = {"first": plan, "now": plan}
     return replace(frozen, arms=list(ARMS), cells=cells, records=records, registered=both)
 
@@ -51,6 +51,24 @@ def test_the_named_networks_are_the_same_ones():
     assert SAME_NETWORK.keys() <= EXTRACTORS.keys()
     assert SAME_NETWORK["dinov2"] == ("dinov2_l", f"timm:{DINOV2_MODEL}")
     assert PIXEL_ENTRIES["dinov2_l"].timm == DINOV2_MODEL
+
+
+def test_a_teacher_that_all_seeds_share_is_named(results):
+    own = {"level": "internal", "source": "encoder", "encoder": {"name": "masked_tokens"}}
+    trained = {
+        "taught": own,
+        "shuffled": own | {"source": "shuffled", "teacher_seed": 3},
+        "small": {"level": "internal", "source": "frozen"},
+        "random": own | {"encoder": {"name": "masked_tokens", "weights": "here.safetensors"}},
+    }
+    assert shared_teacher_note(results) is None
+    records = []
+    for record in results.records:
+        config = record["run"]["config"]
+        foresight = trained.get(record["arm"], config["foresight"])
+        records.append(record | {"run": record["run"] | {"config": config | {"foresight": foresight}}})
+    note = shared_teacher_note(replace(results, records=records))
+    assert "foresight.teacher_seed: taught (seed 0), shuffled (seed 3), small (seed 0). What" in note
 
 
 def test_a_metric_of_features_does_not_judge_whom_its_network_taught(results):

@@ -4,13 +4,15 @@ import json
 import os
 import re
 import time
+from collections import Counter
 
 import pytest
 import yaml
 from filelock import FileLock
+from pydantic import BaseModel
 
 from mirai_bench.config.load import SWEEPS, load_run
-from mirai_bench.config.variation import varied_name
+from mirai_bench.config.variation import IN_SEVERAL_SECTIONS, varied_name
 from mirai_bench.sweep.__main__ import command
 from mirai_bench.sweep.commands import commands
 from mirai_bench.sweep.driver import missing
@@ -135,6 +137,21 @@ def test_a_sweep_under_set_is_another_sweep_and_takes_nothing_from_the_first(her
     assert plan_of(settings=["machine.threads=2"]).file(".json") == first.file(".json")
     long = varied_name("injection_level", [f"foresight.encoder.weights=/a/long/path/{'x' * 80}"])
     assert re.fullmatch(r"injection_level\+[0-9a-f]{6}", long)
+
+
+def test_two_sweeps_under_set_have_two_names(here):
+    fields = ("train.epochs", "foresight.encoder.epochs", "model.depth", "foresight.encoder.depth")
+    names_of = [varied_name("axis", [f"{field}=2"]) for field in fields]
+    assert names_of == ["axis+epochs-2", "axis+encoder.epochs-2", "axis+depth-2", "axis+encoder.depth-2"]
+    assert varied_name("axis", ["tokenizer.name=a"]) != varied_name("axis", ["data.name=a"])
+    # Of all sections these are the fields whose names do not tell which section they belong to.
+    sections = [section for _, section in load_run("digits") if isinstance(section, BaseModel)]
+    counts = Counter(name for section in sections for name in type(section).model_fields)
+    assert tuple(name for name, count in counts.items() if count > 1) == IN_SEVERAL_SECTIONS
+    # Values that look alike in a name are told apart by the plan.
+    plan_of(settings=["train.lr=1e+0"])
+    with pytest.raises(UserError, match=r"train.lr=1e\+0, of the same name as one under train.lr=1e-0"):
+        plan_of(settings=["train.lr=1e-0"])
 
 
 def test_a_damaged_plan_is_named(here):
@@ -308,8 +325,10 @@ def test_until_decided_goes_on_with_the_arms_that_need_it(here, tmp_path, monkey
     monkeypatch.setattr("mirai_bench.sweep.__main__.train", train)
     assert command([str(file_with(tmp_path)), "--until-decided"]) == 0
     assert trained == [[10, 11], [10, 11, 12], [10, 11, 12, 13, 14]]
+    del trained[:]
     with pytest.raises(UserError, match="plans no looks"):
         command([str(file_with(tmp_path, looks=[], pilot=None, smallest_effect=None)), "--until-decided"])
+    assert not trained
 
 
 def test_until_decided_does_not_wait_for_ever(here, tmp_path, monkeypatch, caplog):
