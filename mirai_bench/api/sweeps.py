@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
+
+from mirai_bench.config.checking import checked
 from mirai_bench.config.load import as_settings
+from mirai_bench.config.sections import Section, Seed
 from mirai_bench.config.sweep_file import find_sweep
 from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.plugins import import_plugin
@@ -32,10 +36,23 @@ class FinishedSweep:
     """For each cell that failed a line: its arm, its seed and the reason."""
 
 
+class _Choices(Section):
+    """The arguments of `run_sweep` beside the sweep. Nothing else checks them before they are used."""
+
+    profile: Path | None
+    seeds: tuple[Seed, ...]
+    only: tuple[str, ...]
+    settings: dict[str, Any]
+    plugins: tuple[str, ...]
+    max_concurrent: Annotated[int, Field(ge=1, strict=True)] | None
+    address: str | None
+    retries: Annotated[int, Field(ge=0, strict=True)]
+
+
 def run_sweep(
     sweep: str | Path | Mapping[str, Any],
     *,
-    profile: str | None = None,
+    profile: str | Path | None = None,
     seeds: Sequence[int] = (),
     only: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
@@ -69,20 +86,36 @@ def run_sweep(
     from mirai_bench.sweep.driver import run_sweep as train
     from mirai_bench.sweep.plan import folder_of, make_plan
 
-    for module in plugins:
+    arguments = {
+        "profile": profile,
+        "seeds": seeds,
+        "only": only,
+        "settings": settings or {},
+        "plugins": plugins,
+        "max_concurrent": max_concurrent,
+        "address": address,
+        "retries": retries,
+    }
+    choices = checked(_Choices, arguments, "run_sweep")
+    for module in choices.plugins:
         import_plugin(module)
     source = sweep if isinstance(sweep, Mapping) else find_sweep(str(sweep))
-    # As `--set` options, which also say what another sweep it is.
-    texts = as_settings(settings or {})
-    plan = make_plan(source, profile=profile, seeds=seeds, only=only, settings=texts)
-    train(plan, Options(max_concurrent, address, retries))
+    plan = make_plan(
+        source,
+        profile=None if choices.profile is None else str(choices.profile),
+        seeds=choices.seeds,
+        only=choices.only,
+        # As `--set` options, which also say what another sweep it is.
+        settings=as_settings(choices.settings),
+    )
+    train(plan, Options(choices.max_concurrent, choices.address, choices.retries))
     failed = [cell for cell in plan.sweep.cells if folder_of(cell).state == "failed"]
     reasons = tuple(f"{cell.arm}, seed {cell.seed}: {folder_of(cell).reason()}" for cell in failed)
     return FinishedSweep(plan.sweep.axis, plan.profile, plan.runs, reasons)
 
 
 def read_results(
-    what: str | Path | FinishedSweep | Sequence[str | Path], *, axis: str | None = None
+    what: str | Path | FinishedSweep | Iterable[str | Path], *, axis: str | None = None
 ) -> pd.DataFrame:
     """Returns all evaluations as a pandas frame with one row each.
 
@@ -110,11 +143,16 @@ def read_results(
     return pd.concat(frames, ignore_index=True)
 
 
-def _read(what: str | Path | FinishedSweep | Sequence[str | Path]) -> list[Results]:
+def _read(what: str | Path | FinishedSweep | Iterable[str | Path]) -> list[Results]:
     from mirai_bench.results.reading import read_journals, read_jsonl
 
     if isinstance(what, FinishedSweep):
         return read_journals(what.runs, what.axis, what.profile)
     if isinstance(what, (str, Path)) and Path(what).is_dir():
         return read_journals(Path(what))
-    return read_jsonl([Path(what)] if isinstance(what, (str, Path)) else [Path(file) for file in what])
+    try:
+        paths = [Path(what)] if isinstance(what, (str, Path)) else [Path(file) for file in what]
+    except TypeError:
+        form = "write what run_sweep returned, a folder of runs, or files of frozen records"
+        raise UserError(f"read_results: what is {what!r}: {form}") from None
+    return read_jsonl(paths)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,19 @@ class ForesightLoss(nn.Module):
             UserError: a value is unknown, or does not fit the others.
         """
         super().__init__()
+        # 1. What no configuration holds, or as another type.
+        try:
+            rows, columns = grid
+        except (TypeError, ValueError):
+            form = "write its height and width, such as (16, 16)"
+            raise UserError(f"ForesightLoss: grid is {grid!r}: {form}") from None
+        rows = _whole("grid[0]", rows)
+        columns = _whole("grid[1]", columns)
+        self.width = _whole("width", width)
+        self.source_width = self.width if source_width is None else _whole("source_width", source_width)
+        k = _whole("k", k)
+        seed = _whole("seed", seed, least=0)
+        # 2. The others.
         fields = {
             "level": "internal",
             "source": "ema" if explicit else "encoder",
@@ -102,24 +116,34 @@ class ForesightLoss(nn.Module):
             },
         }
         self.config = checked(ForesightConfig, fields, "ForesightLoss")
-        self.cells = grid[0] * grid[1]
-        if k + (not own_cell) > self.cells:
-            raise UserError(
-                f"ForesightLoss: k is {k}, but a grid of {grid[0]}x{grid[1]} has {self.cells} cells"
-            )
-        self.alignment = Alignment(self.config, grid, width, source_width or width)
+        self.cells = rows * columns
+        if k + (not self.config.own_cell) > self.cells:
+            raise UserError(f"ForesightLoss: k is {k}, but a grid of {rows}x{columns} has {self.cells} cells")
+        self.alignment = Alignment(self.config, (rows, columns), self.width, self.source_width)
         self.alignment.init_weights(torch.Generator().manual_seed(seed))
 
     def forward(self, hidden: Tensor, features: Tensor) -> Tensor:
         """Returns the loss of states (B, T, D) and features (B, T, Z), a scalar before λ.
 
-        No gradient flows into the features. Raises ValueError if the sequence is not T = H·W long.
+        No gradient flows into the features. Raises UserError if a shape is another one, with T = H·W.
         """
-        for name, states in (("hidden", hidden), ("features", features)):
-            if states.ndim != 3 or states.shape[1] != self.cells:
-                raise ValueError(
-                    f"{name} has the shape {tuple(states.shape)}: expected (B, {self.cells}, width), one "
-                    "state for the class and one for each token but the last"
+        # Features of one image would be broadcast to all of them.
+        for name, states, width in (
+            ("hidden", hidden, self.width),
+            ("features", features, self.source_width),
+        ):
+            needed = (*hidden.shape[:1], self.cells, width)
+            if states.shape != needed:
+                raise UserError(
+                    f"ForesightLoss: {name} has the shape {tuple(states.shape)}: write {needed}, for each "
+                    "image of hidden one state for the class and one for each token but the last"
                 )
         losses = self.alignment.align(hidden, features)
         return reduce_heads(losses, self.alignment.valid, self.config.reduce)
+
+
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    """Returns a whole number, also NumPy's. Raises UserError if it is none, or out of range."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**31:
+        raise UserError(f"ForesightLoss: {name} is {value!r}: write a whole number, {least} or more")
+    return int(value)

@@ -30,6 +30,7 @@ from mirai_bench.results.noise import (
 from mirai_bench.sweep.driver import Options, run_sweep
 from mirai_bench.sweep.plan import Plan, folder_of, with_absolute_paths
 from mirai_bench.utils.cli import progress
+from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_text
 from mirai_bench.utils.text_table import markdown_table
 
@@ -42,6 +43,7 @@ FLOORS = (3, 6, 12, 24)
 # Trainings of a source from which on its share of the variance is shown. The ratio of two variances of three
 # trainings each is anything between 1/39 and 39 (in 95 % of cases), even if there is no difference.
 ENOUGH_FOR_SHARES = 5
+MOST = 1_000  # trainings of a source, and evaluations of a training
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ class Panel:
     """Seed of the first training. Sources that are not varied keep it."""
     settings: tuple[str, ...] = ()
     """`--set` options of every training."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError if it would take years: a slip of the finger fills the memory with configs."""
+        for name in ("trainings", "samplings"):
+            number = getattr(self, name)
+            if number > MOST:
+                raise UserError(f"--{name} is {number}: write {MOST:,} or fewer")
 
     @cached_property
     def members(self) -> list[tuple[str, int, RunConfig]]:

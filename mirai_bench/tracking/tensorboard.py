@@ -26,9 +26,9 @@ FILE = "events.out.tfevents.mirai_bench"  # TensorBoard finds it by its beginnin
 
 
 def export(folder: RunFolder, out: Path) -> list[Path]:
-    """Writes OUT/AXIS/ARM-sSEED/events… for every sweep that has the run, or else OUT/FINGERPRINT/events….
+    """Writes OUT/AXIS/PROFILE/ARM-sSEED/events… for every sweep that has the run.
 
-    Returns the paths of the files.
+    Without any it is OUT/FINGERPRINT/events…. Returns the paths of the files.
     """
     folder = absolute(folder)
     events = [event.SerializeToString() for event in events_of(folder)]
@@ -48,8 +48,11 @@ def export(folder: RunFolder, out: Path) -> list[Path]:
 
 
 def names_of(folder: RunFolder) -> list[str]:
-    """Returns the run's name in each sweep, such as `injection_level/internal-2d-s10`."""
-    names = [f"{plan['axis']}/{cell['arm']}-s{cell['seed']}" for plan, cell in cells_of(folder)]
+    """Returns the run's name in each sweep, such as `injection_level/digits/internal-2d-s10`."""
+    names = []
+    for plan, cell in cells_of(folder):
+        # The profile, too: one axis is trained on several of them, with the same arms and seeds.
+        names.append(f"{plan['axis']}/{plan['profile']}/{cell['arm']}-s{cell['seed']}")
     return names or [folder.path.name]
 
 

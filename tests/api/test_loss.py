@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,11 @@ def test_it_equals_the_loss_of_a_run(make_config):
         ({"layout": "grid2d"}, "Did you mean 'grid_2d'"),
         ({"k": 17}, "has 16 cells"),
         ({"explicit": False, "class_token": True}, "write class_token: false"),
+        ({"k": "3"}, "k is '3': write a whole number, 1 or more"),
+        ({"k": True}, "k is True"),
+        ({"own_cell": False, "k": 16}, "has 16 cells"),
+        ({"seed": None}, "seed is None: write a whole number, 0 or more"),
+        ({"source_width": 0}, "source_width is 0"),
     ],
 )
 def test_wrong_options_are_named(options, words):
@@ -151,7 +157,33 @@ def test_wrong_options_are_named(options, words):
         ForesightLoss(WIDTH, (SIDE, SIDE), **options)
 
 
-def test_a_sequence_of_another_length_is_refused():
-    loss = ForesightLoss(WIDTH, (SIDE, SIDE))
-    with pytest.raises(ValueError, match=r"features has the shape \(2, 17, 32\)"):
-        loss(torch.randn(2, 16, WIDTH), torch.randn(2, 17, WIDTH))
+@pytest.mark.parametrize("width", [-1, 0, 8.5, "8", None])
+def test_wrong_widths_are_named(width):
+    with pytest.raises(UserError, match=f"width is {width!r}: write a whole number, 1 or more"):
+        ForesightLoss(width, (SIDE, SIDE))
+
+
+@pytest.mark.parametrize("grid", [4, (4,), (4, 4, 4), None, (4, 0), (4, "4")])
+def test_wrong_grids_are_named(grid):
+    with pytest.raises(UserError, match=r"ForesightLoss: grid(\[1\])? is "):
+        ForesightLoss(WIDTH, grid)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert ForesightLoss(np.int64(WIDTH), np.array([SIDE, SIDE])).cells == TOKENS
+
+
+@pytest.mark.parametrize(
+    ("hidden", "features", "words"),
+    [
+        ((2, 16, WIDTH), (2, 17, WIDTH), r"features has the shape \(2, 17, 32\): write \(2, 16, 32\)"),
+        ((4, 16, WIDTH), (1, 16, WIDTH), r"features has the shape \(1, 16, 32\): write \(4, 16, 32\)"),
+        ((4, 16, WIDTH), (3, 16, WIDTH), r"features has the shape \(3, 16, 32\): write \(4, 16, 32\)"),
+        ((4, 16, WIDTH), (4, 16, 8), r"features has the shape \(4, 16, 8\): write \(4, 16, 32\)"),
+        ((4, 16, 8), (4, 16, WIDTH), r"hidden has the shape \(4, 16, 8\): write \(4, 16, 32\)"),
+        ((16, WIDTH), (16, WIDTH), r"hidden has the shape \(16, 32\)"),
+    ],
+)
+def test_other_shapes_are_refused(hidden, features, words):
+    with pytest.raises(UserError, match=words):
+        ForesightLoss(WIDTH, (SIDE, SIDE))(torch.randn(hidden), torch.randn(features))

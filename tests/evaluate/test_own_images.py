@@ -1,6 +1,7 @@
 """From a folder of class/image to a record, offline: splits, tokenizer, extractor, protocol, profile."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -106,13 +107,24 @@ def prepare_config(config, folder):
 
 @pytest.mark.parametrize(
     ("dataset", "words"),
-    [("digits", "whose held-out images are fixed"), ("folder", "has a folder train of its own")],
+    [("digits", "whose held-out images are fixed"), ("folder", "has a folder val of its own")],
 )
 def test_a_share_of_data_that_have_a_split_is_refused(dataset, words, shapes, tmp_path):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "discs").symlink_to(shapes / "discs")
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "discs").symlink_to(shapes / "discs")
     with pytest.raises(UserError, match=words):
         open_dataset(config_of(tmp_path, tmp_path, dataset=dataset, classes=1), "train")
+
+
+def test_a_share_of_train_is_held_out_if_there_is_no_val(shapes, tmp_path):
+    (tmp_path / "train").symlink_to(shapes)
+    for split in ("train", "heldout"):
+        nested = open_dataset(config_of(tmp_path, tmp_path), split)
+        assert nested.identity == open_dataset(config_of(shapes, tmp_path), split).identity
+    # A val without class folders is none, as everywhere.
+    (tmp_path / "val").mkdir()
+    assert len(open_dataset(config_of(tmp_path, tmp_path), "heldout"))
 
 
 def test_without_a_share_the_message_names_it(shapes, tmp_path):
@@ -203,6 +215,79 @@ def test_powers_of_two():
     assert [power_of_two(number) for number in (0, 1, 2, 3, 8, 9, 1000)] == [1, 1, 2, 2, 8, 8, 512]
 
 
+def write_images(folder, count):
+    """Writes images of 16 pixels, no two of which are alike."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(folder / f"{number}.png")
+
+
+def split_of(profile):
+    """Returns the numbers of images to train on and held out, as the command `tokenizer` finds them."""
+    config = load_run(profile, ["tokenizer.weights=null"])
+    return [len(open_dataset(config, split)) for split in ("train", "heldout")]
+
+
+def test_a_folder_with_train_alone_gets_a_share(shapes, here):
+    (here / "images").mkdir()
+    (here / "images" / "train").symlink_to(shapes)
+    assert init(["profile", "mine.yaml", "--images", "images"]) == 0
+    assert load_run("mine.yaml", ["tokenizer.weights=null"]).data.heldout_share == 0.1
+    training, heldout = split_of("mine.yaml")
+    assert training + heldout == 3 * COUNT and heldout
+    assert f"classes, {training} images to train on" in (here / "mine.yaml").read_text()
+
+
+def test_a_folder_with_val_gets_none(here):
+    write_images(here / "images" / "train" / "a", 9)
+    write_images(here / "images" / "val" / "a", 2)
+    assert init(["profile", "mine.yaml", "--images", "images"]) == 0
+    assert "heldout_share" not in (here / "mine.yaml").read_text() and split_of("mine.yaml") == [9, 2]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("img #1 a: b", "img_1_a_b"),
+        ("2024", "2024"),
+        ("it's $HOME \U0001f600", "it_s_HOME_"),
+        ("null", "null"),
+    ],
+)
+def test_names_that_yaml_or_a_shell_would_read_otherwise(folder, name, here, capsys):
+    write_images(here / folder / "a", 60)
+    assert init(["profile", f"{folder}/mine.yaml", "--images", folder]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    written = (here / folder / "mine.yaml").read_text()
+    for line in printed:
+        assert f"{folder}/mine.yaml" in shlex.split(line) and f"#   {line}\n" in written
+    weights = shlex.split(printed[0])[-1]
+    (here / weights).touch()
+    config = load_run(f"{folder}/mine.yaml")
+    assert config.machine.data == here / folder and config.tokenizer.weights == Path(weights)
+    assert config.data.name == name
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("my #1.yaml", "write my_1.yaml"), ("no\nline/x.yaml", "rename what has a control character")],
+)
+def test_files_that_the_commands_could_not_read(file, words, shapes, here, capsys):
+    (here / "no\nline").mkdir()
+    assert run(init, ["profile", file, "--images", str(shapes)]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("classes", "count"), [(1, 1), (3, 1), (1, 7), (1, 8)])
+def test_too_few_images(classes, count, here, capsys):
+    for number in range(classes):
+        write_images(here / "images" / "abc"[number], count)
+    assert run(init, ["profile", "x.yaml", "--images", "images"]) == 2
+    error = capsys.readouterr().err
+    assert "images to train on: add some, 8 are needed" in error or "leaves none" in error
+    assert not (here / "x.yaml").exists()
+
+
 def test_init_writes_a_profile_that_fits_the_folder(shapes, here, capsys):
     assert init(["profile", "mine.yaml", "--images", str(shapes)]) == 0
     commands = capsys.readouterr().out.splitlines()
@@ -219,7 +304,7 @@ def test_init_writes_a_profile_that_fits_the_folder(shapes, here, capsys):
     ("argv", "words"),
     [
         (["profile", "x.yaml", "--images", "nowhere"], "there is no such folder"),
-        (["profile", "x.yaml", "--images", "."], "holds no images in class folders"),
+        (["profile", "x.yaml", "--images", "."], "has no class folders for the train split"),
         (["sweep", "x.yaml", "--images", "."], "write init profile x.yaml"),
     ],
 )

@@ -81,6 +81,8 @@ def test_a_panel_of_ten_trainings_tells_what_causes_which_share():
     ("words", "message"),
     [
         (["digits", "--trainings", "1"], "--trainings is 1: a standard deviation needs 2"),
+        (["digits", "--trainings", "99999999"], "--trainings is 99999999: write 1,000 or fewer"),
+        (["digits", "--samplings", "1001"], "--samplings is 1001: write 1,000 or fewer"),
         ([], "one profile at a time, found 0: write for instance digits"),
         (["nowhere"], "nowhere"),
     ],

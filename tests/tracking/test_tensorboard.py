@@ -56,8 +56,18 @@ def test_runs_of_a_sweep_lie_under_its_name(run, tmp_path, capsys, monkeypatch):
     folder, sweep = run
     monkeypatch.setattr("mirai_bench.tracking.replay.plans_of", lambda found: [plan_of(sweep)])
     assert command(["tensorboard", str(folder.path), "--out", str(tmp_path / "events")]) == 0
-    path = tmp_path / "events" / "injection_level" / "baseline-s3" / FILE
+    path = tmp_path / "events" / "injection_level" / "digits" / "baseline-s3" / FILE
     assert capsys.readouterr().out == f"{path}\n" and path.is_file()
+
+
+def test_runs_of_two_profiles_do_not_overwrite_each_other(run, tmp_path, monkeypatch):
+    folder, sweep = run
+    paths = []
+    for profile in ("digits", "cifar10"):
+        plan = plan_of(sweep, profile)
+        monkeypatch.setattr("mirai_bench.tracking.replay.plans_of", lambda found, plan=plan: [plan])
+        paths += export(folder, tmp_path / "events")
+    assert len(set(paths)) == 2
 
 
 def test_samples_are_images(trained_run, tmp_path):

@@ -124,7 +124,7 @@ def has_heldout_images(config: RunConfig) -> bool:
     if config.data.dataset != "folder" or config.data.heldout_share is not None:
         return True
     path = config.machine.data
-    return path is not None and path.is_dir() and _split_root(path, "heldout") is not None
+    return path is not None and path.is_dir() and split_root(path, "heldout") is not None
 
 
 def _existing(path: Path | None, what: str) -> Path:
@@ -215,7 +215,7 @@ def class_folders(root: Path) -> list[str]:
     return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def _split_root(path: Path, split: Split) -> Path | None:
+def split_root(path: Path, split: Split) -> Path | None:
     """Returns the folder of a split's class folders, or None if there is none.
 
     It is PATH/train or PATH/val (the layout of ImageNet), or PATH itself, which is then all
@@ -231,26 +231,31 @@ def _split_root(path: Path, split: Split) -> Path | None:
 def _open_folder(config: RunConfig, split: Split) -> Dataset:
     existing = _existing(config.machine.data, "a folder of class/image files")
     data = config.data
-    return _folder(existing, split, data.name, config.machine.runs, data.heldout_share)
+    return open_folder(existing, split, data.name, config.machine.runs, data.heldout_share)
 
 
 @lru_cache(maxsize=4)
-def _folder(path: Path, split: Split, name: str, runs: Path, share: float | None) -> Dataset:
-    root = _split_root(path, split if share is None else "train")
+def open_folder(path: Path, split: Split, name: str, runs: Path, share: float | None) -> Dataset:
+    """Returns the data set `name` of a folder, of which this share is held out if it has no `val`.
+
+    Digests of many files are kept in `runs` if the folder cannot be written. Raises UserError if the split
+    has no image.
+    """
+    root = split_root(path, split if share is None else "train")
     if root is None:
-        hold_out = ", or data.heldout_share: 0.1" if split == "heldout" else ""
+        forms = {
+            "train": "class/image or {train,val}/class/image",
+            "heldout": "{train,val}/class/image, or data.heldout_share: 0.1",
+        }
+        raise UserError(f"{path} has no class folders for the {split} split: write {forms[split]}")
+    if share is not None and split_root(path, "heldout") is not None:
         raise UserError(
-            f"{path} has no class folders for the {split} split: write class/image or "
-            f"{{train,val}}/class/image{hold_out}"
-        )
-    if share is not None and root != path:
-        raise UserError(
-            f"data.heldout_share is {share}, but {path} has a folder train of its own: leave it out, and put "
-            "held-out images into val/class"
+            f"data.heldout_share is {share}, but {path} has a folder val of its own, whose images are held "
+            "out: leave the share out, or remove val"
         )
     # 1. The classes are those of training, so that a class without held-out images keeps its
     # number.
-    classes = class_folders(_split_root(path, "train") or root)
+    classes = class_folders(split_root(path, "train") or root)
     for other in class_folders(root):
         if other not in classes:
             raise unknown(f"class folder of {root}", other, classes)
@@ -267,7 +272,8 @@ def _folder(path: Path, split: Split, name: str, runs: Path, share: float | None
         rows = [row for row, held in enumerate(held_out) if held == (split == "heldout")]
         if not rows:
             raise UserError(
-                f"data.heldout_share is {share} of {len(files)} images, which leaves none: {path}"
+                f"data.heldout_share is {share} of {len(files)} images, which leaves none for the {split} "
+                f"split: add images to {root}, or write {path}/{{train,val}}/class/image without a share"
             )
         files = [files[row] for row in rows]
         labels = [labels[row] for row in rows]

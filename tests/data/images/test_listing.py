@@ -22,7 +22,7 @@ def picture(path: Path, seed: int = 0) -> None:
 
 
 def opened(root: Path, classes: int = 2):
-    datasets._folder.cache_clear()  # as in another process
+    datasets.open_folder.cache_clear()  # as in another process
     return open_dataset(folder_config(root, root.parent / "runs", classes=classes, views="center"), "train")
 
 
@@ -50,7 +50,7 @@ def test_what_is_left_out_is_counted_said_and_in_the_manifest(images, tmp_path, 
     os.mkfifo(images / "ant" / "pipe.png")
     expected = {"*.tif": 2, "*.gif": 1, "in a deeper folder": 2, "hidden": 1, "without an ending": 1}
     expected |= {"no regular file": 1}
-    datasets._folder.cache_clear()
+    datasets.open_folder.cache_clear()
     codes = prepared(folder_config(images, tmp_path / "runs", classes=2, views="center"), tmp_path)
     out = capsys.readouterr()
     assert codes.manifest["left_out"] == expected
