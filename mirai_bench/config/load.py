@@ -44,8 +44,19 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_settings(values: Mapping[str, Any]) -> list[str]:
-    """Returns fields by their paths as `--set` options: {"train.lr": 0.1} becomes ["train.lr=0.1"]."""
-    return [f"{path}={json.dumps(value)}" for path, value in values.items()]
+    """Returns fields by their paths as `--set` options: {"train.lr": 0.1} becomes ["train.lr=0.1"].
+
+    A path of a file is written as its text. Raises UserError for another value that JSON has not.
+    """
+    found = []
+    for path, value in values.items():
+        try:
+            found.append(f"{path}={json.dumps(str(value) if isinstance(value, Path) else value)}")
+        except TypeError as error:
+            raise UserError(
+                f"settings: {path} is {value!r} ({error}): write a number, a text or a list"
+            ) from None
+    return found
 
 
 def parse_sets(settings: Iterable[str]) -> dict[str, Any]:

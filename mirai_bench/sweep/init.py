@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def command(argv: list[str]) -> int:
     path: Path = args.file
     if path.exists():
         raise UserError(f"{path} is there already: write another name, or remove it")
-    commands = [KINDS[args.kind].format(path=path)]
+    commands = [KINDS[args.kind].format(path=shlex.quote(str(path)))]
     if args.images is not None:
         if args.kind != "profile":
             raise UserError(f"--images {args.images} with {args.kind}: write init profile {path}")

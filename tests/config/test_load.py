@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from mirai_bench.config.json_schema import profile_schema, sweep_schema
-from mirai_bench.config.load import SWEEPS, build_run, load_run, merge, parse_sets, read_profile
+from mirai_bench.config.load import SWEEPS, as_settings, build_run, load_run, merge, parse_sets, read_profile
 from mirai_bench.config.sweep_file import load_sweep
 from mirai_bench.utils.errors import UserError
 
@@ -253,3 +254,12 @@ def test_a_shorter_training_keeps_the_places_of_its_evaluations_and_says_so(capl
         load_run("digits", ["train.epochs=0"])
     with pytest.raises(UserError, match=r"train.epochs is 'two'"):
         load_run("digits", ["train.epochs=two"])
+
+
+def test_settings_of_python_are_options(tmp_path):
+    assert as_settings({"train.lr": 0.1, "machine.runs": Path("a b")}) == [
+        "train.lr=0.1",
+        'machine.runs="a b"',
+    ]
+    with pytest.raises(UserError, match=r"settings: train.lr is \{1\} .*: write a number"):
+        as_settings({"train.lr": {1}})

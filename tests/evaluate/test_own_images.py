@@ -335,3 +335,8 @@ def test_from_a_folder_to_a_record_without_a_network(shapes, here, capsys):
         evaluation["extractor"]["sha256"].startswith("sha256:")
         and evaluation["protocol"]["name"] == "own_100"
     )
+
+
+def test_the_command_of_a_template_can_be_pasted(here, capsys):
+    assert init(["sweep", "my sweep.yaml"]) == 0
+    assert capsys.readouterr().out == "mirai-bench sweep 'my sweep.yaml' --dry-run\n"
