@@ -20,12 +20,12 @@ from mirai_bench.config.load import build_run, load_run, merge
 from mirai_bench.config.run_config import RunConfig
 from mirai_bench.evaluate.evaluation import Evaluator
 from mirai_bench.model.transformer import ARModel
-from mirai_bench.results.frame import Results
+from mirai_bench.results.frame import Results, file_stem
 from mirai_bench.results.reading import read_journals
 from mirai_bench.sample.sampler import load_for_sampling
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.utils.device import resolve_device
-from mirai_bench.utils.errors import UserError
+from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.files import write_text
 
 Line = dict[str, Any]
@@ -34,6 +34,8 @@ Measure = Callable[[Results, dict[Key, Line]], Iterator[Line]]
 """Yields the lines of a sweep, given those that are known."""
 
 OTHER = 10_000  # is added to the sampling seed for other random numbers
+NAMED = ("axis", "profile", "baseline", "arm", "seed", "fingerprint", "metric")  # fields of every line
+PROFILE = "digits"  # the one that is measured by default
 
 
 # ---- a run that is evaluated again
@@ -132,11 +134,33 @@ def read(path: Path, has: str) -> list[Line]:
     """
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if lines and all(line["kind"] == "cell" and has in line for line in lines):
+        if lines and all(line["kind"] == "cell" and {has, *NAMED} <= line.keys() for line in lines):
             return lines
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as records of this script: {error!r}") from None
     raise UserError(f"{path} holds no records of this script")
+
+
+def lines_of(args: argparse.Namespace, name: str, has: str, measure: Measure) -> list[Line]:
+    """Returns the lines that the arguments ask for, all of one profile: read, or else measured."""
+    return chosen(args, read(args.records, has)) if args.records else measured(args, name, has, measure)
+
+
+def chosen(args: argparse.Namespace, lines: list[Line]) -> list[Line]:
+    """Returns the lines of a file that are of the wanted axis and profile.
+
+    Raises UserError if there are none, or if they are of several profiles.
+    """
+    for name in ("axis", "profile"):
+        wanted = getattr(args, name)
+        known = dict.fromkeys(line[name] for line in lines)
+        if wanted is not None and wanted not in known:
+            raise unknown(name, wanted, known)
+        lines = [line for line in lines if wanted in (None, line[name])]
+    profiles = dict.fromkeys(line["profile"] for line in lines)
+    if len(profiles) > 1:
+        raise UserError(f"{args.records} has lines of {', '.join(profiles)}: choose one with --profile")
+    return lines
 
 
 def measured(args: argparse.Namespace, name: str, has: str, measure: Measure) -> list[Line]:
@@ -144,14 +168,18 @@ def measured(args: argparse.Namespace, name: str, has: str, measure: Measure) ->
 
     The file is written anew with each line.
     """
-    sweeps = [results for runs in args.runs for results in read_journals(runs, args.axis, args.profile)]
-    sweeps = [results for results in sweeps if finished(results)]
+    profile = args.profile or PROFILE
+    every = [results for runs in args.runs for results in read_journals(runs)]
+    every = [results for results in every if finished(results)]
+    sweeps = [each for each in every if args.axis in (None, each.axis) and each.profile == profile]
     if not sweeps:
         folders = ", ".join(map(str, args.runs))
-        raise UserError(
-            f"{folders}: no finished run of such a sweep that has weights. Run one first: {MAIN_JOB}"
-        )
-    file = args.out / "data" / f"{name}_{args.profile}.jsonl"
+        asked = f"--profile {profile}" + (" (the default)" if args.profile is None else "")
+        asked += f" and --axis {args.axis}" if args.axis else ""
+        there = ", ".join(dict.fromkeys(f"{each.axis} ({each.profile})" for each in every))
+        advice = f"there are runs of {there}" if there else f"run a sweep first: {MAIN_JOB}"
+        raise UserError(f"{folders}: no finished run of {asked} that has weights; {advice}")
+    file = args.out / "data" / file_stem(f"{name}_{profile}.jsonl")
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = {key_of(line): line for line in (read(file, has) if file.is_file() else [])}
     for results in sweeps:
@@ -172,7 +200,7 @@ def add_sources(parser: argparse.ArgumentParser, name: str) -> None:
         "--records", type=Path, metavar="FILE", help=f"data/{name}_PROFILE.jsonl: measures nothing"
     )
     parser.add_argument("--axis", help="only this axis, for instance injection_level")
-    parser.add_argument("--profile", default="digits", help="only this profile; default digits")
+    parser.add_argument("--profile", help=f"only this profile; default {PROFILE}, of records theirs")
     add_out(parser)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import first_kind, load, parser, write
+from common import load, parser, write
 from comparisons import (
     CANNOT,
     DIAGNOSED,
@@ -28,6 +28,7 @@ from comparisons import (
 from mirai_bench.config.yaml_file import read_yaml
 from mirai_bench.results.diagnoses import HEAD, Diagnoses, read_diagnosed, read_frozen_diagnoses
 from mirai_bench.results.frame import Results, refuse_mixed_protocols
+from mirai_bench.results.frozen import first_kind
 from mirai_bench.results.looks import LEVEL, SMALL, UNDECIDED
 from mirai_bench.results.notes import MISSING
 from mirai_bench.results.teachers import taught_by_judge

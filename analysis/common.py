@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -23,13 +22,14 @@ from mirai_bench.config.run_config import RunConfig
 from mirai_bench.model.cost import num_images
 from mirai_bench.model.one_off import one_off_flops
 from mirai_bench.results.frame import Results, with_protocol
-from mirai_bench.results.reading import read_journals, read_jsonl, read_mlflow
+from mirai_bench.results.frozen import read_jsonl
+from mirai_bench.results.reading import read_journals, read_mlflow
 from mirai_bench.results.stats import Estimate
 from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.files import write_bytes, write_text
 from mirai_bench.utils.outputs import OUT, output_folder
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"mirai_bench.{__name__}")  # whose messages commands show
 
 MAIN_JOB = "python -m mirai_bench.sweep sweeps/injection_level.yaml"
 STYLE = matplotlib.rc_params_from_file(
@@ -78,7 +78,7 @@ def add_out(options: argparse.ArgumentParser) -> None:
         type=output_folder,
         default=OUT,
         metavar="FOLDER",
-        help=f"where to write; default {OUT}",
+        help="where to write; default %(default)s",
     )
 
 
@@ -139,21 +139,6 @@ def load(args: argparse.Namespace) -> list[Results]:
     return kept
 
 
-def first_line(path: Path) -> dict[str, Any]:
-    """Returns the first line of a frozen file, or nothing if it is not one, which its reader will refuse."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            head = json.loads(file.readline())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return head if isinstance(head, dict) else {}
-
-
-def first_kind(path: Path) -> str | None:
-    """Returns the kind of the first line of a frozen file, or None if it does not say one."""
-    return first_line(path).get("kind")
-
-
 def _counted(record: dict[str, Any]) -> dict[str, Any]:
     """Returns a record with the one-off FLOPs that it is too old to have.
 
@@ -171,10 +156,7 @@ def _counted(record: dict[str, Any]) -> dict[str, Any]:
 def _read(args: argparse.Namespace) -> tuple[list[Results], str]:
     """Returns all sweeps, and in words where they were read."""
     if args.records:
-        sweeps = [path for path in args.records if first_kind(path) in ("sweep", None)]
-        for path in sorted(set(args.records) - set(sweeps)):
-            log.info(f"{path} holds no sweep, left out")
-        return read_jsonl(sweeps), "these files"
+        return read_jsonl(args.records), "these files"
     if args.runs:
         return read_journals(args.runs), f"{args.runs} (no planned sweep)"
     return read_mlflow(args.sweep), "MLflow (MLFLOW_TRACKING_URI, or mlflow.db in this folder)"

@@ -35,7 +35,7 @@ from mirai_bench.results.writers import in_html, in_markdown
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"mirai_bench.{__name__}")  # whose messages commands show
 
 HELDOUT = "heldout_ntp"  # the other witness of a gain, which needs no samples
 COMMAND = "python -m mirai_bench.diagnose sweeps/injection_level.yaml"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,16 @@ import numpy as np
 from common import load, parser, write
 from scipy.special import betaincinv, stdtr
 
-from mirai_bench.results.controls import SUMMARY, dataset_of, solved_counts
+from mirai_bench.results.controls import PLANTED, SUMMARY, dataset_of, solved_counts
 from mirai_bench.results.frame import Results, file_stem, is_distance
 from mirai_bench.results.looks import LEVEL, levels
 from mirai_bench.results.stats import CONFIDENCE, fisher_exact
 from mirai_bench.utils.cli import run
+from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_json
 from mirai_bench.utils.text_table import markdown_table
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"mirai_bench.{__name__}")  # whose messages commands show
 
 DRAWS = 10_000  # random sweeps
 LOOKS = (6, 12, 24)
@@ -67,14 +68,18 @@ def at_the_looks(differences: np.ndarray) -> np.ndarray:
 
 
 def by_a_claim(differences: np.ndarray) -> np.ndarray:
-    """Tells whether the claim that the first arm is better than the baseline is supported."""
+    """Tells whether a claim is supported that the first arm is above the baseline.
+
+    On a null the rate does not depend on which side is claimed.
+    """
     first = differences[:, 0]
     return (p_values(first) < LEVEL) & (first.mean(-1) > 0)
 
 
+AT_THE_FOOT = Rule("table, 6 seeds", 6, in_a_table)  # what other tables say of the null
 RULES = (
     Rule("table, 3 seeds", 3, in_a_table),
-    Rule("table, 6 seeds", 6, in_a_table),
+    AT_THE_FOOT,
     Rule("table, 12 seeds", 12, in_a_table),
     Rule(f"looks at {', '.join(map(str, LOOKS))} seeds", LOOKS[-1], at_the_looks),
     Rule("claim, 6 seeds", 6, by_a_claim),
@@ -122,11 +127,17 @@ def rates(pool: np.ndarray, rule: Rule, rng: np.random.Generator) -> list[str]:
 
 
 def seen(results: Results) -> dict[str, Any]:
-    """Returns how often the first arm after the baseline solves a planted task."""
+    """Returns how often the first arm after the baseline solves a planted task.
+
+    Raises UserError if the one or the other has no run.
+    """
     counts = solved_counts(results, results.last_step)
     arm = next(arm for arm in results.arms if arm != results.baseline)
     ours = counts[arm]
     baseline = counts[results.baseline]
+    if not ours.n or not baseline.n:
+        lacking = results.baseline if ours.n else arm
+        raise UserError(f"{name_of(results)}: no run of {lacking} says whether it solved the task: add some")
     return {
         "arm": arm,
         "solved": ours.solved,
@@ -141,10 +152,15 @@ def seen(results: Results) -> dict[str, Any]:
 
 def found_in_nothing(results: Results) -> dict[str, Any]:
     """Returns how many disjoint tables of 6 seeds find something."""
-    rule = next(rule for rule in RULES if rule.finds is in_a_table and rule.n == 6)
-    found, number = disjoint_sweeps(differences_of(results), rule)
+    pool = differences_of(results)
+    found, number = disjoint_sweeps(pool, AT_THE_FOOT)
+    if not number:
+        raise UserError(
+            f"{name_of(results)} has {pool.shape[1]} seeds of which all arms have a value: one sweep of the "
+            f"null takes {AT_THE_FOOT.n}"
+        )
     low, high = clopper_pearson(found, number)
-    return {"found": found, "sweeps": number, "n": rule.n, "low": low, "high": high}
+    return {"found": found, "sweeps": number, "n": AT_THE_FOOT.n, "low": low, "high": high}
 
 
 def report(results: Results) -> str:
@@ -167,26 +183,58 @@ def report(results: Results) -> str:
     return text.replace("%", " %")
 
 
+def controls_among(sweeps: Iterable[Results]) -> tuple[list[Results], list[Results]]:
+    """Returns the positive controls, which tell whether help is seen, and the nulls.
+
+    What is no control is left out. Raises UserError for a control of which nothing could be compared.
+    """
+    positive: list[Results] = []
+    nulls: list[Results] = []
+    for results in sweeps:
+        data = dataset_of(results)
+        if data.get("dataset") != PLANTED:
+            log.info(f"{name_of(results)} is no control (data.dataset is not {PLANTED}), left out")
+            continue
+        if results.baseline not in results.arms or len(results.arms) < 2:
+            raise UserError(
+                f"{name_of(results)} has the arms {', '.join(results.arms)}: give records of the baseline "
+                f"{results.baseline} and of another arm"
+            )
+        kind = nulls if data.get("staircase", {}).get("cut") else positive
+        kind.append(results)
+    return positive, nulls
+
+
+def name_of(results: Results) -> str:
+    """Returns a sweep's name for a message."""
+    return f"{results.axis} ({results.profile})"
+
+
 def command(argv: list[str]) -> int:
     """Runs the script. Writes and prints the report of each pool."""
     example = "python analysis/false_positives.py --records reports/data/controls_staircase_cut.jsonl"
     args = parser("false_positives", __doc__.splitlines()[0], example).parse_args(argv)
-    parts = {}
-    for results in load(args):
-        # 1. The positive control tells whether help is seen, the null how often nothing is.
-        if not dataset_of(results).get("staircase", {}).get("cut"):
-            parts["positive"] = seen(results)
-            continue
-        parts["null"] = found_in_nothing(results)
-        # 2. The report on the null.
+    # 1. All is counted before anything is written.
+    positive, nulls = controls_among(load(args))
+    if not nulls:
+        raise UserError(
+            f"none of these sweeps is a null (data.dataset {PLANTED}, data.staircase.cut): {example}"
+        )
+    of_nulls = [found_in_nothing(results) for results in nulls]
+    of_positive = [seen(results) for results in positive]
+    if positive and len(positive) + len(nulls) > 2:
+        names = ", ".join(map(name_of, [*positive, *nulls]))
+        raise UserError(f"{SUMMARY[-1]} is of one positive control and one null, and not of {names}")
+    # 2. The report on each null.
+    for results in nulls:
         text = report(results)
         write(args.out, f"false_positives_{file_stem(results.profile)}.md", text)
         print(text)
     # 3. With both, what stands at the foot of other tables.
-    if len(parts) == 2:
+    if positive:
         path = args.out / "data" / SUMMARY[-1]
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, parts)
+        write_json(path, {"positive": of_positive[0], "null": of_nulls[0]})
         log.info(f"wrote {path}")
     return 0
 

@@ -33,7 +33,7 @@ from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.files import write_text
 from mirai_bench.utils.text_table import markdown_escape, markdown_table
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"mirai_bench.{__name__}")  # whose messages commands show
 
 TARGETS = shipped("reports", "fd_targets.yaml")
 HEAD = """\
@@ -110,8 +110,13 @@ def target_of(results: Results, metric: str, records: list[str]) -> Target:
         )
     last = max(own, key=lambda record: record["step"])
     values = results.by_seed(results.baseline, last["step"], metric)
+    if metric not in results.choices:
+        raise unknown("metric", metric, results.choices)
     if not values:
-        raise unknown("metric", metric, results.metrics)
+        raise UserError(
+            f"{results.axis} ({results.profile}): {metric} of its baseline {results.baseline} has no finite "
+            f"value at its last evaluation, epoch {last['epoch']:g}: choose another --metric"
+        )
     return Target(
         value=statistics.median(values.values()),
         axis=results.axis,

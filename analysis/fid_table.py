@@ -33,8 +33,8 @@ from matplotlib.figure import Figure
 from mirai_bench.results.cost import AXES, at_equal_cost, equal_cost_notes, one_off_notes, without_one_off
 from mirai_bench.results.forms import forms
 from mirai_bench.results.frame import Results, file_stem, is_distance, lower_is_better
+from mirai_bench.results.frozen import freeze
 from mirai_bench.results.looks import BETTER, WORSE
-from mirai_bench.results.reading import freeze
 from mirai_bench.results.stats import Estimate
 from mirai_bench.results.table import Table, build_table
 from mirai_bench.results.terminal import for_stdout

@@ -24,10 +24,9 @@ from again import (
     finished,
     folder_of,
     last_record,
+    lines_of,
     made_by,
-    measured,
     named,
-    read,
 )
 from common import STYLE, draw_change, looks_of, percent_axis, save
 from matplotlib.axes import Axes
@@ -229,13 +228,14 @@ def command(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python analysis/guidance.py", description=__doc__.splitlines()[0])
     add_sources(parser, NAME)
     args = parser.parse_args(argv)
-    lines = read(args.records, HAS) if args.records else measured(args, NAME, HAS, measure)
+    lines = lines_of(args, NAME, HAS, measure)
     text = report(lines)
-    path = args.out / file_stem(f"{NAME}_{args.profile}.md")
+    profile = lines[0]["profile"]
+    path = args.out / file_stem(f"{NAME}_{profile}.md")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     for axis, own in by_axis(lines).items():
-        save(draw(own), args.out, file_stem(f"{NAME}_{axis}_{args.profile}"))
+        save(draw(own), args.out, file_stem(f"{NAME}_{axis}_{profile}"))
     print(text)
 
 

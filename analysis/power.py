@@ -24,14 +24,13 @@ from again import (
     finished,
     folder_of,
     last_record,
+    lines_of,
     made_by,
-    measured,
     named,
-    read,
 )
 from scipy.special import chdtri
 
-from mirai_bench.results.frame import Results, is_distance
+from mirai_bench.results.frame import Results, file_stem, is_distance
 from mirai_bench.results.stats import POWER, paired, seeds_needed
 from mirai_bench.utils.cli import progress, run
 from mirai_bench.utils.errors import UserError
@@ -209,9 +208,9 @@ def command(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python analysis/power.py", description=__doc__.splitlines()[0])
     add_sources(parser, NAME)
     args = parser.parse_args(argv)
-    cells = read(args.records, HAS) if args.records else measured(args, NAME, HAS, measure)
+    cells = lines_of(args, NAME, HAS, measure)
     text = report(cells)
-    path = args.out / f"power_{args.profile}.md"
+    path = args.out / file_stem(f"{NAME}_{cells[0]['profile']}.md")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     print(text)

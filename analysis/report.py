@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from claims import load_diagnoses
-from common import first_line, load, parser, write
+from common import load, parser, write
 from report_page import Part, Sweep, page
 from report_parts import (
     costs,
@@ -31,6 +31,7 @@ from report_pictures import curves, diagnostics, differences, samples
 from mirai_bench.results.cost import with_one_off
 from mirai_bench.results.diagnoses import Diagnoses
 from mirai_bench.results.frame import Results
+from mirai_bench.results.frozen import first_line
 from mirai_bench.results.table import build_table
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import unknown

@@ -208,12 +208,12 @@ def repetition(results: Results, files: Sequence[Path]) -> Part:
     for setting in results.settings:
         words += ["--set", setting]
     commits = Counter(record["run"]["git"]["commit"] for record in results.records)
-    ((newest, _),) = commits.most_common(1)
+    ((commit, _),) = commits.most_common(1)  # of most runs: the others are those of a table's notes
     script = ["python", "analysis/report.py"]
     source = (
         ["--records", *map(str, files)] if files else ["--axis", results.axis, "--profile", results.profile]
     )
-    lines = [f"git checkout {newest}", "pip install -e . -c constraints.txt", shlex.join(words)]
+    lines = [f"git checkout {commit}", "pip install -e . -c constraints.txt", shlex.join(words)]
     texts = [] if ships else [f"The sweep file of {axis} does not ship with the project."]
     return Part(
         "repeat", "How to repeat it", texts=texts, commands=["\n".join(lines), shlex.join([*script, *source])]

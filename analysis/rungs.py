@@ -25,7 +25,7 @@ from mirai_bench.results.paper import read_paper
 from mirai_bench.results.stats import CONFIDENCE, Estimate, t_interval
 from mirai_bench.results.table import build_table
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"mirai_bench.{__name__}")  # whose messages commands show
 
 # The arms that are followed from rung to rung, by what they are. Sweeps name them differently.
 _OTHER_IMAGE: dict[str, Any] = {"level": "internal", "source": "shuffled"}

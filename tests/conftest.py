@@ -68,7 +68,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def frozen():
     """The committed records of one sweep."""
-    from mirai_bench.results.reading import read_jsonl
+    from mirai_bench.results.frozen import read_jsonl
 
     return read_jsonl([RECORDS])[0]
 

@@ -144,7 +144,8 @@ def read_results(
 
 
 def _read(what: str | Path | FinishedSweep | Iterable[str | Path]) -> list[Results]:
-    from mirai_bench.results.reading import read_journals, read_jsonl
+    from mirai_bench.results.frozen import read_jsonl
+    from mirai_bench.results.reading import read_journals
 
     if isinstance(what, FinishedSweep):
         return read_journals(what.runs, what.axis, what.profile)

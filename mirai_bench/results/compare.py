@@ -13,7 +13,8 @@ from typing import Any
 
 from mirai_bench.results.configs import refuse_other_configs
 from mirai_bench.results.frame import MEASURED_WITH, bits_per_image, first_difference
-from mirai_bench.results.reading import read_journals, read_jsonl
+from mirai_bench.results.frozen import read_jsonl
+from mirai_bench.results.reading import read_journals
 from mirai_bench.results.stats import CONFIDENCE, paired
 from mirai_bench.tracking.journal import read_journal
 from mirai_bench.tracking.run_folder import RunFolder

@@ -27,13 +27,13 @@ class Count:
 
 
 def solved_counts(results: Results, step: int) -> dict[str, Count]:
-    """Returns the count of each arm.
+    """Returns the count of each arm, and of the baseline also if the sweep has no such arm.
 
     A run solves the task or stays at chance, so a t-test of the mean would say little.
     """
     # 1. The numbers.
     numbers = {}
-    for arm in results.arms:
+    for arm in dict.fromkeys([*results.arms, results.baseline]):
         values = results.by_seed(arm, step, SOLVED).values()
         numbers[arm] = (sum(value == 1 for value in values), len(values))
     # 2. Each arm against the baseline, corrected over the arms.

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from mirai_bench.results.frame import Results, file_stem
-from mirai_bench.results.reading import (
+from mirai_bench.results.frozen import (
     frozen_file,
     frozen_lines,
     joined,
-    read_journals,
     refuse_loss,
     refuse_others,
     thawed,
     write_lines,
 )
+from mirai_bench.results.reading import read_journals
 from mirai_bench.results.stats import Estimate, Values, paired
 from mirai_bench.tracking.diagnoses import FOUND, KIND, MADE_BY, DiagnosisFields, SubjectFields, diagnoses_of
 from mirai_bench.tracking.records import Count

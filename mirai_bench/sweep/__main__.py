@@ -173,7 +173,7 @@ def refuse_misspelt(args: argparse.Namespace, action: str) -> None:
 
 def run_looks(plan: Plan, path: Path, args: argparse.Namespace) -> int:
     """Trains up to the first look, or until all arms are decided. Returns 1 if a cell failed."""
-    from mirai_bench.results.reading import read_jsonl
+    from mirai_bench.results.frozen import read_jsonl
     from mirai_bench.sweep.looks import can_show, next_look
     from mirai_bench.sweep.recorded import recorded_cells, restore, with_registered
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -75,38 +75,103 @@ class PlannedCell(BaseModel):
     fingerprint: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
+class RegisteredFields(BaseModel):
+    """What decides a sweep, as far as tables read it."""
+
+    primary: str | None
+    looks: list[Count]
+    smallest_effect: Number | None
+    families: dict[str, list[str]]
+    exclusions: list[str]
+    arms: list[str]
+    seeds: list[Count]
+    hash: str
+
+
 class PlanFields(BaseModel):
-    """The fields of a plan, and of the first line of a frozen file."""
+    """The fields of a plan."""
 
     axis: str
     profile: str
     question: str
     baseline: str
     arms: list[str]
-    cells: list[PlannedCell]
-    registered: dict[str, dict[str, Any]] = {}
+    cells: Sequence[PlannedCell]
+    # Absent from older plans, and else both.
+    registered: Annotated[dict[Literal["first", "now"], RegisteredFields], Field(min_length=2)] = {}
     settings: list[str] = []
+
+
+class EndedCell(PlannedCell):
+    """A cell of a frozen file, which also says what became of it."""
+
+    status: Literal["pending", "running", "failed", "done"]
+
+
+class FrozenFields(PlanFields):
+    """The fields of the first line of a frozen file."""
+
+    cells: Sequence[EndedCell]
+
+
+class NamedFields(BaseModel):
+    """A section of which only the name has to be there."""
+
+    name: str
+
+
+class ModelFields(BaseModel):
+    """What the configuration says of the model."""
+
+    size: str
+
+
+class ConfigFields(BaseModel):
+    """What every configuration says. Its other sections may be missing from records of other code."""
+
+    model: ModelFields
+
+
+class GitFields(BaseModel):
+    """The commit of the code. Both are None outside of a checkout."""
+
+    commit: str | None
+    dirty: Annotated[bool, Field(strict=True)] | None
 
 
 class RunFields(BaseModel):
     """What a record says of its run, as far as tables read it."""
 
+    arm: str
+    seed: Count
     fingerprint: str
-    protocol: dict[str, Any]
+    protocol: NamedFields
     protocol_digest: str
-    extractor: dict[str, Any]
+    extractor: NamedFields
     reference: dict[str, Any]
-    config: dict[str, Any]
+    device: str
+    precision: str
+    parameters: Count
+    git: GitFields
+    versions: dict[str, Any]
+    config: ConfigFields
 
 
 class EvaluationFields(BaseModel):
     """What a record says of an evaluation, as far as tables read it."""
 
+    arm: str
+    seed: Count
     step: Count
     epoch: Number
-    metrics: dict[str, Any]
+    metrics: dict[str, Number | None]
     train_flops: Number | None
     train_seconds: Number | None
+    sample_seconds: Number | None
+    evaluate_seconds: Number | None
+    # Absent from older records.
+    one_off_flops: Number | None = None
+    one_off_seconds: Number | None = None
 
 
 def problem(model: type[BaseModel], fields: Any) -> str | None:

@@ -4,7 +4,6 @@ import csv
 import json
 
 import claims
-import common
 import diagnose
 import numpy as np
 import pictures
@@ -13,6 +12,7 @@ from correlation import arms_of
 from diagnosis_table import plus_minus, with_interval
 
 from mirai_bench.results.diagnoses import read_diagnosed
+from mirai_bench.results.frozen import first_kind
 from mirai_bench.results.stats import Estimate
 from mirai_bench.utils import cli
 from tests.support.diagnosed import diagnosis_line, write_diagnoses
@@ -247,7 +247,9 @@ def test_a_claim_that_was_not_measured_says_so(runs):
 
 def test_a_pilot_decides_nothing_about_why(runs):
     plan = runs / "sweeps" / "injection_level-digits.json"
-    registered = {"first": {"looks": [6]}, "now": {"looks": [6]}}
+    decides = {"primary": None, "looks": [6], "smallest_effect": None, "families": {}, "exclusions": []}
+    decides |= {"arms": ["baseline", "internal-2d"], "seeds": list(range(6)), "hash": "abc"}
+    registered = {"first": decides, "now": decides}
     plan.write_text(json.dumps(json.loads(plan.read_text()) | {"registered": registered}))
     verdict, evidence = judged(runs, smoother("internal-2d", "baseline"))[1:]
     assert verdict == "undecided" and "a pilot" in evidence
@@ -264,4 +266,4 @@ def test_claims_are_judged_from_files_of_all_kinds(runs, tmp_path, capsys):
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if "smooth in two dimensions" in line]
     assert "supported" in line and "spatial lds: internal-2d minus internal-1d" in line
-    assert common.first_kind(frozen) == "diagnoses"
+    assert first_kind(frozen) == "diagnoses"

@@ -8,7 +8,7 @@ import plot_convergence
 import pytest
 import yaml
 
-from mirai_bench.results.reading import read_jsonl
+from mirai_bench.results.frozen import read_jsonl
 from mirai_bench.results.stats import t_interval
 from mirai_bench.utils.errors import UserError
 from tests.support.paths import RECORDS, ROOT
@@ -35,6 +35,13 @@ def test_the_target_is_the_median_of_the_baseline(frozen):
         fd_targets.target_of(frozen, "FD", [])
     with pytest.raises(UserError, match="no record of its baseline"):
         fd_targets.target_of(replace(frozen, records=[]), "FD-digits", [])
+
+
+def test_a_baseline_without_a_finite_value_gives_no_target(frozen):
+    for record in frozen.records:
+        record["metrics"]["FD-digits"] = float("nan")
+    with pytest.raises(UserError, match=r"FD-digits of its baseline .* no finite value .* epoch 12"):
+        fd_targets.target_of(frozen, "FD-digits", [])
 
 
 def test_a_target_is_fixed_once(tmp_path, capsys):

@@ -64,6 +64,38 @@ def test_each_arm_is_compared_at_its_own_best_scale():
     assert "−50.0 %" in text and "+0.0 %" in text
 
 
+def records(tmp_path, *changes):
+    """Writes the lines once with each of these changes, and returns the words that read them."""
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(each | change) + "\n" for change in changes for each in LINES))
+    return ["--records", str(path), "--out", str(tmp_path / "out")]
+
+
+def test_files_are_named_after_what_the_lines_say(tmp_path):
+    words = records(tmp_path, {"profile": "cifar10_cpu"}, {"profile": "cifar10_cpu", "axis": "real/images"})
+    assert run(command, [*words, "--axis", "real/images"]) == 0
+    out = tmp_path / "out"
+    assert "injection_level" not in (out / "guidance_cifar10_cpu.md").read_text()
+    figures = {f"guidance_real_images_cifar10_cpu.{kind}" for kind in ("svg", "pdf", "png")}
+    assert {path.name for path in out.iterdir()} == figures | {"guidance_cifar10_cpu.md"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--axis", "injection_levl"], "Unknown axis 'injection_levl'. Did you mean 'injection_level'"),
+        (["--profile", "cifar10"], "Unknown profile 'cifar10'. Known: digits, wide"),
+        ([], "has lines of digits, wide: choose one with --profile"),
+    ],
+)
+def test_lines_that_are_not_there_are_refused(words, message, tmp_path, capsys):
+    given = records(tmp_path, {}, {"profile": "wide"})
+    assert run(command, [*given, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert run(command, [*given, "--profile", "wide"]) == 0
+    assert (tmp_path / "out" / "guidance_wide.md").is_file()
+
+
 def test_a_finished_sweep_is_measured_once_and_its_own_evaluation_is_not_repeated(
     make_config, tmp_path, shared_runs, monkeypatch, capsys
 ):

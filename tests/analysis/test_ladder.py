@@ -50,8 +50,8 @@ def sweep_on(frozen):
         for record in records:
             own = {key: record[key] for key in ("arm", "seed")}
             cells.append(own | {"fingerprint": record["run"]["fingerprint"], "status": "done"})
-        plan = {"looks": list(looks), "families": {}, "smallest_effect": None, "exclusions": []}
-        plan |= {"primary": None, "hash": "x", "seeds": list(range(24))}
+        plan = {"looks": list(looks), "arms": list(values), "families": {}, "smallest_effect": None}
+        plan |= {"primary": None, "hash": "x", "seeds": list(range(24)), "exclusions": []}
         fields = {"axis": axis, "profile": profile, "arms": list(values), "cells": cells, "records": records}
         return replace(frozen, **fields, registered={"first": plan, "now": plan} if looks else {})
 

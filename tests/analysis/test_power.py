@@ -1,5 +1,6 @@
 """What buys power: known answers come back from made-up records, and real runs are evaluated again."""
 
+import json
 import math
 
 import numpy as np
@@ -148,4 +149,23 @@ def test_a_finished_sweep_is_measured_once(make_config, tmp_path, shared_runs, m
     text = (tmp_path / "reports" / "power_digits.md").read_text()
     assert run(command, ["--records", str(file), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "power_digits.md").read_text() == text
+    # Which sweep was looked for, and which there are.
+    capsys.readouterr()
     assert run(command, ["--runs", str(runs), "--axis", "other", "--out", str(tmp_path)]) == 2
+    asked = "no finished run of --profile digits (the default) and --axis other"
+    error = capsys.readouterr().err
+    assert asked in error and "there are runs of small (digits)" in error
+    assert run(command, ["--runs", str(runs), "--profile", "other", "--out", str(tmp_path)]) == 2
+    assert "no finished run of --profile other that has weights" in capsys.readouterr().err
+
+
+def test_tables_are_named_after_what_the_lines_say(tmp_path):
+    lines = [line | {"profile": "wide/12"} for line in made_up(3)]
+    lines += [line | {"axis": "other"} for line in lines]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["--records", str(path), "--out", str(tmp_path / "out")]
+    assert run(command, [*words, "--axis", "other"]) == 0
+    (written,) = (tmp_path / "out").iterdir()
+    assert written.name == "power_wide_12.md" and "injection_level" not in written.read_text()
+    assert run(command, [*words, "--profile", "digits"]) == 2

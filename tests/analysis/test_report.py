@@ -11,8 +11,8 @@ import report_parts
 from report_page import Part, Sweep, image, inline_svg, page
 
 from mirai_bench.results.frame import Results
+from mirai_bench.results.frozen import freeze
 from mirai_bench.results.looks import BETTER, PILOT
-from mirai_bench.results.reading import freeze
 from mirai_bench.results.table import build_table
 from mirai_bench.results.teachers import TEACHER
 from mirai_bench.results.writers import document

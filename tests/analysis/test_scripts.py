@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from mirai_bench.results.cost import AXES
+from mirai_bench.results.frozen import read_jsonl
 from mirai_bench.results.paper import read_paper
-from mirai_bench.results.reading import read_jsonl
 from mirai_bench.results.stats import paired
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.ship import ship, start_sweep

@@ -34,7 +34,8 @@ from mirai_bench.evaluate.reference_images import split_images
 from mirai_bench.evaluate.references import cached_reference, open_reference, write_reference
 from mirai_bench.foresight.encoders import masked_tokens
 from mirai_bench.foresight.encoders.feature_cache import write_features
-from mirai_bench.results.reading import freeze, read_journals, read_jsonl
+from mirai_bench.results.frozen import freeze, read_jsonl
+from mirai_bench.results.reading import read_journals
 from mirai_bench.sample.sampler import load_for_sampling
 from mirai_bench.sweep.plan import make_plan
 from mirai_bench.tokenizer.train import Training

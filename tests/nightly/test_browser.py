@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mirai_bench.results.reading import read_jsonl
+from mirai_bench.results.frozen import read_jsonl
 from mirai_bench.results.table import build_table
 from mirai_bench.results.writers import document, in_html
 from mirai_bench.tracking import mlflow_store

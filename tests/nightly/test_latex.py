@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import pytest
 
+from mirai_bench.results.frozen import read_jsonl
 from mirai_bench.results.latex import LATEX, WIDTHS, in_latex
-from mirai_bench.results.reading import read_jsonl
 from mirai_bench.results.table import build_table
 from mirai_bench.results.writers import document
 from tests.nightly.environments import END_OF_OUTPUT

@@ -6,7 +6,8 @@ import pytest
 
 from mirai_bench.evaluate.__main__ import command
 from mirai_bench.results.compare import differences, last_common_epoch, records_of, refuse_difference
-from mirai_bench.results.reading import freeze, read_journals
+from mirai_bench.results.frozen import freeze
+from mirai_bench.results.reading import read_journals
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError
 from tests.support.synthetic import injection_level, write_plan, write_run

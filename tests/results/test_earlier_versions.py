@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from mirai_bench.config.load import load_run
-from mirai_bench.results.reading import freeze, read_journals, read_jsonl
+from mirai_bench.results.frozen import freeze, read_jsonl
+from mirai_bench.results.reading import read_journals
 from mirai_bench.results.table import build_table
 from mirai_bench.results.writers import markdown
 from mirai_bench.tracking.run_folder import RunFolder

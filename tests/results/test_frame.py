@@ -14,8 +14,8 @@ from mirai_bench.results.frame import (
     value_of,
     with_protocol,
 )
+from mirai_bench.results.frozen import freeze
 from mirai_bench.results.paper import papers_name
-from mirai_bench.results.reading import freeze
 from mirai_bench.results.table import build_table
 from mirai_bench.results.writers import markdown
 from mirai_bench.utils.errors import UserError

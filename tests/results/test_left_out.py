@@ -9,8 +9,8 @@ from PIL import Image
 from mirai_bench.data.codes import open_codes
 from mirai_bench.data.images.listing import renumbered
 from mirai_bench.data.prepare import main as prepare
+from mirai_bench.results.frozen import freeze, read_jsonl
 from mirai_bench.results.left_out import BEGIN
-from mirai_bench.results.reading import freeze, read_jsonl
 from mirai_bench.results.table import build_table
 from mirai_bench.tracking.records import pack, unpack
 from mirai_bench.tracking.run_folder import RunFolder

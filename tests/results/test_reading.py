@@ -8,13 +8,15 @@ import pandas as pd
 import pytest
 
 from mirai_bench.config.load import merge
-from mirai_bench.results.reading import fetch_grid, freeze, read_journals, read_jsonl, read_mlflow
+from mirai_bench.results.diagnoses import read_frozen_diagnoses
+from mirai_bench.results.frozen import first_kind, freeze, read_jsonl
+from mirai_bench.results.reading import fetch_grid, read_journals, read_mlflow
 from mirai_bench.results.table import build_table
 from mirai_bench.results.writers import markdown
 from mirai_bench.tracking.run_folder import RunFolder
 from mirai_bench.tracking.ship import ship, start_sweep
 from mirai_bench.utils.errors import UserError
-from tests.support.paths import RECORDS
+from tests.support.paths import RECORDS, ROOT
 from tests.support.synthetic import injection_level, shared_store, write_plan, write_run
 
 
@@ -94,10 +96,28 @@ def test_other_files_are_refused(tmp_path, text):
         ("sweep", {"arms": "baseline"}),
         ("sweep", {"question": None}),
         ("sweep", {"registered": []}),
+        ("sweep", {"registered": {"first": {"looks": [3]}, "now": {"looks": "abc"}}}),
+        ("sweep", {"cells": [{"arm": "baseline", "seed": 0, "fingerprint": "0"}]}),
+        ("sweep", {"cells": [{"arm": "baseline", "seed": 0, "fingerprint": "0", "status": "ended"}]}),
+        ("run", {"seed": "0"}),
+        ("run", {"config": {}}),
+        ("run", {"protocol": {}}),
+        ("run", {"extractor": {}}),
+        ("run", {"device": None}),
+        ("run", {"precision": None}),
+        ("run", {"parameters": None}),
+        ("run", {"git": {}}),
+        ("run", {"versions": None}),
         ("run", {"config": None}),
         ("run", {"protocol": []}),
         ("run", {"protocol_digest": 7}),
+        ("evaluation", {"arm": None}),
+        ("evaluation", {"seed": "0"}),
         ("evaluation", {"metrics": []}),
+        ("evaluation", {"metrics": {"FD-digits": "3.2"}}),
+        ("evaluation", {"sample_seconds": "1"}),
+        ("evaluation", {"evaluate_seconds": []}),
+        ("evaluation", {"one_off_flops": "1"}),
         ("evaluation", {"step": "1"}),
         ("evaluation", {"epoch": None}),
         ("evaluation", {"train_seconds": "1"}),
@@ -109,6 +129,75 @@ def test_fields_of_another_type_are_refused_in_one_message(tmp_path, kind, chang
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(UserError, match=rf"not a file of frozen records \(ValueError: {next(iter(change))}"):
         read_jsonl([tmp_path / "x.jsonl"])
+
+
+def without(*names):
+    """Returns a damage: all lines of a file lack these fields."""
+    return lambda lines: [{key: value for key, value in line.items() if key not in names} for line in lines]
+
+
+def of_another_arm(lines):
+    return [line | {"arm": "other"} if line.get("arm") == "internal-2d" else line for line in lines]
+
+
+def with_an_evaluation_twice(lines):
+    return [*lines, lines[-1] | {"metrics": {"FD-digits": 0.1}}]
+
+
+def without_a_run(lines):
+    runs = [line for line in lines if line["kind"] == "run"]
+    return [line for line in lines if line is not runs[2]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (of_another_arm, "other is none of its arms: baseline"),
+        (lambda lines: [lines[0] | {"arms": []}, *lines[1:]], "baseline is none of its arms"),
+        (lambda lines: [lines[0] | {"arms": lines[0]["arms"] * 2}, *lines[1:]], "arms names one twice"),
+        (with_an_evaluation_twice, r"seed \d, at step \d+ is there twice"),
+        (without_a_run, r"seed \d, at step \d+ does not follow the line of its run"),
+        (without("arm"), "arm: Field required"),
+        (without("seed"), "seed: Field required"),
+        (without("sample_seconds"), "sample_seconds: Field required"),
+        (without("git"), "git: Field required"),
+    ],
+)
+def test_lines_that_tables_could_not_read_are_refused(tmp_path, damage, message):
+    lines = damage([json.loads(line) for line in RECORDS.read_text().splitlines()])
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=rf"not a file of frozen records .*{message}.*: freeze it again"):
+        read_jsonl([tmp_path / "x.jsonl"])
+
+
+def test_fields_that_older_records_lack_are_optional(tmp_path):
+    newer = without("workers", "compiled", "left_out", "one_off_flops", "one_off_seconds", "registered")
+    lines = newer([json.loads(line) for line in RECORDS.read_text().splitlines()])
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert markdown(build_table(read_jsonl([tmp_path / "x.jsonl"])[0]))
+
+
+def test_every_committed_file_can_be_read():
+    files = sorted((ROOT / "reports" / "data").rglob("*.jsonl"))
+    own = [path for path in files if first_kind(path) == "sweep"]
+    assert len(own) > 20 and all(read_jsonl([path]) for path in own)
+    assert all(read_frozen_diagnoses([path]) for path in files if first_kind(path) == "diagnoses")
+
+
+@pytest.mark.parametrize("kind", ["diagnoses", "panel", "cell"])
+def test_files_that_lie_beside_those_of_sweeps_are_passed_over(kind, frozen, tmp_path, capsys):
+    """A shell writes them all for reports/data/*.jsonl. One that is named alone was meant."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"kind": kind}) + "\n")
+    (found,) = read_jsonl([other, RECORDS])
+    assert len(found.records) == len(frozen.records)
+    assert f"{other} is not read as a sweep: it holds " in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"{other} holds .*, and no sweep: write a file of frozen records"):
+        read_jsonl([other, other])
+    unknown = tmp_path / "unknown.jsonl"
+    unknown.write_text(json.dumps({"kind": "run"}) + "\n")
+    with pytest.raises(UserError, match=f"{unknown} is not a file of frozen records"):
+        read_jsonl([RECORDS, unknown])
 
 
 @pytest.mark.parametrize(
@@ -130,7 +219,8 @@ def test_seeds_of_another_configuration_are_not_averaged_in(frozen, tmp_path, se
     def part(name, mine, changed=False):
         records = [copy.deepcopy(record) for record in frozen.records if mine(record["seed"])]
         for record in records:
-            usual = {"train": {"lr": 1e-3, "epochs": 8}, "model": {"width": 8}, "foresight": {"weight": 1}}
+            usual = {"train": {"lr": 1e-3, "epochs": 8}, "foresight": {"weight": 1}}
+            usual |= {"model": {"size": "S", "width": 8}}
             usual |= {"machine": {"threads": record["seed"] + 1}}  # which may differ
             record["run"]["config"] = merge(usual, {section: {field: value}} if changed else {})
         cells = [cell if mine(cell["seed"]) else cell | {"status": "pending"} for cell in frozen.cells]

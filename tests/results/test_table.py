@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from mirai_bench.results.forms import forms
+from mirai_bench.results.frozen import read_jsonl
 from mirai_bench.results.latex import LATEX, in_latex, latex_escape
-from mirai_bench.results.reading import read_jsonl
 from mirai_bench.results.stats import fisher_exact
 from mirai_bench.results.table import build_table
 from mirai_bench.results.writers import Mark, document, in_markdown, markdown

@@ -40,7 +40,7 @@ from mirai_bench.evaluate.classifier_training import save_classifier
 from mirai_bench.evaluate.image_classifier import ImageClassifier
 from mirai_bench.foresight.encoders import masked_tokens
 from mirai_bench.foresight.encoders.feature_cache import write_features
-from mirai_bench.results.reading import freeze, read_jsonl
+from mirai_bench.results.frozen import freeze, read_jsonl
 from mirai_bench.sample import __main__ as sample
 from mirai_bench.sweep import init
 from mirai_bench.sweep.job import Job

@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from mirai_bench.results.reading import freeze, read_journals, read_jsonl
+from mirai_bench.results.frozen import freeze, read_jsonl
+from mirai_bench.results.reading import read_journals
 from mirai_bench.sweep.__main__ import command
 from mirai_bench.sweep.overview import dry_run
 from mirai_bench.sweep.plan import folder_of, make_plan
