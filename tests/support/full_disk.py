@@ -314,7 +314,7 @@ def writers(here: Here) -> dict[str, Writer]:
             "stop_file_on_signal.ask, sweep.ray_tune: in_thread, sweep.search: run_search, "
             "utils.distributed: check_shared",
         ),
-        "frozen records": Writer(here.frozen, "results.reading: write_lines, sweep.noise: run_panel"),
+        "frozen records": Writer(here.frozen, "results.frozen: write_lines, sweep.noise: run_panel"),
         "schemas": Writer(write_schemas, "config.json_schema: write_schemas"),
         "tensorboard": Writer(
             lambda disk: export(RunFolder(here.run), disk / "events"), "tracking.tensorboard: export"
