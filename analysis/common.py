@@ -29,7 +29,13 @@ from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.files import write_bytes, write_text
 from mirai_bench.utils.outputs import OUT, output_folder
 
-log = logging.getLogger(f"mirai_bench.{__name__}")  # whose messages commands show
+
+def logger(name: str) -> logging.Logger:
+    """Returns the logger of a script, whose messages commands show as they show the package's."""
+    return logging.getLogger(f"mirai_bench.{name}")
+
+
+log = logger(__name__)
 
 MAIN_JOB = "python -m mirai_bench.sweep sweeps/injection_level.yaml"
 STYLE = matplotlib.rc_params_from_file(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +38,15 @@ def verdict(inside: bool, outside: bool) -> str:
     return "contradicted" if outside else UNDECIDED
 
 
+def looks_of(results: Results) -> Sequence[int]:
+    """Returns the numbers of seeds of the planned looks, none if none are planned."""
+    looks: Sequence[int] = results.registered.get("now", {}).get("looks", ())
+    return looks
+
+
 def is_pilot(results: Results, n: int) -> bool:
     """Tells whether n seeds are fewer than those of the first planned look."""
-    looks = results.registered.get("now", {}).get("looks", ())
+    looks = looks_of(results)
     return len(looks) > 0 and n < looks[0]
 
 
@@ -50,13 +56,13 @@ def levels_of(results: Results, n: int, strict: float) -> tuple[float, float]:
     It is that of the last planned look which the seeds have reached. The other one is stricter by the
     same factor as `strict` is than 95 %.
     """
-    level = level_of(results.registered.get("now", {}).get("looks", ()), n)
+    level = level_of(looks_of(results), n)
     return 1 - level, 1 - level * (1 - strict) / LEVEL
 
 
 def seeds_and_level(results: Results, n: int) -> str:
     """Returns the number of seeds in words, with the level of the intervals if it is not 95 %."""
-    confidence, _ = levels_of(results, n, CONFIDENCE)
+    confidence = 1 - level_of(looks_of(results), n)
     return f"n {n}" if math.isclose(confidence, CONFIDENCE) else f"n {n} ({100 * confidence:.1f} %)"
 
 

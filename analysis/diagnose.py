@@ -9,11 +9,10 @@ LaTeX, HTML), and how the diagnostics go with the gain, as a figure and a table.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
-from common import add_out, save, write
+from common import add_out, logger, save, write
 from correlation import correlations
 from correlation_report import caption, comma_separated, document, draw
 from diagnosed import draw_diagnostic
@@ -35,7 +34,7 @@ from mirai_bench.results.writers import in_html, in_markdown
 from mirai_bench.utils.cli import run
 from mirai_bench.utils.errors import UserError, unknown
 
-log = logging.getLogger(f"mirai_bench.{__name__}")  # whose messages commands show
+log = logger(__name__)
 
 HELDOUT = "heldout_ntp"  # the other witness of a gain, which needs no samples
 COMMAND = "python -m mirai_bench.diagnose sweeps/injection_level.yaml"

@@ -10,14 +10,13 @@ at random many times, for the rate itself. With the records of the positive cont
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from common import load, parser, write
+from common import load, logger, parser, write
 from scipy.special import betaincinv, stdtr
 
 from mirai_bench.results.controls import PLANTED, SUMMARY, dataset_of, solved_counts
@@ -29,7 +28,7 @@ from mirai_bench.utils.errors import UserError
 from mirai_bench.utils.files import write_json
 from mirai_bench.utils.text_table import markdown_table
 
-log = logging.getLogger(f"mirai_bench.{__name__}")  # whose messages commands show
+log = logger(__name__)
 
 DRAWS = 10_000  # random sweeps
 LOOKS = (6, 12, 24)

@@ -8,7 +8,6 @@ reports/fd_targets.yaml says where it was taken from, and plot_convergence.py re
 
 from __future__ import annotations
 
-import logging
 import math
 import statistics
 import sys
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from common import load, parser
+from common import load, logger, parser
 from speedup import Curve, curves
 
 from mirai_bench.config.yaml_file import read_yaml
@@ -33,7 +32,7 @@ from mirai_bench.utils.errors import UserError, unknown
 from mirai_bench.utils.files import write_text
 from mirai_bench.utils.text_table import markdown_escape, markdown_table
 
-log = logging.getLogger(f"mirai_bench.{__name__}")  # whose messages commands show
+log = logger(__name__)
 
 TARGETS = shipped("reports", "fd_targets.yaml")
 HEAD = """\

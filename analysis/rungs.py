@@ -6,11 +6,12 @@ The effects are those of the sweeps' own tables. `ladder.py` draws and writes th
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
+
+from common import logger
 
 from mirai_bench.config.foresight import ForesightConfig
 from mirai_bench.config.load import SWEEPS
@@ -25,7 +26,7 @@ from mirai_bench.results.paper import read_paper
 from mirai_bench.results.stats import CONFIDENCE, Estimate, t_interval
 from mirai_bench.results.table import build_table
 
-log = logging.getLogger(f"mirai_bench.{__name__}")  # whose messages commands show
+log = logger(__name__)
 
 # The arms that are followed from rung to rung, by what they are. Sweeps name them differently.
 _OTHER_IMAGE: dict[str, Any] = {"level": "internal", "source": "shuffled"}

@@ -281,20 +281,18 @@ weights (source random, or `encoder.weights: random`)."""
         """
         if self.level == "none":
             return []
-        # 1. Where λ changes at once, and what it is up to there.
-        if self.schedule == "two_steps":
-            ends, weights = [self.step_at, self.second_step_at, 1.0], [self.middle_weight, self.final_weight]
-        elif self.schedule == "step":
-            ends, weights = [self.step_at, 1.0], [self.final_weight]
-        else:
-            ends, weights = [1.0], []
-        first = self.weight
-        if self.schedule in ("linear", "cosine"):
-            first = max(self.weight, self.final_weight)
+        # 1. Up to where λ is, or is at most, which weight.
+        last = (1.0, self.final_weight)
+        parts = {
+            "constant": [(1.0, self.weight)],
+            "step": [(self.step_at, self.weight), last],
+            "two_steps": [(self.step_at, self.weight), (self.second_step_at, self.middle_weight), last],
+        }
+        smooth = [(1.0, max(self.weight, self.final_weight))]
         # 2. The parts of which λ is not 0, after the warm-up. Parts that touch are one.
         found: list[tuple[float, float]] = []
         start = self.warmup
-        for end, weight in zip(ends, [first, *weights], strict=True):
+        for end, weight in parts.get(self.schedule, smooth):
             if weight != 0 and end > start:
                 if found and found[-1][1] == start:
                     start = found.pop()[0]

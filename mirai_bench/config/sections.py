@@ -20,7 +20,8 @@ Amount = Annotated[float, Field(ge=0, le=1e38)]
 PositiveAmount = Annotated[float, Field(gt=0, le=1e38)]
 Fraction01 = Annotated[float, Field(ge=0, le=1)]
 # Of a profile, an axis or an arm. It names files, and nothing in it must lead out of their folder.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 # A dropout of 1 would drop everything, and an average with a decay of 1 would never move.
 Rate = Annotated[float, Field(ge=0, lt=1)]
 

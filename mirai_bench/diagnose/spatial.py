@@ -16,9 +16,7 @@ from mirai_bench.diagnose.subject import Subject
 
 FAR = 6 / 16  # of the grid's longer side: cells so far apart are distant
 DECAY = 8 / 16  # of the grid's longer side: how far the decay of similarity is followed
-TOP = (
-    1 / 16
-)  # of the directions: the largest ones, of whose singular values the share is told (REPA: 50 of 768)
+TOP = 1 / 16  # of the directions: those whose share of all singular values is told (REPA: 50 of 768)
 
 HEADLINE = {
     "lds": "cosine of neighbouring states minus that of distant ones, in the middle layer",

@@ -196,6 +196,12 @@ def named_families(families: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"{name} ({', '.join(arms)})" for name, arms in families.items()]
 
 
+def registered_families(plan: Mapping[str, Any], baseline: str) -> list[list[str]]:
+    """Returns the arms of each family that a sweep file registers; by default all arms are one."""
+    others = [arm for arm in plan["arms"] if arm != baseline]
+    return [list(family) for family in plan["families"].values()] or [others]
+
+
 def tested_together(results: Results, metric: str) -> list[Family]:
     """Returns the families of arms that are corrected together; by default all arms are one.
 
@@ -207,7 +213,7 @@ def tested_together(results: Results, metric: str) -> list[Family]:
     if not plan.get("looks"):
         return [Family(others, 0)]
     found = []
-    for named in plan["families"].values() or [[arm for arm in plan["arms"] if arm != results.baseline]]:
+    for named in registered_families(plan, results.baseline):
         arms = [arm for arm in named if arm in others]
         found.append(Family(arms, sum(arm not in results.arms for arm in named)))
     return [family for family in found if family.arms]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mirai_bench.results.frame import primary_metric
-from mirai_bench.results.looks import decide, levels
+from mirai_bench.results.looks import decide, levels, registered_families
 from mirai_bench.results.noise import deviation_of, read_panel
 from mirai_bench.results.notes import as_change
 from mirai_bench.results.reading import read_journals
@@ -65,13 +65,14 @@ def can_show(plan: Plan) -> str:
     # 2. What each look can show, corrected over the arms of the largest family. Without planned looks
     #    there is one, at the end.
     registered = plan.sweep.registered
-    families = registered.get("families", {}).values()
-    num_tests = max([1, *map(len, families)] if families else [1, len(plan.sweep.arms) - 1])
+    num_tests = len(plan.sweep.arms) - 1
+    if registered["looks"]:
+        num_tests = max(map(len, registered_families(registered, plan.sweep.baseline)))
     seeds = len({cell.seed for cell in plan.sweep.cells})
-    looks = registered.get("looks") or [seeds]
+    looks = registered["looks"] or [seeds]
     texts = []
     for n, level in zip(looks, levels(looks), strict=True):
-        shown = smallest_shown(n, math.sqrt(2) * deviation, level / num_tests)
+        shown = smallest_shown(n, math.sqrt(2) * deviation, level / max(1, num_tests))
         texts.append(f"{as_change(shown, metric)} with {n} seeds")
     note = f"; {seeds} seeds are a pilot, without verdicts" if seeds < looks[0] else ""
     return (

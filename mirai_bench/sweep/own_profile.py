@@ -11,6 +11,7 @@ from typing import Any
 
 from mirai_bench.config.load import SWEEPS
 from mirai_bench.config.machine_config import MachineConfig
+from mirai_bench.config.sections import NAME
 from mirai_bench.data.images.datasets import open_folder, split_root
 from mirai_bench.data.images.decoding import UNREADABLE, read_image
 from mirai_bench.utils.errors import UserError
@@ -22,7 +23,6 @@ PASSES = 20_000  # images that training sees, for its number of epochs
 TOKENIZER_PASSES = 10_000  # and those of the tokenizer
 LEAST_BATCH = 8  # images, of which training needs as many
 HELDOUT_SHARE = 0.1
-PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # as config.sections.Name, which sweeps ask for
 NO_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # what a line of YAML cannot hold
 PROTOCOLS = {10_000: "own_10k", 2_000: "own_2k", 500: "own_500", 100: "own_100"}
 
@@ -33,7 +33,7 @@ def own_profile(images: Path, path: Path) -> tuple[str, list[str]]:
     Raises UserError if the folder holds too few images of 16 pixels or more in class folders, or if one of
     the commands could not read the file by its name.
     """
-    if not PROFILE.fullmatch(path.stem):
+    if not re.fullmatch(NAME, path.stem):
         better = path.with_stem(plain(path.stem) or "my_images")
         raise UserError(
             f"{path}: {path.stem!r} is no name for a profile, which files are named by: write {better}"

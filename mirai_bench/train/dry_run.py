@@ -94,7 +94,8 @@ def pace(config: RunConfig, hardware: Hardware) -> dict[str, str]:
         # The workers share the batch. Foresight is assumed to be as fast per FLOP as the rest, and
         # steps without it, or on shorter sequences, to take as much less as their FLOPs are.
         workers = config.machine.workers
-        of_all, of_one = cost.training_flops(config, steps, steps), cost.step_flops(config)
+        of_all = cost.training_flops(config, steps, steps)
+        of_one = cost.step_flops(config)
         assert of_all is not None and of_one is not None, "the share is known"
         hours = of_all / of_one / size * seconds * share / 3600 / workers
         digits = 0 if hours >= 100 else 2

@@ -352,6 +352,8 @@ def test_until_decided_does_not_wait_for_ever(here, tmp_path, monkeypatch, caplo
 
 def test_a_dry_run_says_what_the_seeds_can_show(here, tmp_path):
     assert "there is no noise panel of staircase" in can_show(plan_of(SWEEPS / "controls.yaml"))
+    # The family is the registered one, whatever a command trains of it.
+    assert can_show(plan_of(only=["output-2d"], seeds=[10])) == can_show(plan_of(seeds=[10]))
 
 
 def test_commands_for_what_is_missing(here, capfd):
