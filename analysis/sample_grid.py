@@ -20,7 +20,7 @@ from matplotlib.image import imread
 from mirai_bench.results.frame import Results
 from mirai_bench.results.notes import MISSING
 from mirai_bench.results.reading import fetch_grid
-from mirai_bench.utils.cli import run
+from mirai_bench.utils.cli import Numbers, run
 from mirai_bench.utils.errors import UserError
 
 Records = dict[tuple[str, int], dict[str, Any]]  # by arm and seed
@@ -92,7 +92,7 @@ def command(argv: list[str]) -> int:
     example = "python analysis/sample_grid.py --axis foresight_source --seeds 10 11"
     options = parser("sample_grid", __doc__.splitlines()[0], example)
     seeds = "rows; default the first seed of the sweep"
-    options.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help=seeds)
+    options.add_argument("--seeds", nargs="+", action=Numbers, default=[], metavar="SEED", help=seeds)
     options.add_argument("--epoch", type=float, help="the evaluation nearest to it; default the last")
     args = options.parse_args(argv)
     for results in load(args):

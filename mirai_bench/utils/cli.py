@@ -97,11 +97,13 @@ class Numbers(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Is called by argparse with the words of one use. Exits if one is no number."""
+        """Is called by argparse with the words of one use. Exits if one is no number, or if there is none."""
         words = [part for word in values for part in word.split(",") if part]
         try:
             numbers = [int(word) for word in words]
         except ValueError:
+            numbers = []
+        if not numbers:
             parser.error(f"argument {option_string}: write whole numbers, found {' '.join(values)!r}")
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *numbers])
 

@@ -79,9 +79,10 @@ def test_numbers_are_separated_by_spaces_or_commas(words):
     assert parser.parse_args([]).seeds == [], "the default of the next command is empty again"
 
 
-def test_what_is_no_number_is_said(capsys):
+@pytest.mark.parametrize("word", ["0,x", ",", ""])
+def test_what_is_no_number_is_said(word, capsys):
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", nargs="+", action=cli.Numbers, default=[])
     with pytest.raises(SystemExit):
-        parser.parse_args(["--seeds", "0,x"])
-    assert "--seeds: write whole numbers, found '0,x'" in capsys.readouterr().err
+        parser.parse_args(["--seeds", word])
+    assert f"--seeds: write whole numbers, found {word!r}" in capsys.readouterr().err
