@@ -19,6 +19,7 @@ AXES = [
     "own_cell",
     "projection_head",
     "teacher_horizon",
+    "teacher_seed",
     "encoder",
     "regularizer",
 ]
