@@ -99,12 +99,12 @@ def _how_to_read(
     num_tests = sum(test is not None and not math.isnan(test.p) for test in tests)
     arms = "1 arm" if num_tests == 1 else f"{num_tests} arms"
     interval = f"{100 * CONFIDENCE:g} % t-interval"
-    p = f"Holm-corrected over {arms}"
+    p = f"; p: paired t-test, Holm-corrected over {arms}" if num_tests else ""  # a pilot has none
     look = ""
     if decisions is not None and decisions.reached:
         n = decisions.looks[decisions.reached - 1]
         interval = f"{100 * (1 - decisions.level()):.1f} % t-interval"
-        p = f"Holm-corrected over the family, to be compared with {decisions.level():.3f}"
+        p = f"; p: paired t-test, Holm-corrected over the family, to be compared with {decisions.level():.3f}"
         if any(0 < verdict.look < decisions.reached for verdict in decisions.verdicts.values()):
             p += " (with an earlier look's verdict: the p of that look)"
         others = _without_verdict(rows, decisions) + _behind(decisions)
@@ -118,7 +118,7 @@ def _how_to_read(
     costs = "FLOPs × and time ×" if timing else "FLOPs ×"
     return (
         f"Mean ± half width of the 95 % t-interval over n seeds, at epoch {epoch:g}.{look} Δ: {what}, "
-        f"paired by seed, with its {interval}; p: paired t-test, {p}. ↓ lower is better, ↑ higher. "
+        f"paired by seed, with its {interval}{p}. ↓ lower is better, ↑ higher. "
         f"{costs}: training cost up to there, relative to the baseline."
     )
 

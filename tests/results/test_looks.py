@@ -81,6 +81,7 @@ def test_before_the_first_look_there_is_no_verdict(frozen):
     assert words(results) == {"arm": PILOT}
     table = build_table(results)
     assert "A pilot: no verdict" in table.notes[0]
+    assert "p: paired t-test" not in table.notes[0]
     assert table.rows[1].verdict == PILOT
     assert math.isnan(table.rows[1].differences[METRIC].p), "a pilot tests nothing"
     assert "| pilot |" in markdown(table)
