@@ -99,14 +99,14 @@ def _how_to_read(
     num_tests = sum(test is not None and not math.isnan(test.p) for test in tests)
     arms = "1 arm" if num_tests == 1 else f"{num_tests} arms"
     interval = f"{100 * CONFIDENCE:g} % t-interval"
-    p = f"; p: paired t-test, Holm-corrected over {arms}" if num_tests else ""  # a pilot has none
+    over = arms if num_tests else ""  # a pilot tests nothing
     look = ""
     if decisions is not None and decisions.reached:
         n = decisions.looks[decisions.reached - 1]
         interval = f"{100 * (1 - decisions.level()):.1f} % t-interval"
-        p = f"; p: paired t-test, Holm-corrected over the family, to be compared with {decisions.level():.3f}"
+        over = f"the family, to be compared with {decisions.level():.3f}"
         if any(0 < verdict.look < decisions.reached for verdict in decisions.verdicts.values()):
-            p += " (with an earlier look's verdict: the p of that look)"
+            over += " (with an earlier look's verdict: the p of that look)"
         others = _without_verdict(rows, decisions) + _behind(decisions)
         look = f" Look {decisions.reached} of {len(decisions.looks)} ({n} seeds).{others}"
     elif decisions is not None:
@@ -115,6 +115,7 @@ def _how_to_read(
     what = f"arm minus {results.baseline}"
     if is_distance(metric):
         what = f"change relative to {results.baseline} (of the geometric mean)"
+    p = f"; p: paired t-test, Holm-corrected over {over}" if over else ""
     costs = "FLOPs × and time ×" if timing else "FLOPs ×"
     return (
         f"Mean ± half width of the 95 % t-interval over n seeds, at epoch {epoch:g}.{look} Δ: {what}, "
